@@ -1,0 +1,1 @@
+"""Annotations and images to Records, Records to a store, a store to Batches."""

@@ -1,0 +1,1 @@
+"""One module an annotation format: files in, Records out, nothing else."""

@@ -1,0 +1,21 @@
+"""The one exception users see: what is wrong, where, and what to do about it, in one line.
+
+Programmer mistakes stay `assert`s and ordinary exceptions with a traceback; anything a user can cause
+(an option, a path, a data file, a missing program) is raised as `UserError`, which the command line
+prints without a traceback and turns into exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake or a circumstance that the user can mend; `str(error)` is the line to show."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'train'?"` when one of `choices` is close to `word`, else an empty string."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,1 @@
+"""The field's caption scores, equal to pycocoevalcap's."""

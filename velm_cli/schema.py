@@ -1,0 +1,396 @@
+"""Every option of velm: its type, its default and its meaning in one line. Imports no torch.
+
+YAML in `conf/` only holds values; these dataclasses are the config. Hydra validates each override
+against them, `to_object` turns the composed config into them once, at the boundary, and everything
+further in takes dataclasses. A component is chosen by its `kind`, never by a `_target_` string, so a
+config from a stranger cannot run code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+# ---------------------------------------------------------------------------------------- choices
+
+
+class Missing(Enum):
+    """What to do with an annotated image whose file is absent (it is counted in any case)."""
+
+    auto = "auto"  # error, but skip where the captions come from the complete official set in the jar
+    error = "error"
+    skip = "skip"
+
+
+class CocoSplit(Enum):
+    karpathy = "karpathy"
+    official2014 = "official2014"
+    official2017 = "official2017"
+
+
+class TokenizerKind(Enum):
+    word = "word"
+    bpe = "bpe"
+    wordpiece = "wordpiece"
+    pretrained = "pretrained"
+
+
+class Device(Enum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+    mps = "mps"
+
+
+class Precision(Enum):
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+class LrSchedule(Enum):
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class DecodeMethod(Enum):
+    beam = "beam"  # beams=1 is greedy
+    nucleus = "nucleus"
+
+
+# ---------------------------------------------------------------------------------------- data
+
+
+@dataclass
+class DatasetConfig:
+    kind: str = MISSING  # which reader
+    root: Optional[str] = None  # folder with the images and annotations
+    store: Optional[str] = None  # folder of the preprocessed store; null = stores/<dataset>
+    images: bool = True  # false: captions only, for language-model training
+    missing: Missing = Missing.auto  # annotated images that are absent: error | skip | auto
+    image_size: int = 256  # shorter side of the stored images, pixels
+    image_quality: int = 90  # JPEG quality of the stored images
+    max_pixels: int = 178_956_970  # refuse images with more pixels than this (decompression bombs)
+    lateral_words: bool = True  # captions may say left/right: never mirror such images
+
+
+@dataclass
+class ShapesConfig(DatasetConfig):
+    kind: str = "shapes"
+    root: Optional[str] = "data/shapes"  # where the drawn scenes are written
+    image_size: int = 64
+    image_quality: int = 95
+    num_train: int = 4000  # scenes
+    num_val: int = 200
+    num_test: int = 200  # scenes with colour-shape pairs that training never shows
+    draw_seed: int = 0  # the scenes are a pure function of this and the numbers above
+
+
+@dataclass
+class CocoConfig(DatasetConfig):
+    kind: str = "coco"
+    split: CocoSplit = CocoSplit.karpathy  # karpathy | official2014 | official2017
+    split_file: Optional[str] = None  # dataset_coco.json, or a json(.gz) of image ids by part
+
+
+@dataclass
+class FlickrConfig(DatasetConfig):
+    kind: str = "flickr"
+    split_file: Optional[str] = None  # Karpathy's dataset_flickr*.json, if not found in root
+
+
+@dataclass
+class ManifestConfig(DatasetConfig):
+    kind: str = "manifest"
+    file: Optional[str] = None  # JSON lines: {"image": path, "captions": [...], "split": "train"}
+
+
+@dataclass
+class FolderConfig(DatasetConfig):
+    kind: str = "folder"
+    val_fraction: float = 0.05  # share of images held out for validation where no folder says so
+    test_fraction: float = 0.05
+
+
+@dataclass
+class TokenizerConfig:
+    kind: TokenizerKind = TokenizerKind.word
+    min_count: int = 5  # word: words seen less often become <unk>
+    vocab_size: int = 8000  # bpe, wordpiece: size of the vocabulary
+    name: Optional[str] = None  # pretrained: hub name or local folder
+    max_tokens: int = 40  # longer captions are cut here when tokenised
+
+
+@dataclass
+class PreprocessConfig:
+    workers: int = 0  # processes; 0 = one a core
+    shard_images: int = 1000  # images a tar shard
+    num_concepts: int = 1000  # most frequent content words of the training captions, for L_image
+
+
+@dataclass
+class DataConfig:
+    captions_per_image: int = 5  # captions drawn an image and step; the image is encoded once for all
+    crop_scale: float = 1.0  # smallest share of the area a random crop keeps; 1 = no random crop
+    flip: bool = False  # mirror half of the images (never where captions may say left or right)
+    workers: int = 0  # loader processes; the order of samples does not depend on it
+
+
+# ---------------------------------------------------------------------------------------- model
+
+
+@dataclass
+class VisionConfig:
+    kind: str = MISSING
+    image_size: int = 224  # input side, pixels
+    weights: str = "none"  # pretrained | none | path of a state dict (.safetensors)
+    freeze: str = "none"  # none | all | first:n (the first n stages or blocks)
+
+
+@dataclass
+class NoVisionConfig(VisionConfig):
+    kind: str = "none"
+
+
+@dataclass
+class ViTConfig(VisionConfig):
+    kind: str = "vit"
+    image_size: int = 64
+    patch_size: int = 8
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.0
+    conv_stem: bool = True  # 3x3 convolutions before the patches: trains faster from scratch
+
+
+@dataclass
+class ResNetConfig(VisionConfig):
+    kind: str = "resnet"
+    depth: int = 50  # 18 | 34 | 50 | 101 | 152
+
+
+@dataclass
+class TextConfig:
+    kind: str = MISSING
+    width: int = 128  # size of embeddings and states
+    layers: int = 2
+    dropout: float = 0.1
+    freeze: str = "none"  # none | all
+
+
+@dataclass
+class TransformerConfig(TextConfig):
+    kind: str = "transformer"
+    heads: int = 4
+
+
+@dataclass
+class LSTMConfig(TextConfig):
+    kind: str = "lstm"
+    layers: int = 1
+
+
+@dataclass
+class FusionConfig:
+    kind: str = MISSING
+    dropout: float = 0.1
+
+
+@dataclass
+class NoFusionConfig(FusionConfig):
+    kind: str = "none"
+
+
+@dataclass
+class ConcatConfig(FusionConfig):
+    kind: str = "concat"
+
+
+@dataclass
+class CrossModalConfig(FusionConfig):
+    kind: str = "cross_modal"
+    layers: int = 2
+    heads: int = 4
+
+
+# ---------------------------------------------------------------------------------------- training
+
+
+@dataclass
+class TaskConfig:
+    kind: str = MISSING
+
+
+@dataclass
+class CaptionTaskConfig(TaskConfig):
+    kind: str = "caption"
+
+
+@dataclass
+class LossConfig:
+    """alpha*L_text + beta*L_image + gamma*L_joint; a weight of zero computes nothing."""
+
+    alpha: str = "1"  # weight of L_text: a number, linear(from,to,500) or cosine(from,to,5ep)
+    beta: str = "0"  # weight of L_image
+    gamma: str = "0"  # weight of L_joint
+    label_smoothing: float = 0.0  # L_text
+    num_concepts: int = 1000  # L_image: the most frequent content words that are predicted
+    joint_width: int = 128  # L_joint: size of the shared embedding
+    temperature: float = 0.07  # L_joint: its starting value (it is learned)
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1e-3
+    vision_lr_scale: float = 1.0  # the vision encoder learns at lr times this
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-8
+    schedule: LrSchedule = LrSchedule.cosine
+    warmup_steps: int = 100
+    min_lr_ratio: float = 0.01  # the schedule ends at lr times this
+    grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping
+
+
+@dataclass
+class RunConfig:
+    dir: str = "runs"  # parent of every run folder
+    max_steps: int = 1000
+    batch_size: int = 32  # images a step (before accumulation)
+    accumulation: int = 1  # micro-batches a step
+    log_every: int = 20
+    checkpoint_every: int = 200
+    keep_checkpoints: int = 2
+    validate_every: int = 200  # 0 = only at the end
+    validate_images: int = 200  # images decoded and scored at a validation; 0 = all
+    patience: int = 0  # stop after so many validations without a better CIDEr; 0 = never
+    ema_decay: float = 0.0  # moving average of the weights, used for validation and export; 0 = off
+    device: Device = Device.auto
+    precision: Precision = Precision.auto
+    threads: int = 0  # CPU threads; 0 = as torch decides
+    tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`)
+
+
+@dataclass
+class InitConfig:
+    vision: Optional[str] = None  # run folder or .safetensors to take the vision encoder's weights from
+    text: Optional[str] = None  # run folder or .safetensors to take the text encoder's weights from
+
+
+@dataclass
+class DecodeConfig:
+    method: DecodeMethod = DecodeMethod.beam
+    beams: int = 1
+    max_length: int = 30  # tokens, without the start token
+    length_penalty: float = 0.0  # beam scores are divided by length ** this
+    top_p: float = 0.9  # nucleus
+    temperature: float = 1.0  # nucleus
+    batch_size: int = 64  # images decoded together
+
+
+@dataclass
+class MetricsConfig:
+    names: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"])
+    required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
+    java_timeout: float = 1800.0  # seconds before METEOR or SPICE is given up
+    spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
+    spice_threads: int = 0  # 0 = one a core
+
+
+# ---------------------------------------------------------------------------------------- roots
+
+
+@dataclass
+class PreprocessRoot:
+    stage: str = "preprocess"
+    fresh: bool = False  # rebuild the store even if it is complete
+    dry_run: bool = False  # read and count, write nothing
+    dataset: DatasetConfig = MISSING
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    experiment: Any = None
+
+
+@dataclass
+class TrainRoot:
+    stage: str = "train"
+    name: Optional[str] = None  # run folder runs/STAGE/NAME; null = named by the choices made
+    seed: int = 0
+    fresh: bool = False  # start over in a new folder instead of resuming
+    dry_run: bool = False  # validate, print sizes and estimates, train nothing
+    dataset: DatasetConfig = MISSING
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    vision: VisionConfig = MISSING
+    text: TextConfig = MISSING
+    fusion: FusionConfig = MISSING
+    task: TaskConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    experiment: Any = None
+    debug: Any = None
+
+
+@dataclass
+class FinetuneRoot(TrainRoot):
+    stage: str = "finetune"
+    checkpoint: str = MISSING  # run folder (or its .safetensors) whose weights training starts from
+
+
+@dataclass
+class EvaluateRoot:
+    stage: str = "evaluate"
+    checkpoint: str = MISSING  # run folder, or a .safetensors file inside one
+    split: str = "test"  # which part of the data set: train | val | test
+    limit: int = 0  # evaluate only the first so many images; 0 = all
+    name: Optional[str] = None
+    seed: int = 0  # nucleus sampling
+    fresh: bool = False  # evaluate again in a new folder
+    dry_run: bool = False
+    dataset: DatasetConfig = MISSING
+    run: RunConfig = field(default_factory=RunConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    experiment: Any = None
+
+
+@dataclass
+class DoctorRoot:
+    stage: str = "doctor"
+    fix: Optional[str] = None  # spice: fetch what SPICE lacks
+    folder: Optional[str] = None  # take the files of the fix from this folder instead of the network
+
+
+ROOTS: dict[str, type] = {
+    "preprocess": PreprocessRoot,
+    "train": TrainRoot,
+    "finetune": FinetuneRoot,
+    "evaluate": EvaluateRoot,
+    "doctor": DoctorRoot,
+}
+
+# Groups whose dataclass depends on the choice: group -> kind -> dataclass.
+KINDS: dict[str, dict[str, type]] = {
+    "dataset": {
+        "shapes": ShapesConfig,
+        "coco": CocoConfig,
+        "flickr": FlickrConfig,
+        "manifest": ManifestConfig,
+        "folder": FolderConfig,
+    },
+    "vision": {"none": NoVisionConfig, "vit": ViTConfig, "resnet": ResNetConfig},
+    "text": {"transformer": TransformerConfig, "lstm": LSTMConfig},
+    "fusion": {"none": NoFusionConfig, "concat": ConcatConfig, "cross_modal": CrossModalConfig},
+    "task": {"caption": CaptionTaskConfig},
+}

@@ -1,0 +1,1 @@
+"""One short file a stage: build, run, return a number."""

@@ -1,0 +1,1 @@
+"""Model and losses in one object, so that the loop knows neither."""
