@@ -15,6 +15,10 @@ class UserError(Exception):
     """A mistake or a circumstance that the user can mend; `str(error)` is the line to show."""
 
 
+class StageError(Exception):
+    """The work itself failed (no mistake in the command): one line, exit code 1."""
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'train'?"` when one of `choices` is close to `word`, else an empty string."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

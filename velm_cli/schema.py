@@ -273,6 +273,7 @@ class RunConfig:
     ema_decay: float = 0.0  # moving average of the weights, used for validation and export; 0 = off
     device: Device = Device.auto
     precision: Precision = Precision.auto
+    overfit_images: int = 0  # train and validate on the first so many images only; 0 = all
     threads: int = 0  # CPU threads; 0 = as torch decides
     tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`)
 

@@ -1,1 +1,44 @@
-"""One short file a stage: build, run, return a number."""
+"""One short file a stage: build, run, return a number.
+
+`run` is the boundary: a composed Hydra config comes in, dataclasses go further.
+"""
+
+from __future__ import annotations
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from velm_cli import compose
+from velm_cli.errors import UserError
+from velm_cli.validate import validate
+
+
+def run(config: DictConfig) -> float | None:
+    """Run the stage that `config` belongs to; its figure (for sweepers)."""
+    stage = config.stage
+    if "checkpoint" in config and OmegaConf.is_missing(config, "checkpoint"):
+        raise UserError(f"checkpoint is not set: velm {stage} checkpoint=runs/train/NAME")
+    typed = compose.to_dataclass(config)
+    if stage in ("train", "finetune"):
+        _name(typed)
+    validate(typed)
+    if stage == "preprocess":
+        from velm_cli.stages import preprocess as module
+    elif stage == "train" or stage == "finetune":
+        from velm_cli.stages import train as module
+    elif stage == "evaluate":
+        from velm_cli.stages import evaluate as module
+    else:
+        from velm_cli.stages import doctor as module
+    return module.run(typed)
+
+
+def _name(config) -> None:
+    """Settle the run's name here, where the command is known."""
+    hydra = HydraConfig.get()
+    overrides, choices = list(hydra.overrides.task), dict(hydra.runtime.choices)
+    if config.name is None:
+        config.name = compose.default_name(config, overrides, choices)
+    elif hydra.mode == RunMode.MULTIRUN:  # one name for many points: each gets its own folder
+        config.name = compose.slug(f"{config.name}-{compose.default_name(config, overrides, choices)}")

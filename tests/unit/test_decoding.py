@@ -1,0 +1,136 @@
+"""Beam search against a slow reference without cache, and against brute force; nucleus sampling."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from velm_cli import schema
+from velm_cli.models.decoding import decode, nucleus_probabilities
+from velm_cli.models.velm import VelmModel
+
+BOS, EOS, PAD, VOCAB = 1, 2, 0, 9
+
+
+def model_and_memory(seed: int, images: int = 5):
+    """A random model whose distributions are peaked enough for EOS to come early for some images."""
+    torch.manual_seed(seed)
+    model = VelmModel(
+        vision=schema.ViTConfig(image_size=8, patch_size=4, width=16, layers=1, heads=2),
+        text=schema.TransformerConfig(width=16, layers=1, heads=2),
+        fusion=schema.CrossModalConfig(layers=1, heads=2),
+        vocab_size=VOCAB,
+    )
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.35 * torch.randn_like(parameter))
+    model = model.double().eval()
+    with torch.no_grad():
+        features = model.encode_image(torch.randn(images, 3, 8, 8).double())
+        return model, features, model.memory(features)
+
+
+def log_probs(model, features, image: int, prefix: list[int]) -> torch.Tensor:
+    """log p(next | image, BOS + prefix) by a full forward pass without any cache."""
+    one = model.memory(features.select(torch.tensor([image])))
+    with torch.no_grad():
+        logits, _ = model.step(torch.tensor([[BOS, *prefix]]), one)
+    logits[:, [PAD, BOS]] = float("-inf")
+    return logits[0].float().log_softmax(-1)
+
+
+def slow_beam(model, features, image: int, beams: int, max_length: int, penalty: float) -> tuple[float, list]:
+    """The definition of `_beam`, one prefix at a time."""
+    live, best = [(0.0, [])], (float("-inf"), [])
+    for length in range(1, max_length + 1):
+        candidates = []
+        for score, prefix in live:
+            for token, value in enumerate(log_probs(model, features, image, prefix).tolist()):
+                if value > float("-inf"):
+                    candidates.append((score + value, [*prefix, token]))
+        candidates = sorted(candidates, key=lambda c: -c[0])[: 2 * beams]
+        for score, tokens in candidates:
+            if (tokens[-1] == EOS or length == max_length) and score / length**penalty > best[0]:
+                best = (score / length**penalty, tokens)
+        live = [c for c in candidates if c[1][-1] != EOS][:beams]
+        if not live or live[0][0] / max_length**penalty <= best[0]:
+            break
+    return best
+
+
+def run(model, memory, images, **options) -> list[list[int]]:
+    config = schema.DecodeConfig(**options)
+    generator = torch.Generator().manual_seed(0)
+    return decode(
+        model, memory, images=images, config=config, bos_id=BOS, eos_id=EOS, banned=[PAD, BOS], generator=generator
+    )
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("beams", [1, 2, 3, 5])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_beam_search_equals_its_slow_definition(seed, beams, penalty):
+    model, features, memory = model_and_memory(seed)
+    fast = run(model, memory, 5, beams=beams, max_length=7, length_penalty=penalty)
+    for image in range(5):
+        _, tokens = slow_beam(model, features, image, beams, 7, penalty)
+        assert fast[image] == [t for t in tokens if t != EOS]
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sequences(penalty):
+    model, features, memory = model_and_memory(7, images=2)
+    words = [token for token in range(VOCAB) if token not in (PAD, BOS, EOS)]
+    found = run(model, memory, 2, beams=len(words) ** 2, max_length=3, length_penalty=penalty)
+    for image in range(2):
+        best = (float("-inf"), [])
+        for length in (1, 2, 3):
+            for body in itertools.product(words, repeat=length - 1):
+                for last in [EOS] if length < 3 else [EOS, *words]:
+                    tokens = [*body, last]
+                    total = sum(
+                        log_probs(model, features, image, tokens[:t])[tokens[t]].item() for t in range(length)
+                    )
+                    if total / length**penalty > best[0]:
+                        best = (total / length**penalty, tokens)
+        assert found[image] == [t for t in best[1] if t != EOS]
+
+
+def test_images_do_not_influence_each_other():
+    """Finished images leave the batch; the others must not notice."""
+    model, features, memory = model_and_memory(3, images=8)
+    together = run(model, memory, 8, beams=3, max_length=9)
+    assert len({len(tokens) for tokens in together}) > 1, "the test needs captions of different lengths"
+    for image in range(8):
+        alone = model.memory(features.select(torch.tensor([image])))
+        assert run(model, alone, 1, beams=3, max_length=9) == [together[image]]
+
+
+def test_no_more_tokens_than_max_length_and_none_that_is_banned():
+    model, _, memory = model_and_memory(4)
+    for options in ({"beams": 1}, {"beams": 4}, {"method": schema.DecodeMethod.nucleus, "top_p": 1.0}):
+        for tokens in run(model, memory, 5, max_length=4, **options):
+            assert len(tokens) <= 4
+            assert not {PAD, BOS, EOS} & set(tokens)
+
+
+def test_nucleus_keeps_the_smallest_set_that_reaches_top_p():
+    p = torch.tensor([[0.1, 0.5, 0.15, 0.25], [0.97, 0.01, 0.01, 0.01]])
+    torch.testing.assert_close(
+        nucleus_probabilities(p, top_p=0.7), torch.tensor([[0.0, 0.5, 0.0, 0.25], [0.97, 0.0, 0.0, 0.0]])
+    )
+    torch.testing.assert_close(nucleus_probabilities(p, top_p=1.0), p)
+
+
+def test_nucleus_samples_follow_the_model():
+    """First tokens over many draws match the model's probabilities (5 sigma)."""
+    model, features, _ = model_and_memory(5, images=1)
+    draws = 4000
+    memory = model.memory(features.select(torch.zeros(draws, dtype=torch.long)))
+    samples = run(model, memory, draws, method=schema.DecodeMethod.nucleus, top_p=1.0, max_length=1)
+    p = log_probs(model, features, 0, []).exp()
+    for token in range(3, VOCAB):
+        share = sum(sample == [token] for sample in samples) / draws
+        sigma = math.sqrt(p[token] * (1 - p[token]) / draws) + 1e-9
+        assert abs(share - p[token]) < 5 * sigma

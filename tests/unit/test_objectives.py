@@ -1,0 +1,90 @@
+"""Each loss against a naive double-precision loop; weights and their schedules."""
+
+import math
+
+import pytest
+import torch
+
+from velm_cli.errors import UserError
+from velm_cli.objectives.image import ConceptLoss
+from velm_cli.objectives.joint import ContrastiveLoss
+from velm_cli.objectives.text import next_token_loss
+from velm_cli.objectives.weights import parse_weight
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_next_token_loss_is_the_cross_entropy_with_the_smoothed_target(smoothing):
+    logits, targets = torch.randn(11, 7).double(), torch.randint(0, 7, (11,))
+    expected = 0.0
+    for row, target in zip(logits, targets, strict=True):
+        log_p = row - row.exp().sum().log()
+        wanted = torch.full((7,), smoothing / 7).double()
+        wanted[target] += 1 - smoothing
+        expected -= float((wanted * log_p).sum())
+    found = next_token_loss(logits, targets, label_smoothing=smoothing)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_concept_loss_is_binary_cross_entropy_summed():
+    loss = ConceptLoss(5, 4).double()
+    pooled, labels = torch.randn(3, 5).double(), torch.randint(0, 2, (3, 4)).double()
+    p = torch.sigmoid(loss.classifier(pooled))
+    expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).sum()
+    assert float(loss(pooled, labels)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def naive_contrastive(loss, image, text, present) -> float:
+    """CLIP's loss, one softmax at a time, for each caption slot by itself."""
+    scale = float(loss.log_scale.exp())
+    unit_image = torch.nn.functional.normalize(loss.image(image), dim=-1)
+    unit_text = torch.nn.functional.normalize(loss.text(text), dim=-1)
+    total = 0.0
+    B, K = present.shape
+    for k in range(K):
+        for b in range(B):
+            if not present[b, k]:
+                continue
+            own = scale * float(unit_image[b] @ unit_text[b, k])
+            texts = [scale * float(unit_image[b] @ unit_text[c, k]) for c in range(B) if present[c, k]]
+            imgs = [scale * float(unit_image[c] @ unit_text[b, k]) for c in range(B)]
+            total += 0.5 * (math.log(sum(map(math.exp, texts))) - own)
+            total += 0.5 * (math.log(sum(map(math.exp, imgs))) - own)
+    return total
+
+
+def test_contrastive_loss_equals_the_naive_one_with_empty_slots():
+    loss = ContrastiveLoss(6, 5, 4, temperature=0.2).double()
+    image, text = torch.randn(4, 6).double(), torch.randn(4, 3, 5).double()
+    present = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 0]]).bool()
+    found = loss(image, text, present)
+    assert float(found) == pytest.approx(naive_contrastive(loss, image, text, present), rel=1e-5)
+    found.backward()
+    assert all(torch.isfinite(p.grad).all() for p in loss.parameters())
+
+
+def test_empty_slots_of_the_contrastive_loss_get_no_gradient():
+    loss = ContrastiveLoss(6, 5, 4, temperature=0.2)
+    text = torch.randn(3, 2, 5, requires_grad=True)
+    present = torch.tensor([[1, 1], [1, 0], [1, 1]]).bool()
+    loss(torch.randn(3, 6), text, present).backward()
+    assert text.grad[1, 1].abs().max() == 0
+    assert text.grad[0, 1].abs().max() > 0
+
+
+def test_weights():
+    assert parse_weight("loss.alpha", "0.5").at(10**9, 1.0) == 0.5
+    ramp = parse_weight("loss.beta", "linear(0, 2, 100)")
+    assert [ramp.at(step, 7.0) for step in (0, 25, 100, 10**6)] == [0.0, 0.5, 2.0, 2.0]
+    epochs = parse_weight("loss.gamma", "linear(1,0,5ep)")
+    assert [epochs.at(step, 10.0) for step in (0, 25, 50, 60)] == [1.0, 0.5, 0.0, 0.0]
+    cosine = parse_weight("loss.gamma", "cosine(1,0,10)")
+    assert cosine.at(0, 1.0) == 1.0
+    assert cosine.at(5, 1.0) == pytest.approx(0.5)
+    assert parse_weight("loss.beta", "0").always_zero
+    assert not ramp.always_zero
+
+
+@pytest.mark.parametrize("text", ["abc", "nan", "inf", "-1", "linear(0,1)", "linear(0,x,5)", "step(0,1,5)", ""])
+def test_a_bad_weight_is_explained(text):
+    with pytest.raises(UserError, match=r"loss.alpha: .* is neither a number of at least 0 nor a schedule"):
+        parse_weight("loss.alpha", text)

@@ -1,0 +1,177 @@
+"""`velm STAGE [overrides]`: dispatches to a stage and keeps the whole Hydra grammar. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from velm_cli import __version__
+from velm_cli.errors import StageError, UserError, did_you_mean
+
+STAGES = {
+    "preprocess": "check, resize and pack a data set's images; tokenise its captions",
+    "train": "train a model from a config",
+    "finetune": "go on from another run's weights",
+    "evaluate": "caption a split with a trained model and score it (also: eval)",
+    "doctor": "say what works on this machine and how to mend what does not",
+}
+ALIASES = {"eval": "evaluate"}
+
+HELP = """velm {version}: train vision-enhanced language models, and report the field's numbers
+
+usage: velm STAGE [key=value ...]
+
+{stages}
+
+examples:
+  velm preprocess dataset=shapes
+  velm train      dataset=shapes vision=vit text=transformer fusion=cross_modal loss.beta=0.1
+  velm finetune   checkpoint=runs/train/NAME optim.lr=1e-4
+  velm eval       checkpoint=runs/train/NAME split=test decode.beams=5
+  velm train -m   fusion=concat,cross_modal seed=0,1            a sweep: every combination
+
+more:
+  velm STAGE --help                  the options of a stage, with their values
+  velm STAGE --cfg job               the config that a command makes, without running it
+  velm STAGE dry_run=true ...        check everything, print sizes and estimates, run nothing
+  eval "$(velm -sc install=bash)"    tab completion (also zsh, fish)
+  velm --version
+"""
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 fine, 1 failed, 2 the command was wrong."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        _dispatch(args)
+    except UserError as error:
+        _fail(str(error))
+    except StageError as error:
+        _fail(str(error), code=1)
+    except KeyboardInterrupt:
+        _fail("interrupted", code=130)
+    sys.exit(0)
+
+
+def _dispatch(args: list[str]) -> None:
+    if args[:1] in (["-sc"], ["--shell-completion"]):
+        _complete(args[1:])
+        return
+    if not args or args[0] in ("-h", "--help", "help"):
+        width = max(map(len, STAGES))
+        stages = "\n".join(f"  {name:<{width}}  {meaning}" for name, meaning in STAGES.items())
+        print(HELP.format(version=__version__, stages=stages), end="")
+        return
+    if args[0] in ("-V", "--version", "version"):
+        print(f"velm {__version__}")
+        return
+    stage = ALIASES.get(args[0], args[0])
+    if stage not in STAGES:
+        hint = did_you_mean(args[0], [*STAGES, *ALIASES]) or f"; stages: {', '.join(STAGES)}"
+        raise UserError(f"unknown stage {args[0]!r}{hint}")
+    _run_stage(stage, _prepare(args[1:]))
+
+
+def _prepare(args: list[str]) -> list[str]:
+    """The arguments as Hydra wants them."""
+    args = [_quote_schedule(arg) for arg in args]
+    if sweep := [arg for arg in args if arg in ("-m", "--multirun")]:
+        # Hydra 1.3 refuses `a=1 -m b=1,2`: flags must come first.
+        args = ["-m", *(arg for arg in args if arg not in sweep)]
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("-m under torchrun would run the sweep on every rank; start one torchrun a point")
+    if int(os.environ.get("RANK", "0")) > 0:  # only the first rank writes Hydra's own files
+        args += ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
+    return args
+
+
+def _quote_schedule(arg: str) -> str:
+    """`loss.beta=linear(0,1,5ep)` looks like a function call to Hydra; quoted it is a value."""
+    match = re.fullmatch(r"(loss\.\w+)=((?:linear|cosine)\(.*\))", arg)
+    return f"{match[1]}='{match[2]}'" if match else arg
+
+
+def _run_stage(stage: str, args: list[str]) -> None:
+    import hydra  # takes a moment, so `velm --help` does without
+
+    from velm_cli import compose
+    from velm_cli.usage import explain
+
+    compose.register(_checkpoint_argument(stage, args))
+
+    errors: list[Exception] = []
+
+    def job(config) -> float | None:
+        from velm_cli.stages import run
+
+        try:
+            return run(config)
+        except Exception as error:  # kept from Hydra, which would print lines of its own about it
+            errors.append(error)
+            if "-m" in args and isinstance(error, (UserError, StageError)):
+                print(f"velm: this point of the sweep failed: {error}", file=sys.stderr)
+            return None
+
+    sys.argv = [f"velm {stage}", *args]
+    # With this set Hydra lets exceptions through, and `explain` makes one line of them.
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name=stage)(job)()
+    except Exception as error:
+        line = explain(error, stage)
+        if line is None or traceback_wanted:
+            raise
+        raise UserError(line) from None
+    if len(errors) > 1:
+        raise StageError(f"{len(errors)} points of the sweep failed, the last with: {errors[-1]}")
+    if errors:
+        raise errors[0]
+
+
+def _checkpoint_argument(stage: str, args: list[str]) -> str | None:
+    """The value of `checkpoint=`, which decides what the other groups default to."""
+    values = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("checkpoint=")]
+    if stage not in ("finetune", "evaluate") or not values:
+        return None
+    if "," in values[-1] and not Path(values[-1]).exists():
+        raise UserError("checkpoint: a sweep over checkpoints is not possible; call velm once for each")
+    return values[-1]
+
+
+def _complete(args: list[str]) -> None:
+    """Tab completion: the stage's name here, everything after it by Hydra."""
+    import hydra
+
+    from velm_cli import compose
+
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    stage = None
+    if any(arg.startswith("query=") for arg in args):
+        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+            start = words[1] if len(words) == 2 else ""
+            print("\n".join(name for name in [*STAGES, *ALIASES] if name.startswith(start)))
+            return
+        stage = ALIASES.get(words[1], words[1])
+        if stage not in STAGES:
+            return
+        shorter = re.sub(r"^(\s*\S+\s+)\S+\s", r"\1", line, count=1)
+        point = int(os.environ.get("COMP_POINT", len(line)))
+        os.environ["COMP_POINT"] = str(max(0, point - (len(line) - len(shorter))))
+        os.environ["COMP_LINE"] = shorter
+        try:
+            compose.register(_checkpoint_argument(stage, words[2:]))
+        except UserError:
+            compose.register()
+    sys.argv = ["velm", "-sc", *args]
+    hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name=stage)(lambda _: None)()
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    for line in message.splitlines():
+        print(f"velm: {line}", file=sys.stderr)
+    sys.exit(code)

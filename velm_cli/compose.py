@@ -1,0 +1,175 @@
+"""Between YAML, the command line and the dataclasses of `schema.py`. Imports no torch.
+
+Finds `conf/`, tells Hydra the types of every group, turns composed configs into dataclasses, and
+reads the `config.yaml` of a run folder back, so that `finetune` and `evaluate` start from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from velm_cli import schema
+from velm_cli.errors import UserError, did_you_mean
+
+# Groups with one dataclass for all their options.
+PLAIN_GROUPS = {
+    "tokenizer": schema.TokenizerConfig,
+    "data": schema.DataConfig,
+    "loss": schema.LossConfig,
+    "optim": schema.OptimConfig,
+    "run": schema.RunConfig,
+    "decode": schema.DecodeConfig,
+    "metrics": schema.MetricsConfig,
+}
+# What finetune and evaluate take from the run folder unless the command says otherwise.
+FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "task", "loss")
+# Options that say how or how long to compute, not what: they neither name nor distinguish experiments.
+HOUSEKEEPING = (
+    "fresh dry_run name checkpoint seed run.dir run.max_steps run.log_every run.checkpoint_every run.keep_checkpoints "
+    "run.validate_every run.validate_images run.patience run.device run.threads run.tensorboard data.workers "
+    "preprocess.workers preprocess.shard_images metrics decode experiment debug stage dataset.root dataset.missing dataset.store"
+).split()
+
+
+def conf_dir() -> Path:
+    """The folder of YAML files: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    packaged = here / "conf"
+    return packaged if packaged.is_dir() else here.parent / "conf"
+
+
+def register(checkpoint: str | None = None) -> None:
+    """Give Hydra the dataclasses: roots as `_STAGE`, variants as `_kind/GROUP/KIND`.
+
+    With `checkpoint`, the choices of that run become the option `_checkpoint` of their groups.
+    """
+    OmegaConf.register_new_resolver("velm_groups", group_choices, replace=True)
+    hydra_store = ConfigStore.instance()
+    for stage, root in schema.ROOTS.items():
+        hydra_store.store(name=f"_{stage}", node=root)
+    for group, kinds in schema.KINDS.items():
+        for kind, node in kinds.items():
+            hydra_store.store(group=f"_kind/{group}", name=kind, node=node)
+    saved = load_run_config(checkpoint) if checkpoint else None
+    for group in FROM_CHECKPOINT:
+        if saved is not None:
+            node = getattr(saved, group)
+        elif group in PLAIN_GROUPS:
+            node = PLAIN_GROUPS[group]
+        else:
+            node = schema.ROOTS["train"].__dataclass_fields__[group].type
+            node = getattr(schema, node) if isinstance(node, str) else node
+        hydra_store.store(group=group, name="_checkpoint", node=node)
+
+
+def group_choices() -> str:
+    """The groups and their choices, a line each, for `--help`."""
+    groups = {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in conf_dir().iterdir() if d.is_dir()}
+    del groups["hydra"]
+    return "\n".join(f"  {name:<10}  {', '.join(groups[name])}" for name in sorted(groups))
+
+
+def to_dataclass(config: DictConfig) -> Any:
+    """The composed config as a dataclass of `schema.ROOTS`; nothing further in sees a DictConfig."""
+    return OmegaConf.to_object(config)
+
+
+def run_folder_of(checkpoint: str | Path) -> Path:
+    """The run folder that `checkpoint` means: the folder itself, or that of a .safetensors file in it."""
+    path = Path(checkpoint)
+    folder = path.parent if path.suffix == ".safetensors" else path
+    if not path.exists():
+        nearest = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise UserError(
+            f"checkpoint: {path} does not exist{nearest}"
+            f"{'' if nearest else '; give a run folder such as runs/train/NAME'}"
+        )
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"checkpoint: {folder} is not a run folder (it has no config.yaml)")
+    return folder
+
+
+def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
+    """The config with which the run of `checkpoint` was trained."""
+    file = run_folder_of(checkpoint) / "config.yaml"
+    try:
+        saved = OmegaConf.load(file)
+        assert isinstance(saved, DictConfig)
+        if saved.get("stage") not in ("train", "finetune"):
+            raise UserError(
+                f"checkpoint: {file.parent} is a run of {saved.get('stage')!r}; give one of train or finetune"
+            )
+        typed = OmegaConf.structured(schema.ROOTS[saved.stage])
+        for group, kinds in schema.KINDS.items():
+            kind = saved[group].kind
+            if kind not in kinds:
+                raise UserError(f"{file}: {group}.kind={kind!r} is not known to this version of velm")
+            typed[group] = OmegaConf.structured(kinds[kind])
+        return OmegaConf.to_object(OmegaConf.merge(typed, saved))  # type: ignore[return-value]
+    except (OmegaConfBaseException, AttributeError, KeyError, AssertionError) as error:
+        line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{file} is not a config of this version of velm: {line}") from error
+
+
+def to_yaml(config: Any) -> str:
+    """The dataclass as YAML that `load_run_config` reads back."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def experiment_of(config: Any) -> dict[str, Any]:
+    """What makes two runs the same experiment: every option but the HOUSEKEEPING, flat by key."""
+    plain = config if isinstance(config, dict) else OmegaConf.create(to_yaml(config))
+    flat = _flatten(plain if isinstance(plain, dict) else OmegaConf.to_container(plain))
+    return {k: v for k, v in flat.items() if not _is_housekeeping(k) or k in ("seed", "checkpoint")}
+
+
+def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any]) -> str:
+    """A run's name from what was asked for: the choices, the seed, then every other override.
+
+    A pure function of the command, so the same command finds the same folder again.
+    """
+    shown = [choices.get(group) for group in ("dataset", "vision", "text", "fusion")]
+    parts = [str(choice) for choice in shown if choice not in (None, "_checkpoint")]
+    if config.stage == "finetune":
+        parts.insert(0, run_folder_of(config.checkpoint).name)
+    if getattr(config, "seed", 0):
+        parts.append(f"seed{config.seed}")
+    for key in ("experiment", "debug"):
+        if choices.get(key):
+            parts.append(str(choices[key]))
+    covered = {"dataset", "vision", "text", "fusion", "experiment", "debug"}
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+~").partition("=")
+        if key not in covered and not _is_housekeeping(key):
+            parts.append(f"{key.rpartition('.')[2]}_{value}")
+    return slug("-".join(parts))
+
+
+def slug(text: str) -> str:
+    """`text` as a folder name that needs no quoting in a shell or in a Hydra override."""
+    text = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("_.")
+    if len(text) <= 100:
+        return text
+    import hashlib
+
+    return f"{text[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _is_housekeeping(key: str) -> bool:
+    return any(key == entry or key.startswith(entry + ".") for entry in HOUSEKEEPING)
+
+
+def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    out: dict[str, Any] = {}
+    for key, value in node.items():
+        out.update(_flatten(value, f"{prefix}.{key}" if prefix else str(key)))
+    return out

@@ -1,0 +1,59 @@
+"""Where and in which precision to compute. The CUDA-only branches are here (see docs/gpu.md)."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from velm_cli.errors import UserError
+from velm_cli.schema import Device, Precision
+
+
+def pick_device(device: Device) -> torch.device:
+    """The device asked for; `auto` is CUDA, else MPS, else the CPU."""
+    if device is Device.auto:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if device is Device.cuda and not torch.cuda.is_available():
+        raise UserError("run.device=cuda: torch sees no CUDA device here; use run.device=auto or cpu")
+    if device is Device.mps and not torch.backends.mps.is_available():
+        raise UserError("run.device=mps: torch sees no Metal device here; use run.device=auto or cpu")
+    return torch.device(device.value)
+
+
+def pick_precision(precision: Precision, device: torch.device) -> Precision:
+    """`auto` is bf16 where the hardware multiplies it faster than float32, else fp32.
+
+    It goes by what the hardware says it can, not by a stopwatch: a resumed run must choose the same.
+    """
+    if precision is not Precision.auto:
+        return precision
+    if device.type == "cuda":
+        return Precision.bf16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.fp32
+    if device.type == "cpu" and cpu_multiplies_bf16():
+        return Precision.bf16
+    return Precision.fp32
+
+
+def cpu_multiplies_bf16() -> bool:
+    """True on CPUs with AMX tiles or AVX512-BF16."""
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return any(test is not None and test() for test in tests)
+
+
+def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+    """The context in which forward passes run."""
+    if precision is Precision.bf16:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def prepare(device: torch.device, threads: int) -> None:
+    """Process-wide settings, once a stage."""
+    if threads:
+        torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32

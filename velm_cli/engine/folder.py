@@ -1,0 +1,138 @@
+"""A run's folder: found again by the same command, guarded against another one, telling its own state.
+
+runs/STAGE/NAME/ holds config.yaml, command.txt, environment.json, metrics.jsonl, checkpoints/, samples/,
+the weights and scores at the end, and one of DONE, PREEMPTED, FAILED.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from velm_cli import compose
+from velm_cli.errors import UserError
+from velm_cli.files import write_json, write_text
+
+MARKERS = ("DONE", "PREEMPTED", "FAILED")
+
+
+def run_path(config: Any) -> Path:
+    """Where a run lives; with `fresh=true` the first free of NAME, NAME.2, NAME.3 ..."""
+    path = Path(config.run.dir) / config.stage / config.name
+    if config.fresh:
+        number = 2
+        while path.exists():
+            path = path.with_name(f"{config.name}.{number}")
+            number += 1
+    return path
+
+
+@contextlib.contextmanager
+def open_run(path: Path, config: Any) -> Iterator[Path]:
+    """The run's folder, locked, with the config in it; marks it FAILED when the block raises.
+
+    UserError when the folder belongs to another experiment or another process works in it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    with _lock(path):
+        _refuse_other_experiment(path, config)
+        for marker in MARKERS:
+            (path / marker).unlink(missing_ok=True)
+        write_text(path / "config.yaml", compose.to_yaml(config))
+        with open(path / "command.txt", "a", encoding="utf-8") as file:
+            file.write(shlex.join([*sys.argv[0].split(), *sys.argv[1:]]) + "\n")
+        write_json(path / "environment.json", environment())
+        try:
+            yield path
+        except BaseException as error:
+            mark(path, "FAILED", str(error) or type(error).__name__)
+            raise
+
+
+def mark(path: Path, marker: str, text: str = "") -> None:
+    """Leave exactly this marker."""
+    assert marker in MARKERS
+    for other in MARKERS:
+        (path / other).unlink(missing_ok=True)
+    write_text(path / marker, text + "\n" if text else "")
+
+
+def environment() -> dict[str, Any]:
+    """What the run ran on and with."""
+    packages = ("velm", "torch", "torchvision", "transformers", "hydra-core", "omegaconf", "tokenizers")
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    git = None
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        out = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+        git = out.stdout.strip() or None
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "packages": versions,
+        "git": git,
+    }
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+    """Drop the lines of a metrics.jsonl that a resume from `step` is going to write again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):  # a line torn by a kill
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+    write_text(path, "".join(kept))
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock of a dead process is gone with it."""
+    with open(path / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{path}: another velm process is working in this run folder; wait for it, or give another name="
+            ) from None
+        yield
+
+
+def _refuse_other_experiment(path: Path, config: Any) -> None:
+    file = path / "config.yaml"
+    if not file.exists():
+        return
+    saved = compose.experiment_of(OmegaConf.to_container(OmegaConf.load(file)))
+    asked = compose.experiment_of(config)
+    differing = sorted(key for key in saved.keys() & asked.keys() if saved[key] != asked[key])
+    if differing:
+        key = differing[0]
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise UserError(
+            f"{path} holds another experiment: {key} is {saved[key]} there and {asked[key]} here{more}; "
+            "give another name=, or fresh=true"
+        )

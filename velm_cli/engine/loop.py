@@ -1,0 +1,185 @@
+"""The training loop, as a story: batches in, weights out, nothing lost on the way.
+
+The loop knows no loss: a task turns a batch into terms (a sum over `count` items each), and the loop
+minimises sum_i weight_i * (sum of term i) / (global count of term i).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from velm_cli.data.loader import Batch
+from velm_cli.engine.checkpoint import Progress, save_checkpoint
+from velm_cli.engine.device import autocast
+from velm_cli.engine.optim import Ema, learning_rate
+from velm_cli.engine.signals import StopRequest
+from velm_cli.errors import StageError
+from velm_cli.models.weights import save_state
+from velm_cli.objectives.weights import Weight
+from velm_cli.observe import Observer
+from velm_cli.schema import Precision, TrainRoot
+from velm_cli.tasks.caption import CaptionTask
+
+
+@dataclass(slots=True)
+class Run:
+    """Everything that a training run consists of."""
+
+    config: TrainRoot
+    folder: Path
+    task: CaptionTask
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+    weights: dict[str, Weight]  # alpha, beta, gamma by the name of their term
+    steps_per_epoch: float
+    device: torch.device
+    precision: Precision
+    progress: Progress
+
+
+def fit(
+    run: Run,
+    batches: Iterator[Batch],
+    *,
+    validate: Callable[[int, StopRequest], dict[str, float]],
+    observer: Observer,
+    stop: StopRequest,
+) -> None:
+    """Train until max_steps, early stopping or a stop request; the last state is always saved."""
+    options, progress = run.config.run, run.progress
+    began, seconds_before = time.perf_counter(), progress.seconds
+    saved_step = progress.step
+    run.task.train()
+    while True:
+        # Here, not after the step, so that a validation that a signal cut short is made up for on resume.
+        if _validation_due(run):
+            with observer.pause():
+                _validate(run, validate, observer, stop)
+                run.task.train()
+        done = progress.step >= options.max_steps or progress.stopped_early or bool(stop)
+        if progress.step > saved_step and (done or progress.step % options.checkpoint_every == 0):
+            with observer.pause():
+                save(run)
+            saved_step = progress.step
+        if done:
+            return
+
+        waited = time.perf_counter()
+        micro_batches = [next(batches).to(run.device) for _ in range(options.accumulation)]
+        waited = time.perf_counter() - waited
+
+        figures = train_step(run, progress.step, micro_batches)
+        progress.step += 1
+        progress.seconds = seconds_before + time.perf_counter() - began
+        observer.advance(
+            captions=sum(batch.num_captions for batch in micro_batches),
+            images=sum(len(batch.image_ids) for batch in micro_batches),
+            waited=waited,
+        )
+        if progress.step % options.log_every == 0 or progress.step == options.max_steps:
+            observer.log(progress.step, {key: float(value) for key, value in figures.items()})
+
+
+def _validation_due(run: Run) -> bool:
+    options, progress = run.config.run, run.progress
+    if progress.step == 0 or progress.validated_step == progress.step:
+        return False
+    every = options.validate_every
+    return progress.step >= options.max_steps or (every > 0 and progress.step % every == 0)
+
+
+def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Tensor | float]:
+    """One optimiser step over the micro-batches; the figures of the step, not yet fetched."""
+    weight = {name: w.at(step, run.steps_per_epoch) for name, w in run.weights.items()}
+    active = frozenset(name for name, value in weight.items() if value > 0)
+    counts = [run.task.counts(batch) for batch in micro_batches]
+    total = {name: max(1, sum(count[name] for count in counts)) for name in active}
+
+    figures: dict[str, Tensor | float] = {}
+    for batch in micro_batches:
+        with autocast(run.device, run.precision):
+            terms = run.task(batch, active)
+        loss = sum(weight[name] * term.sum / total[name] for name, term in terms.items())
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward()
+        for name, term in terms.items():
+            figures[f"loss_{name}"] = figures.get(f"loss_{name}", 0.0) + term.sum.detach() / total[name]
+
+    optim = run.config.optim
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip or math.inf, foreach=True)
+    if not torch.isfinite(norm):
+        _stop_at_nan(figures, micro_batches, step)
+    lr = learning_rate(optim, step, run.config.run.max_steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.ema is not None:
+        run.ema.update()
+    return figures | {"lr": lr, "grad_norm": norm} | {f"weight_{name}": value for name, value in weight.items()}
+
+
+def save(run: Run) -> None:
+    """A checkpoint of this very moment."""
+    save_checkpoint(
+        run.folder / "checkpoints",
+        task=run.task,
+        optimizer=run.optimizer,
+        ema=run.ema,
+        progress=run.progress,
+        keep=run.config.run.keep_checkpoints,
+    )
+
+
+def _validate(
+    run: Run, validate: Callable[[int, StopRequest], dict[str, float]], observer: Observer, stop: StopRequest
+) -> None:
+    """Score the (averaged) weights; keep them when they are the best so far; count towards patience."""
+    progress = run.progress
+    if run.ema is not None:
+        run.ema.swap()
+    try:
+        run.task.eval()
+        figures = validate(progress.step, stop)
+        if stop:  # cut short: no figure worth keeping
+            return
+        progress.validated_step = progress.step
+        if not figures:  # the data set has no validation images
+            return
+        score = figures.get("cider", -figures.get("loss", 0.0))
+        if progress.best is None or score > progress.best:
+            progress.best, progress.best_step, progress.bad_validations = score, progress.step, 0
+            save_state(run.task.state_dict(), run.folder / "best.safetensors")
+        else:
+            progress.bad_validations += 1
+    finally:
+        if run.ema is not None:
+            run.ema.swap()
+    observer.record("validation", progress.step, figures)
+    best = "  best so far" if progress.best_step == progress.step else f"  (best {progress.best:.4f})"
+    observer.say(
+        f"step {progress.step}/{run.config.run.max_steps}  validation: "
+        + "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
+        + best
+    )
+    patience = run.config.run.patience
+    if patience and progress.bad_validations >= patience:
+        observer.say(f"no better validation {patience} times in a row: stopping")
+        progress.stopped_early = True
+
+
+def _stop_at_nan(figures: dict[str, Tensor | float], micro_batches: list[Batch], step: int) -> None:
+    ids = [str(image_id) for batch in micro_batches for image_id in batch.image_ids]
+    losses = ", ".join(f"{key} {float(value):g}" for key, value in figures.items())
+    raise StageError(
+        f"step {step + 1}: the gradient is not finite ({losses}); the last checkpoint is from before it. "
+        f"Images of the batch: {', '.join(ids[:64])}{' ...' if len(ids) > 64 else ''}"
+    )

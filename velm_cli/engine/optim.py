@@ -1,0 +1,75 @@
+"""AdamW, its parameter groups and its learning rate, a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from velm_cli.schema import LrSchedule, OptimConfig
+
+
+def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over what is trainable.
+
+    Matrices decay; biases, gains, embeddings of positions and other vectors do not. The vision encoder
+    learns at `vision_lr_scale` times the rate. Each group carries its `scale` of the rate.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in task.named_parameters():
+        if parameter.requires_grad:
+            key = (name.startswith("model.vision."), parameter.ndim >= 2 and not name.endswith("position"))
+            groups.setdefault(key, []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": parameters,
+                "scale": config.vision_lr_scale if vision else 1.0,
+                "weight_decay": config.weight_decay if decay else 0.0,
+            }
+            for (vision, decay), parameters in sorted(groups.items())
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
+    """The rate of optimiser step `step` (the first is 0): linear warm-up, then the schedule."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule is LrSchedule.constant:
+        return config.lr
+    progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
+    left = 1 - progress if config.schedule is LrSchedule.linear else 0.5 + 0.5 * math.cos(math.pi * progress)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
+
+
+class Ema:
+    """Exponential moving average of the trainable parameters (Polyak & Juditsky 1992)."""
+
+    def __init__(self, task: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.live = {name: p for name, p in task.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self.live.items()}
+
+    def update(self) -> None:
+        with torch.no_grad():
+            torch._foreach_lerp_(
+                list(self.average.values()), [p.detach() for p in self.live.values()], 1 - self.decay
+            )
+
+    def swap(self) -> None:
+        """Exchange the live weights and the average; call it again to change back."""
+        with torch.no_grad():
+            for name, parameter in self.live.items():
+                held = parameter.detach().clone()
+                parameter.copy_(self.average[name])
+                self.average[name].copy_(held)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self.average.items():
+            tensor.copy_(state[name])

@@ -1,0 +1,124 @@
+"""Transformer layers shared by the vision encoder, the text encoder and the fusions.
+
+Shape legend: B images, N sequences (N = B * K when each image has K captions or beams), T text
+positions, S image positions, D width, H heads, d = D / H. A *state* is a nested tuple of tensors with
+the sequence in dimension 0, so that decoding can reorder it without knowing what is inside.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KeyValue = tuple[Tensor, Tensor]  # two tensors (N or B, H, T or S, d)
+
+
+def select(state, index: Tensor):
+    """The rows `index` (dimension 0) of every tensor in a nested tuple; None stays None."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return state.index_select(0, index)
+    return tuple(select(part, index) for part in state)
+
+
+def sinusoids(start: int, length: int, width: int, device, dtype) -> Tensor:
+    """Positions start..start+length-1 as sines and cosines (length, width); Vaswani et al. 2017, 3.5."""
+    half = width // 2
+    rate = torch.exp(torch.arange(half, device=device) * (-9.210340371976184 / half))  # ln(10000)
+    angle = torch.arange(start, start + length, device=device)[:, None] * rate
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2)).to(dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; causal with a key/value cache, or bidirectional without one."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(
+        self, x_NTD: Tensor, *, causal: bool, cache: KeyValue | None = None
+    ) -> tuple[Tensor, KeyValue]:
+        N, T, D = x_NTD.shape
+        q, k, v = self.qkv(x_NTD).view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        mask = None
+        if cache is not None:
+            assert causal, "a cache of the past only makes sense for causal attention"
+            k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
+            if T > 1:
+                past = k.shape[2] - T
+                mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=k.device).tril(past)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and cache is None)
+        return self.out(y.transpose(1, 2).reshape(N, T, D)), (k, v)
+
+
+class CrossAttention(nn.Module):
+    """Text attends to the image. Keys and values exist once an image, whatever the number of texts.
+
+    With N = B * K texts the K texts of an image stand side by side as one row of K*T queries, so
+    nothing of the image is repeated or copied.
+    """
+
+    def __init__(self, width: int, image_width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(image_width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def memory(self, image_BSD: Tensor) -> KeyValue:
+        """Keys and values of the image, each (B, H, S, d)."""
+        B, S, _ = image_BSD.shape
+        key, value = self.key_value(image_BSD).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return key, value
+
+    def forward(self, x_NTD: Tensor, memory: KeyValue) -> Tensor:
+        N, T, D = x_NTD.shape
+        key, value = memory
+        B = key.shape[0]
+        q = self.query(x_NTD).view(B, N // B * T, self.heads, D // self.heads).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, key, value)
+        return self.out(y.transpose(1, 2).reshape(N, T, D))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: self-attention, cross-attention if `image_width` is given, MLP."""
+
+    def __init__(self, width: int, heads: int, dropout: float, image_width: int | None = None) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.cross = CrossAttention(width, image_width, heads) if image_width else None
+        self.norm_cross = nn.LayerNorm(width) if image_width else None
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_NTD: Tensor,
+        *,
+        causal: bool,
+        cache: KeyValue | None = None,
+        memory: KeyValue | None = None,
+    ) -> tuple[Tensor, KeyValue]:
+        y, cache = self.attention(self.norm_attention(x_NTD), causal=causal, cache=cache)
+        x_NTD = x_NTD + self.dropout(y)
+        if self.cross is not None:
+            x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory))
+        return x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD))), cache
+
+
+def initialise(module: nn.Module, layers: int) -> None:
+    """GPT-2's initialisation: N(0, 0.02), residual outputs scaled by 1/sqrt(2 * layers)."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Linear):
+            residual = name.endswith((".out", "mlp.2"))
+            nn.init.normal_(part.weight, std=0.02 / (2 * layers) ** 0.5 if residual else 0.02)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02)

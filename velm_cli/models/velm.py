@@ -1,0 +1,67 @@
+"""The model: a vision encoder, a text encoder, a fusion and the output layer, whatever they are.
+
+Shapes: B images, N = B * K texts (the K texts of an image adjacent), T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from velm_cli.models.fusion import build_fusion
+from velm_cli.models.text import build_text
+from velm_cli.models.vision import ImageFeatures, build_vision
+from velm_cli.schema import FusionConfig, TextConfig, VisionConfig
+
+
+class VelmModel(nn.Module):
+    """p(next token | image, tokens so far)."""
+
+    def __init__(
+        self, *, vision: VisionConfig, text: TextConfig, fusion: FusionConfig, vocab_size: int
+    ) -> None:
+        super().__init__()
+        self.vision = build_vision(vision)
+        self.text = build_text(text, vocab_size)
+        self.fusion = build_fusion(fusion, self.vision.width if self.vision else None, self.text.width)
+        self.output_bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def encode_image(self, image_BCHW: Tensor | None) -> ImageFeatures | None:
+        if self.vision is None:
+            return None
+        # A frozen encoder needs no graph; torch then keeps no activations either.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _trainable(self.vision)):
+            return self.vision(image_BCHW)
+
+    def logits(self, fused: Tensor) -> Tensor:
+        """(..., D) -> (..., V); the output layer shares the embedding's matrix (Press & Wolf 2017)."""
+        return F.linear(fused, self.text.embedding.weight, self.output_bias)
+
+    def memory(self, features: ImageFeatures | None) -> tuple:
+        """What decoding needs of the images, image first; computed once."""
+        return self.fusion.memory(features)
+
+    def step(self, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+        """Logits (N, V) after the last of further tokens, and the state that goes on from there."""
+        text_state, fusion_state = (None, None) if state is None else state
+        text_NTD, text_state = self.text(tokens_NT, text_state)
+        fused_NTD, fusion_state = self.fusion(text_NTD, memory, fusion_state)
+        return self.logits(fused_NTD[:, -1]), (text_state, fusion_state)
+
+    def train(self, mode: bool = True) -> VelmModel:
+        """Training mode, except for frozen parts: their dropout and batch statistics stay still."""
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                if next(module.parameters(), None) is not None and not _trainable(module):
+                    module.eval()
+        return self
+
+
+def _trainable(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def count_parameters(module: nn.Module, *, trainable: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable)

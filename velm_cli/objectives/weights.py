@@ -1,0 +1,59 @@
+"""The weights alpha, beta, gamma: a number or a schedule over the optimiser steps. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from velm_cli.errors import UserError
+
+_SCHEDULE = re.compile(r"(linear|cosine)\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*,\s*(\d+)\s*(ep)?\s*\)")
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """From `start` to `end` over the first `duration` steps (or epochs), then `end`."""
+
+    start: float
+    end: float
+    duration: int = 0
+    in_epochs: bool = False
+    shape: str = "linear"
+
+    @property
+    def always_zero(self) -> bool:
+        return self.start == 0 and self.end == 0
+
+    def at(self, step: int, steps_per_epoch: float) -> float:
+        """The weight at optimiser step `step` (the first is 0)."""
+        steps = self.duration * steps_per_epoch if self.in_epochs else self.duration
+        if step >= steps:
+            return self.end
+        progress = step / steps
+        if self.shape == "cosine":
+            progress = 0.5 - 0.5 * math.cos(math.pi * progress)
+        return self.start + (self.end - self.start) * progress
+
+
+def parse_weight(key: str, text: str) -> Weight:
+    """`0.5`, `linear(0,1,500)` (steps) or `cosine(1,0,5ep)` (epochs); `key` is named in the error."""
+    try:
+        match = _SCHEDULE.fullmatch(text.strip())
+        if match is None:
+            value = _finite(text)
+            return Weight(value, value)
+        shape, start, end, duration, epochs = match.groups()
+        return Weight(_finite(start), _finite(end), int(duration), epochs is not None, shape)
+    except ValueError:
+        raise UserError(
+            f"{key}: {text!r} is neither a number of at least 0 nor a schedule such as "
+            "linear(0,1,500) (steps) or cosine(1,0.1,5ep) (epochs)"
+        ) from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(text)
+    return value

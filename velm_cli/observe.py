@@ -1,0 +1,89 @@
+"""What a training run says while it runs: console lines, metrics.jsonl, TensorBoard if asked for."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Observer:
+    """Collects the figures of a run. Numbers arrive on log steps only, so nothing waits for the device."""
+
+    def __init__(self, folder: Path, *, max_steps: int, step: int, tensorboard: bool) -> None:
+        self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
+        self.bar = tqdm(
+            total=max_steps, initial=step, unit="step", disable=None, mininterval=0.5, dynamic_ncols=True
+        )
+        self.max_steps = max_steps
+        self.board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"))
+        self._restart_clock()
+
+    def _restart_clock(self) -> None:
+        self.since = time.perf_counter()
+        self.captions = self.images = 0
+        self.waiting = 0.0  # seconds spent waiting for data
+
+    def advance(self, *, captions: int, images: int, waited: float) -> None:
+        """Count a step that has been launched."""
+        self.captions += captions
+        self.images += images
+        self.waiting += waited
+        self.bar.update()
+
+    def log(self, step: int, figures: dict[str, float]) -> None:
+        """A line for the console and one for metrics.jsonl, with the throughput since the last one."""
+        seconds = max(time.perf_counter() - self.since, 1e-9)
+        figures = figures | {
+            "captions_per_s": self.captions / seconds,
+            "images_per_s": self.images / seconds,
+            "data_wait": self.waiting / seconds,
+        }
+        self.record("train", step, figures)
+        losses = "  ".join(f"{key[5:]} {value:7.4f}" for key, value in figures.items() if key.startswith("loss_"))
+        self.say(
+            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {losses}  lr {figures['lr']:.2e}  "
+            f"norm {figures['grad_norm']:.2f}  {figures['captions_per_s']:.0f} captions/s  "
+            f"wait {100 * figures['data_wait']:.0f}%"
+        )
+        self._restart_clock()
+
+    def pause(self) -> PauseClock:
+        """`with observer.pause():` keeps validation and saving out of the throughput."""
+        return PauseClock(self)
+
+    def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
+        self.file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        if self.board is not None:
+            for key, value in figures.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(f"{kind}/{key}", value, step)
+
+    def say(self, line: str) -> None:
+        self.bar.write(line)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+class PauseClock:
+    """Moves the throughput clock past the time spent in the block."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+
+    def __enter__(self) -> None:
+        self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.observer.since += time.perf_counter() - self.began

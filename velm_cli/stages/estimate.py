@@ -1,0 +1,126 @@
+"""dry_run=true: what a training run would cost, found without running it.
+
+The model is built on torch's meta device, where tensors have shapes and no storage; one step of it
+counts the floating-point operations and the bytes that backward needs.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from velm_cli.data.loader import Batch
+from velm_cli.data.store import Store
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.engine.device import pick_device, pick_precision, prepare
+from velm_cli.models.velm import count_parameters
+from velm_cli.schema import Precision, TrainRoot
+from velm_cli.stages.train import build_task, term_weights
+from velm_cli.tasks.caption import CaptionTask
+
+REACHED = 0.3  # share of the matrix-multiply peak that a training step of a small model reaches, roughly
+
+
+def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> None:
+    """Print parameters, tokens a step, memory and time; train nothing."""
+    device = pick_device(config.run.device)
+    precision = pick_precision(config.run.precision, device)
+    prepare(device, config.run.threads)
+    tokens = store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer)
+    captions = store.counts["train"]
+    mean_length = _mean_length(store, tokens)
+    with torch.device("meta"):
+        task = build_task(config, store, tokens.tokenizer, term_weights(config))
+    flops, activations = _one_step(task, config, round(mean_length), store.has_images)
+    if precision is Precision.bf16:
+        activations //= 2
+
+    images = config.run.batch_size * config.run.accumulation
+    trainable, total = count_parameters(task, trainable=True), count_parameters(task)
+    state = 4 * total + (12 + 4 * bool(config.run.ema_decay)) * trainable
+    peak = _matmul_peak(device, precision)
+    seconds = config.run.max_steps * flops * config.run.accumulation / (REACHED * peak)
+    rows = [
+        ("parameters", f"{total:,} ({trainable:,} trained)"),
+        *(
+            (f"  {name}", f"{count_parameters(part):,}")
+            for name, part in task.model.named_children()
+            if count_parameters(part)
+        ),
+        ("training set", f"{captions:,} images, {mean_length:.1f} tokens a caption"),
+        ("a step", f"{images} images, {images * config.data.captions_per_image * mean_length:,.0f} tokens"),
+        ("", f"{flops * config.run.accumulation / 1e9:,.1f} GFLOP"),
+        ("memory", f"{(state + activations) / 2**20:,.0f} MiB"),
+        ("", f"weights, gradients, optimiser {state / 2**20:,.0f} MiB; activations {activations / 2**20:,.0f} MiB"),
+        ("device", f"{device}, {precision.value}, {peak / 1e12:.2f} TFLOP/s in matrix products (measured now)"),
+        ("time", f"about {_duration(seconds)} for {config.run.max_steps:,} steps, at {REACHED:.0%} of that, "
+                 "without validation"),
+    ]  # fmt: skip
+    print("dry run: the config is valid; nothing was trained")
+    for label, value in rows:
+        print(f"{label:<14}{value}")
+
+
+def _mean_length(store: Store, tokens) -> float:
+    """Mean number of tokens predicted a training caption (its words and the end token)."""
+    ranges = [store.caption_range(int(index)) for index in store.split("train")]
+    count = sum(stop - start for start, stop in ranges)
+    total = sum(int(tokens.offsets[stop] - tokens.offsets[start]) for start, stop in ranges)
+    return total / max(1, count) + 1
+
+
+def _one_step(task: CaptionTask, config: TrainRoot, length: int, images: bool) -> tuple[int, int]:
+    """FLOPs and activation bytes of one micro-batch, forward and backward, on the meta device."""
+    B, K, side = config.run.batch_size, config.data.captions_per_image, config.vision.image_size
+    N = B * K
+    with torch.device("meta"):
+        batch = Batch(
+            image_ids=list(range(B)),
+            image_BCHW=torch.empty(B, 3, side, side) if images else None,
+            tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
+            lengths_BK=torch.empty(B, K, dtype=torch.long),
+            positions_M=torch.empty(N * length, dtype=torch.long),
+            concepts_BC=torch.empty(B, task.concepts) if images else None,
+            num_captions=N,
+        )
+    saved: dict[int, int] = {}
+    held: list[Tensor] = []  # so that no storage is freed and another counted under its address
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            held.append(tensor)
+            storage = tensor.untyped_storage()
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    active = frozenset(name for name, weight in term_weights(config).items() if not weight.always_zero)
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = sum(term.sum for term in task(batch, active).values())
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            loss.backward()
+    return counter.get_total_flops(), sum(saved.values())
+
+
+def _matmul_peak(device: torch.device, precision: Precision) -> float:
+    """FLOP/s of a square matrix product on this device, best of a few."""
+    side = 1024 if device.type == "cpu" else 8192
+    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    a = torch.randn(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        float((a @ a)[0, 0])  # fetching one number waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

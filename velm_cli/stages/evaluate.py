@@ -1,0 +1,157 @@
+"""evaluate: caption a split with a trained model, score the captions, print one table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from velm_cli import compose
+from velm_cli.data.store import Store, store_path
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.engine.device import pick_device, pick_precision, prepare
+from velm_cli.engine.folder import mark, open_run, run_path
+from velm_cli.engine.signals import stop_on_signals
+from velm_cli.errors import StageError, UserError
+from velm_cli.files import write_json
+from velm_cli.metrics.captions import Scores
+from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
+from velm_cli.models.weights import load_state
+from velm_cli.objectives.weights import Weight
+from velm_cli.schema import EvaluateRoot, ShapesConfig, TrainRoot
+from velm_cli.stages.scoring import Captions, caption_split, score_and_save
+from velm_cli.stages.train import build_task, term_weights, weight_file
+from velm_cli.tasks.caption import CaptionTask
+
+
+def run(config: EvaluateRoot) -> float | None:
+    """Returns the CIDEr (None if it was not asked for)."""
+    trained = compose.load_run_config(config.checkpoint)
+    weights = weight_file(config.checkpoint)
+    store = Store.open(store_path(config.dataset))
+    indices = _indices(config, store)
+    if config.name is None:
+        config.name = _default_name(config, compose.run_folder_of(config.checkpoint).name)
+    if config.dry_run:
+        print(f"would caption {len(indices):,} images of {store.path} with {weights}")
+        return None
+    digest = _sha256(weights)
+    path = _result_path(config, digest)
+    if (path / "DONE").exists():
+        return _report_again(path)
+
+    device = pick_device(config.run.device)
+    precision = pick_precision(config.run.precision, device)
+    prepare(device, config.run.threads)
+    print(f"weights     {weights}\ndata        {store.path}  {config.split}  {len(indices):,} images")
+    with open_run(path, config) as path, stop_on_signals() as stop:
+        write_json(path / "weights.json", {"file": str(weights), "sha256": digest})
+        tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
+        captions = caption_split(
+            _load_task(trained, store, tokenizer, weights, device),
+            store,
+            tokenizer,
+            indices,
+            decoding=config.decode,
+            image_size=trained.vision.image_size,
+            device=device,
+            precision=precision,
+            seed=config.seed,
+            stop=stop,
+        )
+        if stop:
+            mark(path, "PREEMPTED", f"{stop.signal_name} after {len(captions)} images")
+            print(f"stopped by {stop.signal_name}; the same command starts this evaluation again")
+            return None
+        scores = score_and_save(
+            captions, store, config.metrics, path, title=f"{config.checkpoint}  {config.split}"
+        )
+        _check_facts(config, captions, path)
+        mark(path, "DONE")
+    print(f"done: {path}")
+    _require(config, scores)
+    return scores.corpus["CIDEr"]
+
+
+def _load_task(
+    trained: TrainRoot, store: Store, tokenizer: Tokenizer, weights: Path, device: torch.device
+) -> CaptionTask:
+    """The trained model, ready to describe images; its objectives' own layers are not needed."""
+    trained.vision.weights = "none"  # they are in the file
+    no_terms = dict.fromkeys(term_weights(trained), Weight(0.0, 0.0))
+    task = build_task(trained, store, tokenizer, no_terms)
+    state = {name: tensor for name, tensor in load_state(weights).items() if name.startswith("model.")}
+    try:
+        task.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{weights} does not fit the config beside it: {str(error).splitlines()[1].strip()}") from error
+    return task.to(device).eval()
+
+
+def _indices(config: EvaluateRoot, store: Store):
+    counts = ", ".join(f"{name} {count:,}" for name, count in store.counts.items())
+    if config.split not in store.counts:
+        raise UserError(f"split={config.split}: the data set has {counts}")
+    if not store.has_images:
+        raise UserError(f"{store.path} holds captions only (dataset.images=false); nothing to caption")
+    indices = store.split(config.split)
+    if not len(indices):
+        raise UserError(f"split={config.split} has no images; {store.path} has {counts}")
+    return indices[: config.limit or None]
+
+
+def _default_name(config: EvaluateRoot, trained_name: str) -> str:
+    decode = config.decode
+    how = "greedy" if decode.beams == 1 else f"beam{decode.beams}"
+    if decode.method.value == "nucleus":
+        how = f"nucleus{decode.top_p:g}-seed{config.seed}"
+    limit = f"-first{config.limit}" if config.limit else ""
+    return compose.slug(f"{trained_name}-{config.dataset.kind}-{config.split}{limit}-{how}")
+
+
+def _result_path(config: EvaluateRoot, digest: str) -> Path:
+    """The evaluation's folder; a new one when the old is of other weights, so nothing is overwritten."""
+    path = run_path(config)
+    number = 2
+    while (path / "DONE").exists() and _digest_of(path) != digest:
+        path = path.with_name(f"{config.name}.{number}")
+        number += 1
+    return path
+
+
+def _digest_of(path: Path) -> str | None:
+    file = path / "weights.json"
+    return json.loads(file.read_text(encoding="utf-8"))["sha256"] if file.exists() else None
+
+
+def _report_again(path: Path) -> float | None:
+    scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+    print(f"{path} is complete (fresh=true evaluates again)\n{table_of(scores)}")
+    return scores["CIDEr"]
+
+
+def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> None:
+    """For the embedded data set the scenes are known, so what the captions assert can be checked."""
+    if not isinstance(config.dataset, ShapesConfig):
+        return
+    scenes_file = Path(config.dataset.root or "") / "scenes.json"
+    if not scenes_file.exists():
+        print(f"note: facts are not checked, since {scenes_file} is missing")
+        return
+    facts = score_facts(captions, load_scenes(scenes_file))
+    write_json(path / "facts.json", facts)
+    print(f"\nfacts that the captions assert, against the drawn scenes\n{facts_table(facts)}")
+
+
+def _require(config: EvaluateRoot, scores: Scores) -> None:
+    names = {"bleu": "Bleu_4", "meteor": "METEOR", "rouge_l": "ROUGE_L", "cider": "CIDEr", "spice": "SPICE"}
+    missing = [name for name in config.metrics.required if scores.corpus[names[name]] is None]
+    if missing:
+        reasons = "; ".join(f"{names[m]}: {scores.reasons[names[m]]}" for m in missing)
+        raise StageError(f"metrics.required: not computed: {reasons}")
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,143 @@
+"""Captions of a split, and their scores: shared by validation, the end of training, and evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from velm_cli.data.loader import eval_batches
+from velm_cli.data.store import Store, Tokens
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.engine.device import autocast
+from velm_cli.engine.loop import Run
+from velm_cli.engine.signals import StopRequest
+from velm_cli.files import write_json
+from velm_cli.metrics.captions import Scores, fast_cider, save, score_captions, table
+from velm_cli.report.samples import contact_sheet
+from velm_cli.schema import DecodeConfig, MetricsConfig, Precision
+from velm_cli.tasks.caption import CaptionTask
+
+Captions = dict[Any, str]  # image id -> caption
+
+
+def caption_split(
+    task: CaptionTask,
+    store: Store,
+    tokenizer: Tokenizer,
+    indices: np.ndarray,
+    *,
+    decoding: DecodeConfig,
+    image_size: int,
+    device: torch.device,
+    precision: Precision,
+    seed: int,
+    stop: StopRequest | None = None,
+    progress: bool = True,
+) -> Captions:
+    """A caption for every record of `indices`, exactly once; fewer only when `stop` is requested."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    out: Captions = {}
+    batches = eval_batches(
+        store,
+        None,
+        indices,
+        batch_size=decoding.batch_size,
+        image_size=image_size,
+        mean=task.image_mean,
+        std=task.image_std,
+    )
+    with tqdm(total=len(indices), unit="image", desc="captions", disable=None if progress else True) as bar:
+        for batch in batches:
+            if stop:
+                break
+            with autocast(device, precision):
+                captions = task.describe(batch.to(device), tokenizer, decoding, generator)
+            out.update(zip(batch.image_ids, captions, strict=True))
+            bar.update(len(captions))
+    assert stop or len(out) == len(indices), "an image was captioned twice or not at all"
+    return out
+
+
+def references(store: Store, indices: np.ndarray) -> dict[Any, list[str]]:
+    return {store.image_id(int(index)): store.captions(int(index)) for index in indices}
+
+
+def validation_figures(
+    run: Run, store: Store, tokens: Tokens, step: int, stop: StopRequest
+) -> dict[str, float]:
+    """Loss (next token, nats a token) and CIDEr of greedy captions on the validation images."""
+    config = run.config
+    part = "train" if config.run.overfit_images else "val"
+    limit = config.run.overfit_images or config.run.validate_images or None
+    indices = store.split(part)[:limit]
+    if not len(indices):
+        return {}
+    figures = _validation_losses(run, store, tokens, indices, stop)
+    if store.has_images and not run.weights["text"].always_zero:
+        greedy = DecodeConfig(batch_size=config.decode.batch_size, max_length=config.decode.max_length)
+        captions = caption_split(
+            run.task,
+            store,
+            tokens.tokenizer,
+            indices,
+            decoding=greedy,
+            image_size=config.vision.image_size,
+            device=run.device,
+            precision=run.precision,
+            seed=config.seed,
+            stop=stop,
+            progress=False,
+        )
+        if not stop:
+            figures["cider"] = fast_cider(references(store, indices), captions)
+            contact_sheet(store, indices[:12], captions, run.folder / "samples" / f"step-{step:08d}.png")
+    return figures
+
+
+def _validation_losses(
+    run: Run, store: Store, tokens: Tokens, indices: np.ndarray, stop: StopRequest
+) -> dict[str, float]:
+    """The mean of each objective over the images, unweighted; `loss` is the text's, or their sum."""
+    active = frozenset(name for name, weight in run.weights.items() if not weight.always_zero)
+    sums = dict.fromkeys(sorted(active), 0.0)
+    counts = dict.fromkeys(sorted(active), 0)
+    for batch in eval_batches(
+        store,
+        tokens,
+        indices,
+        batch_size=run.config.run.batch_size,
+        image_size=run.config.vision.image_size,
+        mean=run.task.image_mean,
+        std=run.task.image_std,
+        num_concepts=run.task.concepts,
+        captions_per_image=run.config.data.captions_per_image,
+    ):
+        if stop:
+            break
+        with torch.inference_mode(), autocast(run.device, run.precision):
+            terms = run.task(batch.to(run.device), active)
+        for name, term in terms.items():
+            sums[name] += float(term.sum)
+            counts[name] += term.count
+    losses = {f"loss_{name}": sums[name] / max(1, counts[name]) for name in sums}
+    return {"loss": losses.get("loss_text", sum(losses.values()))} | (losses if len(losses) > 1 else {})
+
+
+def score_and_save(
+    captions: Captions, store: Store, config: MetricsConfig, folder: Path, *, title: str, extra: dict | None = None
+) -> Scores:
+    """predictions.json, scores.json and per_image.jsonl in `folder`; the table on the console."""
+    folder.mkdir(parents=True, exist_ok=True)
+    predictions = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
+    write_json(folder / "predictions.json", predictions)
+    by_id = {store.image_id(i): store.captions(i) for i in range(len(store)) if store.image_id(i) in captions}
+    scores = score_captions(by_id, captions, config)
+    save(scores, folder)
+    print(f"\n{title}  {len(captions):,} images\n{table(scores)}")
+    for warning in scores.warnings:
+        print(f"note: {warning}")
+    return scores

@@ -1,0 +1,222 @@
+"""train and finetune: from a store to a run folder with weights, curves and scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from velm_cli import compose
+from velm_cli.data.loader import TrainLoader
+from velm_cli.data.store import Store, Tokens, store_path
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.engine.checkpoint import Progress, load_newest
+from velm_cli.engine.device import pick_device, pick_precision, prepare
+from velm_cli.engine.folder import keep_lines_until, mark, open_run, run_path
+from velm_cli.engine.loop import Run, fit
+from velm_cli.engine.optim import Ema, build_optimizer
+from velm_cli.engine.signals import StopRequest, stop_on_signals
+from velm_cli.errors import UserError
+from velm_cli.models.velm import VelmModel, count_parameters
+from velm_cli.models.weights import load_state, save_state
+from velm_cli.objectives.weights import Weight, parse_weight
+from velm_cli.observe import Observer
+from velm_cli.schema import TrainRoot
+from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
+from velm_cli.tasks.caption import CaptionTask
+
+
+def run(config: TrainRoot) -> float | None:
+    """Train, or go on training; returns the best validation CIDEr (None for text-only runs)."""
+    store = Store.open(store_path(config.dataset))
+    tokenizer = inherited_tokenizer(config)
+    if config.dry_run:
+        from velm_cli.stages.estimate import estimate
+
+        return estimate(config, store, tokenizer)
+    tokens = store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer)
+    path = run_path(config)
+    with open_run(path, config), stop_on_signals() as stop:
+        return _train(config, store, tokens, path, stop)
+
+
+def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: StopRequest) -> float | None:
+    device = pick_device(config.run.device)
+    precision = pick_precision(config.run.precision, device)
+    prepare(device, config.run.threads)
+    torch.manual_seed(config.seed)
+    weights = term_weights(config)
+    task = build_task(config, store, tokens.tokenizer, weights)
+    notes = initial_weights(config, task)
+    task.to(device)
+    loader = TrainLoader(
+        store,
+        tokens,
+        config.data,
+        batch_size=config.run.batch_size,
+        image_size=config.vision.image_size,
+        mean=task.image_mean,
+        std=task.image_std,
+        num_concepts=task.concepts,
+        seed=config.seed,
+        limit=config.run.overfit_images,
+    )
+    run = Run(
+        config=config,
+        folder=path,
+        task=task,
+        optimizer=build_optimizer(task, config.optim),
+        ema=Ema(task, config.run.ema_decay) if config.run.ema_decay else None,
+        weights=weights,
+        steps_per_epoch=loader.batches_per_epoch / config.run.accumulation,
+        device=device,
+        precision=precision,
+        progress=Progress(),
+    )
+    progress, damaged = load_newest(
+        path / "checkpoints", task=task, optimizer=run.optimizer, ema=run.ema
+    )
+    if progress is not None:
+        run.progress = progress
+        notes = [f"resumed at step {progress.step}"]
+    keep_lines_until(path / "metrics.jsonl", run.progress.step)
+    tokens.tokenizer.save(path / "tokenizer")
+    for line in [*_headline(run, store, tokens, loader), *damaged, *notes]:
+        print(line, flush=True)
+
+    observer = Observer(
+        path, max_steps=config.run.max_steps, step=run.progress.step, tensorboard=config.run.tensorboard
+    )
+    batches = loader.batches(start=run.progress.step * config.run.accumulation)
+    try:
+        fit(
+            run,
+            batches,
+            validate=lambda step, stop: validation_figures(run, store, tokens, step, stop),
+            observer=observer,
+            stop=stop,
+        )
+    finally:
+        batches.close()
+        observer.close()
+    if stop and run.progress.step < config.run.max_steps and not run.progress.stopped_early:
+        mark(path, "PREEMPTED", f"{stop.signal_name} at step {run.progress.step}")
+        print(f"stopped by {stop.signal_name} at step {run.progress.step}; the same command goes on from there")
+        return run.progress.best
+    _finish(run, store, tokens)
+    return run.progress.best
+
+
+def _finish(run: Run, store: Store, tokens: Tokens) -> None:
+    """Last weights under their final name, the validation split scored with the best ones, DONE."""
+    path, config = run.folder, run.config
+    if run.ema is not None:
+        run.ema.swap()
+    save_state(run.task.state_dict(), path / "model.safetensors")
+    if run.weights["text"].always_zero or not len(store.split("val")):
+        mark(path, "DONE")
+        print(f"done: {path}")
+        return
+    if (path / "best.safetensors").exists():
+        run.task.load_state_dict(load_state(path / "best.safetensors"))
+    run.task.eval()
+    if store.has_images:
+        captions = caption_split(
+            run.task,
+            store,
+            tokens.tokenizer,
+            store.split("val")[: config.run.validate_images or None],
+            decoding=config.decode,
+            image_size=config.vision.image_size,
+            device=run.device,
+            precision=run.precision,
+            seed=config.seed,
+        )
+        score_and_save(captions, store, config.metrics, path, title=f"{path}  val")
+    mark(path, "DONE")
+    print(f"done: {path}")
+
+
+def term_weights(config: TrainRoot) -> dict[str, Weight]:
+    """alpha, beta, gamma by the term that they weigh."""
+    loss = config.loss
+    return {
+        "text": parse_weight("loss.alpha", loss.alpha),
+        "image": parse_weight("loss.beta", loss.beta),
+        "joint": parse_weight("loss.gamma", loss.gamma),
+    }
+
+
+def build_task(
+    config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: dict[str, Weight]
+) -> CaptionTask:
+    """The model and the objectives that a weight asks for, initialised."""
+    model = VelmModel(
+        vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=tokenizer.vocab_size
+    )
+    active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
+    return CaptionTask(model, config.loss, concepts=len(store.concept_names), active=active)
+
+
+def inherited_tokenizer(config: TrainRoot) -> Tokenizer | None:
+    """The tokenizer of the run whose text encoder is taken over; None when there is no such run."""
+    source = config.init.text or getattr(config, "checkpoint", None)
+    if source is None:
+        return None
+    return Tokenizer.load(compose.run_folder_of(source) / "tokenizer")
+
+
+def initial_weights(config: TrainRoot, task: CaptionTask) -> list[str]:
+    """Take over weights as `checkpoint`, `init.vision` and `init.text` say; a line about each."""
+    notes = []
+    checkpoint = getattr(config, "checkpoint", None)
+    sources = [("checkpoint", checkpoint, ""), ("init.vision", config.init.vision, "model.vision.")]
+    sources.append(("init.text", config.init.text, "model.text."))
+    own = task.state_dict()
+    for key, source, prefix in sources:
+        if source is None:
+            continue
+        state = load_state(weight_file(source))
+        fitting = {
+            name: tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix) and name in own and own[name].shape == tensor.shape
+        }
+        wanted = [name for name in own if name.startswith(prefix)]
+        if not fitting:
+            raise UserError(f"{key}={source}: none of its weights fit this model's {prefix or 'parts'}")
+        task.load_state_dict(fitting, strict=False)
+        notes.append(f"weights from {source}: {len(fitting)} of {len(wanted)} tensors{_left_out(wanted, fitting)}")
+    return notes
+
+
+def weight_file(source: str) -> Path:
+    """The weights that a run folder stands for: the best if there are any, else the last."""
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        return path
+    folder = compose.run_folder_of(source)
+    for name in ("best.safetensors", "model.safetensors"):
+        if (folder / name).exists():
+            return folder / name
+    raise UserError(f"{folder} has no weights yet (neither best.safetensors nor model.safetensors)")
+
+
+def _left_out(wanted: list[str], fitting: dict) -> str:
+    missing = sorted({name.split(".")[1 if name.startswith("model.") else 0] for name in wanted if name not in fitting})
+    return f" (from scratch: {', '.join(missing)})" if missing else ""
+
+
+def _headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader) -> list[str]:
+    """What is about to happen, in figures."""
+    config = run.config
+    trainable, total = count_parameters(run.task, trainable=True), count_parameters(run.task)
+    parts = {name: getattr(run.task.model, name) for name in ("vision", "text", "fusion")}
+    sizes = ", ".join(f"{name} {count_parameters(part) / 1e6:.2f} M" for name, part in parts.items() if part)
+    return [
+        f"run         {run.folder}",
+        f"data        {store.path}  {store.counts['train']:,} training images, vocabulary {tokens.tokenizer.vocab_size:,}",
+        f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
+        f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
+        f"({run.steps_per_epoch:.1f} steps an epoch) on {run.device}, {run.precision.value}",
+    ]

@@ -1,0 +1,174 @@
+"""Cross-field rules: what each option's type cannot say. All problems are reported at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from velm_cli import schema
+from velm_cli.errors import UserError, did_you_mean
+from velm_cli.objectives.weights import parse_weight
+
+METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
+
+
+def validate(config: Any) -> None:
+    """Raise one UserError with a line for every problem of `config`: what is wrong and what to do."""
+    problems = list(dict.fromkeys(_problems(config)))
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def _problems(config: Any) -> Iterator[str]:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        yield "WORLD_SIZE is above 1, but this version trains in one process; start velm without torchrun"
+    if isinstance(config, schema.DoctorRoot):
+        if config.fix not in (None, "spice"):
+            yield f"doctor fix={config.fix}: nothing known by that name; spice is"
+        return
+    yield from _dataset(config.dataset)
+    # Later stages work from the store alone, so that a run can be taken to a machine without the root.
+    if type(config) in (schema.PreprocessRoot, schema.TrainRoot):
+        yield from _root(config.dataset)
+    if isinstance(config, (schema.PreprocessRoot, schema.TrainRoot)):
+        yield from _tokenizer(config.tokenizer)
+    if isinstance(config, schema.PreprocessRoot):
+        yield from _at_least("preprocess", config.preprocess, shard_images=1, num_concepts=1, workers=0)
+        return
+    yield from _decode(config.decode)
+    yield from _metrics(config.metrics)
+    if isinstance(config, schema.TrainRoot):
+        yield from _model(config)
+        yield from _training(config)
+    else:
+        yield from _at_least("evaluate", config, prefix="", limit=0)
+
+
+def _root(dataset: schema.DatasetConfig) -> Iterator[str]:
+    if dataset.root is not None and not isinstance(dataset, schema.ShapesConfig):
+        from velm_cli.data.readers import check_root
+
+        try:
+            check_root(dataset)
+        except UserError as error:
+            yield str(error)
+
+
+def _dataset(dataset: schema.DatasetConfig) -> Iterator[str]:
+    yield from _at_least("dataset", dataset, image_size=8, max_pixels=64)
+    if not 1 <= dataset.image_quality <= 100:
+        yield f"dataset.image_quality={dataset.image_quality}: a JPEG quality is 1 to 100"
+    if isinstance(dataset, schema.ShapesConfig):
+        yield from _at_least("dataset", dataset, num_train=1, num_val=0, num_test=0)
+    if isinstance(dataset, schema.FolderConfig) and not (
+        0 <= dataset.val_fraction and 0 <= dataset.test_fraction and dataset.val_fraction + dataset.test_fraction < 1
+    ):
+        yield "dataset.val_fraction and dataset.test_fraction must be at least 0 and together below 1"
+
+
+def _tokenizer(tokenizer: schema.TokenizerConfig) -> Iterator[str]:
+    yield from _at_least("tokenizer", tokenizer, min_count=1, vocab_size=300, max_tokens=1)
+    if tokenizer.kind is schema.TokenizerKind.pretrained and not tokenizer.name:
+        yield "tokenizer=pretrained needs tokenizer.name=FOLDER (or a hub name)"
+
+
+def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
+    yield from _at_least("decode", decode, beams=1, max_length=1, batch_size=1, length_penalty=0)
+    if not 0 < decode.top_p <= 1:
+        yield f"decode.top_p={decode.top_p:g}: must be above 0 and at most 1"
+    if decode.temperature <= 0:
+        yield f"decode.temperature={decode.temperature:g}: must be above 0"
+    if decode.method is schema.DecodeMethod.nucleus and decode.beams > 1:
+        yield f"decode.method=nucleus draws one sample an image: decode.beams={decode.beams} must be 1"
+
+
+def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
+    for name in [*metrics.names, *metrics.required]:
+        if name not in METRICS:
+            yield f"metrics: no metric {name!r}{did_you_mean(name, METRICS)} (there are {', '.join(METRICS)})"
+    for name in set(metrics.required) - set(metrics.names):
+        yield f"metrics.required names {name}, which metrics.names does not"
+
+
+def _model(config: schema.TrainRoot) -> Iterator[str]:
+    vision, text, fusion = config.vision, config.text, config.fusion
+    no_vision = isinstance(vision, schema.NoVisionConfig)
+    yield from _at_least("text", text, width=1, layers=1)
+    for group, node in (("text", text), ("fusion", fusion)):
+        heads = getattr(node, "heads", None)
+        if heads is not None and text.width % heads:
+            yield f"text.width={text.width} is not divisible by {group}.heads={heads}"
+        if not 0 <= node.dropout < 1:
+            yield f"{group}.dropout={node.dropout:g}: must be at least 0 and below 1"
+    if text.freeze not in ("none", "all"):
+        yield f"text.freeze={text.freeze}: none or all"
+    if no_vision and not isinstance(fusion, schema.NoFusionConfig):
+        yield f"fusion={fusion.kind} needs images: choose a vision encoder, or fusion=none"
+    if no_vision and config.dataset.images:
+        yield "vision=none trains on text alone: say dataset.images=false too"
+    if not no_vision and not config.dataset.images:
+        yield "dataset.images=false: there are no images to encode; say vision=none fusion=none"
+    if not no_vision:
+        count = vision.freeze.removeprefix("first:")
+        if vision.freeze not in ("none", "all") and not (vision.freeze.startswith("first:") and count.isdigit()):
+            yield f"vision.freeze={vision.freeze}: none, all or first:n"
+        if vision.weights not in ("none", "pretrained") and not os.path.isfile(vision.weights):
+            yield f"vision.weights={vision.weights}: no such file (or none, pretrained)"
+    if isinstance(vision, schema.ViTConfig):
+        if vision.weights != "none":
+            yield "vision=vit is trained from scratch: vision.weights must be none (init.vision takes a run's weights)"
+        if vision.image_size % vision.patch_size:
+            yield f"vision.image_size={vision.image_size} is not a multiple of vision.patch_size={vision.patch_size}"
+        if vision.conv_stem and vision.patch_size & (vision.patch_size - 1):
+            yield f"vision.patch_size={vision.patch_size}: with vision.conv_stem it must be a power of 2"
+        if vision.width % vision.heads:
+            yield f"vision.width={vision.width} is not divisible by vision.heads={vision.heads}"
+    if isinstance(vision, schema.ResNetConfig) and vision.depth not in (18, 34, 50, 101, 152):
+        yield f"vision.depth={vision.depth}: ResNets have 18, 34, 50, 101 or 152 layers"
+
+
+def _training(config: schema.TrainRoot) -> Iterator[str]:
+    weights = {}
+    for name in ("alpha", "beta", "gamma"):
+        try:
+            weights[name] = parse_weight(f"loss.{name}", getattr(config.loss, name))
+        except UserError as error:
+            yield str(error)
+    if len(weights) == 3 and all(weight.always_zero for weight in weights.values()):
+        yield "loss.alpha, loss.beta and loss.gamma are all 0: nothing would be learned"
+    if isinstance(config.vision, schema.NoVisionConfig):
+        for name in ("beta", "gamma"):
+            if name in weights and not weights[name].always_zero:
+                yield f"loss.{name} needs images, and vision=none has none: set it to 0"
+    if not 0 <= config.loss.label_smoothing < 1:
+        yield f"loss.label_smoothing={config.loss.label_smoothing:g}: must be at least 0 and below 1"
+    if config.loss.temperature <= 0:
+        yield f"loss.temperature={config.loss.temperature:g}: must be above 0"
+    yield from _at_least("loss", config.loss, num_concepts=1, joint_width=1)
+    yield from _at_least("data", config.data, captions_per_image=1, workers=0)
+    if not 0 < config.data.crop_scale <= 1:
+        yield f"data.crop_scale={config.data.crop_scale:g}: the smallest share of the area, above 0 and at most 1"
+    yield from _at_least(
+        "run", config.run, max_steps=1, batch_size=1, accumulation=1, log_every=1, checkpoint_every=1,
+        keep_checkpoints=1, validate_every=0, validate_images=0, patience=0, threads=0, overfit_images=0,
+    )  # fmt: skip
+    if not 0 <= config.run.ema_decay < 1:
+        yield f"run.ema_decay={config.run.ema_decay:g}: must be at least 0 and below 1"
+    yield from _at_least("optim", config.optim, lr=0, weight_decay=0, warmup_steps=0, grad_clip=0, min_lr_ratio=0)
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(config.optim, name) < 1:
+            yield f"optim.{name}={getattr(config.optim, name):g}: must be at least 0 and below 1"
+    if config.run.tensorboard:
+        import importlib.util
+
+        if importlib.util.find_spec("tensorboard") is None:
+            yield "run.tensorboard=true needs TensorBoard: pip install 'velm[tensorboard]'"
+
+
+def _at_least(group: str, node: Any, *, prefix: str | None = None, **bounds: float) -> Iterator[str]:
+    for name, least in bounds.items():
+        value = getattr(node, name)
+        if value < least:
+            key = name if prefix == "" else f"{group}.{name}"
+            yield f"{key}={value:g}: must be at least {least:g}"
