@@ -1,1 +1,75 @@
-"""One module an annotation format: files in, Records out, nothing else."""
+"""One module an annotation format: files in, Records out, nothing else.
+
+`read` picks the reader by the type of the config; `check_root` is the part of it that a run does before
+anything else, so that a wrong path costs no time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from velm_cli import schema
+from velm_cli.data.readers.coco import read_coco, read_shapes
+from velm_cli.data.readers.flickr import read_flickr
+from velm_cli.data.readers.folder import read_folder
+from velm_cli.data.readers.manifest import read_manifest
+from velm_cli.data.records import Corpus
+from velm_cli.errors import UserError
+
+
+def read(config: schema.DatasetConfig) -> Corpus:
+    """All Records that `config` describes. Raises UserError for whatever the user can mend."""
+    check_root(config)
+    root = _path(config.root)
+    match config:
+        case schema.ShapesConfig():
+            return read_shapes(config, root)
+        case schema.CocoConfig():
+            return read_coco(config, root if config.root else None)
+        case schema.FlickrConfig():
+            return read_flickr(config, root)
+        case schema.ManifestConfig():
+            return read_manifest(config, root if config.root else None, _path(config.file))
+        case schema.FolderConfig():
+            return read_folder(config, root)
+    raise AssertionError(f"no reader for {type(config).__name__}")
+
+
+def check_root(config: schema.DatasetConfig) -> None:
+    """Raise UserError if a folder or file that `config` needs is not given or not there. Reads nothing."""
+    match config:
+        case schema.ShapesConfig():
+            if not config.root:
+                raise UserError("dataset.root is not set: give the folder to draw the scenes into")
+            if _path(config.root).is_file():
+                raise UserError(
+                    f"dataset.root: {config.root} is not a folder; give one to draw the scenes into"
+                )
+        case schema.CocoConfig():
+            # without images the captions inside pycocoevalcap's jar suffice
+            _check_folder(config.root, "train2014/, val2014/ and annotations/", required=config.images)
+        case schema.FlickrConfig():
+            _check_folder(config.root, "the images and captions of Flickr8k or Flickr30k", required=True)
+        case schema.ManifestConfig():
+            if not config.file:
+                raise UserError(
+                    'dataset.file is not set: give JSON lines such as {"image": path, "captions": [...]}'
+                )
+            if not _path(config.file).is_file():
+                raise UserError(f"dataset.file: {config.file} does not exist; give a file of JSON lines")
+            _check_folder(config.root, "the images of the manifest", required=False)
+        case schema.FolderConfig():
+            _check_folder(config.root, "your images and their captions", required=True)
+
+
+def _check_folder(root: str | None, content: str, *, required: bool) -> None:
+    if not root:
+        if required:
+            raise UserError(f"dataset.root is not set: give the folder that holds {content}")
+    elif not _path(root).is_dir():
+        what = "is not a folder" if _path(root).exists() else "does not exist"
+        raise UserError(f"dataset.root: {root} {what}; give the folder that holds {content}")
+
+
+def _path(text: str | None) -> Path:
+    return Path(text or "").expanduser()

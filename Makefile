@@ -1,0 +1,50 @@
+# make help lists the targets. Everything happens in .venv inside this checkout.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all check golden bench docs wheel clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(READY)  ## install velm and its development tools into .venv
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --progress-bar off --quiet -e '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## preprocess, train, finetune and evaluate on the embedded data set
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+test: $(READY)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -n 2 -m 'not slow' tests
+
+test-all: $(READY)  ## all tests
+	$(BIN)/python -m pytest -n 2 tests
+
+check: $(READY)  ## format, lint, types, configs, imports: seconds
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/unit/test_configs.py tests/unit/test_architecture.py
+
+golden: $(READY)  ## thirty fixed steps against the stored losses
+	$(BIN)/python -m pytest tests/golden
+
+bench: $(READY)  ## training and decoding speed on this machine
+	$(BIN)/python scripts/bench_speed.py
+
+docs: $(READY)  ## write docs/config.md from the schema
+	$(BIN)/python scripts/make_docs.py
+
+wheel: $(READY)  ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:  ## remove what make made (not your data, stores or runs)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

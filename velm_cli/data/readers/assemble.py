@@ -1,0 +1,145 @@
+"""The one policy of all readers: which captions count, what a missing image means, in which order.
+
+A reader turns its format into Entries; `assemble` turns Entries into a Corpus, so that an empty caption
+or an absent file is treated alike whatever format it came from.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from velm_cli import schema
+from velm_cli.data.records import Corpus, Record
+from velm_cli.errors import UserError
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
+
+# What `str.split` does not take for white space, yet has no place in a caption: control characters, lone
+# surrogates (they cannot be written as UTF-8), byte-order marks and zero-width spaces. Joiners stay: emoji
+# are built with them.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ud800-\udfff\ufeff\u200b]")
+
+
+@dataclass(slots=True)
+class Entry:
+    """One annotated image as a reader found it; `captions` are still raw, `image` may be absent."""
+
+    image_id: int | str
+    split: str
+    image: Path
+    captions: list[object]
+
+
+class Listing:
+    """Which files exist, from one listing a folder: a stat an image takes minutes on network disks."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def names(self, folder: Path) -> frozenset[str]:
+        """Names of the files in `folder` (links followed); none if there is no such folder."""
+        if folder not in self._names:
+            try:
+                with os.scandir(folder) as found:
+                    self._names[folder] = frozenset(item.name for item in found if item.is_file())
+            except (FileNotFoundError, NotADirectoryError):
+                self._names[folder] = frozenset()
+            except OSError as error:
+                raise UserError(f"{folder} cannot be listed: {error.strerror}") from None
+        return self._names[folder]
+
+    def __contains__(self, path: Path) -> bool:
+        return path.name in self.names(path.parent)
+
+
+def clean_captions(captions: Iterable[object]) -> tuple[tuple[str, ...], list[str]]:
+    """(usable captions, why each of the others is not).
+
+    Line breaks, control characters and runs of spaces become one space: a line break in a caption stops
+    METEOR for ever, and every tokenizer of the field ignores the difference.
+    """
+    kept: list[str] = []
+    reasons: list[str] = []
+    for number, caption in enumerate(captions, start=1):
+        if not isinstance(caption, str):
+            reasons.append(f"caption {number} is not text: {str(caption)[:40]}")
+            continue
+        text = " ".join(_UNPRINTABLE.sub(" ", caption).split())
+        if text:
+            kept.append(text)
+        else:
+            reasons.append(f"caption {number} is empty")
+    return tuple(kept), reasons
+
+
+def id_order(image_id: int | str) -> tuple[bool, Any]:
+    """Sort key: numbers by value, then names."""
+    return isinstance(image_id, str), image_id
+
+
+def first_few(ids: Collection[int | str], show: int = 5) -> str:
+    """`first: 9, 25, 30, ...`: the beginning of what may be a long list."""
+    shown = [str(image_id) for image_id in sorted(ids, key=id_order)[:show]]
+    return f"first: {', '.join(shown)}{', ...' if len(ids) > show else ''}"
+
+
+def assemble(
+    corpus: Corpus, entries: Iterable[Entry], listing: Listing | None, missing: schema.Missing, where: str
+) -> Corpus:
+    """Fill `corpus.records` from `entries`, cleaned, checked and sorted; returns `corpus`.
+
+    `listing` None means captions only: no image is looked for. `where` names the data in error messages.
+    Raises UserError for absent images (unless `missing` is skip; auto is an error here, a reader that means
+    to skip says so), for an id that two images share, and when nothing remains.
+    """
+    absent: list[Entry] = []
+    owners: dict[str, Path] = {}
+    captioned = 0
+    for entry in entries:
+        name = str(entry.image_id)
+        if (writable := name.encode(errors="backslashreplace").decode()) != name:
+            corpus.refused.append((writable, "its name is not UTF-8: rename the file"))
+            continue
+        captions, reasons = clean_captions(entry.captions)
+        corpus.refused += [(name, reason) for reason in reasons]
+        if not captions:
+            corpus.refused.append((name, "no usable caption"))
+            continue
+        captioned += 1
+        other = owners.setdefault(name, entry.image)
+        if other is not entry.image:
+            raise UserError(
+                f"{where}: the image id {entry.image_id} stands for both {other} and {entry.image}"
+            )
+        if listing is None:
+            corpus.records.append(Record(entry.image_id, entry.split, None, captions))
+        elif entry.image in listing:
+            corpus.records.append(Record(entry.image_id, entry.split, entry.image, captions))
+        else:
+            absent.append(entry)
+
+    if absent and missing is not schema.Missing.skip:
+        raise UserError(
+            f"{len(absent):,} of {captioned:,} annotated images are missing, first {absent[0].image}; "
+            "add them, or leave them out with dataset.missing=skip"
+        )
+    if not corpus.records:
+        refused = f"; {len(corpus.refused):,} entries refused" if corpus.refused else ""
+        example = ", first {} ({})".format(*corpus.refused[0]) if corpus.refused else ""
+        looked = f", but none has its file (first {absent[0].image})" if absent else ""
+        raise UserError(
+            f"{where}: no example is left: {captioned:,} images have captions{looked}{refused}{example}"
+        )
+    if absent:
+        ids = first_few([entry.image_id for entry in absent])
+        corpus.notes.append(
+            f"skipped {len(absent):,} of {captioned:,} annotated images whose file is missing ({ids})"
+        )
+    order = {split: position for position, split in enumerate(corpus.splits)}
+    corpus.records.sort(key=lambda r: (order[r.split], id_order(r.image_id)))
+    return corpus
