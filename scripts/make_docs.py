@@ -95,8 +95,8 @@ def rows(node: ast.ClassDef, lines: list[str], prefix: str) -> list[tuple[str, s
 
 
 def _plain(default: str) -> str:
-    if default.startswith("field(default_factory=lambda: "):
-        return default.removeprefix("field(default_factory=lambda: ").removesuffix(")")
+    if "METRIC_NAMES" in default:
+        return "all"
     if default == "field(default_factory=list)":
         return "[]"
     if default == "MISSING":

@@ -82,10 +82,10 @@ class DatasetConfig:
 class ShapesConfig(DatasetConfig):
     kind: str = "shapes"
     root: Optional[str] = "data/shapes"  # where the drawn scenes are written
-    image_size: int = 64
-    image_quality: int = 95
-    num_train: int = 4000  # scenes
-    num_val: int = 200
+    image_size: int = 64  # shorter side of the stored images, pixels
+    image_quality: int = 95  # JPEG quality of the stored images
+    num_train: int = 4000  # scenes to train on
+    num_val: int = 200  # scenes to validate on
     num_test: int = 200  # scenes with colour-shape pairs that training never shows
     draw_seed: int = 0  # the scenes are a pure function of this and the numbers above
 
@@ -113,7 +113,7 @@ class ManifestConfig(DatasetConfig):
 class FolderConfig(DatasetConfig):
     kind: str = "folder"
     val_fraction: float = 0.05  # share of images held out for validation where no folder says so
-    test_fraction: float = 0.05
+    test_fraction: float = 0.05  # share held out for testing
 
 
 @dataclass
@@ -159,12 +159,12 @@ class NoVisionConfig(VisionConfig):
 @dataclass
 class ViTConfig(VisionConfig):
     kind: str = "vit"
-    image_size: int = 64
-    patch_size: int = 8
-    width: int = 128
-    layers: int = 4
-    heads: int = 4
-    dropout: float = 0.0
+    image_size: int = 64  # input side, pixels
+    patch_size: int = 8  # side of the square that becomes one token, pixels
+    width: int = 128  # size of the tokens
+    layers: int = 4  # transformer blocks
+    heads: int = 4  # attention heads
+    dropout: float = 0.0  # within the blocks
     conv_stem: bool = True  # 3x3 convolutions before the patches: trains faster from scratch
 
 
@@ -178,27 +178,27 @@ class ResNetConfig(VisionConfig):
 class TextConfig:
     kind: str = MISSING
     width: int = 128  # size of embeddings and states
-    layers: int = 2
-    dropout: float = 0.1
+    layers: int = 2  # transformer blocks or recurrent layers
+    dropout: float = 0.1  # of embeddings and within the layers
     freeze: str = "none"  # none | all
 
 
 @dataclass
 class TransformerConfig(TextConfig):
     kind: str = "transformer"
-    heads: int = 4
+    heads: int = 4  # attention heads
 
 
 @dataclass
 class LSTMConfig(TextConfig):
     kind: str = "lstm"
-    layers: int = 1
+    layers: int = 1  # recurrent layers
 
 
 @dataclass
 class FusionConfig:
     kind: str = MISSING
-    dropout: float = 0.1
+    dropout: float = 0.1  # within the fusion
 
 
 @dataclass
@@ -214,8 +214,8 @@ class ConcatConfig(FusionConfig):
 @dataclass
 class CrossModalConfig(FusionConfig):
     kind: str = "cross_modal"
-    layers: int = 2
-    heads: int = 4
+    layers: int = 2  # transformer blocks with cross-attention
+    heads: int = 4  # attention heads
 
 
 # ---------------------------------------------------------------------------------------- training
@@ -246,14 +246,14 @@ class LossConfig:
 
 @dataclass
 class OptimConfig:
-    lr: float = 1e-3
+    lr: float = 1e-3  # highest learning rate
     vision_lr_scale: float = 1.0  # the vision encoder learns at lr times this
-    weight_decay: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-8
-    schedule: LrSchedule = LrSchedule.cosine
-    warmup_steps: int = 100
+    weight_decay: float = 0.05  # of matrices; vectors do not decay
+    beta1: float = 0.9  # AdamW's average of gradients
+    beta2: float = 0.98  # AdamW's average of squared gradients
+    eps: float = 1e-8  # AdamW's denominator
+    schedule: LrSchedule = LrSchedule.cosine  # after the warm-up: cosine | linear | constant
+    warmup_steps: int = 100  # optimiser steps from 0 to lr
     min_lr_ratio: float = 0.01  # the schedule ends at lr times this
     grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping
 
@@ -261,18 +261,18 @@ class OptimConfig:
 @dataclass
 class RunConfig:
     dir: str = "runs"  # parent of every run folder
-    max_steps: int = 1000
+    max_steps: int = 1000  # optimiser steps
     batch_size: int = 32  # images a step (before accumulation)
     accumulation: int = 1  # micro-batches a step
-    log_every: int = 20
-    checkpoint_every: int = 200
-    keep_checkpoints: int = 2
-    validate_every: int = 200  # 0 = only at the end
+    log_every: int = 20  # steps
+    checkpoint_every: int = 200  # steps
+    keep_checkpoints: int = 2  # the newest so many stay
+    validate_every: int = 200  # steps; 0 = only at the end
     validate_images: int = 200  # images decoded and scored at a validation; 0 = all
     patience: int = 0  # stop after so many validations without a better CIDEr; 0 = never
     ema_decay: float = 0.0  # moving average of the weights, used for validation and export; 0 = off
-    device: Device = Device.auto
-    precision: Precision = Precision.auto
+    device: Device = Device.auto  # auto | cpu | cuda | mps
+    precision: Precision = Precision.auto  # auto | fp32 | bf16 (autocast; weights stay float32)
     overfit_images: int = 0  # train and validate on the first so many images only; 0 = all
     threads: int = 0  # CPU threads; 0 = as torch decides
     tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`)
@@ -286,8 +286,8 @@ class InitConfig:
 
 @dataclass
 class DecodeConfig:
-    method: DecodeMethod = DecodeMethod.beam
-    beams: int = 1
+    method: DecodeMethod = DecodeMethod.beam  # beam | nucleus
+    beams: int = 1  # beam: prefixes kept; 1 is greedy
     max_length: int = 30  # tokens, without the start token
     length_penalty: float = 0.0  # beam scores are divided by length ** this
     top_p: float = 0.9  # nucleus
@@ -295,9 +295,12 @@ class DecodeConfig:
     batch_size: int = 64  # images decoded together
 
 
+METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
+
+
 @dataclass
 class MetricsConfig:
-    names: list[str] = field(default_factory=lambda: ["bleu", "meteor", "rouge_l", "cider", "spice"])
+    names: list[str] = field(default_factory=lambda: [*METRIC_NAMES])  # which metrics to compute
     required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
     java_timeout: float = 1800.0  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
@@ -322,7 +325,7 @@ class PreprocessRoot:
 class TrainRoot:
     stage: str = "train"
     name: Optional[str] = None  # run folder runs/STAGE/NAME; null = named by the choices made
-    seed: int = 0
+    seed: int = 0  # of the initial weights, the order of the data, dropout and augmentation
     fresh: bool = False  # start over in a new folder instead of resuming
     dry_run: bool = False  # validate, print sizes and estimates, train nothing
     dataset: DatasetConfig = MISSING
@@ -355,10 +358,10 @@ class EvaluateRoot:
     checkpoint: str = MISSING  # run folder, or a .safetensors file inside one
     split: str = "test"  # which part of the data set: train | val | test
     limit: int = 0  # evaluate only the first so many images; 0 = all
-    name: Optional[str] = None
+    name: Optional[str] = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
     seed: int = 0  # nucleus sampling
     fresh: bool = False  # evaluate again in a new folder
-    dry_run: bool = False
+    dry_run: bool = False  # check everything, caption nothing
     dataset: DatasetConfig = MISSING
     run: RunConfig = field(default_factory=RunConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)

@@ -10,7 +10,6 @@ from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.objectives.weights import parse_weight
 
-METRICS = ("bleu", "meteor", "rouge_l", "cider", "spice")
 
 
 def validate(config: Any) -> None:
@@ -85,8 +84,8 @@ def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
 
 def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
     for name in [*metrics.names, *metrics.required]:
-        if name not in METRICS:
-            yield f"metrics: no metric {name!r}{did_you_mean(name, METRICS)} (there are {', '.join(METRICS)})"
+        if name not in schema.METRIC_NAMES:
+            yield f"metrics: no metric {name!r}{did_you_mean(name, schema.METRIC_NAMES)} (there are {', '.join(schema.METRIC_NAMES)})"
     for name in set(metrics.required) - set(metrics.names):
         yield f"metrics.required names {name}, which metrics.names does not"
 

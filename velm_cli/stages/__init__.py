@@ -17,7 +17,7 @@ from velm_cli.validate import validate
 def run(config: DictConfig) -> float | None:
     """Run the stage that `config` belongs to; its figure (for sweepers)."""
     stage = config.stage
-    if "checkpoint" in config and OmegaConf.is_missing(config, "checkpoint"):
+    if stage in ("finetune", "evaluate") and OmegaConf.is_missing(config, "checkpoint"):
         raise UserError(f"checkpoint is not set: velm {stage} checkpoint=runs/train/NAME")
     typed = compose.to_dataclass(config)
     if stage in ("train", "finetune"):

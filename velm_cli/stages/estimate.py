@@ -29,7 +29,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     device = pick_device(config.run.device)
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads)
-    tokens = store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer)
+    tokens = store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
     captions = store.counts["train"]
     mean_length = _mean_length(store, tokens)
     with torch.device("meta"):
@@ -79,12 +79,14 @@ def _one_step(task: CaptionTask, config: TrainRoot, length: int, images: bool) -
     with torch.device("meta"):
         batch = Batch(
             image_ids=list(range(B)),
+            indices=list(range(B)),
             image_BCHW=torch.empty(B, 3, side, side) if images else None,
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
             positions_M=torch.empty(N * length, dtype=torch.long),
             concepts_BC=torch.empty(B, task.concepts) if images else None,
             num_captions=N,
+            num_tokens=N * length,
         )
     saved: dict[int, int] = {}
     held: list[Tensor] = []  # so that no storage is freed and another counted under its address

@@ -30,7 +30,7 @@ def run(config: EvaluateRoot) -> float | None:
     """Returns the CIDEr (None if it was not asked for)."""
     trained = compose.load_run_config(config.checkpoint)
     weights = weight_file(config.checkpoint)
-    store = Store.open(store_path(config.dataset))
+    store = Store.open(store_path(config.dataset), config.dataset)
     indices = _indices(config, store)
     if config.name is None:
         config.name = _default_name(config, compose.run_folder_of(config.checkpoint).name)

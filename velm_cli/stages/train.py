@@ -28,13 +28,13 @@ from velm_cli.tasks.caption import CaptionTask
 
 def run(config: TrainRoot) -> float | None:
     """Train, or go on training; returns the best validation CIDEr (None for text-only runs)."""
-    store = Store.open(store_path(config.dataset))
+    store = Store.open(store_path(config.dataset), config.dataset)
     tokenizer = inherited_tokenizer(config)
     if config.dry_run:
         from velm_cli.stages.estimate import estimate
 
         return estimate(config, store, tokenizer)
-    tokens = store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer)
+    tokens = store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
     path = run_path(config)
     with open_run(path, config), stop_on_signals() as stop:
         return _train(config, store, tokens, path, stop)

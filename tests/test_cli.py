@@ -1,0 +1,161 @@
+"""The command line: help, aliases, sweeps, completion, and the likeliest mistakes with their exact lines."""
+
+import os
+import stat
+
+import pytest
+import velm as harness
+
+# (arguments, the line on stderr). `{tmp}` is the working directory.
+MISTAKES = [
+    (["trian"], "velm: unknown stage 'trian'; did you mean 'train'?"),
+    (["frobnicate"], "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, doctor"),
+    (
+        ["train", "fusion=crossmodal"],
+        "velm: fusion=crossmodal: no such choice; did you mean 'cross_modal'? (choices: concat, cross_modal, none)",
+    ),
+    (["train", "optim.lrr=1"], "velm: optim.lrr: no such option; did you mean 'optim.lr'?"),
+    (["train", "optimm.lr=1"], "velm: optimm: no such option; did you mean 'optim'?"),
+    (["train", "experiment=typo"], "velm: experiment=typo: no such choice (choices: shapes_demo, shapes_demo_finetune)"),
+    (["train", "run.max_steps=many"], "velm: run.max_steps=many: expected a whole number"),
+    (["train", "run.device=gpu"], "velm: run.device=gpu: expected one of auto, cpu, cuda, mps"),
+    (
+        ["train", "loss.alpha=abc"],
+        "velm: loss.alpha: 'abc' is neither a number of at least 0 nor a schedule such as linear(0,1,500) "
+        "(steps) or cosine(1,0.1,5ep) (epochs)",
+    ),
+    (
+        ["train", "dataset.root=/nowhere", "dataset=coco"],
+        "velm: dataset.root: /nowhere does not exist; give the folder that holds train2014/, val2014/ and annotations/",
+    ),
+    (
+        ["preprocess", "dataset=coco"],
+        "velm: dataset.root is not set: give the folder that holds train2014/, val2014/ and annotations/",
+    ),
+    (["train"], "velm: the store stores/shapes does not exist; run: velm preprocess dataset=shapes"),
+    (["eval"], "velm: checkpoint is not set: velm evaluate checkpoint=runs/train/NAME"),
+    (["eval", "checkpoint=/nowhere"], "velm: checkpoint: /nowhere does not exist; give a run folder such as runs/train/NAME"),
+    (["finetune", "checkpoint=."], "velm: checkpoint: . is not a run folder (it has no config.yaml)"),
+    (
+        ["train", "vision.image_size=60"],
+        "velm: vision.image_size=60 is not a multiple of vision.patch_size=8",
+    ),
+    (["train", "run.batch_size=0"], "velm: run.batch_size=0: must be at least 1"),
+    (["eval", "checkpoint=a,b"], "velm: checkpoint: a sweep over checkpoints is not possible; call velm once for each"),
+    (["doctor", "fix=spce"], "velm: doctor fix=spce: nothing known by that name; spice is"),
+]
+
+
+@pytest.mark.parametrize(("args", "line"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_a_mistake_gets_one_clear_line_and_exit_code_2(args, line, tmp_path):
+    done = harness.velm(*args, cwd=tmp_path)
+    assert done.stderr.strip() == line
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+def test_all_problems_are_reported_at_once(tmp_path):
+    done = harness.velm(
+        "train", "loss.alpha=0", "vision.image_size=60", "text.width=30", "data.crop_scale=2", cwd=tmp_path
+    )
+    assert done.stderr.splitlines() == [
+        "velm: text.width=30 is not divisible by text.heads=4",
+        "velm: text.width=30 is not divisible by fusion.heads=4",
+        "velm: vision.image_size=60 is not a multiple of vision.patch_size=8",
+        "velm: loss.alpha, loss.beta and loss.gamma are all 0: nothing would be learned",
+        "velm: data.crop_scale=2: the smallest share of the area, above 0 and at most 1",
+    ]
+    assert done.returncode == 2
+
+
+def test_help_and_version(tmp_path):
+    page = harness.velm("--help", cwd=tmp_path)
+    assert page.returncode == 0
+    for stage in ("preprocess", "train", "finetune", "evaluate", "doctor"):
+        assert f"\n  {stage}" in page.stdout
+    assert harness.velm(cwd=tmp_path).stdout == page.stdout
+    assert harness.velm("--version", cwd=tmp_path).stdout.startswith("velm 0.")
+
+
+def test_the_help_of_a_stage_lists_choices_and_values(tmp_path):
+    done = harness.velm("train", "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "fusion      concat, cross_modal, none" in done.stdout
+    assert "max_steps: 1000" in done.stdout
+    assert "_kind" not in done.stdout
+    assert " _checkpoint" not in done.stdout
+
+
+def test_eval_is_evaluate(tmp_path):
+    short, long = (harness.velm(name, "--cfg", "job", cwd=tmp_path) for name in ("eval", "evaluate"))
+    assert short.returncode == 0, short.stderr
+    assert short.stdout == long.stdout
+    assert "stage: evaluate" in short.stdout
+
+
+def test_a_schedule_needs_no_quotes(tmp_path):
+    done = harness.velm("train", "loss.beta=linear(0,1,5ep)", "--cfg", "job", cwd=tmp_path)
+    assert "beta: linear(0,1,5ep)" in done.stdout, done.stderr
+
+
+def test_multirun_may_stand_anywhere_and_every_point_reports(tmp_path):
+    done = harness.velm("train", "seed=0", "-m", "fusion=concat,cross_modal", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "velm: this point of the sweep failed: the store stores/shapes does not exist; run: velm preprocess dataset=shapes",
+        "velm: this point of the sweep failed: the store stores/shapes does not exist; run: velm preprocess dataset=shapes",
+        "velm: 2 points of the sweep failed, the last with: "
+        "the store stores/shapes does not exist; run: velm preprocess dataset=shapes",
+    ]
+
+
+def test_multirun_under_torchrun_is_refused(tmp_path):
+    done = harness.velm("train", "-m", "seed=0,1", cwd=tmp_path, env={"WORLD_SIZE": "2", "RANK": "0"})
+    assert done.returncode == 2
+    assert "start one torchrun a point" in done.stderr
+
+
+def test_nothing_is_written_by_looking(tmp_path):
+    harness.velm("train", "--cfg", "job", cwd=tmp_path)
+    harness.velm("train", cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("velm tr", {"train"}),
+        ("velm ", {"preprocess", "train", "finetune", "evaluate", "doctor", "eval"}),
+        ("velm train fusion=", {"fusion=concat", "fusion=cross_modal", "fusion=none"}),
+        ("velm train optim.lr", {"optim.lr="}),
+        ("velm eval deco", {"decode=", "decode."}),
+    ],
+)
+def test_tab_completion(line, expected, tmp_path):
+    done = harness.velm("-sc", "query=bash", cwd=tmp_path, env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
+    offered = {word for word in done.stdout.split() if "_checkpoint" not in word}
+    assert expected <= offered, done.stderr
+    if len(expected) > 1 and line.endswith("fusion="):
+        assert offered == expected
+
+
+def test_tab_completion_in_a_real_bash(tmp_path):
+    """The script that `velm -sc install=bash` prints, loaded into bash, completes what is typed."""
+    import subprocess
+    import sys
+
+    program = tmp_path / "bin" / "velm"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec {sys.executable} -m velm_cli \"$@\"\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    script = """
+eval "$(velm -sc install=bash)"
+COMP_LINE="velm train fusion=cr" COMP_POINT=20 COMP_WORDS=(velm train fusion=cr) COMP_CWORD=2
+complete -p velm
+function=$(complete -p velm | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+$function
+echo "offered: ${COMPREPLY[*]}"
+"""
+    env = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert "cross_modal" in done.stdout.partition("offered: ")[2], done.stdout + done.stderr

@@ -1,0 +1,86 @@
+"""Every YAML file composes, is valid, and its model is built (without storage)."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+
+from velm_cli import compose, schema
+from velm_cli.models.velm import VelmModel, count_parameters
+from velm_cli.validate import validate
+
+CONF = compose.conf_dir()
+ROOTS = sorted(CONF.glob("*.yaml"))
+OPTIONS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
+# Options that only make sense together with others.
+NEEDS = {
+    "vision/none": ["fusion=none", "dataset.images=false"],
+    "tokenizer/pretrained": ["tokenizer.name=somewhere"],
+    "dataset/manifest": ["dataset.file={file}"],
+    "dataset/folder": ["dataset.root={root}"],
+    "dataset/coco": ["dataset.root={root}"],
+    "dataset/flickr8k": ["dataset.root={root}"],
+    "dataset/flickr30k": ["dataset.root={root}"],
+}
+
+
+def composed(stage: str, overrides: list[str]):
+    compose.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose.to_dataclass(hydra_compose(stage, overrides))
+
+
+@pytest.mark.parametrize("root", ROOTS, ids=lambda path: path.stem)
+def test_every_stage_composes(root):
+    compose.register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert hydra_compose(root.stem).stage == root.stem
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_option_composes_and_builds(option, tmp_path):
+    group, choice = option.parent.name, option.stem
+    (tmp_path / "captions.jsonl").write_text("")
+    needs = [text.format(root=tmp_path, file=tmp_path / "captions.jsonl") for text in NEEDS.get(f"{group}/{choice}", [])]
+    config = composed("train", [f"{group}={choice}", *needs])
+    config.dataset.root = config.dataset.root or str(tmp_path)
+    if config.vision.weights == "pretrained":  # needs the network
+        config.vision.weights = "none"
+    validate(config)
+    with torch.device("meta"):
+        model = VelmModel(vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=100)
+    assert count_parameters(model) > 0
+
+
+@pytest.mark.parametrize("file", [*ROOTS, *OPTIONS], ids=lambda path: str(path.relative_to(CONF)))
+def test_every_file_opens_with_the_command_that_uses_it(file):
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# velm "), first
+    if file in OPTIONS and file.parent.name not in ("task", "data", "optim", "run"):
+        assert file.stem.split("_")[0] in first, first
+
+
+def test_a_saved_config_comes_back_as_it_was(tmp_path):
+    config = composed("train", ["vision=resnet50", "text=lstm", "fusion=concat", "loss.beta='linear(0,1,5ep)'"])
+    (tmp_path / "config.yaml").write_text(compose.to_yaml(config))
+    loaded = compose.load_run_config(tmp_path)
+    assert loaded == config
+    assert isinstance(loaded.vision, schema.ResNetConfig)
+
+
+def test_every_kind_has_a_choice():
+    for group, kinds in schema.KINDS.items():
+        for kind in kinds:
+            files = (CONF / group).glob("*.yaml")
+            assert any(f"/_kind/{group}/{kind}@" in file.read_text() for file in files), f"{group}: {kind}"
+
+
+def test_the_reference_of_options_is_up_to_date():
+    import subprocess
+    import sys
+
+    script = Path(__file__).resolve().parents[2] / "scripts" / "make_docs.py"
+    done = subprocess.run([sys.executable, str(script), "--check"])
+    assert done.returncode == 0, "docs/config.md is stale: run make docs"

@@ -1,0 +1,57 @@
+"""What `velm preprocess` says and writes, from a folder of photos to a store."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from velm_cli.schema import FolderConfig, PreprocessConfig, PreprocessRoot, TokenizerConfig
+from velm_cli.stages import preprocess
+
+
+@pytest.fixture
+def config(tmp_path) -> PreprocessRoot:
+    root = tmp_path / "photos"
+    root.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((32, 48, 3), 20 * i, np.uint8)).save(root / f"{i:02d}.png")
+        (root / f"{i:02d}.txt").write_text(f"a grey picture\nnumber {i}\n")
+    (root / "05.png").write_bytes(b"")
+    return PreprocessRoot(
+        dataset=FolderConfig(
+            root=str(root), store=str(tmp_path / "store"), val_fraction=0.2, test_fraction=0.2
+        ),
+        tokenizer=TokenizerConfig(min_count=1),
+        preprocess=PreprocessConfig(workers=1),
+    )
+
+
+def lines(text: str) -> dict[str, str]:
+    """Printed lines as label -> text."""
+    return {line[:10].strip(): line[12:] for line in text.splitlines()}
+
+
+def test_dry_run_counts_and_writes_nothing(config, tmp_path, capsys):
+    config.dry_run = True
+    assert preprocess.run(config) == 12
+    said = lines(capsys.readouterr().out)
+    assert sum(int(said[split].split()[0]) for split in ("train", "val", "test")) == 12
+    assert sum(int(said[split].split()[2]) for split in ("train", "val", "test")) == 24
+    assert said["dry run"].startswith("nothing written")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["photos"]
+
+
+def test_report_and_second_run(config, tmp_path, capsys):
+    assert preprocess.run(config) == 11
+    first = lines(capsys.readouterr().out)
+    assert sum(int(first[split].split()[0]) for split in ("train", "val", "test")) == 11
+    assert first["refused"] == f"1: empty 1 (see {tmp_path / 'store' / 'rejects.jsonl'})"
+    assert first["store"] == str(tmp_path / "store")
+    assert len(first["hash"]) == 64
+
+    assert preprocess.run(config) == 11
+    second = lines(capsys.readouterr().out)
+    assert second.pop("store") == f"{first.pop('store')} is complete"
+    del first["time"], second["time"]
+    assert second == first

@@ -1,0 +1,295 @@
+"""Check one image file and turn it into the one form that the store keeps: an upright RGB JPEG.
+
+Photos come truncated, rotated by EXIF, in CMYK, with 16 bits, with alpha, as text files called .jpg or
+as decompression bombs. Here is the only place that knows: whoever reads the store meets none of it. A
+file that cannot be used is refused with a reason, never replaced by a blank.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import stat
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.Image import Resampling, Transpose
+
+MIN_SIDE = 8  # pixels; below it a file is a tracking pixel or a placeholder, not a photo
+MAX_ASPECT = 8  # a longer strip is cut to its middle, so that no image is many times the others' size
+FULL_CHROMA_SIDE = 128  # up to this shorter side a colour is worth more than the bytes 4:2:0 saves
+CHUNK = 16  # images a job: long enough to hide the cost of sending it, short enough to repeat
+
+# Only formats of photos: Pillow's others include EPS, which starts Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+UPRIGHT = {  # EXIF orientation -> what undoes it
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+ORIENTATION = 0x0112  # its EXIF tag
+
+
+class ImageRefused(Exception):
+    """Why a file cannot be used, as `kind: detail`; the kinds are few, so they can be counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class NormalisedImage:
+    """A JPEG with its size in pixels."""
+
+    jpeg: bytes
+    width: int
+    height: int
+
+
+Normalise = Callable[[Path], NormalisedImage]
+
+
+def normalise_image(path: Path, *, image_size: int, quality: int, max_pixels: int) -> NormalisedImage:
+    """The image of `path`, upright, RGB, its shorter side at most `image_size`, as JPEG.
+
+    Smaller images keep their size; of animations the first frame counts; transparency becomes white;
+    strips beyond 8:1 are cut to their middle. The same file gives the same bytes. Raises ImageRefused
+    for whatever cannot be decoded to its end, has a side under 8 pixels or more than `max_pixels`.
+    """
+    _check_file(path)
+    try:
+        with (
+            _bounded_pillow(max_pixels),
+            path.open("rb") as file,
+            Image.open(file, formats=_formats()) as image,
+        ):
+            width, height = image.size
+            if min(width, height) < MIN_SIDE:
+                raise ImageRefused(f"too small: {width}x{height} pixels, both sides must have {MIN_SIDE}")
+            if width * height > max_pixels:
+                raise ImageRefused(f"too many pixels: {width}x{height}, dataset.max_pixels={max_pixels}")
+            small = _resized(image, image_size)
+            upright = UPRIGHT.get(_orientation(image))
+            return _encoded(small.transpose(upright) if upright is not None else small, quality)
+    except ImageRefused:
+        raise
+    except UnidentifiedImageError:
+        with path.open("rb") as file:
+            raise ImageRefused(f"not an image: the file starts with {file.read(8)!r}") from None
+    except Image.DecompressionBombError:
+        raise ImageRefused(f"too many pixels: over twice dataset.max_pixels={max_pixels}") from None
+    except Exception as error:  # decoders raise nearly every type on damaged input
+        kind = "truncated" if "truncated" in str(error).lower() else "undecodable"
+        raise ImageRefused(f"{kind}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _check_file(path: Path) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise ImageRefused(f"unreadable: {error.strerror}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageRefused("unreadable: not a regular file")
+    if status.st_size == 0:
+        raise ImageRefused("empty: the file has 0 bytes")
+
+
+@contextmanager
+def _bounded_pillow(max_pixels: int) -> Iterator[None]:
+    """Pillow's own bomb check at our limit (frames and tiles have sizes of their own), and no warnings."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]  # old Pillows lack AVIF
+
+
+def _resized(image: Image.Image, image_size: int) -> Image.Image:
+    """Decode `image` wholly and shrink it. Modes that cannot be interpolated are converted before."""
+    width, height = image.size
+    shorter = min(width, height)
+    scale = min(1.0, image_size / shorter)
+    cut_width, cut_height = min(width, MAX_ASPECT * shorter), min(height, MAX_ASPECT * shorter)
+    size = round(cut_width * scale), round(cut_height * scale)
+
+    image.draft(None, (2 * round(width * scale), 2 * round(height * scale)))  # JPEG: decode a fraction
+    image.load()
+    x, y = image.width / width, image.height / height  # below 1 after a draft
+    left, top = (width - cut_width) / 2 * x, (height - cut_height) / 2 * y
+    box = (left, top, min(left + cut_width * x, image.width), min(top + cut_height * y, image.height))
+    pixels = _interpolable(image)
+    if pixels.size == size:
+        return pixels
+    return pixels.resize(size, Resampling.BICUBIC, box=box, reducing_gap=3.0)
+
+
+def _interpolable(image: Image.Image) -> Image.Image:
+    """`image` in one of the modes L, RGB, LA, RGBA, CMYK."""
+    if image.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ImageRefused("unsupported: more than 16 bits a pixel")
+        return Image.fromarray((values >> 8).astype(np.uint8))  # as Pillow does for 16-bit colour
+    if image.mode == "F":
+        raise ImageRefused("unsupported: floating-point pixels have no agreed range")
+    if image.has_transparency_data:
+        return image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a broken EXIF block says nothing about the pixels
+        return 1
+
+
+def _encoded(image: Image.Image, quality: int) -> NormalisedImage:
+    if image.mode in ("LA", "RGBA"):
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    elif image.mode == "CMYK":
+        image = _from_cmyk(image)
+    rgb = image.convert("RGB")
+    rgb.info.clear()  # comments and profiles would be written again
+    buffer = io.BytesIO()
+    subsampling = 0 if min(rgb.size) <= FULL_CHROMA_SIDE else 2  # 4:4:4, 4:2:0
+    rgb.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
+    return NormalisedImage(buffer.getvalue(), *rgb.size)
+
+
+def _from_cmyk(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
+    if profile:
+        try:
+            inks = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            screen = ImageCms.createProfile("sRGB")
+            return ImageCms.profileToProfile(image, inks, screen, outputMode="RGB") or image
+        except (ImageCms.PyCMSError, OSError):
+            pass  # a profile that does not fit its image: the plain formula is near enough
+    return image.convert("RGB")
+
+
+# ------------------------------------------------------------------------------------------ many
+
+
+def normalise_many(
+    paths: Iterable[Path], normalise: Normalise, workers: int
+) -> Generator[NormalisedImage | ImageRefused, None, None]:
+    """`normalise` of every path, in order, in `workers` processes (0 = one a core).
+
+    A few chunks of images are in flight, whatever the number of paths. If a worker dies (a crash in a
+    decoder, the machine's memory), the images it took along are repeated one at a time in a process of
+    their own, and one that kills this process too is refused.
+    """
+    workers = workers or available_cores()
+    remaining = iter(paths)
+    chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
+    flying: deque[tuple[list[Path], Future | None]] = deque()  # None: to be had from `rescued`
+    rescued = _one_by_one(normalise, [])
+    pool = _new_pool(workers)
+    try:
+        while True:
+            while len(flying) < 4 * workers and (chunk := next(chunks, None)) is not None:
+                flying.append((chunk, _submit(pool, normalise, chunk)))
+            if not flying:
+                return
+            chunk, job = flying.popleft()
+            try:
+                results = job.result() if job else list(islice(rescued, len(chunk)))
+            except BrokenProcessPool:
+                pool.shutdown()
+                pool = _new_pool(workers)
+                flying.appendleft((chunk, job))
+                flying = deque((chunk, None if _is_lost(job) else job) for chunk, job in flying)
+                rescued.close()
+                rescued = _one_by_one(normalise, [path for chunk, job in flying if not job for path in chunk])
+                continue
+            yield from results
+    finally:
+        rescued.close()
+        pool.shutdown(cancel_futures=True)
+
+
+def _one_by_one(
+    normalise: Normalise, paths: list[Path]
+) -> Generator[NormalisedImage | ImageRefused, None, None]:
+    pool = _new_pool(1)
+    try:
+        for path in paths:
+            try:
+                yield from pool.submit(_normalise_chunk, normalise, [path]).result()
+            except BrokenProcessPool:
+                pool.shutdown()
+                pool = _new_pool(1)
+                yield ImageRefused("fatal: the process that decoded it died (a crash, or out of memory)")
+    finally:
+        pool.shutdown()
+
+
+def available_cores() -> int:
+    """Cores this process may use (a SLURM job or a container often has fewer than the machine)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _new_pool(workers: int) -> ProcessPoolExecutor:
+    # spawn: the same on every system, and safe beside the threads of whoever calls.
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
+
+
+def _prepare_worker() -> None:
+    """Ctrl-C is the parent's business; a parent that was killed must not leave workers behind."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def die_with_parent() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=die_with_parent, daemon=True).start()
+
+
+def _submit(pool: ProcessPoolExecutor, normalise: Normalise, chunk: list[Path]) -> Future:
+    try:
+        return pool.submit(_normalise_chunk, normalise, chunk)
+    except BrokenProcessPool as error:  # died since the last result was taken: the same as dying later
+        job: Future = Future()
+        job.set_exception(error)
+        return job
+
+
+def _is_lost(job: Future | None) -> bool:
+    return job is None or isinstance(job.exception(), BrokenProcessPool)
+
+
+def _normalise_chunk(normalise: Normalise, chunk: list[Path]) -> list[NormalisedImage | ImageRefused]:
+    results: list[NormalisedImage | ImageRefused] = []
+    for path in chunk:
+        try:
+            results.append(normalise(path))
+        except ImageRefused as refusal:
+            results.append(refusal)
+    return results

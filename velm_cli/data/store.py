@@ -1,0 +1,299 @@
+"""The store: a preprocessed data set in one folder, which training maps into memory and never writes.
+
+Images lie in tar shards (`shards.py`), captions and labels in flat arrays, tokens in a folder a tokenizer
+(`tokens.py`). `manifest.json` comes last, so a store that has one is complete. Its `hash` names the
+content: the same records with the same pixels have the same hash, whatever folder or file they came from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from velm_cli.data.building import ARRAYS, MANIFEST, PLAN, STORE_FORMAT, build, differences, make_plan
+from velm_cli.data.records import Corpus
+from velm_cli.data.shards import ShardReader
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.data.tokens import Tokens, encoded_in, tokens_in
+from velm_cli.errors import UserError
+from velm_cli.files import write_json
+from velm_cli.schema import (
+    KINDS,
+    CocoConfig,
+    CocoSplit,
+    DatasetConfig,
+    FlickrConfig,
+    PreprocessConfig,
+    TokenizerConfig,
+)
+
+LOCK = ".writing"  # in a folder that is being built
+
+
+def store_path(dataset: DatasetConfig) -> Path:
+    """Where the store of `dataset` lies: `dataset.store`, or a folder in `stores/` by its kind."""
+    if dataset.store is not None:
+        return Path(dataset.store).expanduser()
+    name = dataset.kind
+    if isinstance(dataset, CocoConfig) and dataset.split is not CocoSplit.karpathy:
+        name += f"-{dataset.split.name}"
+    return Path("stores") / (name if dataset.images else f"{name}-text")
+
+
+def preprocess_command(dataset: DatasetConfig) -> str:
+    """The command line that builds the store of `dataset`: every option that is not the default."""
+    default = KINDS["dataset"][dataset.kind]()
+    choice = dataset.kind
+    if isinstance(dataset, FlickrConfig):  # the one kind with two files in conf/dataset
+        choice = "flickr30k" if "30k" in f"{dataset.root} {dataset.store}" else "flickr8k"
+        default.store = f"stores/{choice}"
+    words = [f"velm preprocess dataset={choice}"]
+    for name in (option.name for option in fields(dataset)):
+        value = getattr(dataset, name)
+        if value != getattr(default, name):
+            text = value.name if isinstance(value, Enum) else str(value)
+            plain = re.fullmatch(r"[\w./:+-]+", text)
+            words.append(f"dataset.{name}={text}" if plain else f"""'dataset.{name}="{text}"'""")
+    return " ".join(words)
+
+
+class Captions(Sequence[str]):
+    """The captions of a store by number; nothing is decoded before it is asked for."""
+
+    def __init__(self, text: np.ndarray, offsets: np.ndarray) -> None:
+        self.text, self.offsets = text, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, c):  # int -> str; slices are of no use here
+        return self.text[self.offsets[c] : self.offsets[c + 1]].tobytes().decode()
+
+
+class Store:
+    """A complete store. Record numbers run from 0 in the order of (split, image id)."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        """Map the arrays; `Store.open` is the way in for everyone else."""
+        self.path = path
+        self.manifest = manifest
+        # asarray: slicing an ndarray is several times faster than slicing its subclass memmap
+        arrays = {name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
+        self._captions = Captions(arrays["caption_text"], arrays["caption_offsets"])
+        self._record_captions = arrays["record_captions"]
+        self._record_splits = arrays["record_splits"]
+        self._image_locations = arrays["image_locations"]
+        self._concept_ids, self._concept_offsets = arrays["concept_ids"], arrays["concept_offsets"]
+        self._shards = ShardReader(path / "images")
+
+    @classmethod
+    def open(cls, path: Path, dataset: DatasetConfig | None = None) -> Store:
+        """The store at `path`; UserError with the command to run where there is no usable one.
+
+        With `dataset` the command is exact; without it, what only the user knows stays in capitals.
+        """
+        manifest = read_manifest(path)
+        command = (
+            preprocess_command(dataset) if dataset else f"velm preprocess dataset=KIND dataset.store={path}"
+        )
+        if manifest is None:
+            what = "is not finished" if (path / PLAN).exists() else "does not exist"
+            raise UserError(f"the store {path} {what}; run: {command}")
+        if manifest["format"] != STORE_FORMAT:
+            raise UserError(
+                f"the store {path} has format {manifest['format']}, this velm reads {STORE_FORMAT}; "
+                f"run: {command} fresh=true"
+            )
+        try:
+            for shard in manifest["shards"]:
+                if (path / "images" / shard["file"]).stat().st_size != shard["bytes"]:
+                    raise ValueError(f"{shard['file']} has another size than when it was written")
+            return cls(path, manifest)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the store {path} is damaged ({error}); run: {command} fresh=true") from error
+
+    def __reduce__(self):
+        return Store.open, (self.path,)  # a copy in another process maps the files again
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the content, hexadecimal."""
+        return self.manifest["hash"]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of records in each split, zeros included (the manifest's `counts` say more)."""
+        return {split: count["records"] for split, count in self.manifest["counts"]["splits"].items()}
+
+    @property
+    def has_images(self) -> bool:
+        """False for a store of captions only."""
+        return self.manifest["options"]["images"]
+
+    @property
+    def concept_names(self) -> list[str]:
+        """The concept words, the most frequent first; labels are indices into this list."""
+        return self._concept_names
+
+    @cached_property
+    def _concept_names(self) -> list[str]:
+        return json.loads((self.path / "concepts.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def ids(self) -> list[int | str]:
+        """The image id of every record, as result files carry it."""
+        return json.loads((self.path / "ids.json").read_text(encoding="utf-8"))
+
+    def __len__(self) -> int:
+        return len(self._record_splits)
+
+    def split(self, name: str) -> np.ndarray:
+        """Numbers of the records in split `name` (int64, rising); UserError if there is no such split."""
+        splits = self.manifest["splits"]
+        if name not in splits:
+            raise UserError(f"the store {self.path} has no split {name!r}; it has {', '.join(splits)}")
+        return np.flatnonzero(self._record_splits == splits.index(name))
+
+    def image_id(self, i: int) -> int | str:
+        """Image id of record i."""
+        return self.ids[i]
+
+    def caption_range(self, i: int) -> tuple[int, int]:
+        """Record i has the captions number start to stop - 1 (of the store, and of its Tokens)."""
+        return int(self._record_captions[i]), int(self._record_captions[i + 1])
+
+    def captions(self, i: int) -> list[str]:
+        """Captions of record i, in the order of their annotation ids."""
+        return [self._captions[c] for c in range(*self.caption_range(i))]
+
+    def image_bytes(self, i: int) -> bytes:
+        """JPEG of record i."""
+        assert self.has_images
+        return self._shards.read(*self._image_locations[i].tolist())
+
+    def concepts(self, i: int) -> np.ndarray:
+        """Labels of record i (uint16, rising): the concept words its captions contain."""
+        return self._concept_ids[self._concept_offsets[i] : self._concept_offsets[i + 1]]
+
+    def tokens(self, config: TokenizerConfig) -> Tokens:
+        """Its captions as `config` tokenises them, made on the first call and kept beside the store.
+
+        A vocabulary is learned from the training captions only; captions end at `config.max_tokens`.
+        """
+        caption_splits = np.repeat(self._record_splits, np.diff(self._record_captions))
+        splits = self.manifest["splits"]
+        train = np.flatnonzero(caption_splits == (splits.index("train") if "train" in splits else -1))
+        return tokens_in(self.path / "tokens", config, self._captions, train)
+
+    def encode(self, tokenizer: Tokenizer, max_tokens: int) -> Tokens:
+        """Its captions by a tokenizer that exists already (a checkpoint's); also kept beside the store."""
+        return encoded_in(self.path / "tokens", tokenizer, max_tokens, self._captions)
+
+
+def read_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest of the store at `path`, None if it has none (yet)."""
+    return _read_json(path / MANIFEST)
+
+
+# ------------------------------------------------------------------------------------------ build
+
+
+def build_store(
+    corpus: Corpus,
+    dataset: DatasetConfig,
+    preprocess: PreprocessConfig,
+    path: Path,
+    *,
+    fresh: bool = False,
+    progress: bool = True,
+) -> Store:
+    """The store of `corpus` at `path`: opened if it is there, continued if it was begun, else built.
+
+    `fresh` builds beside it and puts the new one in its place when it is complete. UserError if `path`
+    is taken by another store or by something else.
+    """
+    if not corpus.records:
+        raise UserError(f"dataset.kind={dataset.kind}: no examples found in {dataset.root}")
+    plan = make_plan(corpus, dataset, preprocess)
+    old, new = path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.new")
+    if old.exists() and not path.exists():
+        old.rename(path)  # a swap was interrupted half-way
+    if _is_foreign(path):
+        raise UserError(f"{path} exists and is not a store; name another folder with dataset.store=...")
+    if not fresh and read_manifest(path) is not None:
+        if differs := differences(_read_json(path / PLAN) or {}, plan):
+            raise UserError(
+                f"the store {path} was made from something else: {differs}; "
+                "replace it with fresh=true or keep both with dataset.store=..."
+            )
+        return Store.open(path, dataset)
+
+    place = new if fresh else path
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the store {place}: {error.strerror}") from error
+    with _sole_writer(place):
+        if _read_json(place / PLAN) != plan:
+            _clear(place)
+            write_json(place / PLAN, plan)
+        for left_by_a_kill in place.glob("**/.*.tmp"):
+            left_by_a_kill.unlink()
+        build(corpus, dataset, preprocess, place, progress=progress)
+    if fresh:
+        if old.exists():
+            shutil.rmtree(old)
+        if path.exists():
+            path.rename(old)
+        place.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    return Store.open(path, dataset)
+
+
+@contextmanager
+def _sole_writer(path: Path) -> Iterator[None]:
+    """Two builds in one folder would replace each other's files."""
+    lock = path / LOCK
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another velm preprocess is writing {path}; wait for it or stop it") from None
+        yield
+        lock.unlink()
+
+
+def _clear(path: Path) -> None:
+    """Empty the folder of an earlier, unfinished build."""
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether something lies at `path` that no build has made; hidden files are no obstacle."""
+    if not path.is_dir():
+        return path.exists()
+    return not (path / PLAN).exists() and any(not entry.name.startswith(".") for entry in path.iterdir())
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); delete this store and preprocess again") from error
