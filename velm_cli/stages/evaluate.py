@@ -16,8 +16,8 @@ from velm_cli.engine.folder import mark, open_run, run_path
 from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import write_json
-from velm_cli.metrics.captions import Scores
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
+from velm_cli.metrics.scores import NAMES, Scores, table
 from velm_cli.models.weights import load_state
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import EvaluateRoot, ShapesConfig, TrainRoot
@@ -127,9 +127,11 @@ def _digest_of(path: Path) -> str | None:
 
 
 def _report_again(path: Path) -> float | None:
-    scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-    print(f"{path} is complete (fresh=true evaluates again)\n{table_of(scores)}")
-    return scores["CIDEr"]
+    saved = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+    corpus = {name: saved[name] for name in NAMES}
+    scores = Scores(corpus, saved["reasons"], {}, saved["signature"], saved["warnings"], {}, {})
+    print(f"{path} is complete (fresh=true evaluates again)\n{table(scores)}")
+    return corpus["CIDEr"]
 
 
 def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> None:

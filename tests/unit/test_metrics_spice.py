@@ -1,0 +1,259 @@
+"""SPICE runs on today's Java and scores as the jar alone does; its cache is shared whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from java_support import fake_java, needs_java, needs_spice, random_captions
+
+from velm_cli.metrics import spice
+from velm_cli.metrics.captions import score_captions
+from velm_cli.metrics.java import Java, JavaError, Launcher, cache_home, find_java
+from velm_cli.metrics.spice import CORENLP_JARS, SpiceSetup, command, find_corenlp, score_spice
+from velm_cli.metrics.spice_engine import ENGINE_JAR
+from velm_cli.metrics.spice_engine.build import build
+from velm_cli.metrics.tokenize import PYCOCOEVALCAP, simple_tokenize
+from velm_cli.schema import MetricsConfig
+
+# ------------------------------------------------------------------------------------ the engine
+
+ASK_THE_ENGINE = """
+import javax.script.*;
+public class Ask {
+    public static void main(String[] args) throws Exception {
+        ScriptEngine engine = new ScriptEngineManager().getEngineByName("JavaScript");
+        engine.put("jsonString", args[0]);
+        engine.eval("result = JSON.stringify(JSON.parse(jsonString), null, 2)");
+        System.out.println(engine.getFactory().getEngineName() + " " + engine.get("result"));
+    }
+}
+"""
+
+
+@pytest.mark.java
+def test_the_engine_jar_is_what_its_source_gives(tmp_path):
+    needs_java()
+    if shutil.which("javac") is None:
+        pytest.skip("javac is not on PATH")
+    rebuilt = tmp_path / "engine.jar"
+    build(rebuilt)
+    (tmp_path / "Ask.java").write_text(ASK_THE_ENGINE)
+    subprocess.run(["javac", "-d", tmp_path, tmp_path / "Ask.java"], check=True)
+    answers = []
+    for jar in (ENGINE_JAR, rebuilt):
+        ask = [find_java().program, "-cp", f"{tmp_path}{os.pathsep}{jar}", "Ask", '[{"f": 0.5}]']
+        answers.append(subprocess.run(ask, check=True, capture_output=True, text=True, timeout=60).stdout)
+    assert answers[0] == answers[1]
+    assert answers[0].endswith('[{"f": 0.5}]\n')
+    if find_java().major >= 15:  # older ones have an engine of their own, which may come first
+        assert answers[0].startswith("velm echo ")
+    with zipfile.ZipFile(ENGINE_JAR) as shipped, zipfile.ZipFile(rebuilt) as made:
+        assert shipped.namelist() == made.namelist()
+        for name in shipped.namelist():
+            if name.endswith(".class"):  # class-file version 52: loads on Java 8 and all later
+                assert shipped.read(name)[:8] == made.read(name)[:8] == bytes.fromhex("CAFEBABE00000034")
+    if find_java().major == 17:  # what the shipped jar was compiled with
+        assert rebuilt.read_bytes() == ENGINE_JAR.read_bytes()
+
+
+# ------------------------------------------------------------------------------------ the launch
+
+
+def test_flags_by_java_version(tmp_path):
+    setup = SpiceSetup(tmp_path, "3g", 5, tmp_path / "data.mdb")
+    old, new, newest = (command(setup, tmp_path, major, cached=True) for major in (8, 17, 25))
+    assert not any(flag.startswith("--") for flag in old)
+    assert sum(flag.startswith("--add-opens") for flag in new) == 6
+    assert "--enable-native-access=ALL-UNNAMED" in newest
+    assert "--enable-native-access=ALL-UNNAMED" not in new
+    assert "-Xmx3g" in old
+    assert old[old.index("-threads") + 1] == "5"
+    plain = command(setup, tmp_path, 25, cached=False)
+    assert "-cache" not in plain
+    assert not any(flag.startswith("--") for flag in plain)
+
+
+def test_corenlp_is_found_only_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(spice, "SPICE_FOLDER", tmp_path / "package")
+    monkeypatch.delenv("VELM_CORENLP", raising=False)
+    folders = [tmp_path / "package" / "lib", tmp_path / "cache" / "corenlp-3.6.0", tmp_path / "mine"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / CORENLP_JARS[0]).touch()  # what an interrupted download of pycocoevalcap leaves
+    monkeypatch.setenv("VELM_CORENLP", str(folders[2]))
+    assert find_corenlp(tmp_path / "cache") is None
+    with pytest.raises(JavaError, match=r"CoreNLP 3\.6\.0 not found: run `velm doctor fix=spice`"):
+        SpiceSetup.find(tmp_path / "cache")
+    for folder in folders:
+        (folder / CORENLP_JARS[1]).touch()
+        assert find_corenlp(tmp_path / "cache") == folder
+
+
+# ---------------------------------------------------------------------- without the real program
+
+SPICE_IN_PYTHON = """
+import json, os, pathlib, signal, sys, time
+arguments = dict(zip(sys.argv, sys.argv[1:]))
+if "-cache" in arguments:
+    data = pathlib.Path(arguments["-cache"], "data.mdb")
+    data.write_bytes((data.read_bytes() if data.exists() else b"") + b"parse ")
+{trouble}
+given = json.load(open(arguments["edu.anu.spice.SpiceScorer"]))
+f = lambda item: None if item["test"] == "nan" else len(item["test"]) + len(item["refs"]) / 10
+results = [dict(image_id=item["image_id"], scores=dict(All=dict(f=f(item)))) for item in given]
+json.dump(results, open(arguments["-out"], "w"))
+"""
+
+
+def pretend(folder: Path, trouble: str = "") -> Launcher:
+    folder.mkdir(exist_ok=True)
+    script = folder / "spice.py"
+    script.write_text(SPICE_IN_PYTHON.format(trouble=textwrap.dedent(trouble)))
+    return Launcher(Java(str(fake_java(folder, f'exec "{sys.executable}" "{script}" "$@"')), "17", 17))
+
+
+def setup_in(folder: Path) -> SpiceSetup:
+    return SpiceSetup(folder / "corenlp", "1g", 1, folder / "cache" / "data.mdb")
+
+
+REFERENCES = {i: ["r"] * (i % 3 + 1) for i in range(7)}
+HYPOTHESES = {i: "h" * i for i in range(7)}
+EXPECTED = {i: i + (i % 3 + 1) / 10 for i in range(7)}
+
+
+def test_groups_are_put_together_and_the_cache_grows(tmp_path, monkeypatch):
+    monkeypatch.setattr(spice, "IMAGES_PER_THREAD", 3)
+    done: list[int] = []
+    with pretend(tmp_path) as launcher:
+        setup = setup_in(tmp_path)
+        found, warnings = score_spice(
+            launcher, setup, REFERENCES, HYPOTHESES, timeout=60, on_images=done.append
+        )
+        assert (found, warnings, done) == (EXPECTED, [], [3, 3, 1])
+        assert setup.snapshot.read_bytes() == b"parse " * 3
+        score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
+        assert setup.snapshot.read_bytes() == b"parse " * 6
+    assert [path.name for path in setup.snapshot.parent.iterdir()] == ["data.mdb"]
+
+
+def test_the_cache_is_bounded_and_a_read_only_one_does_no_harm(tmp_path, monkeypatch):
+    setup = setup_in(tmp_path)
+    setup.snapshot.parent.mkdir()
+    setup.snapshot.write_bytes(b"x" * 100)
+    monkeypatch.setattr(spice, "SNAPSHOT_LIMIT", 50)
+    with pretend(tmp_path) as launcher:
+        score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
+        assert not setup.snapshot.exists()
+        setup.snapshot.parent.rmdir()
+        setup.snapshot.parent.write_text("a file where the folder should be")
+        assert score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60) == (EXPECTED, [])
+
+
+def test_a_broken_cache_is_left_out_and_thrown_away(tmp_path):
+    setup = setup_in(tmp_path)
+    setup.snapshot.parent.mkdir()
+    setup.snapshot.write_bytes(b"rubbish")
+    trouble = "if '-cache' in arguments: sys.exit('java.lang.UnsatisfiedLinkError: lmdbjni')"
+    with pretend(tmp_path, trouble) as launcher:
+        found, warnings = score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
+    assert found == EXPECTED
+    assert len(warnings) == 1
+    assert "UnsatisfiedLinkError: lmdbjni" in warnings[0]
+    assert not setup.snapshot.exists()
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("sys.exit('java.lang.OutOfMemoryError: Java heap space')", "raise metrics.spice_memory"),
+        ("sys.exit('Invalid maximum heap size: -Xmx4GB')", "Invalid maximum heap size: -Xmx4GB"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "smaller metrics.spice_memory"),
+        ("sys.exit(0)", "no readable result"),
+        ("json.load = lambda file, load=json.load: load(file)[1:]", "scores of 6 images for 7"),
+    ],
+)
+def test_a_failure_is_one_line_with_what_to_do(tmp_path, trouble, message):
+    with pretend(tmp_path, trouble) as launcher, pytest.raises(JavaError) as failure:
+        score_spice(launcher, setup_in(tmp_path), REFERENCES, HYPOTHESES, timeout=60)
+    assert message in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_the_time_limit_keeps_finished_parses(tmp_path):
+    setup = setup_in(tmp_path)
+    with pretend(tmp_path, "time.sleep(60)") as launcher, pytest.raises(JavaError) as failure:
+        score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=2)
+    assert "stopped after 2 s with 0 of 7 images scored: raise metrics.java_timeout" in str(failure.value)
+    assert setup.snapshot.read_bytes() == b"parse "
+
+
+def test_an_undefined_score_stays_out_of_the_mean(tmp_path, monkeypatch):
+    program = pretend(tmp_path).java.program
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", f"{Path(program).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("VELM_CORENLP", str(tmp_path))
+    for jar in CORENLP_JARS:
+        (tmp_path / jar).touch()
+    config = MetricsConfig(names=["spice"])
+    scores = score_captions({1: ["r"], 2: ["r"]}, {1: "nan", 2: "hh"}, config, cache_dir=tmp_path / "cache")
+    assert scores.corpus["SPICE"] == pytest.approx(2.1)
+    assert scores.per_image[1]["SPICE"] is None
+    assert any("SPICE is not defined on 1 of 2 images" in warning for warning in scores.warnings)
+
+
+# ------------------------------------------------------------------------------ the real program
+
+
+def official_spice(folder: Path, references: dict, hypotheses: dict) -> dict:
+    """What pycocoevalcap's Spice does, by hand: on a new Java it cannot be called itself."""
+    folder.mkdir()
+    items = [{"image_id": i, "test": hypotheses[i], "refs": references[i]} for i in references]
+    (folder / "in.json").write_text(json.dumps(items, indent=2))
+    (folder / "cache").mkdir()
+    opened = ("lang", "math", "util", "util.concurrent", "net", "text")
+    flags = (
+        [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in opened] if find_java().major > 8 else []
+    )
+    jars = [PYCOCOEVALCAP / "spice" / "spice-1.0.jar", find_corenlp(cache_home()) / "*", ENGINE_JAR]
+    options = ["-cache", folder / "cache", "-out", folder / "out.json", "-subset", "-silent"]
+    java = [find_java().program, "-Xmx3g", *flags, "-cp", os.pathsep.join(map(str, jars))]
+    scorer = ["edu.anu.spice.SpiceScorer", folder / "in.json", *options]
+    subprocess.run([*java, *scorer], check=True, capture_output=True)
+    return {
+        item["image_id"]: item["scores"]["All"]["f"] for item in json.loads((folder / "out.json").read_text())
+    }
+
+
+@pytest.mark.spice
+def test_equals_the_official_jar_and_survives_odd_captions(tmp_path, monkeypatch):
+    needs_spice()
+    references, hypotheses = random_captions(random.Random(), 8)
+    references = {image: [simple_tokenize(c) for c in group] for image, group in references.items()}
+    hypotheses = {image: simple_tokenize(c) for image, c in hypotheses.items()}
+    hypotheses |= {1: "", 2: "a ||| b", 3: "😀 niño", 4: "two red dogs"}
+    references |= {1: ["a cat"], 2: ["a dog", ""], 3: ["a niño"], 4: ["two dogs", "red dogs on a street"]}
+    wanted = official_spice(tmp_path / "official", references, hypotheses)
+    monkeypatch.setattr(spice, "IMAGES_PER_THREAD", 9)
+    setup = SpiceSetup(find_corenlp(cache_home()), "3g", 1, SpiceSetup.find(cache_home()).snapshot)
+    shared = setup.snapshot and tmp_path / "shared" / "data.mdb"
+    setup = SpiceSetup(setup.corenlp, setup.memory, setup.threads, shared)
+    with Launcher(find_java()) as launcher:
+        first, warnings = score_spice(launcher, setup, references, hypotheses, timeout=900)
+        stages: list[str] = []
+        second, _ = score_spice(launcher, setup, references, hypotheses, timeout=900, on_stage=stages.append)
+    assert warnings == []
+    assert first == second
+    assert first == pytest.approx(wanted, abs=1e-6)
+    assert np.mean(list(first.values())) > 0
+    if shared:  # nothing is parsed twice on a machine
+        assert not any("pipeline" in stage for stage in stages)

@@ -1,0 +1,144 @@
+"""Transforms: torchvision's numbers, randomness only from the generator, no mirroring of left and right."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from velm_cli.data.transforms import EvalTransform, TrainTransform, may_flip
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def photo(width: int, height: int, seed: int = 0, mode: str = "RGB") -> bytes:
+    """A JPEG of smooth blobs, as photos are: neither flat nor noise."""
+    draw = np.random.default_rng(seed)
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    coarse = draw.integers(0, 256, (max(height // 16, 2), max(width // 16, 2), bands), dtype=np.uint8)
+    image = Image.fromarray(coarse.squeeze(), mode if mode == "CMYK" else None)
+    buffer = BytesIO()
+    image.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def reference(jpeg: bytes, size: int) -> torch.Tensor:
+    chain = v2.Compose(
+        [
+            v2.Resize(size, interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
+            v2.CenterCrop(size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    return chain(Image.open(BytesIO(jpeg)).convert("RGB"))
+
+
+def generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(seed))
+
+
+@pytest.mark.parametrize("shape", [(96, 64), (64, 97), (64, 64), (65, 81), (50, 40), (41, 127), (33, 200)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_eval_equals_torchvision(shape, mode):
+    jpeg = photo(*shape, seed=sum(shape), mode=mode)
+    ours = EvalTransform(64, MEAN, STD)(jpeg)
+    assert ours.shape == (3, 64, 64)
+    assert ours.dtype == torch.float32
+    # One grey level of 255 is 0.017 here; resampling in one go may round a pixel the other way.
+    assert (ours - reference(jpeg, 64)).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (512, 300), (301, 640), (135, 131)])
+def test_scaling_by_the_decoder_stays_close_to_torchvision(shape):
+    jpeg = photo(*shape, seed=sum(shape))
+    difference = (EvalTransform(32, MEAN, STD)(jpeg) - reference(jpeg, 32)).abs()
+    assert 0 < difference.mean() < 0.03
+    assert difference.max() < 0.3
+
+
+def test_no_random_crop_and_no_flip_is_the_eval_transform():
+    jpeg = photo(90, 70)
+    train = TrainTransform(64, MEAN, STD, crop_scale=1.0, flip=False)
+    assert torch.equal(train(jpeg, generator=generator(1)), EvalTransform(64, MEAN, STD)(jpeg))
+
+
+def test_augmentation_is_a_function_of_the_generator():
+    jpeg = photo(200, 150)
+    train = TrainTransform(48, MEAN, STD, crop_scale=0.5, flip=True)
+    views = [train(jpeg, generator=generator(seed)) for seed in (1, 2, 3, 1)]
+    assert torch.equal(views[0], views[3])
+    assert not torch.equal(views[0], views[1])
+    assert not torch.equal(views[1], views[2])
+
+
+def test_half_of_the_images_are_mirrored_and_only_where_allowed():
+    jpeg = photo(80, 64)
+    straight = EvalTransform(64, MEAN, STD)(jpeg)
+    train = TrainTransform(64, MEAN, STD, crop_scale=1.0, flip=True)
+    mirrored = 0
+    for seed in range(200):
+        view = train(jpeg, generator=generator(seed))
+        assert torch.equal(view, straight) or torch.equal(view, straight.flip(-1))
+        mirrored += torch.equal(view, straight.flip(-1))
+        assert torch.equal(train(jpeg, generator=generator(seed), may_flip=False), straight)
+    assert 70 <= mirrored <= 130
+
+
+@pytest.mark.parametrize("shape", [(160, 120), (120, 160), (128, 128), (300, 60)])
+@pytest.mark.parametrize("crop_scale", [0.1, 0.5, 0.9])
+def test_crops_keep_their_share_of_the_area(shape, crop_scale):
+    """The image is a pair of ramps, so a crop tells where its edges were."""
+    width, height = shape
+    x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    pixels = np.stack([x, y, 0 * x], axis=-1) * 255
+    buffer = BytesIO()
+    Image.fromarray(pixels.round().astype(np.uint8)).save(buffer, "PNG")
+    train = TrainTransform(32, (0, 0, 0), (1, 1, 1), crop_scale=crop_scale, flip=False)
+    largest = min(width, height * 4 / 3) * min(height, width * 4 / 3)
+    shares, ratios = [], []
+    for seed in range(60):
+        view = train(buffer.getvalue(), generator=generator(seed))
+        # Pixels 8 and 24 of 32 are half a crop apart; the border is left out, where resampling clamps.
+        crop_width = 2 * width * (view[0, :, 24] - view[0, :, 8]).mean().item()
+        crop_height = 2 * height * (view[1, 24] - view[1, 8]).mean().item()
+        shares.append(crop_width * crop_height / largest)
+        ratios.append(crop_width / crop_height)
+    assert crop_scale * 0.93 < min(shares) < max(shares) < 1.07
+    assert 0.7 < min(ratios) < max(ratios) < 1.4
+    assert max(shares) - min(shares) > 0.6 * (1 - crop_scale)
+
+
+def test_output_goes_into_the_given_array():
+    out_CHW = np.full((2, 3, 32, 32), np.nan, np.float32)
+    jpeg = photo(40, 50)
+    EvalTransform(32, MEAN, STD)(jpeg, out_CHW=out_CHW[1])
+    assert np.isnan(out_CHW[0]).all()
+    assert torch.equal(torch.from_numpy(out_CHW[1]), EvalTransform(32, MEAN, STD)(jpeg))
+
+
+def test_unreadable_images_raise():
+    with pytest.raises(OSError, match=r"(?i)truncated"):
+        EvalTransform(32, MEAN, STD)(photo(64, 64)[:400])
+    with pytest.raises(OSError, match="cannot identify"):
+        EvalTransform(32, MEAN, STD)(b"no image")
+
+
+@pytest.mark.parametrize(
+    ("captions", "allowed"),
+    [
+        (["a dog", "a cat on a mat"], True),
+        (["an upright bright copyright cleft"], True),
+        (["a dog", "a cat to the left"], False),
+        (["The LEFTMOST of three"], False),
+        (["a right-handed batter"], False),
+        ([], True),
+    ],
+)
+def test_captions_that_name_a_side_forbid_mirroring(captions, allowed):
+    assert may_flip(captions) is allowed

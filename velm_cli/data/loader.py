@@ -1,0 +1,363 @@
+"""From a store to Batches, in an order that is a pure function of (seed, epoch).
+
+Training has to continue where it stopped, on another number of processes or threads, bit for bit. So
+nothing here remembers anything: batch n is computed from n. Every random number comes from a counter-based
+stream named by what it is for: the order of an epoch and the captions that it draws by (seed, epoch), an
+image's crop by (seed, epoch, record). Raw 64-bit numbers are sorted rather than shuffled with numpy's
+methods, whose results may change between releases.
+
+Images are read by threads: Pillow and numpy work outside Python's lock, the store is memory-mapped, and no
+process has to be forked, fed, or saved from SIGTERM.
+
+Suffixes: B images, K captions an image, T tokens, C concepts; in image_BCHW, CHW is channels, height, width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from velm_cli.data.store import Store
+from velm_cli.data.tokens import Tokens
+from velm_cli.data.transforms import EvalTransform, TrainTransform, may_flip
+from velm_cli.errors import UserError
+from velm_cli.schema import DataConfig
+
+WINDOW = 50  # batches whose images are sorted by caption length together: the more, the less padding
+CAPTIONS, ORDER, BATCHES, AUGMENT = range(4)  # names of the random streams
+
+ReadImage = Callable[[int, int, np.ndarray], object]  # record, epoch, float32 CHW to fill
+
+
+@dataclass
+class Batch:
+    """Images with K captions each. `lengths_BK` counts BOS, words and EOS; 0 is an empty slot.
+
+    Slots are empty where an image has fewer than K captions. K is the same for all batches of a loader.
+    """
+
+    image_ids: list[int | str]
+    indices: list[int]  # records of the store
+    image_BCHW: Tensor | None  # float32, normalised; None without images
+    tokens_BKT: Tensor  # int64: BOS, words, EOS, then pad_id
+    lengths_BK: Tensor  # int64
+    positions_M: Tensor  # int64: where in the flat (B * K * (T-1)) inputs a token is to be predicted
+    concepts_BC: Tensor | None  # float32, 1 where an image has the concept; None without concepts
+    num_captions: int  # non-empty slots
+    num_tokens: int  # tokens to predict: words and EOS of all captions
+
+    def to(self, device: torch.device | str) -> Batch:
+        """This batch with its tensors on `device`; the copy may still be under way (pinned memory)."""
+        names = ("image_BCHW", "tokens_BKT", "lengths_BK", "positions_M", "concepts_BC")
+        tensors = {name: getattr(self, name) for name in names}
+        return replace(
+            self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
+        )
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What an epoch does: `batches` holds positions in the split, `drawn` caption numbers or -1."""
+
+    number: int
+    batches: np.ndarray  # [batches, B]
+    drawn: np.ndarray  # [images of the split, K]
+
+
+class TrainLoader:
+    """Endless training batches of a split, for one of `world` processes.
+
+    `batch_size` is that of a global batch, of which rank r gets the rows r::world. An epoch visits every
+    image at most once and leaves out a random rest smaller than a batch; a split smaller than a batch is
+    one batch. `image_size=None` reads no images; `limit` keeps the first so many images of the split.
+    Raises UserError when the split has no images, no captions, or too few for the processes.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        tokens: Tokens,
+        data: DataConfig,
+        *,
+        batch_size: int,
+        image_size: int | None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        num_concepts: int,
+        seed: int,
+        split: str = "train",
+        limit: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._store, self._tokens, self._data = store, tokens, data
+        self._num_concepts, self._seed, self._rank, self._world = num_concepts, seed, rank, world
+        self._records = store.split(split)[: limit or None]
+        images = len(self._records)
+        if images == 0:
+            raise UserError(f"the {split} split has no images to train on")
+        self._batch_size = min(batch_size, images)
+        if self._batch_size < world:
+            raise UserError(
+                f"batches of {self._batch_size} images cannot be shared by {world} processes: raise "
+                f"run.batch_size={batch_size} or use fewer processes (the {split} split has {images} images)"
+            )
+        self._ranges = _caption_ranges(store, self._records)
+        if np.array_equal(self._ranges[:, 0], self._ranges[:, 1]):
+            raise UserError(f"the {split} split has no captions to train on")
+        self._captions_per_image = _slots(self._ranges, data.captions_per_image)
+        self._image_size = image_size if store.has_images else None
+        self._transform = TrainTransform(self._image_size or 1, mean, std, data.crop_scale, data.flip)
+        self._epoch: _Epoch | None = None
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Global batches an epoch."""
+        return len(self._records) // self._batch_size
+
+    def batches(self, start: int = 0) -> Iterator[Batch]:
+        """Batches number `start`, `start + 1`, ... since the beginning of training, without end."""
+        return _with_images(self._planned(start), self._read_image, self._data.workers)
+
+    def _planned(self, start: int) -> Iterator[tuple[int, Batch]]:
+        """(epoch, batch) with room for the images instead of the images."""
+        for number in count(start):
+            epoch_number, within = divmod(number, self.batches_per_epoch)
+            epoch = self._plan(epoch_number)
+            mine = epoch.batches[within, self._rank :: self._world]
+            yield (
+                epoch_number,
+                _assemble(
+                    self._store,
+                    self._tokens,
+                    self._records[mine],
+                    epoch.drawn[mine],
+                    self._num_concepts,
+                    self._image_size,
+                ),
+            )
+
+    def _plan(self, number: int) -> _Epoch:
+        """Order and captions of epoch `number`; the last one asked for is kept."""
+        if self._epoch is None or self._epoch.number != number:
+            random = partial(_random, self._seed, number)
+            drawn = _draw_captions(self._ranges, self._captions_per_image, random)
+            words = np.diff(self._tokens.offsets)
+            longest = np.where(drawn >= 0, words[drawn], 0).max(axis=1)
+            batches = _bucket(longest, self._batch_size, random)
+            self._epoch = _Epoch(number, batches, drawn)
+        return self._epoch
+
+    def _read_image(self, record: int, epoch: int, out_CHW: np.ndarray) -> None:
+        seeds = np.random.SeedSequence([self._seed, epoch, AUGMENT, record])
+        transform = partial(
+            self._transform,
+            generator=np.random.Generator(np.random.Philox(seeds)),
+            may_flip=self._data.flip and may_flip(self._store.captions(record)),
+            out_CHW=out_CHW,
+        )
+        _read_image(self._store, record, transform)
+
+
+def eval_batches(
+    store: Store,
+    tokens: Tokens | None,
+    indices: Sequence[int] | np.ndarray,
+    *,
+    batch_size: int,
+    image_size: int | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    num_concepts: int = 0,
+    captions_per_image: int = 0,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Every record of `indices` exactly once, in that order, with its first captions.
+
+    Without `tokens` (to describe images) batches have K = T = 0. `image_size=None` reads no images.
+    """
+    records = np.asarray(indices, np.int64)
+    image_size = image_size if store.has_images else None
+    first = np.zeros((len(records), 0), np.int64)
+    if tokens is not None and len(records):
+        ranges = _caption_ranges(store, records)
+        first = ranges[:, :1] + np.arange(_slots(ranges, captions_per_image))
+        first[first >= ranges[:, 1:]] = -1
+
+    def planned() -> Iterator[tuple[int, Batch]]:
+        for start in range(0, len(records), batch_size):
+            rows = slice(start, start + batch_size)
+            yield 0, _assemble(store, tokens, records[rows], first[rows], num_concepts, image_size)
+
+    def read_image(record: int, epoch: int, out_CHW: np.ndarray) -> None:
+        _read_image(store, record, partial(transform, out_CHW=out_CHW))
+
+    transform = EvalTransform(image_size or 1, mean, std)
+    return _with_images(planned(), read_image, workers)
+
+
+# ---------------------------------------------------------------------------------------- order
+
+
+def _random(seed: int, epoch: int, stream: int, count: int) -> np.ndarray:
+    """`count` uint64 of the stream; the i-th depends on nothing but these names and i."""
+    return np.random.Philox(np.random.SeedSequence([seed, epoch, stream])).random_raw(count)
+
+
+def _caption_ranges(store: Store, records: np.ndarray) -> np.ndarray:
+    """int64 [records, 2]: the caption numbers of each record, from and up to."""
+    return np.array([store.caption_range(record) for record in records.tolist()], np.int64)
+
+
+def _slots(ranges: np.ndarray, captions_per_image: int) -> int:
+    """K: as many slots as asked for, but no more than some image can fill."""
+    return max(1, min(captions_per_image, int((ranges[:, 1] - ranges[:, 0]).max())))
+
+
+def _draw_captions(ranges: np.ndarray, slots: int, random: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """int64 [records, slots]: K captions of each record in random order, -1 where it has no more.
+
+    Each caption of the store has a random number in each epoch; a record's slots are its smallest ones.
+    """
+    counts = ranges[:, 1] - ranges[:, 0]
+    owner = np.repeat(np.arange(len(ranges)), counts)
+    rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    numbers = np.repeat(ranges[:, 0], counts) + rank
+    keys = random(CAPTIONS, int(ranges[:, 1].max(initial=0)))
+    numbers = numbers[np.lexsort((keys[numbers], owner))]
+    kept = rank < slots
+    drawn = np.full((len(ranges), slots), -1, np.int64)
+    drawn[owner[kept], rank[kept]] = numbers[kept]
+    return drawn
+
+
+def _bucket(lengths: np.ndarray, batch_size: int, random: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """int64 [batches, batch_size]: a random order in which a batch holds images of like `lengths`."""
+    batches = len(lengths) // batch_size
+    order = np.argsort(random(ORDER, len(lengths)), kind="stable")[: batches * batch_size]
+    window = WINDOW * batch_size
+    parts = [order[start : start + window] for start in range(0, len(order), window)]
+    order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    return order.reshape(batches, batch_size)[np.argsort(random(BATCHES, batches), kind="stable")]
+
+
+# ---------------------------------------------------------------------------------------- content
+
+
+def _assemble(
+    store: Store,
+    tokens: Tokens | None,
+    records: np.ndarray,
+    captions_BK: np.ndarray,
+    num_concepts: int,
+    image_size: int | None,
+) -> Batch:
+    """The batch of `records` with the captions number `captions_BK` (-1: none), images still to be read."""
+    indices = records.tolist()
+    tokens_BKT, lengths_BK = _fill_tokens(tokens, captions_BK)
+    image_BCHW = concepts_BC = None
+    if image_size is not None:
+        shape = (len(indices), 3, image_size, image_size)
+        image_BCHW = torch.empty(shape, pin_memory=torch.cuda.is_available())
+    if num_concepts:
+        flags_BC = np.zeros((len(indices), num_concepts), np.float32)
+        for row, record in enumerate(indices):
+            labels = store.concepts(record)
+            flags_BC[row, labels[labels < num_concepts]] = 1
+        concepts_BC = torch.from_numpy(flags_BC)
+    return Batch(
+        image_ids=[store.image_id(record) for record in indices],
+        indices=indices,
+        image_BCHW=image_BCHW,
+        tokens_BKT=torch.from_numpy(tokens_BKT),
+        lengths_BK=torch.from_numpy(lengths_BK),
+        positions_M=torch.from_numpy(_predicting(lengths_BK, tokens_BKT.shape[2])),
+        concepts_BC=concepts_BC,
+        num_captions=int(np.count_nonzero(lengths_BK)),
+        num_tokens=int(np.maximum(lengths_BK - 1, 0).sum()),
+    )
+
+
+def _fill_tokens(tokens: Tokens | None, captions_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [B, K, T] and [B, K]; T is that of the longest caption, at least 2."""
+    if tokens is None:
+        return np.zeros((*captions_BK.shape, 0), np.int64), np.zeros(captions_BK.shape, np.int64)
+    tokenizer = tokens.tokenizer
+    captions_N = captions_BK.reshape(-1)
+    present_N = captions_N >= 0
+    begins_N = np.where(present_N, tokens.offsets[captions_N], 0)
+    words_N = np.where(present_N, tokens.offsets[captions_N + 1] - begins_N, 0)
+    lengths_N = np.where(present_N, words_N + 2, 0)
+
+    T = max(int(lengths_N.max(initial=0)), 2)
+    tokens_NT = np.full((len(captions_N), T), tokenizer.pad_id, np.int64)
+    rows = np.flatnonzero(present_N)
+    tokens_NT[rows, 0] = tokenizer.bos_id
+    tokens_NT[rows, lengths_N[rows] - 1] = tokenizer.eos_id
+    column_T = np.arange(T)
+    # Row by row, the words' places in `tokens.ids`: each caption's begin, moved back by the words before it.
+    places = np.repeat(begins_N - (np.cumsum(words_N) - words_N), words_N) + np.arange(words_N.sum())
+    tokens_NT[(column_T >= 1) & (column_T <= words_N[:, None])] = tokens.ids[places]
+    return tokens_NT.reshape(*captions_BK.shape, T), lengths_N.reshape(captions_BK.shape)
+
+
+def _predicting(lengths_BK: np.ndarray, T: int) -> np.ndarray:
+    """int64 [M]: flat positions in (B, K, T-1) from which a word or EOS follows, found here on the CPU."""
+    return np.flatnonzero(np.arange(1, max(T, 1)) < lengths_BK[:, :, None])
+
+
+def _read_image(store: Store, record: int, transform: Callable[[bytes], Tensor]) -> None:
+    try:
+        transform(store.image_bytes(record))
+    except OSError as error:  # it was checked when the store was built, but disks decay
+        raise UserError(
+            f"image {store.image_id(record)} of the store cannot be read ({error}): "
+            "build the store again with velm preprocess ... fresh=true"
+        ) from error
+
+
+def _with_images(
+    planned: Iterable[tuple[int, Batch]], read_image: ReadImage, workers: int
+) -> Iterator[Batch]:
+    """The batches of (epoch, batch) pairs in order, their images read by `workers` threads ahead of use.
+
+    0 workers read each batch when it is asked for. Closing the iterator ends the threads.
+    """
+
+    def jobs(epoch: int, batch: Batch) -> Iterator[tuple[int, int, np.ndarray]]:
+        if batch.image_BCHW is not None:
+            for record, out_CHW in zip(batch.indices, batch.image_BCHW.numpy(), strict=True):
+                yield record, epoch, out_CHW
+
+    if workers == 0:
+        for epoch, batch in planned:
+            for job in jobs(epoch, batch):
+                read_image(*job)
+            yield batch
+        return
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="velm-images")
+    waiting: deque = deque()  # (batch, its futures)
+    try:
+        for epoch, batch in planned:
+            waiting.append((batch, [pool.submit(read_image, *job) for job in jobs(epoch, batch)]))
+            if len(waiting) > max(2, 2 * workers // len(batch.indices)):
+                yield _finished(*waiting.popleft())
+        while waiting:
+            yield _finished(*waiting.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _finished(batch: Batch, reads: list) -> Batch:
+    for read in reads:
+        read.result()  # raises what the thread raised
+    return batch

@@ -1,0 +1,291 @@
+"""Captions to token ids and back: word, BPE, WordPiece and pretrained vocabularies behind one class.
+
+The `tokenizers` library does the work; this file makes it safe for captions. The same captions give the
+same ids in every process (the WordPiece trainer alone does not: see `_wordpiece`). A caption that spells
+out "<eos>" stays text. A pretrained tokenizer loses its own padding and truncation and gains the special
+tokens it lacks. Imports no torch: preprocessing needs none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice, repeat
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from velm_cli.errors import UserError
+from velm_cli.files import write_json, write_text
+from velm_cli.schema import TokenizerConfig, TokenizerKind
+
+SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0 to 3 of every vocabulary that is built here
+MODEL_FILE = "tokenizer.json"  # in the format of the `tokenizers` library
+IDS_FILE = "velm_tokenizer.json"  # the special ids, which that format does not name; written last
+
+
+class SpecialIds(NamedTuple):
+    """Ids of the tokens that stand for no text."""
+
+    pad: int
+    bos: int
+    eos: int
+    unk: int | None
+
+
+class Tokenizer:
+    """A vocabulary with its special ids.
+
+    `pad_id` differs from `bos_id` and `eos_id`; those two may be equal (GPT-2). `unk_id` is None where the
+    vocabulary has no token that only stands for unknown words. `vocab_size` is the largest id plus one.
+    Two tokenizers with the same `digest` (sha256, hexadecimal) give the same ids to every caption.
+    """
+
+    def __init__(self, model_json: str, special_ids: SpecialIds):
+        self.pad_id, self.bos_id, self.eos_id, self.unk_id = special_ids
+        self._json = model_json
+        self._model = tokenizers.Tokenizer.from_str(model_json)
+        self._model.encode_special_tokens = True  # "<eos>" within a caption is text, not the end of it
+        self._tidies = isinstance(self._model.decoder, decoders.WordPiece)
+        self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
+        assert {self.pad_id, self.bos_id, self.eos_id} <= set(range(self.vocab_size)), special_ids
+        self.digest: str = hashlib.sha256(f"{list(special_ids)}\n{model_json}".encode()).hexdigest()
+
+    @classmethod
+    def build(cls, config: TokenizerConfig, captions: Iterable[str]) -> Tokenizer:
+        """A tokenizer as `config` says, with a vocabulary learned from `captions` (read once, in a stream).
+
+        `pretrained` reads no captions. Raises UserError when no vocabulary can be had: no captions, a
+        `min_count` that leaves no word, a `vocab_size` too small, a `name` that cannot be loaded.
+        """
+        if config.kind is TokenizerKind.pretrained:
+            model, special_ids = _pretrained(config.name)
+        else:
+            captions = iter(captions)
+            first = next(captions, None)
+            if first is None:
+                raise UserError("no captions to build the vocabulary from: the train split is empty")
+            captions = chain([first], captions)
+            learn = {
+                TokenizerKind.word: _word,
+                TokenizerKind.bpe: _bpe,
+                TokenizerKind.wordpiece: _wordpiece,
+            }[config.kind]
+            model, special_ids = learn(config, captions), SpecialIds(pad=0, bos=1, eos=2, unk=3)
+        return cls(model.to_str(), special_ids)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
+        """The tokenizer that `save` wrote to `folder`. Raises UserError when it is absent or damaged."""
+        folder = Path(folder)
+        try:
+            special_ids = SpecialIds(**json.loads((folder / IDS_FILE).read_text("utf-8")))
+            return cls((folder / MODEL_FILE).read_text("utf-8"), special_ids)
+        except FileNotFoundError as error:
+            raise UserError(f"no tokenizer in {folder}: {Path(error.filename).name} is missing") from None
+        except Exception as error:  # `tokenizers` raises bare Exceptions
+            raise UserError(f"the tokenizer in {folder} is damaged: {error}") from error
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write both files to `folder` (made when absent); each appears whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / MODEL_FILE, self._json)
+        special_ids = SpecialIds(self.pad_id, self.bos_id, self.eos_id, self.unk_id)
+        write_json(folder / IDS_FILE, special_ids._asdict())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text without BOS and EOS; empty for a text of no words.
+
+        Runs on all cores. Feed chunks of some 10,000 texts to bound the memory.
+        """
+        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids` up to the first EOS, without special tokens (`<unk>` is one)."""
+        kept = [int(token) for token in ids]
+        if kept[:1] == [self.bos_id]:
+            del kept[0]  # first, for BOS may be EOS
+        if self.eos_id in kept:
+            del kept[kept.index(self.eos_id) :]
+        text = self._model.decode(kept, skip_special_tokens=True)
+        return _tidy(text) if self._tidies else text
+
+
+def _word(config: TokenizerConfig, captions: Iterable[str]) -> tokenizers.Tokenizer:
+    """Lower-case words: runs of letters and digits, with apostrophes and hyphens between them."""
+    model = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
+    model.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), normalizers.NFC(), normalizers.Replace(Regex("[‘’ʼ]"), "'")]
+    )
+    letter = r"[\p{L}\p{M}\p{N}]"
+    joiner = r"['\-\x{200C}\x{200D}]"  # Persian and Indic words hold zero-width joiners
+    model.pre_tokenizer = pre_tokenizers.Split(
+        Regex(f"{letter}+(?:{joiner}{letter}+)*"), behavior="removed", invert=True
+    )
+    trainer = trainers.WordLevelTrainer(  # sorts by count, then alphabetically
+        vocab_size=2**31, min_frequency=config.min_count, special_tokens=SPECIAL, show_progress=False
+    )
+    model.train_from_iterator(captions, trainer)
+    if model.get_vocab_size() == len(SPECIAL):
+        raise UserError(
+            f"no word is seen tokenizer.min_count={config.min_count} times in the training captions, so all "
+            "would become <unk>: lower tokenizer.min_count (1 keeps every word)"
+        )
+    return model
+
+
+def _bpe(config: TokenizerConfig, captions: Iterable[str]) -> tokenizers.Tokenizer:
+    """Byte-level BPE as GPT-2's: `decode` gives back every byte of the caption."""
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if config.vocab_size < len(SPECIAL) + len(alphabet):
+        raise UserError(
+            f"tokenizer.vocab_size={config.vocab_size} is too small for kind=bpe: "
+            f"{len(alphabet)} bytes and {len(SPECIAL)} special tokens need {len(alphabet) + len(SPECIAL)}"
+        )
+    model = tokenizers.Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(  # the whole alphabet in advance: ids and ties depend on no hash order
+        vocab_size=config.vocab_size, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    model.train_from_iterator(captions, trainer)
+    return model
+
+
+def _wordpiece(config: TokenizerConfig, captions: Iterable[str]) -> tokenizers.Tokenizer:
+    """WordPiece as BERT's lower-case one, but accents stay (other languages' scores need them).
+
+    The library's trainer numbers the pieces "##x" in the order of a hash map, and breaks ties by these
+    numbers, so every run gives another vocabulary. Here it finds them numbered: they are handed to it as
+    special tokens of a throw-away tokenizer. That takes a first look at all words, hence the counting.
+    """
+    normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(strip_accents=False)])
+    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    spaced: Counter[str] = Counter()
+    captions = iter(captions)
+    while chunk := list(islice(captions, 1000)):
+        spaced.update(normalizer.normalize_str("\n".join(chunk)).split())
+    counts: Counter[str] = Counter()
+    for text, count in spaced.items():  # each once: splitting at punctuation is slow
+        for word, _ in pre_tokenizer.pre_tokenize_str(text):
+            counts[word] += count
+
+    letters: Counter[str] = Counter()
+    for word, count in counts.items():
+        for letter in word:
+            letters[letter] += count
+    ranked = sorted(letters, key=lambda letter: (-letters[letter], letter))
+    alphabet = set(ranked[: (config.vocab_size - len(SPECIAL)) // 2])  # each may come as "x" and as "##x"
+    words = {word: count for word, count in counts.items() if alphabet.issuperset(word)}
+    if not words:
+        raise UserError(
+            f"no words to learn from with tokenizer.vocab_size={config.vocab_size}: "
+            "raise it, or look at the training captions"
+        )
+    tails = sorted({f"##{letter}" for word in words for letter in word[1:]})
+
+    learner = tokenizers.Tokenizer(models.WordPiece(unk_token="<unk>"))
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=SPECIAL + tails,
+        limit_alphabet=len(alphabet),
+        show_progress=False,
+    )
+    learner.train_from_iterator(_repeated(words), trainer)
+
+    model = tokenizers.Tokenizer(models.WordPiece(learner.get_vocab(), unk_token="<unk>"))
+    model.add_special_tokens(SPECIAL)
+    model.normalizer, model.pre_tokenizer = normalizer, pre_tokenizer
+    model.decoder = decoders.WordPiece(cleanup=False)
+    return model
+
+
+def _repeated(counts: dict[str, int]) -> Iterator[str]:
+    """Each word as often as it was counted, in lines of at most 1000 words."""
+    for word, count in counts.items():
+        yield from repeat(" ".join([word] * 1000), count // 1000)
+        yield " ".join([word] * (count % 1000))
+
+
+def _pretrained(name: str | None) -> tuple[tokenizers.Tokenizer, SpecialIds]:
+    """The tokenizer of a local folder or of the model hub, and its special ids."""
+    if not name:
+        raise UserError("tokenizer.kind=pretrained needs tokenizer.name: a local folder or a hub name")
+    loaded = _load_transformers(name)
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"tokenizer.name={name} has no tokenizer.json, which velm reads; choose one that has")
+    model = tokenizers.Tokenizer.from_str(backend.to_str())
+    model.no_padding()
+    model.no_truncation()
+    if isinstance(model.decoder, decoders.WordPiece):  # its own clean-up turns " do not" into " don't"
+        model.decoder = decoders.WordPiece(cleanup=False)
+
+    # Wrong keywords or missing files make transformers 5 return a vocabulary of one token, silently.
+    probe = model.encode("a man riding a wave on top of a surfboard", add_special_tokens=False).ids
+    if len(set(probe)) < 2:
+        raise UserError(
+            f"tokenizer.name={name} loads as a tokenizer of {model.get_vocab_size()} tokens that cannot read "
+            "English: its vocabulary files are missing or damaged; a good folder holds tokenizer.json"
+        )
+
+    special: dict[str, Any] = dict(loaded.special_tokens_map)
+    eos = special.get("eos_token") or special.get("sep_token") or "<eos>"
+    bos = special.get("bos_token") or special.get("cls_token") or eos
+    pad, unk = special.get("pad_token"), special.get("unk_token")
+    if pad is None or pad in (bos, eos):  # padding must not look like an end
+        pad = "<pad>"
+    if unk in (bos, eos, pad):  # GPT-2 names its end token here
+        unk = None
+    model.add_special_tokens([str(bos), str(eos), str(pad)])  # new ids only for those it lacks
+    ids = model.get_vocab()
+    unk_id = None if unk is None else ids[str(unk)]
+    return model, SpecialIds(ids[str(pad)], ids[str(bos)], ids[str(eos)], unk_id)
+
+
+def _load_transformers(name: str) -> Any:
+    """transformers' tokenizer of `name`: the folder, else the hub's cache, else the hub."""
+    from transformers import AutoTokenizer  # imports torch; only this kind pays for it
+
+    is_folder = Path(name).is_dir()
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except Exception as error:  # OSError, ValueError and more, by version
+        if is_folder:
+            has_file = (Path(name) / MODEL_FILE).exists()
+            reason = f"transformers cannot read its {MODEL_FILE}" if has_file else f"it has no {MODEL_FILE}"
+            raise UserError(f"no tokenizer can be loaded from the folder {name}: {reason}") from error
+    hub_log = logging.getLogger("huggingface_hub")
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)  # it would tell of each retry
+    try:
+        from huggingface_hub import HfApi
+
+        HfApi().model_info(name, timeout=10)  # fails at once offline, where the download retries for long
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        raise UserError(
+            f"tokenizer.name={name} is not a folder here and the model hub has no such tokenizer or cannot "
+            "be reached: give a local folder that holds tokenizer.json"
+        ) from error
+    finally:
+        hub_log.setLevel(level)
+
+
+def _tidy(text: str) -> str:
+    """Undo the spaces that BERT's splitting puts around punctuation: "t - shirt ." -> "t-shirt."."""
+    text = re.sub(r"(?<=\w) - (?=\w)", "-", text)
+    text = re.sub(r"(?<=\w) ' (?=(?:s|t|re|ve|ll|m|d|clock)\b)", "'", text)
+    text = re.sub(r"(?<=\d) ([.,:]) (?=\d)", r"\1", text)
+    text = re.sub(r" ([.,!?;:%)\]}])", r"\1", text)
+    return re.sub(r"([(\[{$#]) ", r"\1", text)

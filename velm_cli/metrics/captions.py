@@ -1,0 +1,299 @@
+"""The field's caption scores: BLEU, METEOR, ROUGE-L, CIDEr and SPICE, equal to pycocoevalcap's.
+
+pycocoevalcap's classes and jars compute every number; what velm adds is that one caption, one missing
+program or one hung process cannot spoil the rest. A score that could not be computed is None with a
+reason, never a zero, and beside the scores stands a signature of all that they depend on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from tqdm import tqdm
+
+from velm_cli import __version__
+from velm_cli.errors import UserError, did_you_mean
+from velm_cli.metrics import meteor, spice
+from velm_cli.metrics.java import JavaError, Launcher, cache_home, find_java
+from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores, save, table
+from velm_cli.metrics.tokenize import flatten, ptb_tokenize, simple_tokenize, unflatten
+from velm_cli.schema import MetricsConfig
+
+__all__ = ["Scores", "fast_cider", "save", "score_captions", "table"]
+
+TOKENIZE_TIMEOUT = 300.0  # seconds; 25,000 captions take two
+MIN_DF_IMAGES = 100  # below this CIDEr's document frequencies say little
+
+Result = tuple[dict[str, float], dict[str, Sequence[float | None]]]  # corpus and per-image values by column
+
+
+def score_captions(
+    references: Mapping[ImageId, list[str]],
+    hypotheses: Mapping[ImageId, str],
+    config: MetricsConfig,
+    *,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> Scores:
+    """Scores one hypothesis an image against its references, raw captions both.
+
+    METEOR and SPICE run beside the others, so it takes as long as the slowest. `cache_dir` replaces
+    velm's cache folder. Raises UserError when the images differ or one has no references, and for unknown
+    metric names; a missing or failing Java program becomes a reason.
+    """
+    _check(references, hypotheses, config)
+    references = {image: list(captions) for image, captions in references.items()}
+    hypotheses = {image: hypotheses[image] for image in references}
+    run = _Run(references, hypotheses, config, cache_dir or cache_home(), progress)
+    with contextlib.ExitStack() as stack:
+        # The order matters: an error or Ctrl-C first ends the Java processes, which frees the pool's threads.
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
+        try:
+            launcher = stack.enter_context(Launcher(find_java()))
+        except JavaError as error:
+            run.without_java(str(error))
+        else:
+            run.with_java(launcher, pool)
+    return run.scores()
+
+
+class _Run:
+    """One call of `score_captions` while it collects results; `scores` gives them out."""
+
+    def __init__(
+        self,
+        references: dict[ImageId, list[str]],
+        hypotheses: dict[ImageId, str],
+        config: MetricsConfig,
+        cache_dir: Path,
+        progress: bool,
+    ) -> None:
+        self.references, self.hypotheses, self.config = references, hypotheses, config
+        self.cache_dir, self.progress = cache_dir, progress
+        self.results: list[Result] = []
+        self.reasons = {
+            n: NOT_REQUESTED for k, names in COLUMNS.items() if k not in config.names for n in names
+        }
+        self.warnings: list[str] = []
+        self.signature = _signature(references)
+        self.tokens: tuple[dict[ImageId, list[str]], dict[ImageId, str]] = {}, {}  # once tokenised
+
+    def with_java(self, launcher: Launcher, pool: ThreadPoolExecutor) -> None:
+        self.signature["java"] = launcher.java.version
+        names = self.config.names
+        timeout = self.config.java_timeout
+        aligner = None
+        if "meteor" in names:  # started first: it loads while captions are tokenised
+            aligner = self._attempt("METEOR", lambda: meteor.Meteor(launcher, timeout=timeout))
+        try:
+            # Two lists as pycocoevalcap has them: a caption's tokens can depend on its neighbour's.
+            limit = min(timeout, TOKENIZE_TIMEOUT)
+            tokens = pool.submit(ptb_tokenize, flatten(self.references), launcher, timeout=limit)
+            answers = ptb_tokenize(list(self.hypotheses.values()), launcher, timeout=limit)
+            references = unflatten(tokens.result(), self.references)
+        except JavaError as error:
+            self._tokenize_simply(str(error))
+        else:
+            self.tokens = references, dict(zip(self.hypotheses, answers, strict=True))
+        futures: dict[str, Future[Result]] = {}
+        if aligner is not None:
+            futures["METEOR"] = pool.submit(self._meteor, aligner)
+        if "spice" in names:
+            futures["SPICE"] = pool.submit(self._spice, launcher)
+        self._score_in_python()
+        for name, future in futures.items():
+            result = self._attempt(name, future.result)
+            if result is not None:
+                self.results.append(result)
+
+    def without_java(self, problem: str) -> None:
+        self._tokenize_simply(problem)
+        self.reasons |= {n: problem for n in ("METEOR", "SPICE") if n not in self.reasons}
+        self._score_in_python()
+
+    def _attempt(self, name: str, do: Callable[[], Any]) -> Any:
+        """`do()`, or None and a reason for `name` when that fails."""
+        try:
+            return do()
+        except (JavaError, OSError) as error:  # OSError: no room for its temporary files
+            self.reasons[name] = str(error)
+            return None
+
+    def _tokenize_simply(self, problem: str) -> None:
+        self.signature["tokenizer"] = "simple (approximates PTBTokenizer)"
+        self.warnings.append(
+            f"captions were tokenised without Stanford's PTBTokenizer, so scores may differ slightly from "
+            f"published ones: {problem}"
+        )
+        references = {image: [simple_tokenize(c) for c in group] for image, group in self.references.items()}
+        self.tokens = references, {image: simple_tokenize(c) for image, c in self.hypotheses.items()}
+
+    def _score_in_python(self) -> None:
+        references, hypotheses = self.tokens
+        wrapped = {image: [caption] for image, caption in hypotheses.items()}
+        if "bleu" in self.config.names:
+            corpus, images = Bleu(4).compute_score(references, wrapped, verbose=0)
+            names = COLUMNS["bleu"]
+            self.results.append(
+                (dict(zip(names, corpus, strict=True)), dict(zip(names, images, strict=True)))
+            )
+        if "rouge_l" in self.config.names:
+            mean, images = Rouge().compute_score(references, wrapped)
+            self.results.append(({"ROUGE_L": mean}, {"ROUGE_L": images}))
+        if "cider" in self.config.names:
+            if _wordless(references):
+                self.reasons["CIDEr"] = "no reference holds a word"
+            else:
+                mean, images = Cider().compute_score(references, wrapped)
+                self.results.append(({"CIDEr": mean}, {"CIDEr": images}))
+            if len(references) < MIN_DF_IMAGES:
+                self.warnings.append(
+                    f"CIDEr's document frequencies come from these {len(references)} images only; under "
+                    f"{MIN_DF_IMAGES} it says little and cannot be compared with published numbers"
+                )
+
+    def _meteor(self, aligner: meteor.Meteor) -> Result:
+        tokens = self._shortened("METEOR", meteor.MAX_WORDS)
+        with aligner, self._bar("METEOR") as bar:
+            total, images = aligner.score(*tokens, on_image=bar.update)
+        return {"METEOR": total}, {"METEOR": list(images.values())}
+
+    def _spice(self, launcher: Launcher) -> Result:
+        setup = spice.SpiceSetup.find(self.cache_dir, self.config.spice_memory, self.config.spice_threads)
+        tokens = self._shortened("SPICE", spice.MAX_WORDS)
+        with self._bar("SPICE") as bar:
+            images, warnings = spice.score_spice(
+                launcher,
+                setup,
+                *tokens,
+                timeout=self.config.java_timeout,
+                on_images=bar.update,
+                on_stage=bar.set_postfix_str,
+            )
+        self.signature["spice"] = f"spice-1.0 with CoreNLP {spice.CORENLP_VERSION}"
+        self.warnings += warnings
+        values = [_number(images[image]) for image in self.references]
+        defined = [value for value in values if value is not None]
+        if len(defined) < len(values):
+            self.warnings.append(
+                f"SPICE is not defined on {len(values) - len(defined)} of {len(values)} images; "
+                "its mean leaves them out"
+            )
+        if not defined:
+            raise JavaError("SPICE is defined on none of the images")
+        return {"SPICE": math.fsum(defined) / len(defined)}, {"SPICE": values}
+
+    def _bar(self, name: str) -> tqdm[Any]:
+        disable = None if self.progress else True  # None: only on a terminal
+        return tqdm(
+            total=len(self.references), desc=name, unit="img", mininterval=0.5, disable=disable, leave=False
+        )
+
+    def _shortened(self, name: str, limit: int) -> tuple[dict[ImageId, list[str]], dict[ImageId, str]]:
+        """The tokens with every caption cut to `limit` words, and a warning that names the images."""
+        references, hypotheses = self.tokens
+        longest = {i: max(len(c.split()) for c in (*references[i], hypotheses[i])) for i in references}
+        images = [image for image, words in longest.items() if words > limit]
+        if not images:
+            return references, hypotheses
+
+        def cut(text: str) -> str:
+            return " ".join(text.split(" ")[:limit])
+
+        self.warnings.append(f"{name} saw only the first {limit} words of captions of {_listing(images)}")
+        shorter = {image: [cut(caption) for caption in group] for image, group in references.items()}
+        return shorter, {image: cut(caption) for image, caption in hypotheses.items()}
+
+    def scores(self) -> Scores:
+        corpus: dict[str, float | None] = dict.fromkeys(NAMES)
+        per_image: dict[ImageId, dict[str, float | None]] = {i: dict.fromkeys(NAMES) for i in self.references}
+        for totals, columns in self.results:
+            corpus |= {name: _number(value) for name, value in totals.items()}
+            for name, values in columns.items():
+                for image, value in zip(per_image, values, strict=True):
+                    per_image[image][name] = _number(value)
+        reasons = {
+            name: self.reasons.get(name, "no number came out") for name in NAMES if corpus[name] is None
+        }
+        return Scores(
+            corpus, reasons, per_image, self.signature, self.warnings, self.references, self.hypotheses
+        )
+
+
+def fast_cider(references: Mapping[ImageId, Sequence[str]], hypotheses: Mapping[ImageId, str]) -> float:
+    """CIDEr without Java, for validation while training: `simple_tokenize` and pycocoevalcap's Cider.
+
+    Close to the reported number, not equal; its document frequencies come from `references`.
+    """
+    tokenized = {
+        image: [simple_tokenize(caption) for caption in group] for image, group in references.items()
+    }
+    if _wordless(tokenized):
+        return 0.0
+    wrapped = {image: [simple_tokenize(hypotheses[image])] for image in tokenized}
+    return float(Cider().compute_score(tokenized, wrapped)[0])
+
+
+def _wordless(references: Mapping[ImageId, Sequence[str]]) -> bool:
+    """No reference has a token, where pycocoevalcap's Cider fails."""
+    return not any(caption.split() for group in references.values() for caption in group)
+
+
+def _check(
+    references: Mapping[ImageId, list[str]], hypotheses: Mapping[ImageId, str], config: MetricsConfig
+) -> None:
+    for name in [*config.names, *config.required]:
+        if name not in COLUMNS:
+            hint = did_you_mean(name, COLUMNS) or f"; there are {', '.join(COLUMNS)}"
+            raise UserError(f"metrics.names: there is no metric {name!r}{hint}")
+    if not references and not hypotheses:
+        raise UserError("there are no captions to score")
+    unanswered = [image for image in references if image not in hypotheses]
+    unknown = [image for image in hypotheses if image not in references]
+    hint = ""
+    if unanswered and unknown and set(map(str, unanswered)) & set(map(str, unknown)):
+        hint = " (ids are numbers on one side and text on the other)"
+    if unanswered:
+        raise UserError(
+            f"no caption for {_listing(unanswered)}{hint}: predict them or leave their references out"
+        )
+    if unknown:
+        raise UserError(f"no references for {_listing(unknown)}{hint}: are the captions of another split?")
+    empty = [image for image, captions in references.items() if not captions]
+    if empty:
+        raise UserError(f"an empty list of references for {_listing(empty)}: leave them out")
+
+
+def _listing(images: Sequence[ImageId]) -> str:
+    shown = ", ".join(map(str, images[:5]))
+    return f"{len(images)} image{'s' * (len(images) > 1)} ({shown}{', ...' * (len(images) > 5)})"
+
+
+def _number(value: Any) -> float | None:
+    """A Python float; None for what is no number (None, NaN), so that it enters no mean and no JSON."""
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _signature(references: Mapping[ImageId, Sequence[str]]) -> dict[str, Any]:
+    counts = [len(captions) for captions in references.values()]
+    return {
+        "velm": __version__,
+        "pycocoevalcap": importlib.metadata.version("pycocoevalcap"),
+        "tokenizer": "PTBTokenizer (stanford-corenlp-3.4.1)",
+        "java": None,
+        "images": len(counts),
+        "references": sum(counts),
+        "references_min": min(counts),
+        "references_max": max(counts),
+        "cider": "CIDEr-D (n=4, sigma=6, no stemming), pycocoevalcap's Cider",
+        "cider_df": f"corpus, {len(counts)} images",
+    }

@@ -1,0 +1,100 @@
+"""METEOR 1.5 (Denkowski and Lavie, 2014) through pycocoevalcap's jar, in a process that cannot hang velm.
+
+The jar answers line by line: `SCORE ||| reference ||| ... ||| hypothesis` gives the statistics of one
+image, and `EVAL ||| statistics ||| ...` gives each image's score and then the score of all, which is
+computed from the summed statistics and is not the mean. Its paraphrase table takes seconds to load, so
+the process starts early and stays.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from velm_cli.metrics.java import JavaError, Launcher
+from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
+
+METEOR_JAR = PYCOCOEVALCAP / "meteor" / "meteor-1.5.jar"  # finds its paraphrases in the folder beside it
+MAX_WORDS = 500  # of a caption: its aligner runs out of memory on a caption of thousands
+REPLY_TIMEOUT = 300.0  # seconds for one answer, the first of which includes loading the tables
+
+
+class Meteor:
+    """A running METEOR, closed by its `with` block. `timeout` is the limit of one `score`, in seconds."""
+
+    def __init__(self, launcher: Launcher, *, timeout: float, reply_timeout: float = REPLY_TIMEOUT) -> None:
+        self._launcher = launcher
+        self._timeout = timeout
+        self._reply_timeout = reply_timeout
+        self._start()
+
+    def _start(self) -> None:
+        arguments = ["-Xmx2G", "-jar", str(METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
+        self._process = self._launcher.start(arguments)
+
+    def __enter__(self) -> Meteor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+
+    def score(
+        self,
+        references: Mapping[Id, Sequence[str]],
+        hypotheses: Mapping[Id, str],
+        *,
+        on_image: Callable[[], object] = lambda: None,
+    ) -> tuple[float, dict[Id, float]]:
+        """METEOR of all images and of each, from tokenised captions; equal to pycocoevalcap's.
+
+        A process that hangs or dies is replaced once and goes on where it stopped. Raises JavaError, which
+        names the image, when the second one fails too or the time is over.
+        """
+        deadline = time.monotonic() + self._timeout
+        images = list(references)
+        requests = [_request(references[image], hypotheses[image]) for image in images]
+        statistics: list[str] = []
+        for attempt in ("first", "last"):
+            try:
+                # All at once: the process never waits for us, and the pipe's threads keep it from blocking.
+                self._process.send("".join(requests[len(statistics) :]))
+                while len(statistics) < len(images):
+                    statistics.append(self._reply(deadline))
+                    on_image()
+                self._process.send("EVAL ||| " + " ||| ".join(statistics) + "\n")
+                scores = [float(self._reply(deadline)) for _ in range(len(images) + 1)]
+                return scores[-1], dict(zip(images, scores, strict=False))
+            except (JavaError, ValueError) as error:
+                self._process.kill()
+                if attempt == "last" or time.monotonic() >= deadline:
+                    raise JavaError(
+                        f"METEOR failed{_where(images, statistics, hypotheses)}: {error}"
+                    ) from None
+                self._start()
+        raise AssertionError("unreachable")
+
+    def _reply(self, deadline: float) -> str:
+        line = self._process.read_line(min(self._reply_timeout, deadline - time.monotonic()))
+        if line is None:
+            raise JavaError(f"its process ended: {self._process.complaint()}")
+        if line.startswith("Error"):
+            raise JavaError(line)
+        return line
+
+
+def _request(references: Sequence[str], hypothesis: str) -> str:
+    fields = ["SCORE", *map(_field, references), _field(hypothesis)]
+    return " ||| ".join(fields) + "\n"
+
+
+def _field(text: str) -> str:
+    """One caption that cannot be taken for the end of a line or of a field, as pycocoevalcap writes it."""
+    return one_line(text).replace("|||", "").replace("  ", " ")
+
+
+def _where(images: Sequence[Id], statistics: Sequence[str], hypotheses: Mapping[Id, str]) -> str:
+    """Names the image whose answer is missing; empty when the statistics of all are there."""
+    if len(statistics) == len(images):
+        return ""
+    image = images[len(statistics)]
+    return f" on image {image} ({hypotheses[image][:60]!r})"

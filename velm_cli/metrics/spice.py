@@ -1,0 +1,238 @@
+"""SPICE (Anderson et al., 2016) through pycocoevalcap's jar, on the Java versions of today.
+
+The jar was built for Java 8 and meant to be run alone. Newer versions miss two things (see `command`);
+parallel runs on one parse cache freeze, so every run gets a private copy of it in its own temporary
+folder and hands it back whole; and images go through in groups, which bounds memory, shows progress and
+keeps the parses of finished groups when time runs out. SPICE is AGPL and CoreNLP GPL: both run as
+separate programs, and velm ships nothing of theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from velm_cli.metrics.java import JavaError, JavaTimeout, Launcher, memory_limit
+from velm_cli.metrics.spice_engine import ENGINE_JAR
+from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
+
+CORENLP_VERSION = "3.6.0"
+CORENLP_JARS = (f"stanford-corenlp-{CORENLP_VERSION}.jar", f"stanford-corenlp-{CORENLP_VERSION}-models.jar")
+SPICE_FOLDER = PYCOCOEVALCAP / "spice"
+IMAGES_PER_THREAD = 250  # images of one group, a thread: loading the models stays a small part of the time
+MAX_GROUP = 2000  # images: all parses of a group are in memory together
+MAX_WORDS = 200  # of a caption: the parser's time and memory grow with the square and more
+SNAPSHOT_LIMIT = 512 << 20  # bytes (about a million captions); a larger parse cache starts empty again
+ADD_OPENS = (
+    "lang",
+    "math",
+    "util",
+    "util.concurrent",
+    "net",
+    "text",
+)  # what the cache's serializer looks into
+
+
+@dataclass(frozen=True, slots=True)
+class SpiceSetup:
+    """How to run SPICE: folder of CoreNLP's jars, Java heap (`4G`), threads, shared parse cache or None."""
+
+    corenlp: Path
+    memory: str
+    threads: int
+    snapshot: Path | None
+
+    @classmethod
+    def find(cls, cache_dir: Path, memory: str = "auto", threads: int = 0) -> SpiceSetup:
+        """The setup of this machine. Raises JavaError when CoreNLP is missing."""
+        corenlp = find_corenlp(cache_dir)
+        if corenlp is None:
+            raise JavaError(f"CoreNLP {CORENLP_VERSION} not found: run `velm doctor fix=spice`")
+        has_native_library = platform.machine().lower() in (
+            "x86_64",
+            "amd64",
+        )  # the jar's LMDB is built for x86
+        snapshot = cache_dir / f"spice-parses-{CORENLP_VERSION}" / "data.mdb" if has_native_library else None
+        return cls(corenlp, _heap() if memory == "auto" else memory, threads or _cores(), snapshot)
+
+
+def find_corenlp(cache_dir: Path) -> Path | None:
+    """The folder with both of CoreNLP's jars: $VELM_CORENLP, velm's cache or pycocoevalcap's own; or None."""
+    folders = [cache_dir / f"corenlp-{CORENLP_VERSION}", SPICE_FOLDER / "lib"]
+    if os.environ.get("VELM_CORENLP"):
+        folders.insert(0, Path(os.environ["VELM_CORENLP"]).expanduser())
+    return next((path for path in folders if all((path / jar).is_file() for jar in CORENLP_JARS)), None)
+
+
+def _heap() -> str:
+    """Half of the memory there is, from 1 to 8 GiB."""
+    return f"{min(8192, max(1024, memory_limit() // 2 >> 20))}m"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def command(setup: SpiceSetup, work: Path, java_major: int, *, cached: bool) -> list[str]:
+    """Java's arguments to score `work/in.json` into `work/out.json`.
+
+    By class and not by `-jar`, which ignores `-cp`: the class path carries CoreNLP from outside
+    site-packages and, for Java 15 and later, a JavaScript engine. Only the cache's serializer needs
+    Java's own packages opened (9 and later) and says so in warnings (24 and later).
+    """
+    flags = [f"-Xmx{setup.memory}", f"-Djava.io.tmpdir={work}"]
+    if cached and java_major >= 9:
+        flags += [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ADD_OPENS]
+    if cached and java_major >= 24:
+        flags += ["--enable-native-access=ALL-UNNAMED"]
+    class_path = os.pathsep.join(map(str, [SPICE_FOLDER / "spice-1.0.jar", setup.corenlp / "*", ENGINE_JAR]))
+    options = ["-out", str(work / "out.json"), "-subset", "-silent", "-threads", str(setup.threads)]
+    if cached:
+        options += ["-cache", str(work / "parses")]
+    return [*flags, "-cp", class_path, "edu.anu.spice.SpiceScorer", str(work / "in.json"), *options]
+
+
+def score_spice(
+    launcher: Launcher,
+    setup: SpiceSetup,
+    references: Mapping[Id, Sequence[str]],
+    hypotheses: Mapping[Id, str],
+    *,
+    timeout: float,
+    on_images: Callable[[int], object] = lambda count: None,
+    on_stage: Callable[[str], object] = lambda stage: None,
+) -> tuple[dict[Id, float | None], list[str]]:
+    """SPICE's f-score of each image (None where SPICE defines none) from tokenised captions, and warnings.
+
+    Equal to pycocoevalcap's. `on_images` gets the number of images of every finished group, `on_stage`
+    what SPICE is doing. Raises JavaError when it fails or takes more than `timeout` seconds in all.
+    """
+    deadline = time.monotonic() + timeout
+    images = list(references)
+    scores: dict[Id, float | None] = {}
+    warnings: list[str] = []
+    group_size = min(MAX_GROUP, IMAGES_PER_THREAD * setup.threads)
+    with tempfile.TemporaryDirectory(prefix="velm-spice-") as folder:
+        work = Path(folder)
+        snapshot = setup.snapshot if _borrow(setup.snapshot, work) else None
+        cached = snapshot is not None
+        try:
+            for start in range(0, len(images), group_size):
+                group = images[start : start + group_size]
+                # Our own numbers as ids, and ASCII: no id and no encoding can trip its reader.
+                items = [
+                    {
+                        "image_id": i,
+                        "test": one_line(hypotheses[k]),
+                        "refs": [one_line(r) for r in references[k]],
+                    }
+                    for i, k in enumerate(group)
+                ]
+                (work / "in.json").write_text(json.dumps(items), encoding="ascii")
+                try:
+                    found = _run(launcher, setup, work, deadline, on_stage, cached=cached)
+                except JavaTimeout:
+                    raise JavaError(
+                        f"SPICE was stopped after {timeout:g} s with {start} of {len(images)} images scored: "
+                        f"raise metrics.java_timeout{' (finished parses are kept)' if cached else ''}"
+                    ) from None
+                except JavaError as error:
+                    if not cached:
+                        raise
+                    # The native library or the cache is at fault, or SPICE is: running without tells.
+                    found = _run(launcher, setup, work, deadline, on_stage, cached=False)
+                    warnings.append(f"SPICE ran without its parse cache, which failed: {error}")
+                    assert setup.snapshot is not None
+                    setup.snapshot.unlink(missing_ok=True)
+                    cached = False
+                if set(found) != set(range(len(group))):
+                    raise JavaError(f"SPICE gave scores of {len(found)} images for {len(group)}")
+                scores |= {image: found[i] for i, image in enumerate(group)}
+                on_images(len(group))
+        finally:
+            if cached and snapshot is not None:
+                _publish(work, snapshot)
+    return scores, warnings
+
+
+def _run(
+    launcher: Launcher,
+    setup: SpiceSetup,
+    work: Path,
+    deadline: float,
+    on_stage: Callable[[str], object],
+    *,
+    cached: bool,
+) -> dict[int, float | None]:
+    """One run of the jar: the f-score of every number in `in.json`."""
+
+    def on_log(line: str) -> None:
+        if line.startswith(("Parsing", "Initiating")):
+            on_stage(line.lower())
+
+    process = launcher.start(command(setup, work, launcher.java.major, cached=cached), on_log=on_log)
+    try:
+        code = process.wait(deadline - time.monotonic())
+    finally:
+        process.kill()
+    if code != 0:
+        raise JavaError(f"SPICE failed with exit code {code}{_advice(code, process.complaint())}")
+    try:
+        results = json.loads((work / "out.json").read_text(encoding="utf-8"))
+        (work / "out.json").unlink()
+        return {item["image_id"]: item["scores"]["All"]["f"] for item in results}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise JavaError(f"SPICE gave no readable result ({error}): {process.complaint()}") from None
+
+
+def _advice(code: int, complaint: str) -> str:
+    if code in (-9, 137):
+        return ": the system ended it, for lack of memory? Try a smaller metrics.spice_memory"
+    # The parser gives up a long sentence without memory, and SPICE then trips over the missing parse.
+    if "OutOfMemoryError" in complaint or "SemanticGraph" in complaint:
+        return f": too little memory for its longest caption, raise metrics.spice_memory ({complaint})"
+    return f": {complaint}"
+
+
+def _borrow(snapshot: Path | None, work: Path) -> bool:
+    """Copies the shared parse cache into the private folder; False when there can be no cache at all.
+
+    The shared file is never opened by LMDB and never changed, only replaced: any number of runs may copy.
+    """
+    if snapshot is None:
+        return False
+    (work / "parses").mkdir()
+    if snapshot.is_file():
+        try:
+            shutil.copyfile(snapshot, work / "parses" / "data.mdb")
+        except OSError:
+            (work / "parses" / "data.mdb").unlink(missing_ok=True)  # a torn copy is worse than none
+    return True
+
+
+def _publish(work: Path, snapshot: Path) -> None:
+    """Puts the private parse cache in the place of the shared one if it knows more; the last run wins."""
+    private = work / "parses" / "data.mdb"
+    partial = snapshot.with_name(f"{snapshot.name}.{os.getpid()}.partial")
+    try:
+        size = private.stat().st_size if private.is_file() else 0
+        if size > SNAPSHOT_LIMIT:
+            snapshot.unlink(missing_ok=True)
+        elif size > (snapshot.stat().st_size if snapshot.is_file() else 0):
+            snapshot.parent.mkdir(parents=True, exist_ok=True)
+            with private.open("rb") as source, partial.open("wb") as target:
+                shutil.copyfileobj(source, target)
+                target.flush()
+                os.fsync(target.fileno())
+            os.replace(partial, snapshot)
+    except OSError:  # a full or read-only disk costs the next run time, it must not cost this one its scores
+        with contextlib.suppress(OSError):
+            partial.unlink()
