@@ -22,7 +22,7 @@ SECTIONS = [
     ("tokenizer", "tokenizer.", ["TokenizerConfig"]),
     ("preprocess", "preprocess.", ["PreprocessConfig"]),
     ("data", "data.", ["DataConfig"]),
-    ("vision", "vision.", ["VisionConfig", "ViTConfig", "ResNetConfig"]),
+    ("vision", "vision.", ["VisionConfig", "ConvNetConfig", "ViTConfig", "ResNetConfig", "ConvFeaturesConfig"]),
     ("text", "text.", ["TextConfig", "TransformerConfig", "LSTMConfig"]),
     ("fusion", "fusion.", ["FusionConfig", "CrossModalConfig"]),
     ("loss", "loss.", ["LossConfig"]),

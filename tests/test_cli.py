@@ -37,7 +37,7 @@ MISTAKES = [
     (["eval", "checkpoint=/nowhere"], "velm: checkpoint: /nowhere does not exist; give a run folder such as runs/train/NAME"),
     (["finetune", "checkpoint=."], "velm: checkpoint: . is not a run folder (it has no config.yaml)"),
     (
-        ["train", "vision.image_size=60"],
+        ["train", "vision=vit", "vision.image_size=60"],
         "velm: vision.image_size=60 is not a multiple of vision.patch_size=8",
     ),
     (["train", "run.batch_size=0"], "velm: run.batch_size=0: must be at least 1"),
@@ -56,7 +56,7 @@ def test_a_mistake_gets_one_clear_line_and_exit_code_2(args, line, tmp_path):
 
 def test_all_problems_are_reported_at_once(tmp_path):
     done = harness.velm(
-        "train", "loss.alpha=0", "vision.image_size=60", "text.width=30", "data.crop_scale=2", cwd=tmp_path
+        "train", "vision=vit", "loss.alpha=0", "vision.image_size=60", "text.width=30", "data.crop_scale=2", cwd=tmp_path
     )
     assert done.stderr.splitlines() == [
         "velm: text.width=30 is not divisible by text.heads=4",

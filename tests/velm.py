@@ -15,7 +15,7 @@ TINY = [
     "dataset.num_train=24", "dataset.num_val=8", "dataset.num_test=8", "tokenizer.min_count=1",
 ]  # fmt: skip
 TINY_MODEL = [
-    "vision.width=32", "vision.layers=1", "vision.heads=2", "text.width=32", "text.layers=1", "text.heads=2",
+    "vision=vit", "vision.width=32", "vision.layers=1", "vision.heads=2", "text.width=32", "text.layers=1", "text.heads=2",
     "fusion.layers=1", "fusion.heads=2", "run.batch_size=4", "run.log_every=1",
 ]  # fmt: skip
 

@@ -28,7 +28,7 @@ usage: velm STAGE [key=value ...]
 
 examples:
   velm preprocess dataset=shapes
-  velm train      dataset=shapes vision=vit text=transformer fusion=cross_modal loss.beta=0.1
+  velm train      dataset=shapes vision=convnet text=transformer fusion=cross_modal loss.beta=0.1
   velm finetune   checkpoint=runs/train/NAME optim.lr=1e-4
   velm eval       checkpoint=runs/train/NAME split=test decode.beams=5
   velm train -m   fusion=concat,cross_modal seed=0,1            a sweep: every combination

@@ -75,7 +75,6 @@ class DatasetConfig:
     image_size: int = 256  # shorter side of the stored images, pixels
     image_quality: int = 90  # JPEG quality of the stored images
     max_pixels: int = 178_956_970  # refuse images with more pixels than this (decompression bombs)
-    lateral_words: bool = True  # captions may say left/right: never mirror such images
 
 
 @dataclass
@@ -100,6 +99,7 @@ class CocoConfig(DatasetConfig):
 @dataclass
 class FlickrConfig(DatasetConfig):
     kind: str = "flickr"
+    release: str = "flickr8k"  # flickr8k | flickr30k: names the store
     split_file: Optional[str] = None  # Karpathy's dataset_flickr*.json, if not found in root
 
 
@@ -137,7 +137,7 @@ class DataConfig:
     captions_per_image: int = 5  # captions drawn an image and step; the image is encoded once for all
     crop_scale: float = 1.0  # smallest share of the area a random crop keeps; 1 = no random crop
     flip: bool = False  # mirror half of the images (never where captions may say left or right)
-    workers: int = 0  # loader processes; the order of samples does not depend on it
+    workers: int = 0  # threads that read images ahead; the order of samples does not depend on it
 
 
 # ---------------------------------------------------------------------------------------- model
@@ -169,9 +169,23 @@ class ViTConfig(VisionConfig):
 
 
 @dataclass
+class ConvNetConfig(VisionConfig):
+    kind: str = "convnet"
+    image_size: int = 64  # input side, pixels
+    width: int = 128  # size of the tokens: channels of the last stage
+    stages: int = 3  # each halves the sides: 64 pixels and 3 stages make 8 x 8 tokens
+
+
+@dataclass
 class ResNetConfig(VisionConfig):
     kind: str = "resnet"
     depth: int = 50  # 18 | 34 | 50 | 101 | 152
+
+
+@dataclass
+class ConvFeaturesConfig(VisionConfig):
+    kind: str = "conv_features"
+    net: str = "squeezenet1_1"  # squeezenet1_1 | vgg16
 
 
 @dataclass
@@ -302,7 +316,7 @@ METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
 class MetricsConfig:
     names: list[str] = field(default_factory=lambda: [*METRIC_NAMES])  # which metrics to compute
     required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
-    java_timeout: float = 1800.0  # seconds before METEOR or SPICE is given up
+    java_timeout: float = 7200.0  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
     spice_threads: int = 0  # 0 = one a core
 
@@ -393,7 +407,7 @@ KINDS: dict[str, dict[str, type]] = {
         "manifest": ManifestConfig,
         "folder": FolderConfig,
     },
-    "vision": {"none": NoVisionConfig, "vit": ViTConfig, "resnet": ResNetConfig},
+    "vision": {"none": NoVisionConfig, "convnet": ConvNetConfig, "vit": ViTConfig, "resnet": ResNetConfig, "conv_features": ConvFeaturesConfig},
     "text": {"transformer": TransformerConfig, "lstm": LSTMConfig},
     "fusion": {"none": NoFusionConfig, "concat": ConcatConfig, "cross_modal": CrossModalConfig},
     "task": {"caption": CaptionTaskConfig},

@@ -40,8 +40,9 @@ def _problems(config: Any) -> Iterator[str]:
     if isinstance(config, schema.TrainRoot):
         yield from _model(config)
         yield from _training(config)
+        yield from _at_least("", config, seed=0)
     else:
-        yield from _at_least("evaluate", config, prefix="", limit=0)
+        yield from _at_least("", config, limit=0, seed=0)
 
 
 def _root(dataset: schema.DatasetConfig) -> Iterator[str]:
@@ -60,6 +61,8 @@ def _dataset(dataset: schema.DatasetConfig) -> Iterator[str]:
         yield f"dataset.image_quality={dataset.image_quality}: a JPEG quality is 1 to 100"
     if isinstance(dataset, schema.ShapesConfig):
         yield from _at_least("dataset", dataset, num_train=1, num_val=0, num_test=0)
+    if isinstance(dataset, schema.FlickrConfig) and dataset.release not in ("flickr8k", "flickr30k"):
+        yield f"dataset.release={dataset.release}: flickr8k or flickr30k"
     if isinstance(dataset, schema.FolderConfig) and not (
         0 <= dataset.val_fraction and 0 <= dataset.test_fraction and dataset.val_fraction + dataset.test_fraction < 1
     ):
@@ -114,15 +117,22 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             yield f"vision.freeze={vision.freeze}: none, all or first:n"
         if vision.weights not in ("none", "pretrained") and not os.path.isfile(vision.weights):
             yield f"vision.weights={vision.weights}: no such file (or none, pretrained)"
+    if isinstance(vision, (schema.ConvNetConfig, schema.ViTConfig)) and vision.weights != "none":
+        yield (
+            f"vision={vision.kind} is trained from scratch: vision.weights must be none "
+            "(init.vision takes a run's weights)"
+        )
     if isinstance(vision, schema.ViTConfig):
-        if vision.weights != "none":
-            yield "vision=vit is trained from scratch: vision.weights must be none (init.vision takes a run's weights)"
         if vision.image_size % vision.patch_size:
             yield f"vision.image_size={vision.image_size} is not a multiple of vision.patch_size={vision.patch_size}"
         if vision.conv_stem and vision.patch_size & (vision.patch_size - 1):
             yield f"vision.patch_size={vision.patch_size}: with vision.conv_stem it must be a power of 2"
         if vision.width % vision.heads:
             yield f"vision.width={vision.width} is not divisible by vision.heads={vision.heads}"
+    if isinstance(vision, schema.ConvNetConfig):
+        yield from _at_least("vision", vision, image_size=1, width=1, stages=1)
+    if isinstance(vision, schema.ConvFeaturesConfig) and vision.net not in ("squeezenet1_1", "vgg16"):
+        yield f"vision.net={vision.net}: squeezenet1_1 or vgg16"
     if isinstance(vision, schema.ResNetConfig) and vision.depth not in (18, 34, 50, 101, 152):
         yield f"vision.depth={vision.depth}: ResNets have 18, 34, 50, 101 or 152 layers"
 
@@ -165,9 +175,9 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
             yield "run.tensorboard=true needs TensorBoard: pip install 'velm[tensorboard]'"
 
 
-def _at_least(group: str, node: Any, *, prefix: str | None = None, **bounds: float) -> Iterator[str]:
+def _at_least(group: str, node: Any, **bounds: float) -> Iterator[str]:
     for name, least in bounds.items():
         value = getattr(node, name)
         if value < least:
-            key = name if prefix == "" else f"{group}.{name}"
+            key = f"{group}.{name}" if group else name
             yield f"{key}={value:g}: must be at least {least:g}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
 from velm_cli import compose, schema
 from velm_cli.models.velm import VelmModel, count_parameters
@@ -56,10 +57,21 @@ def test_every_option_composes_and_builds(option, tmp_path):
 
 @pytest.mark.parametrize("file", [*ROOTS, *OPTIONS], ids=lambda path: str(path.relative_to(CONF)))
 def test_every_file_opens_with_the_command_that_uses_it(file):
-    first = file.read_text().splitlines()[0]
+    lines = file.read_text().splitlines()
+    first = lines[1] if lines[0].startswith("# @package") else lines[0]  # Hydra wants that one first
     assert first.startswith("# velm "), first
     if file in OPTIONS and file.parent.name not in ("task", "data", "optim", "run"):
         assert file.stem.split("_")[0] in first, first
+
+
+@pytest.mark.parametrize("group", ["experiment", "debug"])
+def test_experiments_reach_the_options_they_name(group):
+    for file in (CONF / group).glob("*.yaml"):
+        wanted = OmegaConf.load(file)
+        found = OmegaConf.structured(composed("train", [f"{group}={file.stem}"]))
+        for section, values in wanted.items():
+            for key, value in values.items():
+                assert str(getattr(found[section][key], "name", found[section][key])) == str(value), (file, section, key)
 
 
 def test_a_saved_config_comes_back_as_it_was(tmp_path):

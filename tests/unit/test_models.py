@@ -10,12 +10,14 @@ from velm_cli import schema
 from velm_cli.errors import UserError
 from velm_cli.models.layers import Block, SelfAttention, select
 from velm_cli.models.velm import VelmModel, count_parameters
-from velm_cli.models.vision import ViT, frozen_stages
+from velm_cli.models.vision import ViT, build_vision, frozen_stages
 
 VOCAB = 23
 VISION = {
     "vit": schema.ViTConfig(image_size=16, patch_size=4, width=24, layers=2, heads=2),
+    "convnet": schema.ConvNetConfig(image_size=16, width=24, stages=2),
     "resnet": schema.ResNetConfig(depth=18, image_size=32),
+    "squeezenet": schema.ConvFeaturesConfig(image_size=32),
 }
 TEXT = {
     "transformer": schema.TransformerConfig(width=16, layers=2, heads=2),
@@ -143,6 +145,21 @@ def test_resnet_tokens_equal_torchvision(tmp_path):
     nodes = nn.Sequential(*list(reference.children())[:-2])(image)
     torch.testing.assert_close(features.tokens_BSD, nodes.flatten(2).transpose(1, 2))
     torch.testing.assert_close(reference.fc(features.pooled_BD), reference(image), rtol=1e-4, atol=1e-5)
+
+
+def test_squeezenet_and_vgg_tokens_equal_torchvision(tmp_path):
+    import torchvision
+    from safetensors.torch import save_file
+
+    for net, width in (("squeezenet1_1", 512), ("vgg16", 512)):
+        reference = torchvision.models.get_model(net, weights=None).eval()
+        save_file(reference.features.state_dict(prefix="features."), tmp_path / f"{net}.safetensors")
+        config = schema.ConvFeaturesConfig(net=net, weights=str(tmp_path / f"{net}.safetensors"))
+        encoder = build_vision(config).eval()
+        image = torch.randn(1, 3, 64, 64)
+        tokens = encoder(image).tokens_BSD
+        assert encoder.width == tokens.shape[-1] == width
+        torch.testing.assert_close(tokens, reference.features(image).flatten(2).transpose(1, 2))
 
 
 def test_frozen_parts_get_no_gradient_and_keep_their_statistics():

@@ -45,7 +45,7 @@ def store_path(dataset: DatasetConfig) -> Path:
     """Where the store of `dataset` lies: `dataset.store`, or a folder in `stores/` by its kind."""
     if dataset.store is not None:
         return Path(dataset.store).expanduser()
-    name = dataset.kind
+    name = dataset.release if isinstance(dataset, FlickrConfig) else dataset.kind
     if isinstance(dataset, CocoConfig) and dataset.split is not CocoSplit.karpathy:
         name += f"-{dataset.split.name}"
     return Path("stores") / (name if dataset.images else f"{name}-text")
@@ -56,8 +56,7 @@ def preprocess_command(dataset: DatasetConfig) -> str:
     default = KINDS["dataset"][dataset.kind]()
     choice = dataset.kind
     if isinstance(dataset, FlickrConfig):  # the one kind with two files in conf/dataset
-        choice = "flickr30k" if "30k" in f"{dataset.root} {dataset.store}" else "flickr8k"
-        default.store = f"stores/{choice}"
+        choice = default.release = dataset.release
     words = [f"velm preprocess dataset={choice}"]
     for name in (option.name for option in fields(dataset)):
         value = getattr(dataset, name)

@@ -7,6 +7,7 @@ which parts `freeze=first:n` counts (`stages`). Shapes: B images, C channels, S 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from velm_cli.errors import UserError
 from velm_cli.models.layers import Block, initialise
 from velm_cli.models.weights import load_state
-from velm_cli.schema import NoVisionConfig, ResNetConfig, VisionConfig, ViTConfig
+from velm_cli.schema import ConvFeaturesConfig, ConvNetConfig, NoVisionConfig, ResNetConfig, VisionConfig, ViTConfig
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -46,10 +47,11 @@ class VisionEncoder(nn.Module):
 
 
 class ViT(VisionEncoder):
-    """Small vision transformer (Dosovitskiy et al. 2021) trained from scratch; pooled = mean of tokens.
+    """Small vision transformer (Dosovitskiy et al. 2021) trained from scratch.
 
-    With `conv_stem` the patches come out of stride-2 3x3 convolutions instead of one large one, which
-    makes training from scratch faster and steadier (Xiao et al. 2021).
+    pooled = maximum over the positions, see `ConvNet`. With `conv_stem` the patches come out of stride-2
+    3x3 convolutions instead of one large one, which makes training from scratch faster and steadier
+    (Xiao et al. 2021).
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -74,7 +76,7 @@ class ViT(VisionEncoder):
         for block in self.blocks:
             x_BSD, _ = block(x_BSD, causal=False)
         x_BSD = self.norm(x_BSD)
-        return ImageFeatures(x_BSD, x_BSD.mean(dim=1))
+        return ImageFeatures(x_BSD, x_BSD.amax(dim=1))
 
     def stages(self) -> list[nn.Module]:
         return [self.stem, *self.blocks, self.norm]
@@ -92,6 +94,45 @@ def _conv_stem(patch_size: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
 
 
+class ConvNet(VisionEncoder):
+    """Plain convolutions with batch normalisation: what learns drawn scenes in a minute on a laptop.
+
+    Each stage is a stride-2 3x3 convolution; one more at the last size. pooled = maximum over the
+    positions: the mean dilutes a small object by its background, and L_image then teaches several times
+    more slowly (docs/log.md). tokens = pooled and the last grid, plus a learned position each, since
+    attention could not tell left from right otherwise.
+    """
+
+    def __init__(self, config: ConvNetConfig) -> None:
+        super().__init__()
+        self.width = config.width
+        channels = [3, *(max(16, config.width >> step) for step in reversed(range(config.stages)))]
+        self.convolutions = nn.ModuleList(
+            _convolution(before, after, stride=2) for before, after in pairwise(channels)
+        )
+        self.convolutions.append(_convolution(config.width, config.width, stride=1))
+        side = -(-config.image_size // 2**config.stages)
+        self.position = nn.Parameter(0.02 * torch.randn(1, 1 + side * side, config.width))
+
+    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+        x_BDhw = image_BCHW
+        for convolution in self.convolutions:
+            x_BDhw = convolution(x_BDhw)
+        x_BSD = x_BDhw.flatten(2).transpose(1, 2)
+        pooled_BD = x_BSD.amax(dim=1)
+        tokens_BSD = torch.cat([pooled_BD[:, None], x_BSD], dim=1) + self.position
+        return ImageFeatures(tokens_BSD, pooled_BD + self.position[:, 0])
+
+    def stages(self) -> list[nn.Module]:
+        return list(self.convolutions)
+
+
+def _convolution(channels: int, out: int, *, stride: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, out, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()
+    )
+
+
 class ResNet(VisionEncoder):
     """torchvision's ResNet (He et al. 2016) without its classifier; tokens = the last stage's grid."""
 
@@ -107,7 +148,7 @@ class ResNet(VisionEncoder):
         self.layer1, self.layer2, self.layer3, self.layer4 = net.layer1, net.layer2, net.layer3, net.layer4
         if config.weights != "none" and not _on_meta():
             # The layers above are the classifier's own modules, so loading it fills them.
-            net.load_state_dict(load_state(config.weights, f"resnet{config.depth}"), strict=True)
+            _fill(net, load_state(config.weights, f"resnet{config.depth}"), config.weights)
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:
         x_BDhw = self.stem(image_BCHW)
@@ -118,6 +159,44 @@ class ResNet(VisionEncoder):
 
     def stages(self) -> list[nn.Module]:
         return [self.stem, self.layer1, self.layer2, self.layer3, self.layer4]
+
+
+class ConvFeatures(VisionEncoder):
+    """torchvision's SqueezeNet (Iandola et al. 2016) or VGG (Simonyan & Zisserman 2015): `features` only.
+
+    tokens = the last grid; pooled = its mean. A weight file may hold the whole classifier or only the
+    convolutions, under the whole model's names.
+    """
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(self, config: ConvFeaturesConfig) -> None:
+        super().__init__()
+        import torchvision
+
+        self.features = torchvision.models.get_model(config.net, weights=None).features
+        self.width = next(m.out_channels for m in reversed(list(self.modules())) if isinstance(m, nn.Conv2d))
+        if config.net.startswith("squeezenet"):
+            self.width *= 2  # the last module joins two convolutions side by side
+        if config.weights != "none" and not _on_meta():
+            state = load_state(config.weights, config.net)
+            _fill(self, {k: v for k, v in state.items() if k.startswith("features.")}, config.weights)
+
+    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+        x_BSD = self.features(image_BCHW).flatten(2).transpose(1, 2)
+        return ImageFeatures(x_BSD, x_BSD.mean(dim=1))
+
+    def stages(self) -> list[nn.Module]:
+        return list(self.features)
+
+
+def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load all of `state`, which must be exactly what `net` has; UserError with the first difference."""
+    try:
+        net.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        difference = " ".join(str(error).splitlines()[1:2]).strip()[:160]
+        raise UserError(f"vision.weights={source} are of another network: {difference}") from error
 
 
 def _on_meta() -> bool:
@@ -132,8 +211,12 @@ def build_vision(config: VisionConfig) -> VisionEncoder | None:
             return None
         case ViTConfig():
             encoder = ViT(config)
+        case ConvNetConfig():
+            encoder = ConvNet(config)
         case ResNetConfig():
             encoder = ResNet(config)
+        case ConvFeaturesConfig():
+            encoder = ConvFeatures(config)
         case _:
             raise AssertionError(f"no vision encoder for {type(config).__name__}")
     for stage in frozen_stages(encoder, config.freeze):
@@ -152,6 +235,4 @@ def frozen_stages(encoder: VisionEncoder, freeze: str) -> list[nn.Module]:
     if count > len(stages):
         raise UserError(f"vision.freeze={freeze}: this encoder has only {len(stages)} stages")
     frozen = stages[:count]
-    if isinstance(encoder, ViT) and count:
-        encoder.position.requires_grad_(False)
     return frozen

@@ -54,7 +54,7 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         tokens,
         config.data,
         batch_size=config.run.batch_size,
-        image_size=config.vision.image_size,
+        image_size=config.vision.image_size if task.model.vision else None,
         mean=task.image_mean,
         std=task.image_std,
         num_concepts=task.concepts,

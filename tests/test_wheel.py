@@ -1,0 +1,74 @@
+"""The wheel, installed where nothing of this checkout is, run outside the repository."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    done = subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (built,) = folder.glob("velm-*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def program(wheel, tmp_path_factory) -> Path:
+    """`velm` of an environment that holds the wheel; its dependencies are borrowed from this one.
+
+    Installing torch again would take minutes; velm itself cannot leak in, since an editable install is
+    made by a .pth file, and those of a borrowed folder are not read.
+    """
+    folder = tmp_path_factory.mktemp("venv")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    site = subprocess.check_output([python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True)
+    (Path(site.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return folder / "bin" / "velm"
+
+
+def run(program: Path, *args: str, cwd: Path) -> subprocess.CompletedProcess:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    return subprocess.run([str(program), *args], cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def test_the_wheel_holds_configs_and_the_spice_engine_and_nothing_of_the_tests(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "velm_cli/conf/train.yaml" in names
+    assert "velm_cli/conf/hydra/help/velm.yaml" in names
+    assert any(name.endswith("engine.jar") for name in names)
+    assert not [name for name in names if name.startswith(("tests", "docs", "scripts"))]
+
+
+def test_the_installed_command_runs_outside_the_repository(program, tmp_path):
+    code = "import velm_cli, pathlib; print(pathlib.Path(velm_cli.__file__).parent)"
+    where = subprocess.check_output([program.parent / "python", "-c", code], text=True, cwd=tmp_path).strip()
+    assert where.startswith(str(program.parent.parent)), "the test would prove nothing: this is not the wheel"
+    assert run(program, "--version", cwd=tmp_path).stdout.startswith("velm ")
+    config = run(program, "train", "--cfg", "job", cwd=tmp_path)
+    assert "kind: shapes" in config.stdout, config.stderr
+    done = run(
+        program, "preprocess", "dataset=shapes", "dataset.num_train=8", "dataset.num_val=2", "dataset.num_test=2",
+        "tokenizer.min_count=1", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "stores/shapes/manifest.json").exists()
+    done = run(
+        program, "train", "dataset.num_train=8", "dataset.num_val=2", "dataset.num_test=2", "tokenizer.min_count=1",
+        "run.max_steps=2", "run.batch_size=2", "name=w", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/train/w/DONE").exists()
