@@ -1,7 +1,7 @@
 """Write docs/config.md, the reference of every option, from `velm_cli/schema.py`.
 
-    python scripts/make_docs.py            writes it
-    python scripts/make_docs.py --check    exits with 1 when it is stale
+python scripts/make_docs.py            writes it
+python scripts/make_docs.py --check    exits with 1 when it is stale
 """
 
 from __future__ import annotations

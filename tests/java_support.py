@@ -39,9 +39,7 @@ def random_captions(rng: random.Random, images: int) -> tuple[dict[int, list[str
     """References and a hypothesis for each of `images` images, which share words with their references."""
 
     def caption() -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(4, 12))).capitalize() + rng.choice(
-            [".", "", " !", ", ok"]
-        )
+        return " ".join(rng.choices(WORDS, k=rng.randint(4, 12))).capitalize() + rng.choice([".", "", " !", ", ok"])
 
     references = {rng.randrange(10**9): [caption() for _ in range(rng.randint(1, 5))] for _ in range(images)}
     hypotheses = {}

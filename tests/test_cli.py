@@ -16,7 +16,10 @@ MISTAKES = [
     ),
     (["train", "optim.lrr=1"], "velm: optim.lrr: no such option; did you mean 'optim.lr'?"),
     (["train", "optimm.lr=1"], "velm: optimm: no such option; did you mean 'optim'?"),
-    (["train", "experiment=typo"], "velm: experiment=typo: no such choice (choices: shapes_demo, shapes_demo_finetune)"),
+    (
+        ["train", "experiment=typo"],
+        "velm: experiment=typo: no such choice (choices: shapes_demo, shapes_demo_finetune)",
+    ),
     (["train", "run.max_steps=many"], "velm: run.max_steps=many: expected a whole number"),
     (["train", "run.device=gpu"], "velm: run.device=gpu: expected one of auto, cpu, cuda, mps"),
     (
@@ -34,7 +37,10 @@ MISTAKES = [
     ),
     (["train"], "velm: the store stores/shapes does not exist; run: velm preprocess dataset=shapes"),
     (["eval"], "velm: checkpoint is not set: velm evaluate checkpoint=runs/train/NAME"),
-    (["eval", "checkpoint=/nowhere"], "velm: checkpoint: /nowhere does not exist; give a run folder such as runs/train/NAME"),
+    (
+        ["eval", "checkpoint=/nowhere"],
+        "velm: checkpoint: /nowhere does not exist; give a run folder such as runs/train/NAME",
+    ),
     (["finetune", "checkpoint=."], "velm: checkpoint: . is not a run folder (it has no config.yaml)"),
     (
         ["train", "vision=vit", "vision.image_size=60"],
@@ -46,7 +52,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("args", "line"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("args", "line"), MISTAKES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_a_mistake_gets_one_clear_line_and_exit_code_2(args, line, tmp_path):
     done = harness.velm(*args, cwd=tmp_path)
     assert done.stderr.strip() == line
@@ -56,7 +64,13 @@ def test_a_mistake_gets_one_clear_line_and_exit_code_2(args, line, tmp_path):
 
 def test_all_problems_are_reported_at_once(tmp_path):
     done = harness.velm(
-        "train", "vision=vit", "loss.alpha=0", "vision.image_size=60", "text.width=30", "data.crop_scale=2", cwd=tmp_path
+        "train",
+        "vision=vit",
+        "loss.alpha=0",
+        "vision.image_size=60",
+        "text.width=30",
+        "data.crop_scale=2",
+        cwd=tmp_path,
     )
     assert done.stderr.splitlines() == [
         "velm: text.width=30 is not divisible by text.heads=4",
@@ -146,7 +160,7 @@ def test_tab_completion_in_a_real_bash(tmp_path):
 
     program = tmp_path / "bin" / "velm"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\nexec {sys.executable} -m velm_cli \"$@\"\n")
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m velm_cli "$@"\n')
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     script = """
 eval "$(velm -sc install=bash)"

@@ -100,6 +100,17 @@ def test_evaluating_again_shows_the_stored_table(place, capsys):
     assert table[0] in again
 
 
+def test_other_metrics_or_decoding_are_another_evaluation(place):
+    for options in (["metrics=fast"], ["metrics.names=[cider]"], ["metrics=fast", "decode.length_penalty=1"]):
+        assert call("eval", "checkpoint=runs/train/first", "split=val", "limit=5", *options) == 0
+    name = "first-shapes-val-first5-beam5"
+    scores = [
+        json.loads((place / "runs/evaluate" / folder / "scores.json").read_text())
+        for folder in (name, f"{name}.2", f"{name}.3")
+    ]
+    assert [score["Bleu_1"] is None for score in scores] == [False, True, False]
+
+
 def test_greedy_beam_and_nucleus_decode(place):
     for decode in ("greedy", "beam", "nucleus"):
         assert call("eval", "checkpoint=runs/train/first", "metrics=fast", f"decode={decode}", "limit=4") == 0
@@ -124,7 +135,9 @@ def test_finetune_freezes_what_it_is_told_to(place):
                 "run.max_steps=3", "run.batch_size=4", "optim.warmup_steps=1") == 0  # fmt: skip
     best = load_file(place / "runs/train/first/best.safetensors")
     tuned = load_file(place / "runs/finetune/frozen/model.safetensors")
-    moved = {name.split(".")[1] for name in tuned if name.startswith("model.") and not torch.equal(best[name], tuned[name])}
+    moved = {
+        name.split(".")[1] for name in tuned if name.startswith("model.") and not torch.equal(best[name], tuned[name])
+    }
     assert moved == {"fusion", "output_bias"}
 
 
@@ -153,12 +166,12 @@ def test_images_alone(place):
 
 
 def test_dry_run_estimates_and_writes_nothing(place, capsys):
-    before = {path for path in place.rglob("*")}
+    before = set(place.rglob("*"))
     assert call("train", *TINY, "dry_run=true", "vision=resnet50", "vision.weights=none", "text=lstm") == 0
     out = capsys.readouterr().out
     for word in ("parameters", "a step", "GFLOP", "memory", "time"):
         assert word in out
-    assert {path for path in place.rglob("*")} == before
+    assert set(place.rglob("*")) == before
 
 
 def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
@@ -185,14 +198,15 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
         meta = build_task(config, store, tokens.tokenizer, term_weights(config))
     longest = batch.tokens_BKT.shape[2] - 1
     flops, activations = stage._one_step(meta, config, longest, True)
-    # the meta batch predicts at every position, the real one only up to each caption's end
-    assert counter.get_total_flops() <= flops < 1.3 * counter.get_total_flops()
+    # The meta batch predicts at every position, the real one only up to each caption's end; and the CPU's
+    # fused attention computes some products again in its backward pass.
+    assert 0.95 * counter.get_total_flops() <= flops < 1.3 * counter.get_total_flops()
     assert activations > 0
 
 
 def test_overfitting_eight_images_reaches_the_stated_loss(place):
     options = [option for option in TINY_MODEL if not option.startswith(("run", "text.width", "vision.width"))]
-    code = call("train", *TINY, *options, "debug=overfit", "data.captions_per_image=1", "name=overfit",
+    code = call("train", *TINY, *options, "debug=overfit", "name=overfit",
                 "text.width=64", "vision.width=64", "optim.lr=3e-3")  # fmt: skip
     assert code == 0
     lines = [json.loads(line) for line in (place / "runs/train/overfit/metrics.jsonl").read_text().splitlines()]

@@ -55,7 +55,7 @@ def place(tmp_path_factory) -> Path:
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -m velm_cli "$@"\n')
     program.chmod(0o755)
-    words = "a red dog sits on the green grass near two old trees".split()
+    words = ["a", "red", "dog", "sits", "on", "the", "green", "grass", "near", "two", "old", "trees"]
 
     def photo(path: Path, number: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ def _prepare(args: list[str]) -> list[str]:
 
 def _quote_schedule(arg: str) -> str:
     """`loss.beta=linear(0,1,5ep)` looks like a function call to Hydra; quoted it is a value."""
-    match = re.fullmatch(r"(loss\.\w+)=((?:linear|cosine)\(.*\))", arg)
+    match = re.fullmatch(r"(loss\.\w+)=((?:linear|cosine|step)\(.*\))", arg)
     return f"{match[1]}='{match[2]}'" if match else arg
 
 

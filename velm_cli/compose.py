@@ -31,11 +31,14 @@ PLAIN_GROUPS = {
 # What finetune and evaluate take from the run folder unless the command says otherwise.
 FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "task", "loss")
 # Options that say how or how long to compute, not what: they neither name nor distinguish experiments.
-HOUSEKEEPING = (
-    "fresh dry_run name checkpoint seed run.dir run.max_steps run.log_every run.checkpoint_every run.keep_checkpoints "
-    "run.validate_every run.validate_images run.patience run.device run.threads run.tensorboard data.workers "
-    "preprocess.workers preprocess.shard_images metrics decode experiment debug stage dataset.root dataset.missing dataset.store"
-).split()
+HOUSEKEEPING = {
+    "": "stage name seed fresh dry_run checkpoint experiment debug metrics decode",
+    "run.": "dir max_steps log_every checkpoint_every keep_checkpoints validate_every validate_images patience "
+    "device threads tensorboard",
+    "data.": "workers",
+    "preprocess.": "workers shard_images",
+    "dataset.": "root missing store",
+}
 
 
 def conf_dir() -> Path:
@@ -163,7 +166,8 @@ def slug(text: str) -> str:
 
 
 def _is_housekeeping(key: str) -> bool:
-    return any(key == entry or key.startswith(entry + ".") for entry in HOUSEKEEPING)
+    head, dot, tail = key.partition(".")
+    return head in HOUSEKEEPING[""].split() or tail in HOUSEKEEPING.get(head + dot, "").split()
 
 
 def _flatten(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,10 +14,8 @@ class Observer:
     """Collects the figures of a run. Numbers arrive on log steps only, so nothing waits for the device."""
 
     def __init__(self, folder: Path, *, max_steps: int, step: int, tensorboard: bool) -> None:
-        self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)
-        self.bar = tqdm(
-            total=max_steps, initial=step, unit="step", disable=None, mininterval=0.5, dynamic_ncols=True
-        )
+        self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (see close)
+        self.bar = tqdm(total=max_steps, initial=step, unit="step", disable=None, mininterval=0.5, dynamic_ncols=True)
         self.max_steps = max_steps
         self.board = None
         if tensorboard:

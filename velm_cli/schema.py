@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Optional
+from typing import Any
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING
 
 # ---------------------------------------------------------------------------------------- choices
 
@@ -68,8 +68,8 @@ class DecodeMethod(Enum):
 @dataclass
 class DatasetConfig:
     kind: str = MISSING  # which reader
-    root: Optional[str] = None  # folder with the images and annotations
-    store: Optional[str] = None  # folder of the preprocessed store; null = stores/<dataset>
+    root: str | None = None  # folder with the images and annotations
+    store: str | None = None  # folder of the preprocessed store; null = stores/<dataset>
     images: bool = True  # false: captions only, for language-model training
     missing: Missing = Missing.auto  # annotated images that are absent: error | skip | auto
     image_size: int = 256  # shorter side of the stored images, pixels
@@ -80,12 +80,12 @@ class DatasetConfig:
 @dataclass
 class ShapesConfig(DatasetConfig):
     kind: str = "shapes"
-    root: Optional[str] = "data/shapes"  # where the drawn scenes are written
+    root: str | None = "data/shapes"  # where the drawn scenes are written
     image_size: int = 64  # shorter side of the stored images, pixels
     image_quality: int = 95  # JPEG quality of the stored images
-    num_train: int = 4000  # scenes to train on
-    num_val: int = 200  # scenes to validate on
-    num_test: int = 200  # scenes with colour-shape pairs that training never shows
+    num_train: int = 5000  # scenes to train on
+    num_val: int = 100  # scenes to validate on
+    num_test: int = 100  # scenes with kinds of objects (size, colour, shape) that training never shows
     draw_seed: int = 0  # the scenes are a pure function of this and the numbers above
 
 
@@ -93,20 +93,20 @@ class ShapesConfig(DatasetConfig):
 class CocoConfig(DatasetConfig):
     kind: str = "coco"
     split: CocoSplit = CocoSplit.karpathy  # karpathy | official2014 | official2017
-    split_file: Optional[str] = None  # dataset_coco.json, or a json(.gz) of image ids by part
+    split_file: str | None = None  # dataset_coco.json, or a json(.gz) of image ids by part
 
 
 @dataclass
 class FlickrConfig(DatasetConfig):
     kind: str = "flickr"
     release: str = "flickr8k"  # flickr8k | flickr30k: names the store
-    split_file: Optional[str] = None  # Karpathy's dataset_flickr*.json, if not found in root
+    split_file: str | None = None  # Karpathy's dataset_flickr*.json, if not found in root
 
 
 @dataclass
 class ManifestConfig(DatasetConfig):
     kind: str = "manifest"
-    file: Optional[str] = None  # JSON lines: {"image": path, "captions": [...], "split": "train"}
+    file: str | None = None  # JSON lines: {"image": path, "captions": [...], "split": "train"}
 
 
 @dataclass
@@ -121,7 +121,7 @@ class TokenizerConfig:
     kind: TokenizerKind = TokenizerKind.word
     min_count: int = 5  # word: words seen less often become <unk>
     vocab_size: int = 8000  # bpe, wordpiece: size of the vocabulary
-    name: Optional[str] = None  # pretrained: hub name or local folder
+    name: str | None = None  # pretrained: hub name or local folder
     max_tokens: int = 40  # longer captions are cut here when tokenised
 
 
@@ -249,7 +249,7 @@ class CaptionTaskConfig(TaskConfig):
 class LossConfig:
     """alpha*L_text + beta*L_image + gamma*L_joint; a weight of zero computes nothing."""
 
-    alpha: str = "1"  # weight of L_text: a number, linear(from,to,500) or cosine(from,to,5ep)
+    alpha: str = "1"  # weight of L_text: a number, or linear|cosine|step(from,to,500), (from,to,5ep)
     beta: str = "0"  # weight of L_image
     gamma: str = "0"  # weight of L_joint
     label_smoothing: float = 0.0  # L_text
@@ -294,8 +294,8 @@ class RunConfig:
 
 @dataclass
 class InitConfig:
-    vision: Optional[str] = None  # run folder or .safetensors to take the vision encoder's weights from
-    text: Optional[str] = None  # run folder or .safetensors to take the text encoder's weights from
+    vision: str | None = None  # run folder or .safetensors to take the vision encoder's weights from
+    text: str | None = None  # run folder or .safetensors to take the text encoder's weights from
 
 
 @dataclass
@@ -338,7 +338,7 @@ class PreprocessRoot:
 @dataclass
 class TrainRoot:
     stage: str = "train"
-    name: Optional[str] = None  # run folder runs/STAGE/NAME; null = named by the choices made
+    name: str | None = None  # run folder runs/STAGE/NAME; null = named by the choices made
     seed: int = 0  # of the initial weights, the order of the data, dropout and augmentation
     fresh: bool = False  # start over in a new folder instead of resuming
     dry_run: bool = False  # validate, print sizes and estimates, train nothing
@@ -372,7 +372,7 @@ class EvaluateRoot:
     checkpoint: str = MISSING  # run folder, or a .safetensors file inside one
     split: str = "test"  # which part of the data set: train | val | test
     limit: int = 0  # evaluate only the first so many images; 0 = all
-    name: Optional[str] = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
+    name: str | None = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
     seed: int = 0  # nucleus sampling
     fresh: bool = False  # evaluate again in a new folder
     dry_run: bool = False  # check everything, caption nothing
@@ -386,8 +386,8 @@ class EvaluateRoot:
 @dataclass
 class DoctorRoot:
     stage: str = "doctor"
-    fix: Optional[str] = None  # spice: fetch what SPICE lacks
-    folder: Optional[str] = None  # take the files of the fix from this folder instead of the network
+    fix: str | None = None  # spice: fetch what SPICE lacks
+    folder: str | None = None  # take the files of the fix from this folder instead of the network
 
 
 ROOTS: dict[str, type] = {
@@ -407,7 +407,13 @@ KINDS: dict[str, dict[str, type]] = {
         "manifest": ManifestConfig,
         "folder": FolderConfig,
     },
-    "vision": {"none": NoVisionConfig, "convnet": ConvNetConfig, "vit": ViTConfig, "resnet": ResNetConfig, "conv_features": ConvFeaturesConfig},
+    "vision": {
+        "none": NoVisionConfig,
+        "convnet": ConvNetConfig,
+        "vit": ViTConfig,
+        "resnet": ResNetConfig,
+        "conv_features": ConvFeaturesConfig,
+    },
     "text": {"transformer": TransformerConfig, "lstm": LSTMConfig},
     "fusion": {"none": NoFusionConfig, "concat": ConcatConfig, "cross_modal": CrossModalConfig},
     "task": {"caption": CaptionTaskConfig},

@@ -11,7 +11,6 @@ from velm_cli.errors import UserError, did_you_mean
 from velm_cli.objectives.weights import parse_weight
 
 
-
 def validate(config: Any) -> None:
     """Raise one UserError with a line for every problem of `config`: what is wrong and what to do."""
     problems = list(dict.fromkeys(_problems(config)))
@@ -64,7 +63,7 @@ def _dataset(dataset: schema.DatasetConfig) -> Iterator[str]:
     if isinstance(dataset, schema.FlickrConfig) and dataset.release not in ("flickr8k", "flickr30k"):
         yield f"dataset.release={dataset.release}: flickr8k or flickr30k"
     if isinstance(dataset, schema.FolderConfig) and not (
-        0 <= dataset.val_fraction and 0 <= dataset.test_fraction and dataset.val_fraction + dataset.test_fraction < 1
+        dataset.val_fraction >= 0 and dataset.test_fraction >= 0 and dataset.val_fraction + dataset.test_fraction < 1
     ):
         yield "dataset.val_fraction and dataset.test_fraction must be at least 0 and together below 1"
 
@@ -88,7 +87,8 @@ def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
 def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
     for name in [*metrics.names, *metrics.required]:
         if name not in schema.METRIC_NAMES:
-            yield f"metrics: no metric {name!r}{did_you_mean(name, schema.METRIC_NAMES)} (there are {', '.join(schema.METRIC_NAMES)})"
+            near = did_you_mean(name, schema.METRIC_NAMES)
+            yield f"metrics: no metric {name!r}{near} (there are {', '.join(schema.METRIC_NAMES)})"
     for name in set(metrics.required) - set(metrics.names):
         yield f"metrics.required names {name}, which metrics.names does not"
 

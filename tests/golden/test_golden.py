@@ -33,7 +33,11 @@ def fingerprint() -> dict[str, str]:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "machine": platform.machine(),
         "processor": next(
-            (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if "model name" in line
+            ),
             "",
         )
         if Path("/proc/cpuinfo").exists()

@@ -17,9 +17,7 @@ def reference(captions, train, n):
     for texts in captions:
         words = {word for text in texts for word in re.split(r"[^a-z]+", text.lower())}
         contents.append({word for word in words if len(word) > 1 and word not in STOP_WORDS})
-    count = Counter(
-        word for content, is_train in zip(contents, train, strict=True) if is_train for word in content
-    )
+    count = Counter(word for content, is_train in zip(contents, train, strict=True) if is_train for word in content)
     names = sorted((word for word in count if count[word] >= 5), key=lambda word: (-count[word], word))[:n]
     return names, [[names.index(word) for word in names if word in content] for content in contents]
 
@@ -30,10 +28,7 @@ def test_random_captions_equal_the_reference():
     words += ["The", "with", "Dog", "dog's", "t-shirt", "42", "a"]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
     captions = [
-        tuple(
-            " ".join(draw.choices(words, weights, k=draw.randint(0, 12))) + "."
-            for _ in range(draw.randint(0, 5))
-        )
+        tuple(" ".join(draw.choices(words, weights, k=draw.randint(0, 12))) + "." for _ in range(draw.randint(0, 5)))
         for _ in range(400)
     ]
     train = np.array([draw.random() < 0.8 for _ in captions])

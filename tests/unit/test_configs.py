@@ -44,7 +44,9 @@ def test_every_stage_composes(root):
 def test_every_option_composes_and_builds(option, tmp_path):
     group, choice = option.parent.name, option.stem
     (tmp_path / "captions.jsonl").write_text("")
-    needs = [text.format(root=tmp_path, file=tmp_path / "captions.jsonl") for text in NEEDS.get(f"{group}/{choice}", [])]
+    needs = [
+        text.format(root=tmp_path, file=tmp_path / "captions.jsonl") for text in NEEDS.get(f"{group}/{choice}", [])
+    ]
     config = composed("train", [f"{group}={choice}", *needs])
     config.dataset.root = config.dataset.root or str(tmp_path)
     if config.vision.weights == "pretrained":  # needs the network
@@ -71,7 +73,11 @@ def test_experiments_reach_the_options_they_name(group):
         found = OmegaConf.structured(composed("train", [f"{group}={file.stem}"]))
         for section, values in wanted.items():
             for key, value in values.items():
-                assert str(getattr(found[section][key], "name", found[section][key])) == str(value), (file, section, key)
+                assert str(getattr(found[section][key], "name", found[section][key])) == str(value), (
+                    file,
+                    section,
+                    key,
+                )
 
 
 def test_a_saved_config_comes_back_as_it_was(tmp_path):

@@ -89,9 +89,7 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sequences(penalty):
             for body in itertools.product(words, repeat=length - 1):
                 for last in [EOS] if length < 3 else [EOS, *words]:
                     tokens = [*body, last]
-                    total = sum(
-                        log_probs(model, features, image, tokens[:t])[tokens[t]].item() for t in range(length)
-                    )
+                    total = sum(log_probs(model, features, image, tokens[:t])[tokens[t]].item() for t in range(length))
                     if total / length**penalty > best[0]:
                         best = (total / length**penalty, tokens)
         assert found[image] == [t for t in best[1] if t != EOS]

@@ -12,9 +12,7 @@ from velm_cli.errors import UserError
 from velm_cli.metrics.facts import Facts, extract_facts, facts_table, load_scenes, scene_facts, score_facts
 
 KINDS = ("object", "colour", "count", "size", "relation")
-STAR_ABOVE_DISCS = Scene(
-    (Group(1, "large", "red", "star"), Group(3, "small", "blue", "circle")), "above", "striped"
-)
+STAR_ABOVE_DISCS = Scene((Group(1, "large", "red", "star"), Group(3, "small", "blue", "circle")), "above", "striped")
 
 
 @pytest.fixture

@@ -32,9 +32,7 @@ class FakeStore:
         self.has_images = True
         self.counts = [draw.randint(*captions) for _ in range(images + held_out)]
         self.starts = np.concatenate([[0], np.cumsum(self.counts)]).tolist()
-        self.words = [
-            [draw.randint(10, 99) for _ in range(draw.randint(0, 20))] for _ in range(self.starts[-1])
-        ]
+        self.words = [[draw.randint(10, 99) for _ in range(draw.randint(0, 20))] for _ in range(self.starts[-1])]
         self.labels = [sorted(draw.sample(range(12), draw.randint(0, 5))) for _ in self.counts]
         self.held_out = held_out
         self.seed = seed
@@ -198,9 +196,7 @@ def test_tokens_and_concepts_equal_a_slow_reference():
         for row, record in enumerate(batch.indices):
             start, stop = store.caption_range(record)
             slots = []
-            for tokens, length in zip(
-                batch.tokens_BKT[row].tolist(), batch.lengths_BK[row].tolist(), strict=True
-            ):
+            for tokens, length in zip(batch.tokens_BKT[row].tolist(), batch.lengths_BK[row].tolist(), strict=True):
                 assert set(tokens[length:]) <= {PAD}
                 if length:
                     assert (tokens[0], tokens[length - 1]) == (BOS, EOS)
@@ -229,9 +225,7 @@ def test_captions_and_their_slots_are_drawn_anew_each_epoch_whatever_the_batches
         for epoch in range(40):
             one = loader(store, batch_size=size, image_size=None, captions_per_image=2)
             for batch in take(one.batches(epoch * one.batches_per_epoch), one.batches_per_epoch):
-                for record, tokens, lengths in zip(
-                    batch.indices, batch.tokens_BKT, batch.lengths_BK, strict=True
-                ):
+                for record, tokens, lengths in zip(batch.indices, batch.tokens_BKT, batch.lengths_BK, strict=True):
                     drawn = [t[:n].tolist() for t, n in zip(tokens, lengths, strict=True)]
                     assert seen.setdefault((epoch, record), drawn) == drawn
     firsts = Counter(tuple(seen[epoch, 3][0]) for epoch in range(40))
@@ -344,9 +338,7 @@ def test_eval_sees_every_record_once_in_order(workers):
     store = FakeStore(23)
     indices = random.Random(1).sample(range(len(store)), 20)
     options = {"batch_size": 6, "image_size": 16, "mean": MEAN, "std": STD, "workers": workers}
-    batches = list(
-        eval_batches(store, store.tokens, indices, num_concepts=12, captions_per_image=3, **options)
-    )
+    batches = list(eval_batches(store, store.tokens, indices, num_concepts=12, captions_per_image=3, **options))
     assert [index for batch in batches for index in batch.indices] == indices
     assert [len(batch.indices) for batch in batches] == [6, 6, 6, 2]
     transform = EvalTransform(16, MEAN, STD)

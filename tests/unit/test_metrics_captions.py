@@ -119,9 +119,7 @@ def test_a_hung_java_costs_its_time_limit_and_only_its_scores(captions, monkeypa
     monkeypatch.delenv("JAVA_HOME", raising=False)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     started = time.monotonic()
-    scores = score_captions(
-        references, hypotheses, MetricsConfig(java_timeout=1), cache_dir=tmp_path / "cache"
-    )
+    scores = score_captions(references, hypotheses, MetricsConfig(java_timeout=1), cache_dir=tmp_path / "cache")
     assert time.monotonic() - started < 30
     assert set(scores.reasons) == {"METEOR", "SPICE"}
     assert "no answer in 1 s" in scores.reasons["METEOR"]
@@ -197,10 +195,7 @@ def test_table_and_files(captions, no_java, tmp_path):
     assert saved["images"] == 30
     assert saved["reasons"]["ROUGE_L"] == "not requested"
     assert saved["signature"]["velm"]
-    lines = [
-        json.loads(line)
-        for line in (tmp_path / "new" / "folder" / "per_image.jsonl").read_text().splitlines()
-    ]
+    lines = [json.loads(line) for line in (tmp_path / "new" / "folder" / "per_image.jsonl").read_text().splitlines()]
     assert {line["image_id"]: line["scores"] for line in lines} == scores.per_image
     assert {line["image_id"]: line["references"] for line in lines} == captions[0]
     assert sorted(path.name for path in (tmp_path / "new" / "folder").iterdir()) == [

@@ -114,9 +114,7 @@ def test_a_silent_process_times_out_and_is_killed():
 
 
 def test_the_complaint_is_the_telling_line():
-    process = python(
-        "raise SystemExit('first\\njava.lang.OutOfMemoryError: heap\\n\\tat Some.method(Some.java)')"
-    )
+    process = python("raise SystemExit('first\\njava.lang.OutOfMemoryError: heap\\n\\tat Some.method(Some.java)')")
     assert process.read_line(60) is None
     process.wait(60)
     time.sleep(0.2)

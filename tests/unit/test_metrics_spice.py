@@ -136,9 +136,7 @@ def test_groups_are_put_together_and_the_cache_grows(tmp_path, monkeypatch):
     done: list[int] = []
     with pretend(tmp_path) as launcher:
         setup = setup_in(tmp_path)
-        found, warnings = score_spice(
-            launcher, setup, REFERENCES, HYPOTHESES, timeout=60, on_images=done.append
-        )
+        found, warnings = score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60, on_images=done.append)
         assert (found, warnings, done) == (EXPECTED, [], [3, 3, 1])
         assert setup.snapshot.read_bytes() == b"parse " * 3
         score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
@@ -221,17 +219,13 @@ def official_spice(folder: Path, references: dict, hypotheses: dict) -> dict:
     (folder / "in.json").write_text(json.dumps(items, indent=2))
     (folder / "cache").mkdir()
     opened = ("lang", "math", "util", "util.concurrent", "net", "text")
-    flags = (
-        [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in opened] if find_java().major > 8 else []
-    )
+    flags = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in opened] if find_java().major > 8 else []
     jars = [PYCOCOEVALCAP / "spice" / "spice-1.0.jar", find_corenlp(cache_home()) / "*", ENGINE_JAR]
     options = ["-cache", folder / "cache", "-out", folder / "out.json", "-subset", "-silent"]
     java = [find_java().program, "-Xmx3g", *flags, "-cp", os.pathsep.join(map(str, jars))]
     scorer = ["edu.anu.spice.SpiceScorer", folder / "in.json", *options]
     subprocess.run([*java, *scorer], check=True, capture_output=True)
-    return {
-        item["image_id"]: item["scores"]["All"]["f"] for item in json.loads((folder / "out.json").read_text())
-    }
+    return {item["image_id"]: item["scores"]["All"]["f"] for item in json.loads((folder / "out.json").read_text())}
 
 
 @pytest.mark.spice

@@ -77,6 +77,8 @@ def test_weights():
     assert [ramp.at(step, 7.0) for step in (0, 25, 100, 10**6)] == [0.0, 0.5, 2.0, 2.0]
     epochs = parse_weight("loss.gamma", "linear(1,0,5ep)")
     assert [epochs.at(step, 10.0) for step in (0, 25, 50, 60)] == [1.0, 0.5, 0.0, 0.0]
+    late = parse_weight("loss.alpha", "step(0,1,10)")
+    assert [late.at(step, 1.0) for step in (0, 9, 10, 11)] == [0.0, 0.0, 1.0, 1.0]
     cosine = parse_weight("loss.gamma", "cosine(1,0,10)")
     assert cosine.at(0, 1.0) == 1.0
     assert cosine.at(5, 1.0) == pytest.approx(0.5)
@@ -84,7 +86,7 @@ def test_weights():
     assert not ramp.always_zero
 
 
-@pytest.mark.parametrize("text", ["abc", "nan", "inf", "-1", "linear(0,1)", "linear(0,x,5)", "step(0,1,5)", ""])
+@pytest.mark.parametrize("text", ["abc", "nan", "inf", "-1", "linear(0,1)", "linear(0,x,5)", "ramp(0,1,5)", ""])
 def test_a_bad_weight_is_explained(text):
     with pytest.raises(UserError, match=r"loss.alpha: .* is neither a number of at least 0 nor a schedule"):
         parse_weight("loss.alpha", text)

@@ -19,9 +19,7 @@ def config(tmp_path) -> PreprocessRoot:
         (root / f"{i:02d}.txt").write_text(f"a grey picture\nnumber {i}\n")
     (root / "05.png").write_bytes(b"")
     return PreprocessRoot(
-        dataset=FolderConfig(
-            root=str(root), store=str(tmp_path / "store"), val_fraction=0.2, test_fraction=0.2
-        ),
+        dataset=FolderConfig(root=str(root), store=str(tmp_path / "store"), val_fraction=0.2, test_fraction=0.2),
         tokenizer=TokenizerConfig(min_count=1),
         preprocess=PreprocessConfig(workers=1),
     )

@@ -78,9 +78,7 @@ def test_a_listing_follows_links_and_reads_a_folder_once(tmp_path, monkeypatch):
     scandir = readers.assemble.os.scandir
     monkeypatch.setattr(readers.assemble.os, "scandir", lambda path: calls.append(path) or scandir(path))
     listing = Listing()
-    found = {
-        name for name in ("real", "link", "broken", "folder", "none") if tmp_path / f"{name}.jpg" in listing
-    }
+    found = {name for name in ("real", "link", "broken", "folder", "none") if tmp_path / f"{name}.jpg" in listing}
     assert found == {"real", "link"}
     assert tmp_path / "no folder" / "a.jpg" not in listing
     assert calls == [tmp_path, tmp_path / "no folder"]

@@ -111,9 +111,7 @@ def test_karpathy_ids_are_found_and_restval_joins_train(tmp_path, where, name):
         (4, "val"),
         (5, "test"),
     ]
-    assert corpus.notes == [
-        f"split: {tmp_path / where / name} names 5 of 123,287 images (train 3, val 1, test 1)"
-    ]
+    assert corpus.notes == [f"split: {tmp_path / where / name} names 5 of 123,287 images (train 3, val 1, test 1)"]
 
 
 def test_karpathys_own_file_gives_the_same_records_as_a_list_of_ids(tmp_path):
@@ -140,9 +138,7 @@ def test_karpathys_own_file_gives_the_same_records_as_a_list_of_ids(tmp_path):
 
 def test_karpathy_reads_2017_annotations_and_images_wherever_they_lie(tmp_path):
     captions = some_captions([1, 2, 3, 4])
-    write_coco(
-        tmp_path / "a", {1: captions[1], 2: captions[2]}, {3: captions[3], 4: captions[4]}, images=False
-    )
+    write_coco(tmp_path / "a", {1: captions[1], 2: captions[2]}, {3: captions[3], 4: captions[4]}, images=False)
     write_split(tmp_path / "a" / "karpathy_split.json", train=[1, 2], val=[3], test=[4])
     places = {
         1: "train2017/000000000001.jpg",
@@ -216,9 +212,7 @@ def test_nothing_left_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no example is left: 2 images have captions, but none has its file"):
         read(official(tmp_path, missing=Missing.skip))
     write_coco(tmp_path, {1: ["  "]}, {2: ["\n"]})
-    with pytest.raises(
-        UserError, match=r"no example is left: 0 .* 4 entries refused, first 1 \(caption 1 is empty"
-    ):
+    with pytest.raises(UserError, match=r"no example is left: 0 .* 4 entries refused, first 1 \(caption 1 is empty"):
         read(official(tmp_path))
 
 
@@ -259,13 +253,9 @@ def test_neither_annotations_nor_jar(tmp_path, fake_jar):
         read(official(tmp_path, images=False))
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("pycocoevalcap") is None, reason="pycocoevalcap is not installed"
-)
+@pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pycocoevalcap is not installed")
 def test_every_official_caption_is_read(tmp_path):
-    jar = (
-        Path(importlib.util.find_spec("pycocoevalcap").submodule_search_locations[0]) / "spice/spice-1.0.jar"
-    )
+    jar = Path(importlib.util.find_spec("pycocoevalcap").submodule_search_locations[0]) / "spice/spice-1.0.jar"
     ids = {}
     longest: tuple[int, list[str]] = (0, [])
     for part in ("train", "val"):  # the reference: parsed here, without the reader
@@ -307,9 +297,7 @@ def test_an_id_in_both_files_is_an_error(tmp_path):
 def test_one_of_two_annotation_files(tmp_path):
     write_coco(tmp_path, some_captions([1]), some_captions([2]))
     (tmp_path / "annotations" / "captions_val2014.json").unlink()
-    with pytest.raises(
-        UserError, match=r"captions_train2014\.json is there but captions_val2014\.json is not"
-    ):
+    with pytest.raises(UserError, match=r"captions_train2014\.json is there but captions_val2014\.json is not"):
         read(official(tmp_path))
 
 
@@ -328,7 +316,5 @@ def test_karpathy_without_a_list_says_what_to_get(tmp_path):
 
 def test_official2017_needs_its_files(tmp_path):
     write_coco(tmp_path, some_captions([1]), some_captions([2]))
-    with pytest.raises(
-        UserError, match=r"official2017 needs captions_train2017\.json and captions_val2017\.json"
-    ):
+    with pytest.raises(UserError, match=r"official2017 needs captions_train2017\.json and captions_val2017\.json"):
         read(schema.CocoConfig(root=str(tmp_path), split=CocoSplit.official2017))

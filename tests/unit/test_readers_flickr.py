@@ -142,9 +142,7 @@ def test_absent_images_follow_the_policy(tmp_path, photos):
     write_karpathy(tmp_path, photos)
     gone = random.choice(list(photos))
     (tmp_path / "images" / gone).unlink()
-    with pytest.raises(
-        UserError, match=f"1 of 12 annotated images are missing, first .*{gone}; add them, or"
-    ):
+    with pytest.raises(UserError, match=f"1 of 12 annotated images are missing, first .*{gone}; add them, or"):
         read(schema.FlickrConfig(root=str(tmp_path)))
     corpus = read(schema.FlickrConfig(root=str(tmp_path), missing=schema.Missing.skip))
     assert len(corpus.records) == 11

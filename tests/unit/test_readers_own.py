@@ -73,9 +73,7 @@ def test_bad_manifest_lines_are_refused_with_their_place(tmp_path):
         stream.write(b'{"image": "b.jpg", "caption": "caf\xe9"}\n')
     corpus = read(schema.ManifestConfig(file=str(file)))
     assert [r.image_id for r in corpus.records] == ["a.jpg"]
-    by_place = {
-        place.removeprefix(f"{file}:"): reason for place, reason in corpus.refused if str(file) in place
-    }
+    by_place = {place.removeprefix(f"{file}:"): reason for place, reason in corpus.refused if str(file) in place}
     assert by_place == {
         "2": "not JSON: Expecting property name enclosed in double quotes (column 2)",
         "4": 'no "image": the path of the image file',
@@ -109,9 +107,7 @@ def test_manifest_mistakes(tmp_path):
         read(schema.ManifestConfig(file=str(file)))
     corpus = read(schema.ManifestConfig(file=str(file), missing=schema.Missing.skip))
     assert [r.image_id for r in corpus.records] == ["here.jpg"]
-    with pytest.raises(
-        UserError, match=r"^dataset.root: /nowhere does not exist; give the folder that holds the"
-    ):
+    with pytest.raises(UserError, match=r"^dataset.root: /nowhere does not exist; give the folder that holds the"):
         read(schema.ManifestConfig(file=str(file), root="/nowhere"))
 
 
@@ -123,9 +119,7 @@ def test_folder_with_part_folders_sidecars_and_tables(tmp_path):
     touch(tmp_path / "test" / "d.webp", tmp_path / "stray.jpg", tmp_path / "train" / "bare.jpg")
     touch(tmp_path / "train" / ".hidden.jpg", tmp_path / "train" / "notes.md")
     write_lines(tmp_path / "train" / "x" / "a.txt", "first", "", "second")
-    write_lines(
-        tmp_path / "train" / "metadata.csv", "file_name,text", 'b.JPEG,"one, two"', "b.JPEG,three, four"
-    )
+    write_lines(tmp_path / "train" / "metadata.csv", "file_name,text", 'b.JPEG,"one, two"', "b.JPEG,three, four")
     write_lines(tmp_path / "captions.jsonl", {"image": "Val/c.png", "captions": ["see"]})
     write_lines(tmp_path / "test" / "captions.txt", "image\tcaption", "d.webp\tdee, indeed")
     corpus = read(schema.FolderConfig(root=str(tmp_path)))
@@ -214,18 +208,12 @@ def test_folder_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"1 entries refused, first a\.jpg \(no usable caption\)"):
         read(config)
     table = write_lines(tmp_path / "captions.csv", "a.jpg,a cat", "b.jpg,a dog")
-    with pytest.raises(
-        UserError, match=r"captions\.csv: its first line must name the columns, such as image,caption"
-    ):
+    with pytest.raises(UserError, match=r"captions\.csv: its first line must name the columns, such as image,caption"):
         read(config)
     write_lines(table, "image,caption", 'a.jpg,"' + "never closed " * 20_000)
-    with pytest.raises(
-        UserError, match=r"captions\.csv:2: field larger than .*; is a quotation mark left open\?"
-    ):
+    with pytest.raises(UserError, match=r"captions\.csv:2: field larger than .*; is a quotation mark left open\?"):
         read(config)
-    with pytest.raises(
-        UserError, match=r"dataset.val_fraction=0.6 and dataset.test_fraction=0.4 must not be"
-    ):
+    with pytest.raises(UserError, match=r"dataset.val_fraction=0.6 and dataset.test_fraction=0.4 must not be"):
         read(schema.FolderConfig(root=str(tmp_path), val_fraction=0.6, test_fraction=0.4))
 
 

@@ -30,8 +30,8 @@ def seed() -> int:
     return seed
 
 
-def pairs(scene: Scene) -> set[tuple[str, str]]:
-    return {(group.colour, group.shape) for group in scene.groups}
+def kinds(scene: Scene) -> set[tuple[str, str, str]]:
+    return {(group.size, group.colour, group.shape) for group in scene.groups}
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -47,20 +47,22 @@ def mask(scene: Scene, item: Placed) -> np.ndarray:
 # ---------------------------------------------------------------------------------------- scenes
 
 
-def test_held_out_pairs_cover_each_colour_and_shape_once():
-    assert sorted(colour for colour, _ in HELD_OUT) == sorted(COLOURS)
-    assert sorted(shape for _, shape in HELD_OUT) == sorted(NOUNS)
+def test_held_out_kinds_are_an_eighth_and_leave_every_pair_in_one_size():
+    assert len(HELD_OUT) == len(set(HELD_OUT)) == 16
+    for place, values in enumerate((("small", "large"), COLOURS, tuple(NOUNS))):
+        assert {kind[place] for kind in HELD_OUT} == set(values)
+    assert len({(colour, shape) for _, colour, shape in HELD_OUT}) == 16
 
 
-def test_held_out_pairs_are_in_every_test_scene_and_in_no_other(seed):
+def test_held_out_kinds_are_in_every_test_scene_and_in_no_other(seed):
     seen = set()
-    for index in range(3000):
+    for index in range(4000):
         train = make_scene("train", draw_lots(seed, "train", index))
-        assert not pairs(train) & set(HELD_OUT)
-        assert not pairs(make_scene("val", draw_lots(seed, "val", index))) & set(HELD_OUT)
-        assert pairs(make_scene("test", draw_lots(seed, "test", index))) & set(HELD_OUT)
-        seen |= pairs(train)
-    assert seen == set(itertools.product(COLOURS, NOUNS)) - set(HELD_OUT)
+        assert not kinds(train) & set(HELD_OUT)
+        assert not kinds(make_scene("val", draw_lots(seed, "val", index))) & set(HELD_OUT)
+        assert kinds(make_scene("test", draw_lots(seed, "test", index))) & set(HELD_OUT)
+        seen |= kinds(train)
+    assert seen == set(itertools.product(("small", "large"), COLOURS, NOUNS)) - set(HELD_OUT)
 
 
 def test_groups_differ_in_shape_and_colour_and_every_value_occurs(seed):
@@ -97,9 +99,7 @@ def test_captions_are_five_different_and_of_the_right_length(seed):
 
 
 def test_captions_are_good_english(seed):
-    scene = Scene(
-        (Group(1, "small", "orange", "cross"), Group(3, "large", "red", "square")), "above", "plain"
-    )
+    scene = Scene((Group(1, "small", "orange", "cross"), Group(3, "large", "red", "square")), "above", "plain")
     rng = random.Random(seed)
     text = " | ".join(itertools.chain.from_iterable(write_captions(scene, rng) for _ in range(300)))
     for right in ("an orange cross", "one tiny orange cross", "three red boxes", "three big red squares"):
@@ -152,8 +152,7 @@ def test_the_placed_objects_are_those_of_the_scene(seed):
         end = max(getattr(item, axis) + item.radius for item in first)
         assert end < min(getattr(item, axis) - item.radius for item in second)
         shift = [
-            np.mean([getattr(item, name) for item in second])
-            - np.mean([getattr(item, name) for item in first])
+            np.mean([getattr(item, name) for item in second]) - np.mean([getattr(item, name) for item in first])
             for name in (axis, across)
         ]
         assert shift[0] > 2 * abs(shift[1])
@@ -193,10 +192,7 @@ def test_colours_and_shapes_are_far_apart_at_64_pixels():
     for shape in (*POLYGONS, "ring"):
         scene = Scene((Group(1, "small", "black", shape),), None, "plain")
         empty, drawn = (draw(scene, items, random.Random(0)).convert("L") for items in ([], [item]))
-        small = [
-            np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).astype(float)
-            for image in (empty, drawn)
-        ]
+        small = [np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC)).astype(float) for image in (empty, drawn)]
         darkness[shape] = small[0] - small[1]
     assert set(darkness) == set(NOUNS)
     for one, other in itertools.combinations(darkness.values(), 2):
@@ -257,7 +253,7 @@ def test_same_parameters_same_bytes_and_other_seed_other_scenes(written, tmp_pat
 
 def test_second_call_does_nothing(written, monkeypatch):
     before = files(written)
-    monkeypatch.setattr(shapes, "_write_whole", None)  # any write would fail
+    monkeypatch.setattr(shapes, "write_bytes", None)  # any write would fail
     assert write_shapes(CONFIG, written, progress=False) is False
     assert files(written) == before
 

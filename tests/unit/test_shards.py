@@ -43,9 +43,7 @@ def test_tarfile_reads_what_was_written(tmp_path):
         assert [member.name for member in members] == [
             f"{record:09d}.{suffix}" for record, _, _ in good(samples) for suffix in ("jpg", "json")
         ]
-        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {
-            (0, 0, 0, "", "", 0o644)
-        }
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "", "", 0o644)}
         for record, about, image in good(samples):
             assert tar.extractfile(f"{record:09d}.jpg").read() == image.jpeg
             content = json.load(tar.extractfile(f"{record:09d}.json"))

@@ -92,9 +92,7 @@ def test_everything_readable_comes_back(corpus, store):
         small = original.resize((72, 48), Image.Resampling.BICUBIC)
         assert np.abs(np.asarray(stored, float) - np.asarray(small, float)).mean() < 6
     for name in ("train", "val", "test"):
-        assert [kept[i].split == name for i in range(len(kept))] == np.isin(
-            range(180), store.split(name)
-        ).tolist()
+        assert [kept[i].split == name for i in range(len(kept))] == np.isin(range(180), store.split(name)).tolist()
         assert store.counts[name] == len(store.split(name))
 
 
@@ -317,10 +315,7 @@ def test_store_paths_and_commands():
     assert store_path(CocoConfig(split=CocoSplit.official2014)) == Path("stores/coco-official2014")
     assert store_path(CocoConfig(images=False)) == Path("stores/coco-text")
     assert store_path(FolderConfig(store="x/y")) == Path("x/y")
-    assert (
-        preprocess_command(FolderConfig(root="photos"))
-        == "velm preprocess dataset=folder dataset.root=photos"
-    )
+    assert preprocess_command(FolderConfig(root="photos")) == "velm preprocess dataset=folder dataset.root=photos"
     flickr = FlickrConfig(root="/data/f30k", store="stores/flickr30k")
     assert preprocess_command(flickr) == "velm preprocess dataset=flickr30k dataset.root=/data/f30k"
 

@@ -81,14 +81,10 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """How two plans differ, for the user."""
     options = [key for key in {**old, **new} if key not in CONTENT and old.get(key) != new.get(key)]
     parts = [f"{key}={old.get(key)} (now {new.get(key)})" for key in options]
-    return ", ".join(
-        parts + [f"other {words}" for key, words in CONTENT.items() if old.get(key) != new.get(key)]
-    )
+    return ", ".join(parts + [f"other {words}" for key, words in CONTENT.items() if old.get(key) != new.get(key)])
 
 
-def build(
-    corpus: Corpus, dataset: DatasetConfig, preprocess: PreprocessConfig, path: Path, *, progress: bool
-) -> None:
+def build(corpus: Corpus, dataset: DatasetConfig, preprocess: PreprocessConfig, path: Path, *, progress: bool) -> None:
     """Write the store of `corpus` into the folder `path`, continuing from whole shards found there."""
     if not 0 <= preprocess.num_concepts <= MAX_CONCEPTS:
         raise UserError(f"preprocess.num_concepts={preprocess.num_concepts}: must lie in 0 to {MAX_CONCEPTS}")
@@ -96,18 +92,14 @@ def build(
         raise UserError(f"preprocess.shard_images={preprocess.shard_images}: must be at least 1")
     refused = [{"image_id": name, "file": None, "reason": reason} for name, reason in corpus.refused]
     if dataset.images:
-        kept, locations, image_hashes, shards = _build_images(
-            corpus, dataset, preprocess, path, refused, progress
-        )
+        kept, locations, image_hashes, shards = _build_images(corpus, dataset, preprocess, path, refused, progress)
     else:
         kept, shards = corpus.records, []
         locations, image_hashes = np.zeros((0, 2), np.int32), np.zeros((0, 32), np.uint8)
     _write_rejects(path / REJECTS, refused)
     if not kept:
         first = f" (the first: {refused[0]['reason']})" if refused else ""
-        raise UserError(
-            f"nothing left to store: all {len(refused)} examples were refused{first}, see {path / REJECTS}"
-        )
+        raise UserError(f"nothing left to store: all {len(refused)} examples were refused{first}, see {path / REJECTS}")
 
     splits = np.array([corpus.splits.index(record.split) for record in kept], np.uint8)
     train = splits == corpus.splits.index("train") if "train" in corpus.splits else np.zeros(len(kept), bool)
@@ -209,9 +201,7 @@ def flat_captions(records: list[Record]) -> tuple[np.ndarray, np.ndarray, np.nda
     text = bytearray()
     offsets, ranges = array("q", [0]), array("q", [0])
     for record in records:
-        assert record.source is None, (
-            "captioning has no source text; a store for such tasks is to be designed"
-        )
+        assert record.source is None, "captioning has no source text; a store for such tasks is to be designed"
         for caption in record.targets:
             text += caption.encode(errors="replace")  # a lone surrogate from JSON has no UTF-8
             offsets.append(len(text))
@@ -219,9 +209,7 @@ def flat_captions(records: list[Record]) -> tuple[np.ndarray, np.ndarray, np.nda
     return np.frombuffer(bytes(text), np.uint8), np.array(offsets, np.int64), np.array(ranges, np.int64)
 
 
-def _content_hash(
-    kept: list[Record], splits: tuple[str, ...], image_hashes: np.ndarray, concepts: Concepts
-) -> str:
+def _content_hash(kept: list[Record], splits: tuple[str, ...], image_hashes: np.ndarray, concepts: Concepts) -> str:
     """sha256 over what training can see; neither paths, times, shard sizes nor the source's format."""
     content = hashlib.sha256(f"velm store {STORE_FORMAT}\n".encode())
     content.update(_id_list(kept, splits))
@@ -259,9 +247,7 @@ def count_splits(records: list[Record], splits: tuple[str, ...]) -> dict[str, di
 
 
 def _write_rejects(path: Path, refused: list[dict[str, Any]]) -> None:
-    lines = sorted(
-        refused, key=lambda reject: (str(reject["image_id"]), str(reject["file"]), reject["reason"])
-    )
+    lines = sorted(refused, key=lambda reject: (str(reject["image_id"]), str(reject["file"]), reject["reason"]))
     with whole_file(path) as file:
         for reject in lines:
             file.write(json.dumps(reject).encode() + b"\n")

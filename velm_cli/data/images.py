@@ -233,9 +233,7 @@ def normalise_many(
         pool.shutdown(cancel_futures=True)
 
 
-def _one_by_one(
-    normalise: Normalise, paths: list[Path]
-) -> Generator[NormalisedImage | ImageRefused, None, None]:
+def _one_by_one(normalise: Normalise, paths: list[Path]) -> Generator[NormalisedImage | ImageRefused, None, None]:
     pool = _new_pool(1)
     try:
         for path in paths:

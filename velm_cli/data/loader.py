@@ -58,9 +58,7 @@ class Batch:
         """This batch with its tensors on `device`; the copy may still be under way (pinned memory)."""
         names = ("image_BCHW", "tokens_BKT", "lengths_BK", "positions_M", "concepts_BC")
         tensors = {name: getattr(self, name) for name in names}
-        return replace(
-            self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None}
-        )
+        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,8 @@ class TrainLoader:
 
     `batch_size` is that of a global batch, of which rank r gets the rows r::world. An epoch visits every
     image at most once and leaves out a random rest smaller than a batch; a split smaller than a batch is
-    one batch. `image_size=None` reads no images; `limit` keeps the first so many images of the split.
+    one batch. `image_size=None` reads no images; `limit` keeps the first so many images of the split,
+    each with its first captions only.
     Raises UserError when the split has no images, no captions, or too few for the processes.
     """
 
@@ -114,6 +113,8 @@ class TrainLoader:
         if np.array_equal(self._ranges[:, 0], self._ranges[:, 1]):
             raise UserError(f"the {split} split has no captions to train on")
         self._captions_per_image = _slots(self._ranges, data.captions_per_image)
+        if limit:  # to learn a few images by heart, each must keep the same captions
+            self._ranges[:, 1] = np.minimum(self._ranges[:, 1], self._ranges[:, 0] + self._captions_per_image)
         self._image_size = image_size if store.has_images else None
         self._transform = TrainTransform(self._image_size or 1, mean, std, data.crop_scale, data.flip)
         self._epoch: _Epoch | None = None
@@ -324,9 +325,7 @@ def _read_image(store: Store, record: int, transform: Callable[[bytes], Tensor])
         ) from error
 
 
-def _with_images(
-    planned: Iterable[tuple[int, Batch]], read_image: ReadImage, workers: int
-) -> Iterator[Batch]:
+def _with_images(planned: Iterable[tuple[int, Batch]], read_image: ReadImage, workers: int) -> Iterator[Batch]:
     """The batches of (epoch, batch) pairs in order, their images read by `workers` threads ahead of use.
 
     0 workers read each batch when it is asked for. Closing the iterator ends the threads.

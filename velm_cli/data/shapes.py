@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,11 @@ from tqdm import tqdm
 from velm_cli import schema
 from velm_cli.data.shapes_grammar import Scene, make_scene, write_captions
 from velm_cli.errors import UserError
+from velm_cli.files import write_bytes, write_json
 
 STAMP = "shapes.json"  # written last: its presence says that the folder is whole
 UNFINISHED = "shapes.unfinished.json"  # written first: its presence says that the folder is ours
-VERSION = 1  # raise it whenever the same parameters would draw or say something else
+VERSION = 2
 
 # Lengths are pixels of the finished image.
 SIDE = 128
@@ -83,16 +83,13 @@ def place(scene: Scene, rng: random.Random) -> list[Placed]:
             return placed
 
 
-def _spread(
-    count: int, radius: float, band: tuple[float, float], rng: random.Random
-) -> list[tuple[float, float]]:
+def _spread(count: int, radius: float, band: tuple[float, float], rng: random.Random) -> list[tuple[float, float]]:
     """Centres (along, across) of `count` objects in a band: one behind the other across the image."""
     free = SIDE - 2 * MARGIN - 2 * radius * count - GAP * (count - 1)
     cuts = sorted(rng.uniform(0, free) for _ in range(count))
     low, high = band[0] + MARGIN + radius, band[1] - MARGIN - radius
     return [
-        (rng.uniform(low, high), MARGIN + cut + radius + number * (2 * radius + GAP))
-        for number, cut in enumerate(cuts)
+        (rng.uniform(low, high), MARGIN + cut + radius + number * (2 * radius + GAP)) for number, cut in enumerate(cuts)
     ]
 
 
@@ -185,9 +182,7 @@ def _draw_object(pen: ImageDraw.ImageDraw, shape: str, rgb: tuple[int, int, int]
         pen.ellipse((x - outer, y - outer, x + outer, y + outer), outline=rgb, width=thickness)
         return
     cos, sin = math.cos(item.turn), math.sin(item.turn)
-    outline = [
-        (x + radius * (a * cos - b * sin), y + radius * (a * sin + b * cos)) for a, b in POLYGONS[shape]
-    ]
+    outline = [(x + radius * (a * cos - b * sin), y + radius * (a * sin + b * cos)) for a, b in POLYGONS[shape]]
     pen.polygon(outline, fill=rgb, outline=dark, width=edge)
 
 
@@ -212,9 +207,9 @@ def write_shapes(config: schema.ShapesConfig, root: Path, *, progress: bool = Tr
             if root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
                 raise UserError(f"{root} holds other files: set dataset.root to a new or empty folder")
             root.mkdir(parents=True, exist_ok=True)
-            _write_json(root / UNFINISHED, stamp)
+            write_json(root / UNFINISHED, stamp)
         _write_all(root, config.draw_seed, sizes, progress=progress)
-        _write_json(root / STAMP, stamp)
+        write_json(root / STAMP, stamp)
         (root / UNFINISHED).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write the shapes to {root} ({error}): check dataset.root") from error
@@ -239,17 +234,15 @@ def _write_all(root: Path, draw_seed: int, sizes: dict[str, int], *, progress: b
             _write_image(root / folder / name, draw(scene, place(scene, rng), rng))
         ids[part].append(image_id)
         scenes[str(image_id)] = scene.to_json()
-        coco[folder]["images"].append(
-            {"id": image_id, "file_name": name, "height": SIDE, "width": SIDE, "license": 1}
-        )
+        coco[folder]["images"].append({"id": image_id, "file_name": name, "height": SIDE, "width": SIDE, "license": 1})
         coco[folder]["annotations"] += [
             {"id": (image_id - 1) * len(captions) + number, "image_id": image_id, "caption": caption}
             for number, caption in enumerate(captions, start=1)
         ]
     for folder, content in coco.items():
-        _write_json(root / "annotations" / f"captions_{folder}.json", content)
-    _write_json(root / "shapes_split.json", ids)
-    _write_json(root / "scenes.json", scenes)
+        write_json(root / "annotations" / f"captions_{folder}.json", content, indent=None)
+    write_json(root / "shapes_split.json", ids, indent=None)
+    write_json(root / "scenes.json", scenes, indent=None)
 
 
 def draw_lots(draw_seed: int, part: str, index: int) -> random.Random:
@@ -286,18 +279,4 @@ def _holds(root: Path, name: str, stamp: dict[str, int]) -> bool:
 def _write_image(path: Path, image: Image.Image) -> None:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=95, subsampling=0)
-    _write_whole(path, stream.getvalue())
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_whole(path, json.dumps(content).encode())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write so that `path` is never seen half-written, whatever happens and whoever else writes it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_bytes(path, [stream.getvalue()])

@@ -38,21 +38,18 @@ RELATIONS = {
 # A scene states its relation in one of two directions; a caption may turn it round.
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
-# Never in train or val, in every test scene. One colour a shape and one shape a colour, so that every
-# colour and every shape is still seen in seven ways of eight.
-HELD_OUT = (
-    ("red", "square"),
-    ("orange", "heart"),
-    ("yellow", "triangle"),
-    ("green", "circle"),
-    ("blue", "star"),
-    ("purple", "cross"),
-    ("pink", "ring"),
-    ("black", "diamond"),
+# Combinations of size, colour and shape that are never in train or val; every test scene has one. 16 of
+# 128: each colour, shape and pair of the two is still seen, a held-out one only in the other size.
+HELD_OUT = tuple(
+    (size, colour, shape)
+    for c, colour in enumerate(COLOURS)
+    for s, shape in enumerate(NOUNS)
+    for size, shift in (("small", 0), ("large", 4))
+    if (s - c) % 8 == shift
 )
-ALL_PAIRS = tuple((colour, shape) for colour in COLOURS for shape in NOUNS)
-SEEN_PAIRS = tuple(pair for pair in ALL_PAIRS if pair not in HELD_OUT)
-TWO_GROUPS_SHARE = 0.75  # share of the scenes with two groups
+ALL_KINDS = tuple((size, colour, shape) for size in SIZES for colour in COLOURS for shape in NOUNS)
+SEEN_KINDS = tuple(kind for kind in ALL_KINDS if kind not in HELD_OUT)
+TWO_GROUPS_SHARE = 0.6  # share of the scenes with two groups
 
 PICTURES = (("a picture", "the picture"), ("an image", "the image"))
 ONE_GROUP = (
@@ -115,15 +112,15 @@ class Scene:
 
 
 def make_scene(part: str, rng: random.Random) -> Scene:
-    """A scene of `part` (train, val, test), uniform but for this: a held-out pair in every test scene
-    and in no other. Two groups differ in colour and in shape."""
-    pairs = ALL_PAIRS if part == "test" else SEEN_PAIRS
-    chosen = [rng.choice(HELD_OUT if part == "test" else SEEN_PAIRS)]
+    """A scene of `part` (train, val, test), uniform but for this: a held-out kind of object in every test
+    scene and in no other. Two groups differ in colour and in shape."""
+    kinds = ALL_KINDS if part == "test" else SEEN_KINDS
+    chosen = [rng.choice(HELD_OUT if part == "test" else SEEN_KINDS)]
     if rng.random() < TWO_GROUPS_SHARE:
-        colour, shape = chosen[0]
-        chosen.append(rng.choice([pair for pair in pairs if pair[0] != colour and pair[1] != shape]))
+        _, colour, shape = chosen[0]
+        chosen.append(rng.choice([kind for kind in kinds if kind[1] != colour and kind[2] != shape]))
         rng.shuffle(chosen)
-    groups = tuple(Group(rng.randint(1, 3), rng.choice(("small", "large")), *pair) for pair in chosen)
+    groups = tuple(Group(rng.randint(1, 3), *kind) for kind in chosen)
     relation = rng.choice(("left of", "above")) if len(groups) == 2 else None
     return Scene(groups, relation, rng.choice(tuple(BACKGROUNDS)))
 

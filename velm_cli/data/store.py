@@ -103,9 +103,7 @@ class Store:
         With `dataset` the command is exact; without it, what only the user knows stays in capitals.
         """
         manifest = read_manifest(path)
-        command = (
-            preprocess_command(dataset) if dataset else f"velm preprocess dataset=KIND dataset.store={path}"
-        )
+        command = preprocess_command(dataset) if dataset else f"velm preprocess dataset=KIND dataset.store={path}"
         if manifest is None:
             what = "is not finished" if (path / PLAN).exists() else "does not exist"
             raise UserError(f"the store {path} {what}; run: {command}")

@@ -65,9 +65,7 @@ class EvalTransform:
         if out_CHW is None:
             out_CHW = np.empty((3, size, size), np.float32)
         np.multiply(pixels_HWC.transpose(2, 0, 1), self._scale_C11, out=out_CHW)
-        np.add(
-            out_CHW, self._shift_C11, out=out_CHW
-        )  # numpy: torch would start its own threads in each of ours
+        np.add(out_CHW, self._shift_C11, out=out_CHW)  # numpy: torch would start its own threads in each of ours
         return torch.from_numpy(out_CHW)
 
 

@@ -116,9 +116,7 @@ def _optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     }
 
 
-def _restore_optimizer(
-    task: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
+def _restore_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     parameters = dict(task.named_parameters())
     optimizer.state.clear()
     for full_name, tensor in tensors.items():

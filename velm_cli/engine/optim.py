@@ -58,9 +58,7 @@ class Ema:
 
     def update(self) -> None:
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.values()), [p.detach() for p in self.live.values()], 1 - self.decay
-            )
+            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
 
     def swap(self) -> None:
         """Exchange the live weights and the average; call it again to change back."""

@@ -80,9 +80,7 @@ class _Run:
         self.references, self.hypotheses, self.config = references, hypotheses, config
         self.cache_dir, self.progress = cache_dir, progress
         self.results: list[Result] = []
-        self.reasons = {
-            n: NOT_REQUESTED for k, names in COLUMNS.items() if k not in config.names for n in names
-        }
+        self.reasons = {n: NOT_REQUESTED for k, names in COLUMNS.items() if k not in config.names for n in names}
         self.warnings: list[str] = []
         self.signature = _signature(references)
         self.tokens: tuple[dict[ImageId, list[str]], dict[ImageId, str]] = {}, {}  # once tokenised
@@ -143,9 +141,7 @@ class _Run:
         if "bleu" in self.config.names:
             corpus, images = Bleu(4).compute_score(references, wrapped, verbose=0)
             names = COLUMNS["bleu"]
-            self.results.append(
-                (dict(zip(names, corpus, strict=True)), dict(zip(names, images, strict=True)))
-            )
+            self.results.append((dict(zip(names, corpus, strict=True)), dict(zip(names, images, strict=True))))
         if "rouge_l" in self.config.names:
             mean, images = Rouge().compute_score(references, wrapped)
             self.results.append(({"ROUGE_L": mean}, {"ROUGE_L": images}))
@@ -194,9 +190,7 @@ class _Run:
 
     def _bar(self, name: str) -> tqdm[Any]:
         disable = None if self.progress else True  # None: only on a terminal
-        return tqdm(
-            total=len(self.references), desc=name, unit="img", mininterval=0.5, disable=disable, leave=False
-        )
+        return tqdm(total=len(self.references), desc=name, unit="img", mininterval=0.5, disable=disable, leave=False)
 
     def _shortened(self, name: str, limit: int) -> tuple[dict[ImageId, list[str]], dict[ImageId, str]]:
         """The tokens with every caption cut to `limit` words, and a warning that names the images."""
@@ -221,12 +215,8 @@ class _Run:
             for name, values in columns.items():
                 for image, value in zip(per_image, values, strict=True):
                     per_image[image][name] = _number(value)
-        reasons = {
-            name: self.reasons.get(name, "no number came out") for name in NAMES if corpus[name] is None
-        }
-        return Scores(
-            corpus, reasons, per_image, self.signature, self.warnings, self.references, self.hypotheses
-        )
+        reasons = {name: self.reasons.get(name, "no number came out") for name in NAMES if corpus[name] is None}
+        return Scores(corpus, reasons, per_image, self.signature, self.warnings, self.references, self.hypotheses)
 
 
 def fast_cider(references: Mapping[ImageId, Sequence[str]], hypotheses: Mapping[ImageId, str]) -> float:
@@ -234,9 +224,7 @@ def fast_cider(references: Mapping[ImageId, Sequence[str]], hypotheses: Mapping[
 
     Close to the reported number, not equal; its document frequencies come from `references`.
     """
-    tokenized = {
-        image: [simple_tokenize(caption) for caption in group] for image, group in references.items()
-    }
+    tokenized = {image: [simple_tokenize(caption) for caption in group] for image, group in references.items()}
     if _wordless(tokenized):
         return 0.0
     wrapped = {image: [simple_tokenize(hypotheses[image])] for image in tokenized}
@@ -248,9 +236,7 @@ def _wordless(references: Mapping[ImageId, Sequence[str]]) -> bool:
     return not any(caption.split() for group in references.values() for caption in group)
 
 
-def _check(
-    references: Mapping[ImageId, list[str]], hypotheses: Mapping[ImageId, str], config: MetricsConfig
-) -> None:
+def _check(references: Mapping[ImageId, list[str]], hypotheses: Mapping[ImageId, str], config: MetricsConfig) -> None:
     for name in [*config.names, *config.required]:
         if name not in COLUMNS:
             hint = did_you_mean(name, COLUMNS) or f"; there are {', '.join(COLUMNS)}"
@@ -263,9 +249,7 @@ def _check(
     if unanswered and unknown and set(map(str, unanswered)) & set(map(str, unknown)):
         hint = " (ids are numbers on one side and text on the other)"
     if unanswered:
-        raise UserError(
-            f"no caption for {_listing(unanswered)}{hint}: predict them or leave their references out"
-        )
+        raise UserError(f"no caption for {_listing(unanswered)}{hint}: predict them or leave their references out")
     if unknown:
         raise UserError(f"no references for {_listing(unknown)}{hint}: are the captions of another split?")
     empty = [image for image, captions in references.items() if not captions]

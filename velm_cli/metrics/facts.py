@@ -34,9 +34,7 @@ ADJECTIVES: dict[str, tuple[str, int | str]] = {
 SHAPES = {form: shape for shape, nouns in NOUNS.items() for noun in nouns for form in (noun, plural(noun))}
 # "to the left of" -> "left of": the last one or two words of a phrase carry its meaning.
 RELATION_WORDS = {
-    tuple(phrase.split()[-len(name.split()) :]): name
-    for name, phrases in RELATIONS.items()
-    for phrase in phrases
+    tuple(phrase.split()[-len(name.split()) :]): name for name, phrases in RELATIONS.items() for phrase in phrases
 }
 # Words that end a noun phrase, so that "a picture of red stars" does not count one star. Other unknown
 # words do not: "two shiny red stars".

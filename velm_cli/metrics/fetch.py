@@ -62,15 +62,11 @@ def fetch_spice(folder: Path | None, log: Callable[[str], object] = print) -> No
             else:
                 _from_network(missing, Path(partial), target, log)
     except OSError as error:
-        raise UserError(
-            f"CoreNLP could not be put into {target}: {error}; set VELM_CACHE to another folder"
-        ) from None
+        raise UserError(f"CoreNLP could not be put into {target}: {error}; set VELM_CACHE to another folder") from None
     log(f"SPICE is ready: CoreNLP {CORENLP_VERSION} in {target}")
 
 
-def _from_folder(
-    folder: Path, missing: list[str], partial: Path, target: Path, log: Callable[[str], object]
-) -> None:
+def _from_folder(folder: Path, missing: list[str], partial: Path, target: Path, log: Callable[[str], object]) -> None:
     archive = folder / f"{STANFORD_NAME}.zip"
     for jar in missing:
         if (folder / jar).is_file():
@@ -177,9 +173,7 @@ def _unzip(archive: Path, jar: str, to: Path, log: Callable[[str], object]) -> N
         ):
             _stream(source, file, pack.getinfo(f"{STANFORD_NAME}/{jar}").file_size)
     except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise UserError(
-            f"{archive} is damaged or not CoreNLP {CORENLP_VERSION} ({error}): get it again"
-        ) from None
+        raise UserError(f"{archive} is damaged or not CoreNLP {CORENLP_VERSION} ({error}): get it again") from None
 
 
 def _copy(source: Path, to: Path) -> None:
@@ -189,9 +183,7 @@ def _copy(source: Path, to: Path) -> None:
 
 def _stream(source: IO[bytes], file: IO[bytes], size: int) -> None:
     """Copies with a progress bar and flushes to the disk. Raises OSError when `size` is known and not met."""
-    with tqdm(
-        total=size or None, unit="B", unit_scale=True, mininterval=0.5, disable=None, leave=False
-    ) as bar:
+    with tqdm(total=size or None, unit="B", unit_scale=True, mininterval=0.5, disable=None, leave=False) as bar:
         copied = 0
         while chunk := source.read(CHUNK):
             copied += file.write(chunk)

@@ -25,9 +25,7 @@ from pathlib import Path
 # The same bytes and the same lower case whatever the machine's locale; both names of the output's
 # encoding are needed, Java 19 split them.
 COMMON_FLAGS = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
-VERSION_TIMEOUT = (
-    60.0  # seconds for `java -version`: a cold network disk is slow, a hung one must not hold us
-)
+VERSION_TIMEOUT = 60.0  # seconds for `java -version`: a cold network disk is slow, a hung one must not hold us
 OLDEST_JAVA = 8
 
 
@@ -103,9 +101,7 @@ def parse_version(text: str) -> tuple[str, int] | None:
 
 def memory_limit() -> int:
     """Bytes this process may use: the machine's memory or the tightest cgroup around us, if that is less."""
-    limits = (
-        [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 << 30]
-    )
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")] if hasattr(os, "sysconf") else [8 << 30]
     try:
         groups = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -252,7 +248,5 @@ class Process:
     def complaint(self) -> str:
         """The line of its last words that tells most, for an error message."""
         lines = list(self._last_words)
-        telling = [
-            line for line in lines if re.search(r"\w(Error|Exception)\b|^(Invalid|Unrecogni[sz]ed) ", line)
-        ]
+        telling = [line for line in lines if re.search(r"\w(Error|Exception)\b|^(Invalid|Unrecogni[sz]ed) ", line)]
         return (telling or lines or ["it said nothing"])[-1][:200]

@@ -67,9 +67,7 @@ class Meteor:
             except (JavaError, ValueError) as error:
                 self._process.kill()
                 if attempt == "last" or time.monotonic() >= deadline:
-                    raise JavaError(
-                        f"METEOR failed{_where(images, statistics, hypotheses)}: {error}"
-                    ) from None
+                    raise JavaError(f"METEOR failed{_where(images, statistics, hypotheses)}: {error}") from None
                 self._start()
         raise AssertionError("unreachable")
 

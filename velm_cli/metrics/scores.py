@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from velm_cli.files import write_bytes, write_json
 
 ImageId = int | str
 # Requested name -> the columns it gives, under pycocoevalcap's names and in the order of papers.
@@ -72,14 +72,5 @@ def save(scores: Scores, folder: Path) -> None:
     )
     folder.mkdir(parents=True, exist_ok=True)
     # ASCII: captions may hold lone surrogates, which JSON's escapes can carry and UTF-8 cannot.
-    _write(folder / "per_image.jsonl", (json.dumps(line, allow_nan=False) + "\n" for line in lines))
-    _write(folder / "scores.json", [json.dumps(summary, indent=2, allow_nan=False) + "\n"])
-
-
-def _write(path: Path, parts: Iterable[str]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    with partial.open("w", encoding="ascii") as file:
-        file.writelines(parts)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_bytes(folder / "per_image.jsonl", ((json.dumps(line, allow_nan=False) + "\n").encode() for line in lines))
+    write_json(folder / "scores.json", summary)

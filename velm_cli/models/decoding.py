@@ -111,9 +111,7 @@ def _beam(
         kept = torch.tensor(keep, device=device)
         source = (kept[:, None] * width + beam[kept]).flatten()  # rows of the state that go on
         if len(keep) < live:
-            image_B, score_BK, token, prefix_BKT = (
-                part[kept] for part in (image_B, score_BK, token, prefix_BKT)
-            )
+            image_B, score_BK, token, prefix_BKT = (part[kept] for part in (image_B, score_BK, token, prefix_BKT))
             memory = select(memory, kept)
         logits_NV, state = model.step(token.reshape(-1, 1), memory, select(state, source))
     return [_without_end(tokens, eos_id) for tokens in best_tokens]
@@ -135,9 +133,7 @@ def _nucleus(
     state = None
     for _ in range(config.max_length):
         logits_NV, state = model.step(tokens_B1, memory, state)
-        p_NV = nucleus_probabilities(
-            _log_probs(logits_NV / config.temperature, banned).exp(), top_p=config.top_p
-        )
+        p_NV = nucleus_probabilities(_log_probs(logits_NV / config.temperature, banned).exp(), top_p=config.top_p)
         token = torch.multinomial(p_NV, 1, generator=generator)
         for image, value in zip(image_B.tolist(), token[:, 0].tolist(), strict=True):
             out[image].append(value)

@@ -40,9 +40,7 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(
-        self, x_NTD: Tensor, *, causal: bool, cache: KeyValue | None = None
-    ) -> tuple[Tensor, KeyValue]:
+    def forward(self, x_NTD: Tensor, *, causal: bool, cache: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
         N, T, D = x_NTD.shape
         q, k, v = self.qkv(x_NTD).view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         mask = None

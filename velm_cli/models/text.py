@@ -31,9 +31,7 @@ class TransformerText(TextEncoder):
         self.width = config.width
         self.embedding = nn.Embedding(vocab_size, config.width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.dropout) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         initialise(self, config.layers)
 
@@ -42,9 +40,7 @@ class TransformerText(TextEncoder):
         x_NTD = self.embedding(tokens_NT)
         # Embeddings are drawn at 0.02 for the shared output layer; scaled up here they weigh as much as
         # the positions.
-        x_NTD = x_NTD * self.width**0.5 + sinusoids(
-            past, tokens_NT.shape[1], self.width, x_NTD.device, x_NTD.dtype
-        )
+        x_NTD = x_NTD * self.width**0.5 + sinusoids(past, tokens_NT.shape[1], self.width, x_NTD.device, x_NTD.dtype)
         x_NTD = self.dropout(x_NTD)
         caches = []
         for layer, block in enumerate(self.blocks):

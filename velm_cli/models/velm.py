@@ -18,9 +18,7 @@ from velm_cli.schema import FusionConfig, TextConfig, VisionConfig
 class VelmModel(nn.Module):
     """p(next token | image, tokens so far)."""
 
-    def __init__(
-        self, *, vision: VisionConfig, text: TextConfig, fusion: FusionConfig, vocab_size: int
-    ) -> None:
+    def __init__(self, *, vision: VisionConfig, text: TextConfig, fusion: FusionConfig, vocab_size: int) -> None:
         super().__init__()
         self.vision = build_vision(vision)
         self.text = build_text(text, vocab_size)

@@ -64,9 +64,7 @@ class ViT(VisionEncoder):
             else nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         )
         self.position = nn.Parameter(torch.empty(1, grid * grid, config.width))
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.dropout) for _ in range(config.layers)
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         initialise(self, config.layers)
         nn.init.normal_(self.position, std=0.02)
@@ -107,9 +105,7 @@ class ConvNet(VisionEncoder):
         super().__init__()
         self.width = config.width
         channels = [3, *(max(16, config.width >> step) for step in reversed(range(config.stages)))]
-        self.convolutions = nn.ModuleList(
-            _convolution(before, after, stride=2) for before, after in pairwise(channels)
-        )
+        self.convolutions = nn.ModuleList(_convolution(before, after, stride=2) for before, after in pairwise(channels))
         self.convolutions.append(_convolution(config.width, config.width, stride=1))
         side = -(-config.image_size // 2**config.stages)
         self.position = nn.Parameter(0.02 * torch.randn(1, 1 + side * side, config.width))
@@ -234,5 +230,4 @@ def frozen_stages(encoder: VisionEncoder, freeze: str) -> list[nn.Module]:
     stages = encoder.stages()
     if count > len(stages):
         raise UserError(f"vision.freeze={freeze}: this encoder has only {len(stages)} stages")
-    frozen = stages[:count]
-    return frozen
+    return stages[:count]

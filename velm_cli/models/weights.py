@@ -32,8 +32,7 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[
         raise UserError(f"weights: {path} is not a readable weight file ({_first_line(error)})") from error
     except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
         raise UserError(
-            f"weights: {path} holds more than plain tensors, and velm runs no code from files; "
-            "save it as .safetensors"
+            f"weights: {path} holds more than plain tensors, and velm runs no code from files; save it as .safetensors"
         ) from error
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from velm_cli.errors import UserError
 
-_SCHEDULE = re.compile(r"(linear|cosine)\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*,\s*(\d+)\s*(ep)?\s*\)")
+_SCHEDULE = re.compile(r"(linear|cosine|step)\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*,\s*(\d+)\s*(ep)?\s*\)")
 
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """From `start` to `end` over the first `duration` steps (or epochs), then `end`."""
+    """From `start` to `end` over the first `duration` steps (or epochs), then `end`; `step` jumps at their end."""
 
     start: float
     end: float
@@ -30,6 +30,8 @@ class Weight:
         steps = self.duration * steps_per_epoch if self.in_epochs else self.duration
         if step >= steps:
             return self.end
+        if self.shape == "step":
+            return self.start
         progress = step / steps
         if self.shape == "cosine":
             progress = 0.5 - 0.5 * math.cos(math.pi * progress)
@@ -37,7 +39,7 @@ class Weight:
 
 
 def parse_weight(key: str, text: str) -> Weight:
-    """`0.5`, `linear(0,1,500)` (steps) or `cosine(1,0,5ep)` (epochs); `key` is named in the error."""
+    """`0.5`, `linear(0,1,500)`, `step(0,1,500)` (steps) or `cosine(1,0,5ep)` (epochs); `key` is named in the error."""
     try:
         match = _SCHEDULE.fullmatch(text.strip())
         if match is None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from velm_cli.data.store import Store
+from velm_cli.files import write_bytes
 
 CELL, MARGIN, TEXT_LINES, COLUMNS = 200, 10, 4, 4
 
@@ -36,6 +36,6 @@ def contact_sheet(store: Store, indices: Iterable[int], captions: dict[Any, str]
         text = "\n".join(lines).encode("latin-1", "replace").decode("latin-1")
         draw.multiline_text((left, top + CELL + 4), text, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    sheet.save(part, format="PNG")
-    os.replace(part, path)
+    out = io.BytesIO()
+    sheet.save(out, format="PNG")
+    write_bytes(path, [out.getvalue()])

@@ -29,7 +29,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     device = pick_device(config.run.device)
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads)
-    tokens = store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
+    tokens = (
+        store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
+    )
     captions = store.counts["train"]
     mean_length = _mean_length(store, tokens)
     with torch.device("meta"):

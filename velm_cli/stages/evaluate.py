@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.data.store import Store, store_path
@@ -65,9 +66,7 @@ def run(config: EvaluateRoot) -> float | None:
             mark(path, "PREEMPTED", f"{stop.signal_name} after {len(captions)} images")
             print(f"stopped by {stop.signal_name}; the same command starts this evaluation again")
             return None
-        scores = score_and_save(
-            captions, store, config.metrics, path, title=f"{config.checkpoint}  {config.split}"
-        )
+        scores = score_and_save(captions, store, config.metrics, path, title=f"{config.checkpoint}  {config.split}")
         _check_facts(config, captions, path)
         mark(path, "DONE")
     print(f"done: {path}")
@@ -112,18 +111,21 @@ def _default_name(config: EvaluateRoot, trained_name: str) -> str:
 
 
 def _result_path(config: EvaluateRoot, digest: str) -> Path:
-    """The evaluation's folder; a new one when the old is of other weights, so nothing is overwritten."""
+    """The evaluation's folder; a new one where the old is of other weights or options: nothing is overwritten."""
     path = run_path(config)
     number = 2
-    while (path / "DONE").exists() and _digest_of(path) != digest:
+    while (path / "DONE").exists() and _holds_another(path, config, digest):
         path = path.with_name(f"{config.name}.{number}")
         number += 1
     return path
 
 
-def _digest_of(path: Path) -> str | None:
-    file = path / "weights.json"
-    return json.loads(file.read_text(encoding="utf-8"))["sha256"] if file.exists() else None
+def _holds_another(path: Path, config: EvaluateRoot, digest: str) -> bool:
+    """Whether the finished evaluation in `path` is of other weights, data, decoding or metrics."""
+    weights = json.loads((path / "weights.json").read_text(encoding="utf-8"))
+    saved, asked = OmegaConf.load(path / "config.yaml"), OmegaConf.create(compose.to_yaml(config))
+    differs = any(saved[key] != asked[key] for key in ("split", "limit", "seed", "dataset", "decode", "metrics"))
+    return weights["sha256"] != digest or differs
 
 
 def _report_again(path: Path) -> float | None:

@@ -66,9 +66,7 @@ def references(store: Store, indices: np.ndarray) -> dict[Any, list[str]]:
     return {store.image_id(int(index)): store.captions(int(index)) for index in indices}
 
 
-def validation_figures(
-    run: Run, store: Store, tokens: Tokens, step: int, stop: StopRequest
-) -> dict[str, float]:
+def validation_figures(run: Run, store: Store, tokens: Tokens, step: int, stop: StopRequest) -> dict[str, float]:
     """Loss (next token, nats a token) and CIDEr of greedy captions on the validation images."""
     config = run.config
     part = "train" if config.run.overfit_images else "val"

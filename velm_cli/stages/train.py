@@ -34,7 +34,9 @@ def run(config: TrainRoot) -> float | None:
         from velm_cli.stages.estimate import estimate
 
         return estimate(config, store, tokenizer)
-    tokens = store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
+    tokens = (
+        store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
+    )
     path = run_path(config)
     with open_run(path, config), stop_on_signals() as stop:
         return _train(config, store, tokens, path, stop)
@@ -73,9 +75,7 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         precision=precision,
         progress=Progress(),
     )
-    progress, damaged = load_newest(
-        path / "checkpoints", task=task, optimizer=run.optimizer, ema=run.ema
-    )
+    progress, damaged = load_newest(path / "checkpoints", task=task, optimizer=run.optimizer, ema=run.ema)
     if progress is not None:
         run.progress = progress
         notes = [f"resumed at step {progress.step}"]
@@ -147,13 +147,9 @@ def term_weights(config: TrainRoot) -> dict[str, Weight]:
     }
 
 
-def build_task(
-    config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: dict[str, Weight]
-) -> CaptionTask:
+def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: dict[str, Weight]) -> CaptionTask:
     """The model and the objectives that a weight asks for, initialised."""
-    model = VelmModel(
-        vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=tokenizer.vocab_size
-    )
+    model = VelmModel(vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=tokenizer.vocab_size)
     active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
     return CaptionTask(model, config.loss, concepts=len(store.concept_names), active=active)
 
@@ -215,7 +211,8 @@ def _headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader) -> li
     sizes = ", ".join(f"{name} {count_parameters(part) / 1e6:.2f} M" for name, part in parts.items() if part)
     return [
         f"run         {run.folder}",
-        f"data        {store.path}  {store.counts['train']:,} training images, vocabulary {tokens.tokenizer.vocab_size:,}",
+        f"data        {store.path}  {store.counts['train']:,} training images, "
+        f"vocabulary {tokens.tokenizer.vocab_size:,}",
         f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
         f"({run.steps_per_epoch:.1f} steps an epoch) on {run.device}, {run.precision.value}",

@@ -26,9 +26,7 @@ TERMS = ("text", "image", "joint")  # weighted by alpha, beta, gamma
 class CaptionTask(nn.Module):
     """`forward(batch, active)` computes the active objectives and nothing that they do not need."""
 
-    def __init__(
-        self, model: VelmModel, loss: LossConfig, *, concepts: int, active: frozenset[str]
-    ) -> None:
+    def __init__(self, model: VelmModel, loss: LossConfig, *, concepts: int, active: frozenset[str]) -> None:
         super().__init__()
         self.model = model
         self.label_smoothing = loss.label_smoothing
@@ -37,9 +35,7 @@ class CaptionTask(nn.Module):
         if "image" in active:
             self.image_loss = ConceptLoss(model.vision.width, self.concepts)
         if "joint" in active:
-            self.joint_loss = ContrastiveLoss(
-                model.vision.width, model.text.width, loss.joint_width, loss.temperature
-            )
+            self.joint_loss = ContrastiveLoss(model.vision.width, model.text.width, loss.joint_width, loss.temperature)
 
     @property
     def image_mean(self) -> tuple[float, ...]:

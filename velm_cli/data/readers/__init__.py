@@ -42,9 +42,7 @@ def check_root(config: schema.DatasetConfig) -> None:
             if not config.root:
                 raise UserError("dataset.root is not set: give the folder to draw the scenes into")
             if _path(config.root).is_file():
-                raise UserError(
-                    f"dataset.root: {config.root} is not a folder; give one to draw the scenes into"
-                )
+                raise UserError(f"dataset.root: {config.root} is not a folder; give one to draw the scenes into")
         case schema.CocoConfig():
             # without images the captions inside pycocoevalcap's jar suffice
             _check_folder(config.root, "train2014/, val2014/ and annotations/", required=config.images)
@@ -52,9 +50,7 @@ def check_root(config: schema.DatasetConfig) -> None:
             _check_folder(config.root, "the images and captions of Flickr8k or Flickr30k", required=True)
         case schema.ManifestConfig():
             if not config.file:
-                raise UserError(
-                    'dataset.file is not set: give JSON lines such as {"image": path, "captions": [...]}'
-                )
+                raise UserError('dataset.file is not set: give JSON lines such as {"image": path, "captions": [...]}')
             if not _path(config.file).is_file():
                 raise UserError(f"dataset.file: {config.file} does not exist; give a file of JSON lines")
             _check_folder(config.root, "the images of the manifest", required=False)

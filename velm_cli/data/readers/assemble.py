@@ -113,9 +113,7 @@ def assemble(
         captioned += 1
         other = owners.setdefault(name, entry.image)
         if other is not entry.image:
-            raise UserError(
-                f"{where}: the image id {entry.image_id} stands for both {other} and {entry.image}"
-            )
+            raise UserError(f"{where}: the image id {entry.image_id} stands for both {other} and {entry.image}")
         if listing is None:
             corpus.records.append(Record(entry.image_id, entry.split, None, captions))
         elif entry.image in listing:
@@ -132,14 +130,10 @@ def assemble(
         refused = f"; {len(corpus.refused):,} entries refused" if corpus.refused else ""
         example = ", first {} ({})".format(*corpus.refused[0]) if corpus.refused else ""
         looked = f", but none has its file (first {absent[0].image})" if absent else ""
-        raise UserError(
-            f"{where}: no example is left: {captioned:,} images have captions{looked}{refused}{example}"
-        )
+        raise UserError(f"{where}: no example is left: {captioned:,} images have captions{looked}{refused}{example}")
     if absent:
         ids = first_few([entry.image_id for entry in absent])
-        corpus.notes.append(
-            f"skipped {len(absent):,} of {captioned:,} annotated images whose file is missing ({ids})"
-        )
+        corpus.notes.append(f"skipped {len(absent):,} of {captioned:,} annotated images whose file is missing ({ids})")
     order = {split: position for position, split in enumerate(corpus.splits)}
     corpus.records.sort(key=lambda r: (order[r.split], id_order(r.image_id)))
     return corpus

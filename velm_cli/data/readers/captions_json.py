@@ -36,9 +36,7 @@ def parse_captions(data: Any, where: str, refused: Refused) -> dict[int | str, C
         try:
             row = annotation["id"], annotation["image_id"], annotation["caption"]
         except (KeyError, TypeError):
-            refused.append(
-                (f"{where} annotations[{position}]", _lacks(annotation, "id", "image_id", "caption"))
-            )
+            refused.append((f"{where} annotations[{position}]", _lacks(annotation, "id", "image_id", "caption")))
             continue
         if isinstance(row[0], int) and isinstance(row[1], ID):
             rows.append(row)

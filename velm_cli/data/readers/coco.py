@@ -112,9 +112,7 @@ def _locate(image_id: int | str, file_name: str, folder_of: dict[str, Path], hom
     return home / names[0]
 
 
-def _load_captions(
-    files: dict[str, Path] | None, refused: Refused
-) -> Iterator[tuple[str, dict[int | str, Captioned]]]:
+def _load_captions(files: dict[str, Path] | None, refused: Refused) -> Iterator[tuple[str, dict[int | str, Captioned]]]:
     """One file at a time: the parsed JSON of one (about 300 MB) is freed before the next is read."""
     if files is not None:
         for folder, path in files.items():
@@ -169,9 +167,7 @@ def _find_split(config: schema.CocoConfig, root: Path | None) -> Path:
         given = Path(config.split_file).expanduser()
         candidates = [given, *([root / given] if root else [])]
     else:
-        candidates = (
-            [root / folder / name for folder in SPLIT_FOLDERS for name in SPLIT_NAMES] if root else []
-        )
+        candidates = [root / folder / name for folder in SPLIT_FOLDERS for name in SPLIT_NAMES] if root else []
     for path in candidates:
         if path.is_file():
             return path

@@ -66,9 +66,7 @@ def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
 
 def hash_part(image_id: str, val_fraction: float, test_fraction: float) -> str:
     """train, val or test with the given chances; a pure function of its arguments, on every machine."""
-    position = (
-        int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
-    )
+    position = int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
     if position < val_fraction:
         return "val"
     return "test" if position < val_fraction + test_fraction else "train"
