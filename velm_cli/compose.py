@@ -28,6 +28,14 @@ PLAIN_GROUPS = {
     "decode": schema.DecodeConfig,
     "metrics": schema.MetricsConfig,
 }
+# Groups whose dataclass depends on the choice, by what their dataclasses have in common.
+GROUP_TYPES = {
+    "dataset": schema.DatasetConfig,
+    "vision": schema.VisionConfig,
+    "text": schema.TextConfig,
+    "fusion": schema.FusionConfig,
+    "task": schema.TaskConfig,
+}
 # What finetune and evaluate take from the run folder unless the command says otherwise.
 FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "task", "loss")
 # Options that say how or how long to compute, not what: they neither name nor distinguish experiments.
@@ -62,14 +70,14 @@ def register(checkpoint: str | None = None) -> None:
             hydra_store.store(group=f"_kind/{group}", name=kind, node=node)
     saved = load_run_config(checkpoint) if checkpoint else None
     for group in FROM_CHECKPOINT:
+        choice: Any
         if saved is not None:
-            node = getattr(saved, group)
+            choice = getattr(saved, group)
         elif group in PLAIN_GROUPS:
-            node = PLAIN_GROUPS[group]
-        else:
-            node = schema.ROOTS["train"].__dataclass_fields__[group].type
-            node = getattr(schema, node) if isinstance(node, str) else node
-        hydra_store.store(group=group, name="_checkpoint", node=node)
+            choice = PLAIN_GROUPS[group]
+        else:  # nothing chosen yet: the group's common options
+            choice = GROUP_TYPES[group]
+        hydra_store.store(group=group, name="_checkpoint", node=choice)
 
 
 def group_choices() -> str:

@@ -49,8 +49,8 @@ def mask(scene: Scene, item: Placed) -> np.ndarray:
 
 def test_held_out_kinds_are_an_eighth_and_leave_every_pair_in_one_size():
     assert len(HELD_OUT) == len(set(HELD_OUT)) == 16
-    for place, values in enumerate((("small", "large"), COLOURS, tuple(NOUNS))):
-        assert {kind[place] for kind in HELD_OUT} == set(values)
+    for position, values in enumerate((("small", "large"), COLOURS, tuple(NOUNS))):
+        assert {kind[position] for kind in HELD_OUT} == set(values)
     assert len({(colour, shape) for _, colour, shape in HELD_OUT}) == 16
 
 

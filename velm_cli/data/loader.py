@@ -15,7 +15,7 @@ Suffixes: B images, K captions an image, T tokens, C concepts; in image_BCHW, CH
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -124,7 +124,7 @@ class TrainLoader:
         """Global batches an epoch."""
         return len(self._records) // self._batch_size
 
-    def batches(self, start: int = 0) -> Iterator[Batch]:
+    def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches number `start`, `start + 1`, ... since the beginning of training, without end."""
         return _with_images(self._planned(start), self._read_image, self._data.workers)
 
@@ -325,7 +325,9 @@ def _read_image(store: Store, record: int, transform: Callable[[bytes], Tensor])
         ) from error
 
 
-def _with_images(planned: Iterable[tuple[int, Batch]], read_image: ReadImage, workers: int) -> Iterator[Batch]:
+def _with_images(
+    planned: Iterable[tuple[int, Batch]], read_image: ReadImage, workers: int
+) -> Generator[Batch, None, None]:
     """The batches of (epoch, batch) pairs in order, their images read by `workers` threads ahead of use.
 
     0 workers read each batch when it is asked for. Closing the iterator ends the threads.

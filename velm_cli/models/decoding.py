@@ -100,9 +100,9 @@ def _beam(
 
         # The K best that go on; an ended one is pushed behind every living one.
         score = score.masked_fill(ended, float("-inf"))
-        score_BK, row = score.topk(min(K, score.shape[1]))
-        beam, token = beam.gather(1, row), token.gather(1, row)
-        prefix_BKT = prefix.gather(1, row[:, :, None].expand(-1, -1, prefix.shape[2]))
+        score_BK, best_BK = score.topk(min(K, score.shape[1]))
+        beam, token = beam.gather(1, best_BK), token.gather(1, best_BK)
+        prefix_BKT = prefix.gather(1, best_BK[:, :, None].expand(-1, -1, prefix.shape[2]))
 
         bound = (score_BK[:, 0] / config.max_length**config.length_penalty).tolist()
         keep = [row for row, image in enumerate(images) if bound[row] > best_score[image]]

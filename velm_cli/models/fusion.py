@@ -19,7 +19,7 @@ class Fusion(nn.Module):
 
     uses_image = True
 
-    def memory(self, features: ImageFeatures) -> tuple:
+    def memory(self, features: ImageFeatures | None) -> tuple:
         raise NotImplementedError
 
     def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
@@ -52,7 +52,8 @@ class Concat(Fusion):
         self.out = nn.Sequential(nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * width, width))
         self.norm = nn.LayerNorm(width)
 
-    def memory(self, features: ImageFeatures) -> tuple:
+    def memory(self, features: ImageFeatures | None) -> tuple:
+        assert features is not None
         return (self.image(self.norm_image(features.pooled_BD)),)
 
     def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
@@ -73,15 +74,16 @@ class CrossModal(Fusion):
     def __init__(self, config: CrossModalConfig, image_width: int, width: int) -> None:
         super().__init__()
         self.norm_image = nn.LayerNorm(image_width)
-        self.blocks = nn.ModuleList(
+        self.blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]  # nn.ModuleList is not generic
             Block(width, config.heads, config.dropout, image_width) for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(width)
         initialise(self, config.layers)
 
-    def memory(self, features: ImageFeatures) -> tuple:
+    def memory(self, features: ImageFeatures | None) -> tuple:
+        assert features is not None
         image_BSD = self.norm_image(features.tokens_BSD)
-        return tuple(block.cross.memory(image_BSD) for block in self.blocks)
+        return tuple(block.image_memory(image_BSD) for block in self.blocks)
 
     def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
         x_NTD, caches = text_NTD, []

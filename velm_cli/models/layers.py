@@ -91,10 +91,15 @@ class Block(nn.Module):
         self.norm_attention = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads)
         self.cross = CrossAttention(width, image_width, heads) if image_width else None
-        self.norm_cross = nn.LayerNorm(width) if image_width else None
+        self.norm_cross = nn.LayerNorm(width) if image_width else nn.Identity()
         self.norm_mlp = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
+
+    def image_memory(self, image_BSD: Tensor) -> KeyValue:
+        """What the block's cross-attention needs of the image."""
+        assert self.cross is not None
+        return self.cross.memory(image_BSD)
 
     def forward(
         self,
@@ -107,6 +112,7 @@ class Block(nn.Module):
         y, cache = self.attention(self.norm_attention(x_NTD), causal=causal, cache=cache)
         x_NTD = x_NTD + self.dropout(y)
         if self.cross is not None:
+            assert memory is not None
             x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory))
         return x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD))), cache
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -23,15 +25,9 @@ def run(config: DictConfig) -> float | None:
     if stage in ("train", "finetune"):
         _name(typed)
     validate(typed)
-    if stage == "preprocess":
-        from velm_cli.stages import preprocess as module
-    elif stage == "train" or stage == "finetune":
-        from velm_cli.stages import train as module
-    elif stage == "evaluate":
-        from velm_cli.stages import evaluate as module
-    else:
-        from velm_cli.stages import doctor as module
-    return module.run(typed)
+    # Imported here, so that a command pays only for what it uses (torch takes seconds).
+    name = "train" if stage == "finetune" else stage
+    return importlib.import_module(f"velm_cli.stages.{name}").run(typed)
 
 
 def _name(config) -> None:

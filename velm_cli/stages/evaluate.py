@@ -123,7 +123,9 @@ def _result_path(config: EvaluateRoot, digest: str) -> Path:
 def _holds_another(path: Path, config: EvaluateRoot, digest: str) -> bool:
     """Whether the finished evaluation in `path` is of other weights, data, decoding or metrics."""
     weights = json.loads((path / "weights.json").read_text(encoding="utf-8"))
-    saved, asked = OmegaConf.load(path / "config.yaml"), OmegaConf.create(compose.to_yaml(config))
+    saved = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    asked = OmegaConf.to_container(OmegaConf.create(compose.to_yaml(config)))
+    assert isinstance(saved, dict) and isinstance(asked, dict)
     differs = any(saved[key] != asked[key] for key in ("split", "limit", "seed", "dataset", "decode", "metrics"))
     return weights["sha256"] != digest or differs
 

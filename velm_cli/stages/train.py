@@ -33,7 +33,8 @@ def run(config: TrainRoot) -> float | None:
     if config.dry_run:
         from velm_cli.stages.estimate import estimate
 
-        return estimate(config, store, tokenizer)
+        estimate(config, store, tokenizer)
+        return None
     tokens = (
         store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
     )

@@ -31,11 +31,15 @@ class CaptionTask(nn.Module):
         self.model = model
         self.label_smoothing = loss.label_smoothing
         self.concepts = min(loss.num_concepts, concepts)
-        self.image_loss = self.joint_loss = None
-        if "image" in active:
-            self.image_loss = ConceptLoss(model.vision.width, self.concepts)
-        if "joint" in active:
-            self.joint_loss = ContrastiveLoss(model.vision.width, model.text.width, loss.joint_width, loss.temperature)
+        self.image_loss: ConceptLoss | None = None
+        self.joint_loss: ContrastiveLoss | None = None
+        if active & {"image", "joint"}:
+            assert model.vision is not None, "validate refuses L_image and L_joint without vision"
+            width = model.vision.width
+            if "image" in active:
+                self.image_loss = ConceptLoss(width, self.concepts)
+            if "joint" in active:
+                self.joint_loss = ContrastiveLoss(width, model.text.width, loss.joint_width, loss.temperature)
 
     @property
     def image_mean(self) -> tuple[float, ...]:
@@ -55,6 +59,7 @@ class CaptionTask(nn.Module):
         sees_image = active - {"text"} or self.model.fusion.uses_image
         features = self.model.encode_image(batch.image_BCHW) if sees_image else None
         if "image" in active:
+            assert features is not None and self.image_loss is not None
             terms["image"] = Term(self.image_loss(features.pooled_BD, batch.concepts_BC), counts["image"])
         if "text" in active or "joint" in active:
             B, K, T = batch.tokens_BKT.shape
@@ -64,6 +69,7 @@ class CaptionTask(nn.Module):
                 loss = self._text_loss(text_NTD, features, batch)
                 terms["text"] = Term(loss, counts["text"])
             if "joint" in active:
+                assert features is not None and self.joint_loss is not None
                 text_BKD = mean_of_text(text_NTD, lengths_N - 1).view(B, K, -1)
                 loss = self.joint_loss(features.pooled_BD, text_BKD, batch.lengths_BK > 0)
                 terms["joint"] = Term(loss, counts["joint"])
@@ -84,6 +90,8 @@ class CaptionTask(nn.Module):
         generator: torch.Generator | None = None,
     ) -> list[str]:
         """A caption for each image of the batch."""
+        specials = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id)
+        never = [i for i in specials if i is not None and i != tokenizer.eos_id]
         with torch.inference_mode():
             memory = self.model.memory(self.model.encode_image(batch.image_BCHW))
         sequences = decode(
@@ -93,7 +101,7 @@ class CaptionTask(nn.Module):
             config=decoding,
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
-            banned=sorted({tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id} - {tokenizer.eos_id, None}),
+            banned=never,
             device=batch.lengths_BK.device,
             generator=generator,
         )
