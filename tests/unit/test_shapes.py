@@ -144,7 +144,7 @@ def test_the_placed_objects_are_those_of_the_scene(seed):
         for number, group in enumerate(scene.groups):
             items = [item for item in placed if item.group == number]
             assert len(items) == group.count
-            assert all((item.radius > 14) == (group.size == "large") for item in items)
+            assert all((item.radius > 16) == (group.size == "large") for item in items)
         if scene.relation is None:
             continue
         axis, across = ("x", "y") if scene.relation == "left of" else ("y", "x")
@@ -187,7 +187,7 @@ def test_backgrounds_are_grey_and_objects_are_not(seed):
 def test_colours_and_shapes_are_far_apart_at_64_pixels():
     for one, other in itertools.combinations(RGB.values(), 2):
         assert np.linalg.norm(np.subtract(one, other)) > 80
-    item = Placed(group=0, x=64, y=64, radius=11, turn=0)
+    item = Placed(group=0, x=64, y=64, radius=13, turn=0)
     darkness = {}
     for shape in (*POLYGONS, "ring"):
         scene = Scene((Group(1, "small", "black", shape),), None, "plain")

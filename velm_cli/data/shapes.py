@@ -25,14 +25,14 @@ from velm_cli.files import write_bytes, write_json
 
 STAMP = "shapes.json"  # written last: its presence says that the folder is whole
 UNFINISHED = "shapes.unfinished.json"  # written first: its presence says that the folder is ours
-VERSION = 2
+VERSION = 3
 
 # Lengths are pixels of the finished image.
 SIDE = 128
 SUPERSAMPLING = 4
 MARGIN = 3.0  # between an object and the frame
 GAP = 5.0  # between two objects
-RADIUS = {"small": (11.0, 12.0), "large": (17.5, 18.5)}
+RADIUS = {"small": (13.0, 14.0), "large": (17.5, 18.5)}
 OUTLINE = 1.2
 TURN = math.radians(6)  # objects are turned by up to this
 SLANT = 0.35  # two groups' centres are off the axis of their relation by less than this share

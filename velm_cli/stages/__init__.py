@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -25,6 +26,9 @@ def run(config: DictConfig) -> float | None:
     if stage in ("train", "finetune"):
         _name(typed)
     validate(typed)
+    # Threads that wait for each other spin before they sleep; on a machine that has anything else to do, the
+    # default spins away the very core that the other thread needs (docs/log.md). Read when torch is loaded.
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # Imported here, so that a command pays only for what it uses (torch takes seconds).
     name = "train" if stage == "finetune" else stage
     return importlib.import_module(f"velm_cli.stages.{name}").run(typed)
