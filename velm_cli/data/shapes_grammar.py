@@ -49,7 +49,7 @@ HELD_OUT = tuple(
 )
 ALL_KINDS = tuple((size, colour, shape) for size in SIZES for colour in COLOURS for shape in NOUNS)
 SEEN_KINDS = tuple(kind for kind in ALL_KINDS if kind not in HELD_OUT)
-TWO_GROUPS_SHARE = 0.6  # share of the scenes with two groups
+TWO_GROUPS_SHARE = 0.8  # share of the scenes with two groups
 
 PICTURES = (("a picture", "the picture"), ("an image", "the image"))
 ONE_GROUP = (
