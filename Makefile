@@ -36,8 +36,9 @@ check: $(READY)  ## format, lint, types, configs, imports: seconds
 golden: $(READY)  ## thirty fixed steps against the stored losses
 	$(BIN)/python -m pytest tests/golden
 
-bench: $(READY)  ## training and decoding speed on this machine
-	$(BIN)/python scripts/bench_speed.py
+bench: $(READY)  ## speed on this machine: FLOPs, memory and time of a step (a dry run)
+	$(BIN)/velm preprocess dataset=shapes
+	$(BIN)/velm train dataset=shapes dry_run=true
 
 docs: $(READY)  ## write docs/config.md from the schema
 	$(BIN)/python scripts/make_docs.py
