@@ -316,7 +316,7 @@ def test_store_paths_and_commands():
     assert store_path(CocoConfig(images=False)) == Path("stores/coco-text")
     assert store_path(FolderConfig(store="x/y")) == Path("x/y")
     assert preprocess_command(FolderConfig(root="photos")) == "velm preprocess dataset=folder dataset.root=photos"
-    flickr = FlickrConfig(root="/data/f30k", store="stores/flickr30k")
+    flickr = FlickrConfig(root="/data/f30k", release="flickr30k")
     assert preprocess_command(flickr) == "velm preprocess dataset=flickr30k dataset.root=/data/f30k"
 
 
