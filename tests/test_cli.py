@@ -62,6 +62,13 @@ def test_a_mistake_gets_one_clear_line_and_exit_code_2(args, line, tmp_path):
     assert done.stdout == ""
 
 
+def test_the_environment_is_left_as_it_was(capsys):
+    before = dict(os.environ)
+    assert harness.call("train", "optim.lrr=1") == 2
+    assert capsys.readouterr().err == "velm: optim.lrr: no such option; did you mean 'optim.lr'?\n"
+    assert dict(os.environ) == before
+
+
 def test_all_problems_are_reported_at_once(tmp_path):
     done = harness.velm(
         "train",

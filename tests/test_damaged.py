@@ -145,7 +145,6 @@ def test_the_good_ones_are_upright_and_rgb(place):
     assert store.captions(kept[194]) == ["a red wall 🧱🟥", "🟥"]
 
 
-@pytest.mark.slow
 @pytest.mark.spice
 def test_training_and_all_eight_scores_run_on_the_rest(place, capsys):
     needs_spice()

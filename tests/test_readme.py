@@ -105,7 +105,6 @@ def test_the_readme_has_commands():
     assert [command for command in COMMANDS if command.startswith("make")] == ["make demo", "make test"]
 
 
-@pytest.mark.slow
 def test_every_velm_command_of_the_readme_runs(place):
     env = {**os.environ, "PATH": f"{place / 'bin'}:{os.environ['PATH']}"}
     ran = []

@@ -100,7 +100,7 @@ def _run_stage(stage: str, args: list[str]) -> None:
     from velm_cli import compose
     from velm_cli.usage import explain
 
-    compose.register(_checkpoint_argument(stage, args))
+    compose.register(stage, _checkpoint_argument(stage, args))
 
     errors: list[Exception] = []
 
@@ -117,15 +117,20 @@ def _run_stage(stage: str, args: list[str]) -> None:
 
     sys.argv = [f"velm {stage}", *args]
     # With this set Hydra lets exceptions through, and `explain` makes one line of them.
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+    asked_for = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name=stage)(job)()
     except Exception as error:
         line = explain(error, stage)
-        if line is None or traceback_wanted:
+        if line is None or asked_for not in (None, "", "0"):
             raise
         raise UserError(line) from None
+    finally:  # or processes started later would print tracebacks where the user wanted none
+        if asked_for is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = asked_for
     if len(errors) > 1:
         raise StageError(f"{len(errors)} points of the sweep failed, the last with: {errors[-1]}")
     if errors:
@@ -164,9 +169,9 @@ def _complete(args: list[str]) -> None:
         os.environ["COMP_POINT"] = str(max(0, point - (len(line) - len(shorter))))
         os.environ["COMP_LINE"] = shorter
         try:
-            compose.register(_checkpoint_argument(stage, words[2:]))
+            compose.register(stage, _checkpoint_argument(stage, words[2:]))
         except UserError:
-            compose.register()
+            compose.register(stage)
     sys.argv = ["velm", "-sc", *args]
     hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name=stage)(lambda _: None)()
 

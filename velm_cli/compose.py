@@ -36,6 +36,7 @@ GROUP_TYPES = {
     "fusion": schema.FusionConfig,
     "task": schema.TaskConfig,
 }
+STAGES_FROM_CHECKPOINT = ("finetune", "evaluate")
 # What finetune and evaluate take from the run folder unless the command says otherwise.
 FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "task", "loss")
 # Options that say how or how long to compute, not what: they neither name nor distinguish experiments.
@@ -56,18 +57,19 @@ def conf_dir() -> Path:
     return packaged if packaged.is_dir() else here.parent / "conf"
 
 
-def register(checkpoint: str | None = None) -> None:
-    """Give Hydra the dataclasses: roots as `_STAGE`, variants as `_kind/GROUP/KIND`.
+def register(stage: str, checkpoint: str | None = None) -> None:
+    """Give Hydra the dataclasses that `stage` needs: its root as `_STAGE`, variants as `_kind/GROUP/KIND`.
 
-    With `checkpoint`, the choices of that run become the option `_checkpoint` of their groups.
+    For `finetune` and `evaluate` the choices of the run `checkpoint` become the option `_checkpoint` of their groups.
     """
     OmegaConf.register_new_resolver("velm_groups", group_choices, replace=True)
     hydra_store = ConfigStore.instance()
-    for stage, root in schema.ROOTS.items():
-        hydra_store.store(name=f"_{stage}", node=root)
+    hydra_store.store(name=f"_{stage}", node=schema.ROOTS[stage])
     for group, kinds in schema.KINDS.items():
         for kind, node in kinds.items():
             hydra_store.store(group=f"_kind/{group}", name=kind, node=node)
+    if stage not in STAGES_FROM_CHECKPOINT:
+        return
     saved = load_run_config(checkpoint) if checkpoint else None
     for group in FROM_CHECKPOINT:
         choice: Any

@@ -28,14 +28,14 @@ NEEDS = {
 
 
 def composed(stage: str, overrides: list[str]):
-    compose.register()
+    compose.register(stage)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose.to_dataclass(hydra_compose(stage, overrides))
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=lambda path: path.stem)
 def test_every_stage_composes(root):
-    compose.register()
+    compose.register(root.stem)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         assert hydra_compose(root.stem).stage == root.stem
 

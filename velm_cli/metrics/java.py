@@ -179,8 +179,10 @@ class Process:
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._last_words: deque[str] = deque(maxlen=40)
         self._on_log = on_log
-        for serve in (self._write, self._read, self._drain):
-            threading.Thread(target=serve, daemon=True).start()
+        self._drainer = threading.Thread(target=self._drain, daemon=True)
+        for thread in (threading.Thread(target=self._write, daemon=True), threading.Thread(target=self._read, daemon=True)):
+            thread.start()
+        self._drainer.start()
 
     def _write(self) -> None:
         assert self._popen.stdin is not None
@@ -247,6 +249,7 @@ class Process:
 
     def complaint(self) -> str:
         """The line of its last words that tells most, for an error message."""
+        self._drainer.join(timeout=1.0)  # standard output may end a moment before the last words are read
         lines = list(self._last_words)
         telling = [line for line in lines if re.search(r"\w(Error|Exception)\b|^(Invalid|Unrecogni[sz]ed) ", line)]
         return (telling or lines or ["it said nothing"])[-1][:200]
