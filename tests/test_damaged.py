@@ -150,8 +150,8 @@ def test_training_and_all_eight_scores_run_on_the_rest(place, capsys):
     needs_spice()
     model = ["vision=convnet", "vision.image_size=64", "text.width=64", "text.layers=1", "fusion.layers=1"]
     data = ["dataset=coco", "dataset.split=official2014", "dataset.image_size=64", "tokenizer.min_count=2"]
-    code = call("train", *data, *model, "loss.beta=1", "run.max_steps=25", "run.batch_size=16", "name=d",
-                "data.captions_per_image=2")  # fmt: skip
+    code = call("train", *data, *model, "loss.beta=1", "run.max_steps=60", "run.batch_size=16", "name=d",
+                "data.captions_per_image=2", "optim.lr=3e-3", "optim.warmup_steps=5")  # fmt: skip
     assert code == 0
     assert call("eval", "checkpoint=runs/train/d", "split=train", "limit=0", "decode=greedy") == 0
     scores = json.loads((place / "runs/evaluate/d-coco-train-greedy/scores.json").read_text())

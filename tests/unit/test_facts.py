@@ -58,7 +58,7 @@ def test_scene_facts_by_hand():
         "three small blue circles are under one large red star",
         "There is a large red star over three small blue discs, on a striped background.",
         "below a big red star we see three small blue circles",
-        "A PICTURE OF THREE TINY BLUE DISCS beneath a big shiny red star <eos>",
+        "A PICTURE OF THREE TINY BLUE DISCS under a big shiny red star <eos>",
     ],
 )
 def test_paraphrases_state_the_same_facts(caption):

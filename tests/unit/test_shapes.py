@@ -114,7 +114,6 @@ def test_captions_are_good_english(seed):
         "boxs",
         "cross are",
         "squares is",
-        "squares sits",
     ):
         assert wrong not in text
     crosses = Scene((Group(2, "small", "orange", "cross"),), None, "plain")

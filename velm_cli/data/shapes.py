@@ -25,7 +25,7 @@ from velm_cli.files import write_bytes, write_json
 
 STAMP = "shapes.json"  # written last: its presence says that the folder is whole
 UNFINISHED = "shapes.unfinished.json"  # written first: its presence says that the folder is ours
-VERSION = 4
+VERSION = 5
 
 # Lengths are pixels of the finished image.
 SIDE = 128

@@ -39,7 +39,7 @@ RELATION_WORDS = {
 # Words that end a noun phrase, so that "a picture of red stars" does not count one star. Other unknown
 # words do not: "two shiny red stars".
 BREAKS = {
-    *("and", "of", "with", "in", "on", "at", "to", "the", "there", "is", "are", "sit", "sits", "we", "see"),
+    *("and", "of", "with", "in", "on", "at", "to", "the", "there", "is", "are", "we", "see"),
     *("shows", "background", "image", "picture"),
     *(word for words in BACKGROUNDS.values() for word in words),
 }

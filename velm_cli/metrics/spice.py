@@ -29,7 +29,7 @@ CORENLP_JARS = (f"stanford-corenlp-{CORENLP_VERSION}.jar", f"stanford-corenlp-{C
 SPICE_FOLDER = PYCOCOEVALCAP / "spice"
 IMAGES_PER_THREAD = 250  # images of one group, a thread: loading the models stays a small part of the time
 MAX_GROUP = 2000  # images: all parses of a group are in memory together
-MAX_WORDS = 200  # of a caption: the parser's time and memory grow with the square and more
+MAX_WORDS = 100  # of a caption: the parser's time and memory grow with the cube; COCO's longest has 50
 SNAPSHOT_LIMIT = 512 << 20  # bytes (about a million captions); a larger parse cache starts empty again
 ADD_OPENS = (
     "lang",

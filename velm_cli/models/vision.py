@@ -95,10 +95,11 @@ def _conv_stem(patch_size: int, width: int) -> nn.Sequential:
 class ConvNet(VisionEncoder):
     """Plain convolutions with batch normalisation: what learns drawn scenes in a minute on a laptop.
 
-    Each stage is a stride-2 3x3 convolution; one more at the last size. pooled = maximum over the
-    positions: the mean dilutes a small object by its background, and L_image then teaches several times
-    more slowly (docs/log.md). tokens = pooled and the last grid, plus a learned position each, since
-    attention could not tell left from right otherwise.
+    Each stage is a stride-2 3x3 convolution; one more at the last size. pooled = a linear map of the
+    maximum and the mean over the positions: the maximum says what is there however small it is, the mean
+    how much of it (L_image learns several times more slowly from the mean alone; docs/log.md). tokens =
+    pooled and the last grid, plus a learned position each, since attention could not tell left from right
+    otherwise.
     """
 
     def __init__(self, config: ConvNetConfig) -> None:
@@ -107,20 +108,21 @@ class ConvNet(VisionEncoder):
         channels = [3, *(max(16, config.width >> step) for step in reversed(range(config.stages)))]
         self.convolutions = nn.ModuleList(_convolution(before, after, stride=2) for before, after in pairwise(channels))
         self.convolutions.append(_convolution(config.width, config.width, stride=1))
+        self.pool = nn.Sequential(nn.BatchNorm1d(2 * config.width), nn.Linear(2 * config.width, config.width))
         side = -(-config.image_size // 2**config.stages)
-        self.position = nn.Parameter(0.02 * torch.randn(1, 1 + side * side, config.width))
+        self.position = nn.Parameter(0.5 * torch.randn(1, 1 + side * side, config.width))
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:
         x_BDhw = image_BCHW
         for convolution in self.convolutions:
             x_BDhw = convolution(x_BDhw)
         x_BSD = x_BDhw.flatten(2).transpose(1, 2)
-        pooled_BD = x_BSD.amax(dim=1)
+        pooled_BD = self.pool(torch.cat([x_BSD.amax(dim=1), x_BSD.mean(dim=1)], dim=-1))
         tokens_BSD = torch.cat([pooled_BD[:, None], x_BSD], dim=1) + self.position
-        return ImageFeatures(tokens_BSD, pooled_BD + self.position[:, 0])
+        return ImageFeatures(tokens_BSD, pooled_BD)
 
     def stages(self) -> list[nn.Module]:
-        return list(self.convolutions)
+        return [*self.convolutions, self.pool]
 
 
 def _convolution(channels: int, out: int, *, stride: int) -> nn.Sequential:
