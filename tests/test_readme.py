@@ -7,12 +7,15 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tiny_models import folder as tiny_folder
+from tiny_models import language_model
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,6 +100,8 @@ def place(tmp_path_factory) -> Path:
         for i in range(12)
     ]
     (folder / "captions.jsonl").write_text("\n".join(lines))
+    language_model(folder / "models/gpt2", captions(0))
+    shutil.copytree(tiny_folder("dinov2"), folder / "models/dinov2-small")
     return folder
 
 
@@ -111,7 +116,7 @@ def test_every_velm_command_of_the_readme_runs(place):
     for command in COMMANDS:
         if not command.startswith("velm") or "fix=spice" in command:
             continue  # fetching is tested in test_metrics_fetch.py
-        shown = shorter(command).replace("/data/", "data/")
+        shown = shorter(command).replace("/data/", "data/").replace("/models/", "models/")
         line = shown
         done = subprocess.run(["bash", "-c", line], cwd=place, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"

@@ -57,6 +57,28 @@ class LrSchedule(Enum):
     constant = "constant"
 
 
+class VisionOutput(Enum):
+    grid = "grid"
+    pooled = "pooled"
+
+
+class SumWeights(Enum):
+    scalar = "scalar"
+    dimension = "dimension"
+    gate = "gate"
+
+
+class AttentionScore(Enum):
+    dot = "dot"
+    additive = "additive"
+
+
+class PrefixMapper(Enum):
+    mlp = "mlp"
+    transformer = "transformer"
+    tokens = "tokens"
+
+
 class DecodeMethod(Enum):
     beam = "beam"  # beams=1 is greedy
     nucleus = "nucleus"
@@ -149,6 +171,7 @@ class VisionConfig:
     image_size: int = 224  # input side, pixels
     weights: str = "none"  # pretrained | none | path of a state dict (.safetensors)
     freeze: str = "none"  # none | all | first:n (the first n stages or blocks)
+    output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token an image
 
 
 @dataclass
@@ -177,36 +200,77 @@ class ConvNetConfig(VisionConfig):
 
 
 @dataclass
-class ResNetConfig(VisionConfig):
-    kind: str = "resnet"
-    depth: int = 50  # 18 | 34 | 50 | 101 | 152
+class TorchvisionConfig(VisionConfig):
+    kind: str = "torchvision"
+    net: str = "resnet50"  # torchvision's name of the classifier
+    weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
+    layer: int = 0  # stop after so many stages or blocks; 0 = all
 
 
 @dataclass
-class ConvFeaturesConfig(VisionConfig):
-    kind: str = "conv_features"
-    net: str = "squeezenet1_1"  # squeezenet1_1 | vgg16
+class TransformersVisionConfig(VisionConfig):
+    kind: str = "transformers"
+    name: str = ""  # folder of a transformers model, or a hub name
+    weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
+    layer: int = 0  # stop after so many blocks; 0 = all
+
+
+@dataclass
+class RegionsConfig(VisionConfig):
+    kind: str = "regions"
+    net: str = "fasterrcnn_resnet50_fpn"  # torchvision's name of the detector
+    weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
+    freeze: str = "all"  # none | all | first:n
+    regions: int = 36  # boxes an image: the surest
 
 
 @dataclass
 class TextConfig:
     kind: str = MISSING
-    width: int = 128  # size of embeddings and states
-    layers: int = 2  # transformer blocks or recurrent layers
-    dropout: float = 0.1  # of embeddings and within the layers
     freeze: str = "none"  # none | all
 
 
 @dataclass
-class TransformerConfig(TextConfig):
+class ScratchTextConfig(TextConfig):
+    width: int = 128  # size of embeddings and states
+    layers: int = 2  # transformer blocks or recurrent layers
+    dropout: float = 0.1  # of embeddings and within the layers
+    vectors: str | None = None  # word vectors in GloVe's text format, of `width` numbers, to start from
+
+
+@dataclass
+class TransformerConfig(ScratchTextConfig):
     kind: str = "transformer"
     heads: int = 4  # attention heads
 
 
 @dataclass
-class LSTMConfig(TextConfig):
+class LSTMConfig(ScratchTextConfig):
     kind: str = "lstm"
     layers: int = 1  # recurrent layers
+
+
+@dataclass
+class GRUConfig(ScratchTextConfig):
+    kind: str = "gru"
+    layers: int = 1  # recurrent layers
+
+
+@dataclass
+class PretrainedTextConfig(TextConfig):
+    name: str = ""  # folder of a transformers model, or a hub name; its tokenizer is used too
+    weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
+    lora_rank: int = 0  # train low-rank updates of this rank and nothing else of it; 0 = none
+
+
+@dataclass
+class CausalLMConfig(PretrainedTextConfig):
+    kind: str = "causal_lm"
+
+
+@dataclass
+class BertConfig(PretrainedTextConfig):
+    kind: str = "bert"
 
 
 @dataclass
@@ -226,9 +290,49 @@ class ConcatConfig(FusionConfig):
 
 
 @dataclass
+class AddConfig(FusionConfig):
+    kind: str = "add"
+
+
+@dataclass
+class MultiplyConfig(FusionConfig):
+    kind: str = "multiply"
+
+
+@dataclass
+class WeightedSumConfig(FusionConfig):
+    kind: str = "weighted_sum"
+    weights: SumWeights = SumWeights.dimension  # scalar | dimension | gate (for every token and dimension)
+
+
+@dataclass
+class AttentionConfig(FusionConfig):
+    kind: str = "attention"
+    score: AttentionScore = AttentionScore.dot  # dot (scaled dot product) | additive
+    heads: int = 4  # attention heads of `dot`
+    width: int = 128  # inner width of `additive`
+
+
+@dataclass
 class CrossModalConfig(FusionConfig):
     kind: str = "cross_modal"
     layers: int = 2  # transformer blocks with cross-attention
+    heads: int = 4  # attention heads
+
+
+@dataclass
+class PrefixConfig(FusionConfig):
+    kind: str = "prefix"
+    mapper: PrefixMapper = PrefixMapper.mlp  # mlp | transformer | tokens (every image token becomes one)
+    length: int = 10  # positions before the text, of `mlp` and `transformer`
+    layers: int = 2  # blocks of `transformer`
+    heads: int = 4  # attention heads of `transformer`
+
+
+@dataclass
+class GatedConfig(FusionConfig):
+    kind: str = "gated"
+    every: int = 1  # gated cross-attention before every so many layers of the text encoder
     heads: int = 4  # attention heads
 
 
@@ -303,7 +407,7 @@ class DecodeConfig:
     method: DecodeMethod = DecodeMethod.beam  # beam | nucleus
     beams: int = 1  # beam: prefixes kept; 1 is greedy
     max_length: int = 30  # tokens, without the start token
-    length_penalty: float = 0.0  # beam scores are divided by length ** this
+    length_penalty: float = 1.0  # scores of two or more beams are divided by length ** this; 0 favours short captions
     top_p: float = 0.9  # nucleus
     temperature: float = 1.0  # nucleus
     batch_size: int = 64  # images decoded together
@@ -411,10 +515,27 @@ KINDS: dict[str, dict[str, type]] = {
         "none": NoVisionConfig,
         "convnet": ConvNetConfig,
         "vit": ViTConfig,
-        "resnet": ResNetConfig,
-        "conv_features": ConvFeaturesConfig,
+        "torchvision": TorchvisionConfig,
+        "transformers": TransformersVisionConfig,
+        "regions": RegionsConfig,
     },
-    "text": {"transformer": TransformerConfig, "lstm": LSTMConfig},
-    "fusion": {"none": NoFusionConfig, "concat": ConcatConfig, "cross_modal": CrossModalConfig},
+    "text": {
+        "transformer": TransformerConfig,
+        "lstm": LSTMConfig,
+        "gru": GRUConfig,
+        "causal_lm": CausalLMConfig,
+        "bert": BertConfig,
+    },
+    "fusion": {
+        "none": NoFusionConfig,
+        "concat": ConcatConfig,
+        "add": AddConfig,
+        "multiply": MultiplyConfig,
+        "weighted_sum": WeightedSumConfig,
+        "attention": AttentionConfig,
+        "cross_modal": CrossModalConfig,
+        "prefix": PrefixConfig,
+        "gated": GatedConfig,
+    },
     "task": {"caption": CaptionTaskConfig},
 }

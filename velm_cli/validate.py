@@ -10,6 +10,8 @@ from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.objectives.weights import parse_weight
 
+TORCHVISION_FAMILIES = ("resnet", "vgg", "squeezenet", "convnext", "efficientnet", "swin", "vit_")
+
 
 def validate(config: Any) -> None:
     """Raise one UserError with a line for every problem of `config`: what is wrong and what to do."""
@@ -96,13 +98,16 @@ def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
 def _model(config: schema.TrainRoot) -> Iterator[str]:
     vision, text, fusion = config.vision, config.text, config.fusion
     no_vision = isinstance(vision, schema.NoVisionConfig)
-    yield from _at_least("text", text, width=1, layers=1)
+    yield from _text(text)
     for group, node in (("text", text), ("fusion", fusion)):
         heads = getattr(node, "heads", None)
-        if heads is not None and text.width % heads:
-            yield f"text.width={text.width} is not divisible by {group}.heads={heads}"
-        if not 0 <= node.dropout < 1:
-            yield f"{group}.dropout={node.dropout:g}: must be at least 0 and below 1"
+        width = getattr(text, "width", None)
+        if heads is not None and width is not None and width % heads:
+            yield f"text.width={width} is not divisible by {group}.heads={heads}"
+        if not 0 <= (dropout := getattr(node, "dropout", 0.0)) < 1:
+            yield f"{group}.dropout={dropout:g}: must be at least 0 and below 1"
+    if isinstance(fusion, schema.GatedConfig) and isinstance(text, (schema.LSTMConfig, schema.GRUConfig)):
+        yield f"fusion=gated goes between the layers of a transformer, and text={text.kind} is recurrent"
     if text.freeze not in ("none", "all"):
         yield f"text.freeze={text.freeze}: none or all"
     if no_vision and not isinstance(fusion, schema.NoFusionConfig):
@@ -115,8 +120,9 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         count = vision.freeze.removeprefix("first:")
         if vision.freeze not in ("none", "all") and not (vision.freeze.startswith("first:") and count.isdigit()):
             yield f"vision.freeze={vision.freeze}: none, all or first:n"
-        if vision.weights not in ("none", "pretrained") and not os.path.isfile(vision.weights):
-            yield f"vision.weights={vision.weights}: no such file (or none, pretrained)"
+        is_there = os.path.isdir if isinstance(vision, schema.TransformersVisionConfig) else os.path.isfile
+        if vision.weights not in ("none", "pretrained") and not is_there(vision.weights):
+            yield f"vision.weights={vision.weights}: no such {is_there.__name__[2:]} (or none, pretrained)"
     if isinstance(vision, (schema.ConvNetConfig, schema.ViTConfig)) and vision.weights != "none":
         yield (
             f"vision={vision.kind} is trained from scratch: vision.weights must be none "
@@ -131,10 +137,25 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             yield f"vision.width={vision.width} is not divisible by vision.heads={vision.heads}"
     if isinstance(vision, schema.ConvNetConfig):
         yield from _at_least("vision", vision, image_size=1, width=1, stages=1)
-    if isinstance(vision, schema.ConvFeaturesConfig) and vision.net not in ("squeezenet1_1", "vgg16"):
-        yield f"vision.net={vision.net}: squeezenet1_1 or vgg16"
-    if isinstance(vision, schema.ResNetConfig) and vision.depth not in (18, 34, 50, 101, 152):
-        yield f"vision.depth={vision.depth}: ResNets have 18, 34, 50, 101 or 152 layers"
+    if isinstance(vision, (schema.TorchvisionConfig, schema.TransformersVisionConfig)):
+        yield from _at_least("vision", vision, layer=0)
+    if isinstance(vision, schema.TorchvisionConfig) and not vision.net.startswith(TORCHVISION_FAMILIES):
+        yield f"vision.net={vision.net}: velm knows {', '.join(TORCHVISION_FAMILIES)}..."
+    if isinstance(vision, schema.RegionsConfig):
+        yield from _at_least("vision", vision, regions=1)
+
+
+def _text(text: schema.TextConfig) -> Iterator[str]:
+    if isinstance(text, schema.ScratchTextConfig):
+        yield from _at_least("text", text, width=1, layers=1)
+        if text.vectors is not None and not os.path.isfile(text.vectors):
+            yield f"text.vectors={text.vectors}: no such file"
+    if isinstance(text, schema.PretrainedTextConfig):
+        yield from _at_least("text", text, lora_rank=0)
+        if not text.name:
+            yield "text.name is not set: give the folder of a transformers model (or a hub name)"
+        if text.lora_rank and text.freeze == "all":
+            yield "text.lora_rank trains updates of a frozen model by itself: leave text.freeze=none"
 
 
 def _training(config: schema.TrainRoot) -> Iterator[str]:

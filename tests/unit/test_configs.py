@@ -7,6 +7,7 @@ import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from omegaconf import OmegaConf
+from tiny_models import folder
 
 from velm_cli import compose, schema
 from velm_cli.models.velm import VelmModel, count_parameters
@@ -17,6 +18,11 @@ ROOTS = sorted(CONF.glob("*.yaml"))
 OPTIONS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
 # Options that only make sense together with others.
 NEEDS = {
+    **{f"vision/{kind}": [f"vision.name={{{kind}}}"] for kind in ("clip", "dinov2", "siglip")},
+    "vision/hf_vit": ["vision.name={vit}"],
+    "text/gpt2": ["text.name={gpt2}"],
+    "text/causal_lm": ["text.name={llama}"],
+    "text/bert": ["text.name={bert}"],
     "vision/none": ["fusion=none", "dataset.images=false"],
     "tokenizer/pretrained": ["tokenizer.name=somewhere"],
     "dataset/manifest": ["dataset.file={file}"],
@@ -25,6 +31,13 @@ NEEDS = {
     "dataset/flickr8k": ["dataset.root={root}"],
     "dataset/flickr30k": ["dataset.root={root}"],
 }
+
+
+class Places(dict):
+    """What a name in NEEDS stands for; a folder of tiny_models if it is none of the dictionary's own."""
+
+    def __missing__(self, kind: str) -> str:
+        return folder(kind)
 
 
 def composed(stage: str, overrides: list[str]):
@@ -45,7 +58,8 @@ def test_every_option_composes_and_builds(option, tmp_path):
     group, choice = option.parent.name, option.stem
     (tmp_path / "captions.jsonl").write_text("")
     needs = [
-        text.format(root=tmp_path, file=tmp_path / "captions.jsonl") for text in NEEDS.get(f"{group}/{choice}", [])
+        text.format_map(Places(root=tmp_path, file=tmp_path / "captions.jsonl"))
+        for text in NEEDS.get(f"{group}/{choice}", [])
     ]
     config = composed("train", [f"{group}={choice}", *needs])
     config.dataset.root = config.dataset.root or str(tmp_path)
@@ -85,7 +99,7 @@ def test_a_saved_config_comes_back_as_it_was(tmp_path):
     (tmp_path / "config.yaml").write_text(compose.to_yaml(config))
     loaded = compose.load_run_config(tmp_path)
     assert loaded == config
-    assert isinstance(loaded.vision, schema.ResNetConfig)
+    assert isinstance(loaded.vision, schema.TorchvisionConfig)
 
 
 def test_every_kind_has_a_choice():

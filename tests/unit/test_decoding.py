@@ -43,6 +43,7 @@ def log_probs(model, features, image: int, prefix: list[int]) -> torch.Tensor:
 def slow_beam(model, features, image: int, beams: int, max_length: int, penalty: float) -> tuple[float, list]:
     """The definition of `_beam`, one prefix at a time."""
     live, best = [(0.0, [])], (float("-inf"), [])
+    penalty = penalty if beams > 1 else 0.0
     for length in range(1, max_length + 1):
         candidates = []
         for score, prefix in live:
@@ -50,7 +51,7 @@ def slow_beam(model, features, image: int, beams: int, max_length: int, penalty:
                 if value > float("-inf"):
                     candidates.append((score + value, [*prefix, token]))
         candidates = sorted(candidates, key=lambda c: -c[0])[: 2 * beams]
-        for score, tokens in candidates:
+        for score, tokens in candidates[:beams]:
             if (tokens[-1] == EOS or length == max_length) and score / length**penalty > best[0]:
                 best = (score / length**penalty, tokens)
         live = [c for c in candidates if c[1][-1] != EOS][:beams]
@@ -78,6 +79,16 @@ def test_beam_search_equals_its_slow_definition(seed, beams, penalty):
         assert fast[image] == [t for t in tokens if t != EOS]
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_beam_is_the_likeliest_token_each_time(seed):
+    model, features, memory = model_and_memory(seed)
+    for image, found in enumerate(run(model, memory, 5, beams=1, max_length=7, length_penalty=1.0)):
+        prefix: list[int] = []
+        while len(prefix) < 7 and prefix[-1:] != [EOS]:
+            prefix.append(int(log_probs(model, features, image, prefix).argmax()))
+        assert found == [token for token in prefix if token != EOS]
+
+
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sequences(penalty):
     model, features, memory = model_and_memory(7, images=2)
@@ -97,12 +108,12 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_sequences(penalty):
 
 def test_images_do_not_influence_each_other():
     """Finished images leave the batch; the others must not notice."""
-    model, features, memory = model_and_memory(3, images=8)
-    together = run(model, memory, 8, beams=3, max_length=9)
+    model, features, memory = model_and_memory(1, images=8)
+    together = run(model, memory, 8, beams=3, max_length=9, length_penalty=0.0)
     assert len({len(tokens) for tokens in together}) > 1, "the test needs captions of different lengths"
     for image in range(8):
         alone = model.memory(features.select(torch.tensor([image])))
-        assert run(model, alone, 1, beams=3, max_length=9) == [together[image]]
+        assert run(model, alone, 1, beams=3, max_length=9, length_penalty=0.0) == [together[image]]
 
 
 def test_no_more_tokens_than_max_length_and_none_that_is_banned():

@@ -1,107 +1,30 @@
-"""Interfaces of vision, text and fusion: causality, incremental decoding, padding, freezing, sharing."""
-
-import itertools
+"""Layers and encoders against torch, torchvision and transformers; freezing; text alone. Cells: test_matrix.py."""
 
 import pytest
 import torch
+from tiny_models import folder
 from torch import nn
 
 from velm_cli import schema
 from velm_cli.errors import UserError
 from velm_cli.models.layers import Block, SelfAttention, select
+from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
-from velm_cli.models.vision import ViT, build_vision, frozen_stages
+from velm_cli.models.vision import build_vision, frozen_stages
+from velm_cli.models.vision.scratch import ViT
 
 VOCAB = 23
-VISION = {
-    "vit": schema.ViTConfig(image_size=16, patch_size=4, width=24, layers=2, heads=2),
-    "convnet": schema.ConvNetConfig(image_size=16, width=24, stages=2),
-    "resnet": schema.ResNetConfig(depth=18, image_size=32),
-    "squeezenet": schema.ConvFeaturesConfig(image_size=32),
-}
+VISION = {"vit": schema.ViTConfig(image_size=16, patch_size=4, width=24, layers=2, heads=2)}
 TEXT = {
     "transformer": schema.TransformerConfig(width=16, layers=2, heads=2),
     "lstm": schema.LSTMConfig(width=16, layers=2),
 }
-FUSION = {"concat": schema.ConcatConfig(), "cross_modal": schema.CrossModalConfig(layers=2, heads=2)}
-CELLS = list(itertools.product(VISION, TEXT, FUSION))
-
-
-def build(vision: str, text: str, fusion: str) -> VelmModel:
-    return VelmModel(vision=VISION[vision], text=TEXT[text], fusion=FUSION[fusion], vocab_size=VOCAB)
-
-
-def images(vision: str, count: int) -> torch.Tensor:
-    return torch.randn(count, 3, VISION[vision].image_size, VISION[vision].image_size)
+FUSION = {"concat": schema.ConcatConfig()}
 
 
 def full_logits(model: VelmModel, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    text, _ = model.text(tokens)
-    fused, _ = model.fusion(text, model.memory(model.encode_image(image)))
+    fused, _ = model.fusion.read(model.text, tokens, model.memory(model.encode_image(image)))
     return model.logits(fused)
-
-
-@pytest.mark.parametrize(("vision", "text", "fusion"), CELLS)
-def test_matrix_every_cell_learns(vision, text, fusion):
-    torch.manual_seed(0)
-    model = build(vision, text, fusion).train()
-    tokens, image = torch.randint(0, VOCAB, (6, 8)), images(vision, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(8):
-        logits = full_logits(model, tokens[:, :-1], image)
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        gradients = {name: p.grad for name, p in model.named_parameters()}
-        unused = {name for name, gradient in gradients.items() if gradient is None}
-        assert not unused, f"no gradient for {unused}"
-        assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize(("vision", "text", "fusion"), CELLS)
-def test_matrix_the_future_changes_nothing(vision, text, fusion):
-    model = build(vision, text, fusion).eval()
-    tokens, image = torch.randint(0, VOCAB, (4, 9)), images(vision, 2)
-    changed = tokens.clone()
-    changed[:, 5:] = (changed[:, 5:] + torch.randint(1, VOCAB, (4, 4))) % VOCAB
-    before, after = full_logits(model, tokens, image), full_logits(model, changed, image)
-    torch.testing.assert_close(before[:, :5], after[:, :5], rtol=1e-5, atol=1e-6)
-    assert (before[:, 5:] - after[:, 5:]).abs().max() > 1e-4
-
-
-@pytest.mark.parametrize(("vision", "text", "fusion"), CELLS)
-def test_matrix_one_token_at_a_time_equals_the_whole(vision, text, fusion):
-    model = build(vision, text, fusion).eval().double()
-    tokens, image = torch.randint(0, VOCAB, (6, 7)), images(vision, 3).double()
-    whole = full_logits(model, tokens, image)
-    memory, state = model.memory(model.encode_image(image)), None
-    # one token, then three at once, then one at a time: the state must not care
-    for start, stop in [(0, 1), (1, 4), (4, 5), (5, 6), (6, 7)]:
-        logits, state = model.step(tokens[:, start:stop], memory, state)
-        torch.testing.assert_close(logits, whole[:, stop - 1], rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(("vision", "text", "fusion"), CELLS)
-def test_matrix_captions_of_an_image_share_it_and_not_each_other(vision, text, fusion):
-    """K captions an image at once == each (image, caption) pair alone."""
-    model = build(vision, text, fusion).eval().double()
-    tokens, image = torch.randint(0, VOCAB, (6, 5)), images(vision, 2).double()
-    together = full_logits(model, tokens, image)
-    for row in range(6):
-        alone = full_logits(model, tokens[row : row + 1], image[row // 3 : row // 3 + 1])
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-8, atol=1e-9)
-
-
-@pytest.mark.parametrize(("vision", "text", "fusion"), CELLS)
-def test_matrix_the_image_matters(vision, text, fusion):
-    model = build(vision, text, fusion).eval()
-    tokens = torch.randint(0, VOCAB, (2, 5))
-    one, other = full_logits(model, tokens, images(vision, 2)), full_logits(model, tokens, images(vision, 2))
-    assert (one - other).abs().max() > 1e-6
 
 
 def test_self_attention_equals_pytorch():
@@ -138,7 +61,7 @@ def test_resnet_tokens_equal_torchvision(tmp_path):
 
     reference = torchvision.models.resnet18(weights=None).eval()
     save_file(reference.state_dict(), tmp_path / "resnet18.safetensors")
-    config = schema.ResNetConfig(depth=18, weights=str(tmp_path / "resnet18.safetensors"))
+    config = schema.TorchvisionConfig(net="resnet18", weights=str(tmp_path / "resnet18.safetensors"))
     model = VelmModel(vision=config, text=TEXT["lstm"], fusion=FUSION["concat"], vocab_size=VOCAB).eval()
     image = torch.randn(2, 3, 64, 64)
     features = model.encode_image(image)
@@ -154,7 +77,7 @@ def test_squeezenet_and_vgg_tokens_equal_torchvision(tmp_path):
     for net, width in (("squeezenet1_1", 512), ("vgg16", 512)):
         reference = torchvision.models.get_model(net, weights=None).eval()
         save_file(reference.features.state_dict(prefix="features."), tmp_path / f"{net}.safetensors")
-        config = schema.ConvFeaturesConfig(net=net, weights=str(tmp_path / f"{net}.safetensors"))
+        config = schema.TorchvisionConfig(net=net, weights=str(tmp_path / f"{net}.safetensors"))
         encoder = build_vision(config).eval()
         image = torch.randn(1, 3, 64, 64)
         tokens = encoder(image).tokens_BSD
@@ -163,7 +86,7 @@ def test_squeezenet_and_vgg_tokens_equal_torchvision(tmp_path):
 
 
 def test_frozen_parts_get_no_gradient_and_keep_their_statistics():
-    config = schema.ResNetConfig(depth=18, image_size=32, freeze="first:3")
+    config = schema.TorchvisionConfig(net="resnet18", image_size=32, weights="none", freeze="first:3")
     model = VelmModel(vision=config, text=TEXT["lstm"], fusion=FUSION["concat"], vocab_size=VOCAB).train()
     before = {name: value.clone() for name, value in model.vision.state_dict().items()}
     full_logits(model, torch.randint(0, VOCAB, (2, 4)), torch.randn(2, 3, 32, 32)).sum().backward()
@@ -173,7 +96,7 @@ def test_frozen_parts_get_no_gradient_and_keep_their_statistics():
     after = model.vision.state_dict()
     moved = {name for name in after if "running_mean" in name and not torch.equal(after[name], before[name])}
     assert moved
-    assert all(name.startswith(("layer3", "layer4")) for name in moved)
+    assert all(name.startswith(("parts.3", "parts.4")) for name in moved)
 
 
 def test_freezing_more_stages_than_there_are_is_refused():
@@ -200,3 +123,65 @@ def test_select_reaches_every_tensor_of_a_nested_state():
     assert picked[0][0].tolist() == [2, 2, 0]
     assert picked[0][1] is None
     assert picked[1].tolist() == [[4, 5], [4, 5], [0, 1]]
+
+
+@pytest.mark.parametrize("kind", ["vit", "clip", "dinov2", "siglip"])
+def test_transformers_vision_equals_transformers(kind):
+    import transformers
+
+    whole = transformers.AutoModel.from_pretrained(folder(kind)).eval()
+    reference = whole.vision_model if kind == "clip" else whole
+    encoder = build_vision(schema.TransformersVisionConfig(name=folder(kind), image_size=16)).eval()
+    image = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        features, expected = encoder(image), reference(image)
+        torch.testing.assert_close(features.tokens_BSD, expected.last_hidden_state)
+        if kind != "vit":  # whose pooler the checkpoint need not have
+            torch.testing.assert_close(features.pooled_BD, expected.pooler_output)
+        shorter = build_vision(schema.TransformersVisionConfig(name=folder(kind), image_size=16, layer=1)).eval()
+        hidden = reference(image, output_hidden_states=True).hidden_states[1]
+        norm = {"vit": "layernorm", "dinov2": "layernorm", "siglip": "post_layernorm"}.get(kind)
+        modules = {name.rpartition(".")[2]: module for name, module in reference.named_modules()}
+        hidden = modules[norm](hidden) if norm else hidden
+        torch.testing.assert_close(shorter(image).tokens_BSD, hidden)
+
+
+def test_torchvision_vit_equals_torchvision(tmp_path):
+    import torchvision
+    from safetensors.torch import save_file
+
+    reference = torchvision.models.vit_b_16(weights=None).eval()
+    torch.nn.init.normal_(reference.heads.head.weight)
+    save_file(reference.state_dict(), tmp_path / "vit.safetensors")
+    image = torch.randn(1, 3, 224, 224)
+    encoder = build_vision(schema.TorchvisionConfig(net="vit_b_16", weights=str(tmp_path / "vit.safetensors"))).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(reference.heads(encoder(image).pooled_BD), reference(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_causal_lm_logits_equal_transformers(kind):
+    import transformers
+
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder(kind)).eval()
+    model = VelmModel(
+        vision=schema.NoVisionConfig(),
+        text=schema.CausalLMConfig(name=folder(kind)),
+        fusion=schema.NoFusionConfig(),
+        vocab_size=VOCAB,
+    ).eval()
+    tokens = torch.randint(0, VOCAB, (3, 6))
+    with torch.no_grad():
+        states, _ = model.text(tokens)
+        torch.testing.assert_close(model.logits(states), reference(tokens).logits)
+
+
+def test_word_vectors_start_the_embedding(tmp_path):
+    (tmp_path / "glove.txt").write_text("dog 1 2 3 4\nwhale 5 6 7 8\ncat 4 3 2 1\ndog 9 9 9 9\n", "utf-8")
+    ids, vectors = load_vectors(str(tmp_path / "glove.txt"), {"<pad>": 0, "cat": 5, "dog": 7}, 4)
+    assert ids.tolist() == [7, 5]
+    torch.testing.assert_close(vectors[0], -vectors[1])
+    with pytest.raises(UserError, match=r"has 4 numbers in line 1: say text.width=4"):
+        load_vectors(str(tmp_path / "glove.txt"), {"dog": 7}, 300)
+    with pytest.raises(UserError, match="knows none of the 1 words"):
+        load_vectors(str(tmp_path / "glove.txt"), {"zebra": 7}, 4)

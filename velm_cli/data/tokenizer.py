@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 from collections import Counter
@@ -24,6 +23,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from velm_cli.errors import UserError
 from velm_cli.files import write_json, write_text
+from velm_cli.hub import hub_has
 from velm_cli.schema import TokenizerConfig, TokenizerKind
 
 SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0 to 3 of every vocabulary that is built here
@@ -100,6 +100,11 @@ class Tokenizer:
         write_text(folder / MODEL_FILE, self._json)
         special_ids = SpecialIds(self.pad_id, self.bos_id, self.eos_id, self.unk_id)
         write_json(folder / IDS_FILE, special_ids._asdict())
+
+    @property
+    def word_ids(self) -> dict[str, int]:
+        """The ids of all tokens, special ones included, as the vocabulary spells them."""
+        return self._model.get_vocab(with_added_tokens=True)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text without BOS and EOS; empty for a text of no words.
@@ -265,21 +270,16 @@ def _load_transformers(name: str) -> Any:
             has_file = (Path(name) / MODEL_FILE).exists()
             reason = f"transformers cannot read its {MODEL_FILE}" if has_file else f"it has no {MODEL_FILE}"
             raise UserError(f"no tokenizer can be loaded from the folder {name}: {reason}") from error
-    hub_log = logging.getLogger("huggingface_hub")
-    level = hub_log.level
-    hub_log.setLevel(logging.ERROR)  # it would tell of each retry
     try:
-        from huggingface_hub import HfApi
-
-        HfApi().model_info(name, timeout=10)  # fails at once offline, where the download retries for long
-        return AutoTokenizer.from_pretrained(name)
+        if hub_has(name):
+            return AutoTokenizer.from_pretrained(name)
+        problem: Exception | None = None
     except Exception as error:
-        raise UserError(
-            f"tokenizer.name={name} is not a folder here and the model hub has no such tokenizer or cannot "
-            "be reached: give a local folder that holds tokenizer.json"
-        ) from error
-    finally:
-        hub_log.setLevel(level)
+        problem = error
+    raise UserError(
+        f"tokenizer.name={name} is not a folder here and the model hub has no such tokenizer or cannot "
+        "be reached: give a local folder that holds tokenizer.json"
+    ) from problem
 
 
 def _tidy(text: str) -> str:

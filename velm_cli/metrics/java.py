@@ -180,7 +180,10 @@ class Process:
         self._last_words: deque[str] = deque(maxlen=40)
         self._on_log = on_log
         self._drainer = threading.Thread(target=self._drain, daemon=True)
-        for thread in (threading.Thread(target=self._write, daemon=True), threading.Thread(target=self._read, daemon=True)):
+        for thread in (
+            threading.Thread(target=self._write, daemon=True),
+            threading.Thread(target=self._read, daemon=True),
+        ):
             thread.start()
         self._drainer.start()
 

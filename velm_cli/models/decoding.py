@@ -60,14 +60,16 @@ def _beam(
     eos_id: int,
     banned: Tensor,
 ) -> list[list[int]]:
-    """Beam search; with one beam it is greedy decoding.
+    """Beam search; with one beam it is greedy decoding: the likeliest token, until that is EOS.
 
     A hypothesis scores sum(log p) / length ** length_penalty, EOS counted. Each step looks at the 2K
-    best continuations of an image: those that end in EOS become hypotheses, the best K others live on.
-    An image is finished when no live prefix can still beat its best hypothesis; since log p <= 0, a
-    live prefix's best possible future score is its present sum / max_length ** length_penalty.
+    best continuations of an image: of the first K those that end in EOS become hypotheses, the best K
+    others live on (as in transformers' `generate`). An image is finished when no live prefix can still
+    beat its best hypothesis; since log p <= 0, a live prefix's best possible future score is its present
+    sum / max_length ** length_penalty.
     """
     B, K, device = tokens_B1.shape[0], config.beams, tokens_B1.device
+    penalty = config.length_penalty if K > 1 else 0.0  # else a greedy caption could go on after its EOS
     best_score = [float("-inf")] * B
     best_tokens: list[list[int]] = [[] for _ in range(B)]
 
@@ -85,10 +87,11 @@ def _beam(
 
         prefix = prefix_BKT.gather(1, beam[:, :, None].expand(-1, -1, prefix_BKT.shape[2]))
         prefix = torch.cat([prefix, token[:, :, None]], dim=2)
-        ended = (token == eos_id) if length < config.max_length else torch.ones_like(token, dtype=torch.bool)
+        ended = token == eos_id
 
-        # The best hypothesis that ends here, an image: topk is sorted, so it is the first that ended.
-        final = (score / length**config.length_penalty).masked_fill(~ended, float("-inf"))
+        # The best hypothesis that ends here, an image.
+        complete = ended[:, :K] if length < config.max_length else torch.ones_like(ended[:, :K])
+        final = (score[:, :K] / length**penalty).masked_fill(~complete, float("-inf"))
         final_score, final_row = final.max(dim=1)
         final_tokens = prefix[torch.arange(live, device=device), final_row]
         images, scores = image_B.tolist(), final_score.tolist()
@@ -104,7 +107,7 @@ def _beam(
         beam, token = beam.gather(1, best_BK), token.gather(1, best_BK)
         prefix_BKT = prefix.gather(1, best_BK[:, :, None].expand(-1, -1, prefix.shape[2]))
 
-        bound = (score_BK[:, 0] / config.max_length**config.length_penalty).tolist()
+        bound = (score_BK[:, 0] / config.max_length**penalty).tolist()
         keep = [row for row, image in enumerate(images) if bound[row] > best_score[image]]
         if not keep:
             break

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from velm_cli.models.fusion import build_fusion
 from velm_cli.models.text import build_text
 from velm_cli.models.vision import ImageFeatures, build_vision
-from velm_cli.schema import FusionConfig, TextConfig, VisionConfig
+from velm_cli.schema import FusionConfig, TextConfig, VisionConfig, VisionOutput
 
 
 class VelmModel(nn.Module):
@@ -22,7 +22,8 @@ class VelmModel(nn.Module):
         super().__init__()
         self.vision = build_vision(vision)
         self.text = build_text(text, vocab_size)
-        self.fusion = build_fusion(fusion, self.vision.width if self.vision else None, self.text.width)
+        self.fusion = build_fusion(fusion, self.vision.width if self.vision else None, self.text)
+        self.one_token = vision.output is VisionOutput.pooled
         self.output_bias = nn.Parameter(torch.zeros(vocab_size))
 
     def encode_image(self, image_BCHW: Tensor | None) -> ImageFeatures | None:
@@ -30,11 +31,12 @@ class VelmModel(nn.Module):
             return None
         # A frozen encoder needs no graph; torch then keeps no activations either.
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trainable(self.vision)):
-            return self.vision(image_BCHW)
+            features = self.vision(image_BCHW)
+        return ImageFeatures(features.pooled_BD[:, None], features.pooled_BD) if self.one_token else features
 
     def logits(self, fused: Tensor) -> Tensor:
-        """(..., D) -> (..., V); the output layer shares the embedding's matrix (Press & Wolf 2017)."""
-        return F.linear(fused, self.text.embedding.weight, self.output_bias)
+        """(..., D) -> (..., V); the text's own output matrix, mostly that of its embedding (Press & Wolf 2017)."""
+        return F.linear(fused, self.text.output_weight[: len(self.output_bias)], self.output_bias)
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         """What decoding needs of the images, image first; computed once."""
@@ -42,10 +44,26 @@ class VelmModel(nn.Module):
 
     def step(self, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
         """Logits (N, V) after the last of further tokens, and the state that goes on from there."""
-        text_state, fusion_state = (None, None) if state is None else state
-        text_NTD, text_state = self.text(tokens_NT, text_state)
-        fused_NTD, fusion_state = self.fusion(text_NTD, memory, fusion_state)
-        return self.logits(fused_NTD[:, -1]), (text_state, fusion_state)
+        fused_NTD, state = self.fusion.read(self.text, tokens_NT, memory, state)
+        return self.logits(fused_NTD[:, -1]), state
+
+    def freeze_unused(self, *, text: bool, pooled: bool, states: bool) -> None:
+        """Freeze what no objective reaches: `text` is predicted, `pooled` and text `states` are compared."""
+        pooled = pooled or (text and (self.one_token or "pooled" in self.fusion.uses))
+        tokens = text and not self.one_token and "tokens" in self.fusion.uses
+        if not text:
+            self.fusion.requires_grad_(False)
+            self.output_bias.requires_grad_(False)
+        if not (text or states):
+            self.text.requires_grad_(False)
+        if self.vision is None:
+            return
+        if not (tokens or pooled):
+            self.vision.requires_grad_(False)
+        for used, names in ((tokens, self.vision.tokens_only), (pooled, self.vision.pooled_only)):
+            for name, parameter in self.vision.named_parameters():
+                if not used and any(name == part or name.startswith(f"{part}.") for part in names):
+                    parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> VelmModel:
         """Training mode, except for frozen parts: their dropout and batch statistics stay still."""

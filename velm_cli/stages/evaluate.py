@@ -21,7 +21,7 @@ from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
 from velm_cli.metrics.scores import NAMES, Scores, table
 from velm_cli.models.weights import load_state
 from velm_cli.objectives.weights import Weight
-from velm_cli.schema import EvaluateRoot, ShapesConfig, TrainRoot
+from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, TrainRoot
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
 from velm_cli.stages.train import build_task, term_weights, weight_file
 from velm_cli.tasks.caption import CaptionTask
@@ -79,6 +79,8 @@ def _load_task(
 ) -> CaptionTask:
     """The trained model, ready to describe images; its objectives' own layers are not needed."""
     trained.vision.weights = "none"  # they are in the file
+    if isinstance(trained.text, PretrainedTextConfig):
+        trained.text.weights = "none"
     no_terms = dict.fromkeys(term_weights(trained), Weight(0.0, 0.0))
     task = build_task(trained, store, tokenizer, no_terms)
     state = {name: tensor for name, tensor in load_state(weights).items() if name.startswith("model.")}

@@ -17,11 +17,13 @@ from velm_cli.engine.loop import Run, fit
 from velm_cli.engine.optim import Ema, build_optimizer
 from velm_cli.engine.signals import StopRequest, stop_on_signals
 from velm_cli.errors import UserError
+from velm_cli.models.text.scratch import EMBEDDING_STD
+from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.models.weights import load_state, save_state
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
-from velm_cli.schema import TrainRoot
+from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TokenizerConfig, TokenizerKind, TrainRoot
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
 from velm_cli.tasks.caption import CaptionTask
 
@@ -50,7 +52,7 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
     torch.manual_seed(config.seed)
     weights = term_weights(config)
     task = build_task(config, store, tokens.tokenizer, weights)
-    notes = initial_weights(config, task)
+    notes = [*word_vectors(config, task, tokens.tokenizer), *initial_weights(config, task)]
     task.to(device)
     loader = TrainLoader(
         store,
@@ -156,7 +158,9 @@ def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: d
 
 
 def inherited_tokenizer(config: TrainRoot) -> Tokenizer | None:
-    """The tokenizer of the run whose text encoder is taken over; None when there is no such run."""
+    """The tokenizer that the text encoder brings: its own, or that of the run it is taken from; else None."""
+    if isinstance(config.text, PretrainedTextConfig):
+        return Tokenizer.build(TokenizerConfig(kind=TokenizerKind.pretrained, name=config.text.name), [])
     source = config.init.text or getattr(config, "checkpoint", None)
     if source is None:
         return None
@@ -185,6 +189,19 @@ def initial_weights(config: TrainRoot, task: CaptionTask) -> list[str]:
         task.load_state_dict(fitting, strict=False)
         notes.append(f"weights from {source}: {len(fitting)} of {len(wanted)} tensors{_left_out(wanted, fitting)}")
     return notes
+
+
+def word_vectors(config: TrainRoot, task: CaptionTask, tokenizer: Tokenizer) -> list[str]:
+    """Start the embedding from text.vectors; a line about it."""
+    text = config.text
+    if not isinstance(text, ScratchTextConfig) or text.vectors is None:
+        return []
+    ids, vectors = load_vectors(text.vectors, tokenizer.word_ids, text.width)
+    embedding = task.model.text.get_submodule("embedding").weight
+    assert isinstance(embedding, torch.Tensor)
+    with torch.no_grad():
+        embedding[ids] = vectors * EMBEDDING_STD
+    return [f"word vectors of {len(ids):,} of {tokenizer.vocab_size:,} tokens from {text.vectors}"]
 
 
 def weight_file(source: str) -> Path:

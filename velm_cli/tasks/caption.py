@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from velm_cli.data.loader import Batch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.models.decoding import decode
-from velm_cli.models.text import mean_of_text
+from velm_cli.models.text.interface import mean_of_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.image import ConceptLoss
@@ -31,6 +31,7 @@ class CaptionTask(nn.Module):
         self.model = model
         self.label_smoothing = loss.label_smoothing
         self.concepts = min(loss.num_concepts, concepts)
+        model.freeze_unused(text="text" in active, pooled=bool(active & {"image", "joint"}), states="joint" in active)
         self.image_loss: ConceptLoss | None = None
         self.joint_loss: ContrastiveLoss | None = None
         if active & {"image", "joint"}:
@@ -56,7 +57,7 @@ class CaptionTask(nn.Module):
     def forward(self, batch: Batch, active: frozenset[str]) -> dict[str, Term]:
         counts = self.counts(batch)
         terms = {}
-        sees_image = active - {"text"} or self.model.fusion.uses_image
+        sees_image = active - {"text"} or self.model.fusion.uses
         features = self.model.encode_image(batch.image_BCHW) if sees_image else None
         if "image" in active:
             assert features is not None and self.image_loss is not None
@@ -64,19 +65,27 @@ class CaptionTask(nn.Module):
         if "text" in active or "joint" in active:
             B, K, T = batch.tokens_BKT.shape
             tokens_NT, lengths_N = batch.tokens_BKT.view(B * K, T), batch.lengths_BK.view(B * K)
-            text_NTD, _ = self.model.text(tokens_NT[:, :-1])
+            text_NTD = None  # the text alone, needed by L_joint and by fusions that come after it
+            if "joint" in active or self.model.fusion.after_text:
+                text_NTD, _ = self.model.text(tokens_NT[:, :-1])
             if "text" in active:
-                loss = self._text_loss(text_NTD, features, batch)
+                loss = self._text_loss(tokens_NT[:, :-1], text_NTD, features, batch)
                 terms["text"] = Term(loss, counts["text"])
             if "joint" in active:
-                assert features is not None and self.joint_loss is not None
+                assert features is not None and self.joint_loss is not None and text_NTD is not None
                 text_BKD = mean_of_text(text_NTD, lengths_N - 1).view(B, K, -1)
                 loss = self.joint_loss(features.pooled_BD, text_BKD, batch.lengths_BK > 0)
                 terms["joint"] = Term(loss, counts["joint"])
         return terms
 
-    def _text_loss(self, text_NTD: Tensor, features: ImageFeatures | None, batch: Batch) -> Tensor:
-        fused_NTD, _ = self.model.fusion(text_NTD, self.model.memory(features))
+    def _text_loss(
+        self, tokens_NT: Tensor, text_NTD: Tensor | None, features: ImageFeatures | None, batch: Batch
+    ) -> Tensor:
+        fusion, memory = self.model.fusion, self.model.memory(features)
+        if fusion.after_text and text_NTD is not None:
+            fused_NTD, _ = fusion(text_NTD, memory)
+        else:
+            fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory)
         # The vocabulary is only computed at the M positions where something is predicted.
         fused_MD = fused_NTD.flatten(0, 1).index_select(0, batch.positions_M)
         targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.positions_M)

@@ -1,0 +1,285 @@
+"""Every vision encoder x text encoder x fusion: what must hold of each cell, on tiny sizes.
+
+By default a covering design: every pair (vision, text), (vision, fusion), (text, fusion) occurs.
+`make test-all` runs the full product. `test_matrix_objectives` adds every objective on every fusion.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from tiny_models import VOCAB, folder
+from torch import nn
+
+from velm_cli import schema
+from velm_cli.data.loader import Batch
+from velm_cli.errors import UserError
+from velm_cli.models.decoding import decode
+from velm_cli.models.velm import VelmModel
+from velm_cli.models.weights import load_state, save_state
+from velm_cli.tasks.caption import TERMS, CaptionTask
+
+BOS, EOS, PAD = 1, 2, 0
+
+
+def _torchvision(net: str, layer: int = 0):
+    return lambda: schema.TorchvisionConfig(net=net, image_size=32, weights="none", layer=layer)
+
+
+def _transformers(kind: str):
+    return lambda: schema.TransformersVisionConfig(name=folder(kind), image_size=24)  # other than its own 16
+
+
+VISION = {
+    "convnet": lambda: schema.ConvNetConfig(image_size=16, width=24, stages=2),
+    "vit": lambda: schema.ViTConfig(image_size=16, patch_size=4, width=24, layers=2, heads=2),
+    "resnet18": _torchvision("resnet18"),
+    "resnet50": _torchvision("resnet50", 3),
+    "vgg16": _torchvision("vgg16", 10),
+    "squeezenet1_1": _torchvision("squeezenet1_1", 6),
+    "convnext_tiny": _torchvision("convnext_tiny", 3),
+    "efficientnet_b0": _torchvision("efficientnet_b0", 5),
+    "swin_t": _torchvision("swin_t", 3),
+    "vit_b_16": _torchvision("vit_b_16", 1),
+    "hf_vit": _transformers("vit"),
+    "clip": _transformers("clip"),
+    "dinov2": _transformers("dinov2"),
+    "siglip": _transformers("siglip"),
+    "rcnn": lambda: schema.RegionsConfig(image_size=48, weights="none", regions=3),
+    "pooled": lambda: schema.ConvNetConfig(image_size=16, width=24, stages=2, output=schema.VisionOutput.pooled),
+}
+TEXT = {
+    "transformer": lambda: schema.TransformerConfig(width=16, layers=2, heads=2),
+    "lstm": lambda: schema.LSTMConfig(width=16, layers=2),
+    "gru": lambda: schema.GRUConfig(width=16),
+    "gpt2": lambda: schema.CausalLMConfig(name=folder("gpt2")),
+    "causal_lm": lambda: schema.CausalLMConfig(name=folder("llama")),
+    "causal_lm_frozen": lambda: schema.CausalLMConfig(name=folder("llama"), freeze="all"),
+    "bert": lambda: schema.BertConfig(name=folder("bert")),
+}
+FUSION = {
+    "concat": schema.ConcatConfig,
+    "add": schema.AddConfig,
+    "multiply": schema.MultiplyConfig,
+    "weighted_sum": schema.WeightedSumConfig,
+    "weighted_gate": lambda: schema.WeightedSumConfig(weights=schema.SumWeights.gate),
+    "attention": lambda: schema.AttentionConfig(heads=2),
+    "attention_additive": lambda: schema.AttentionConfig(score=schema.AttentionScore.additive, width=8),
+    "cross_modal": lambda: schema.CrossModalConfig(layers=2, heads=2),
+    "prefix": lambda: schema.PrefixConfig(length=3),
+    "prefix_transformer": lambda: schema.PrefixConfig(
+        mapper=schema.PrefixMapper.transformer, length=3, layers=1, heads=2
+    ),
+    "prefix_tokens": lambda: schema.PrefixConfig(mapper=schema.PrefixMapper.tokens),
+    "gated": lambda: schema.GatedConfig(heads=2),
+}
+REFUSED = {("lstm", "gated"), ("gru", "gated")}  # validate says why
+
+
+def full_product() -> list[tuple[str, str, str]]:
+    return [(v, t, f) for v, t, f in itertools.product(VISION, TEXT, FUSION) if (t, f) not in REFUSED]
+
+
+def covering_design() -> list[tuple[str, str, str]]:
+    """Cells in which every legal pair of two kinds occurs, chosen greedily; the same every time."""
+    cells = full_product()
+
+    def pairs_of(v: str, t: str, f: str) -> set:
+        return {("vt", v, t), ("vf", v, f), ("tf", t, f)}
+
+    pairs, chosen = set().union(*(pairs_of(*cell) for cell in cells)), []
+    while pairs:
+        best = max(cells, key=lambda cell: len(pairs_of(*cell) & pairs))
+        chosen.append(best)
+        pairs -= pairs_of(*best)
+    return chosen
+
+
+CHOSEN = set(covering_design())
+CELLS = [
+    pytest.param(*cell, id="-".join(cell), marks=() if cell in CHOSEN else pytest.mark.slow) for cell in full_product()
+]
+
+
+def build(vision: str, text: str, fusion: str) -> VelmModel:
+    return VelmModel(vision=VISION[vision](), text=TEXT[text](), fusion=FUSION[fusion](), vocab_size=VOCAB)
+
+
+def images(vision: str, count: int) -> torch.Tensor:
+    side = VISION[vision]().image_size
+    return torch.rand(count, 3, side, side)
+
+
+def full_logits(model: VelmModel, tokens: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    fused, _ = model.fusion.read(model.text, tokens, model.memory(model.encode_image(image)))
+    return model.logits(fused)
+
+
+def open_gates(model: VelmModel) -> None:
+    """Gated cross-attention starts shut, and then nothing of the image could matter."""
+    with torch.no_grad():
+        for name, parameter in model.fusion.named_parameters():
+            if "gate_" in name:
+                parameter.fill_(0.7)
+
+
+@pytest.mark.parametrize(("vision", "text", "fusion"), CELLS)
+def test_matrix_cell(vision, text, fusion, tmp_path):
+    torch.manual_seed(0)
+    model = build(vision, text, fusion)
+    open_gates(model)
+    check_states(model.double().eval(), images(vision, 2).double())
+    check_decoding(model, images(vision, 2).double())
+    check_round_trip(model, build(vision, text, fusion).double().eval(), images(vision, 2).double(), tmp_path)
+    check_learning(build(vision, text, fusion).train(), images(vision, 2))
+
+
+def check_states(model: VelmModel, image: torch.Tensor) -> None:
+    tokens = torch.randint(3, VOCAB, (4, 7))
+    with torch.no_grad():
+        whole = full_logits(model, tokens, image)
+        # The future changes nothing.
+        changed = tokens.clone()
+        changed[:, 5:] = 3 + (changed[:, 5:] - 3 + torch.randint(1, VOCAB - 3, (4, 2))) % (VOCAB - 3)
+        other = full_logits(model, changed, image)
+        torch.testing.assert_close(whole[:, :5], other[:, :5], rtol=1e-8, atol=1e-9)
+        assert (whole[:, 5:] - other[:, 5:]).abs().max() > 1e-6
+        # One token, then three at once, then one at a time: the state must not care.
+        memory, state = model.memory(model.encode_image(image)), None
+        for start, stop in [(0, 1), (1, 4), (4, 5), (5, 6), (6, 7)]:
+            logits, state = model.step(tokens[:, start:stop], memory, state)
+            torch.testing.assert_close(logits, whole[:, stop - 1], rtol=1e-6, atol=1e-7)
+        # The captions of an image share it, and not each other.
+        for row in (0, 3):
+            alone = full_logits(model, tokens[row : row + 1], image[row // 2 : row // 2 + 1])
+            torch.testing.assert_close(whole[row : row + 1], alone, rtol=1e-6, atol=1e-7)
+        # The image matters.
+        assert (whole - full_logits(model, tokens, torch.rand_like(image))).abs().max() > 1e-7
+
+
+def check_decoding(model: VelmModel, image: torch.Tensor) -> None:
+    with torch.no_grad():
+        memory = model.memory(model.encode_image(image))
+    config = schema.DecodeConfig(beams=3, max_length=5)
+    captions = decode(model, memory, images=2, config=config, bos_id=BOS, eos_id=EOS, banned=[PAD, BOS])
+    assert len(captions) == 2
+    assert all(len(caption) <= 5 and not {PAD, BOS, EOS} & set(caption) for caption in captions)
+
+
+def check_round_trip(model: VelmModel, other: VelmModel, image: torch.Tensor, folder) -> None:
+    save_state(model.state_dict(), folder / "model.safetensors")
+    other.load_state_dict(load_state(folder / "model.safetensors"))
+    tokens = torch.randint(3, VOCAB, (2, 4))
+    with torch.no_grad():
+        assert torch.equal(full_logits(model, tokens, image), full_logits(other, tokens, image))
+
+
+def check_learning(model: VelmModel, image: torch.Tensor) -> None:
+    model.freeze_unused(text=True, pooled=False, states=False)
+    model.train()
+    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
+    tokens = torch.randint(3, VOCAB, (4, 8))
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-3)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(1)  # the same dropout each time, so that only the weights make the difference
+        logits = full_logits(model, tokens[:, :-1], image)
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+
+    before = loss()
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss().backward()
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                assert parameter.grad is None, name
+                continue
+            assert parameter.grad is not None, f"no gradient for {name}"
+            assert torch.isfinite(parameter.grad).all(), name
+        optimizer.step()
+    assert loss() < before
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name]), name
+
+
+@pytest.mark.parametrize("active", [*TERMS, "text+image+joint"])
+@pytest.mark.parametrize("fusion", FUSION)
+def test_matrix_objectives(fusion, active):
+    torch.manual_seed(0)
+    model = build("siglip" if active == "image" else "convnet", "transformer", fusion)
+    terms = frozenset(active.split("+"))
+    task = CaptionTask(model, schema.LossConfig(), concepts=5, active=terms).train()
+    B, K, T = 3, 2, 6
+    lengths = torch.tensor([[6, 4], [5, 6], [3, 6]])
+    predicting = torch.arange(T - 1) < lengths.view(-1, 1) - 1
+    batch = Batch(
+        image_ids=["a", "b", "c"],
+        indices=[0, 1, 2],
+        image_BCHW=images("siglip" if active == "image" else "convnet", B),
+        tokens_BKT=torch.randint(3, VOCAB, (B, K, T)),
+        lengths_BK=lengths,
+        positions_M=predicting.flatten().nonzero()[:, 0],
+        concepts_BC=torch.randint(0, 2, (B, 5)).float(),
+        num_captions=B * K,
+        num_tokens=int((lengths - 1).sum()),
+    )
+    optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=3e-3)
+    totals = []
+    for _ in range(4):
+        torch.manual_seed(1)
+        found = task(batch, terms)
+        assert set(found) == terms
+        total = sum(term.sum / term.count for term in found.values())
+        optimizer.zero_grad()
+        total.backward()
+        unreached = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
+        assert not unreached, f"no gradient for {unreached}"
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < totals[0]
+
+
+def test_matrix_every_choice_is_in_it():
+    """A new YAML needs a row here."""
+    from velm_cli import compose
+
+    def choices(group: str) -> set[str]:
+        return {path.stem for path in (compose.conf_dir() / group).glob("*.yaml")} - {"none"}
+
+    same_class = {"resnet34", "resnet101", "vgg19"}  # other depths of what is in it
+    assert choices("vision") - same_class <= set(VISION)
+    assert choices("text") <= set(TEXT)
+    assert choices("fusion") <= set(FUSION)
+
+
+def test_matrix_what_is_refused_says_why(monkeypatch):
+    from velm_cli.validate import _model
+
+    for text, fusion in REFUSED:
+        root = schema.TrainRoot(
+            dataset=schema.ShapesConfig(), vision=VISION["convnet"](), text=TEXT[text](), fusion=FUSION[fusion](),
+            task=schema.CaptionTaskConfig(),
+        )  # fmt: skip
+        assert list(_model(root)) == [
+            f"fusion=gated goes between the layers of a transformer, and text={text} is recurrent"
+        ]
+
+
+def test_a_name_that_is_no_folder_gets_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"^text.name=nobody/nothing could not be fetched from the hub: give a local f"):
+        VelmModel(
+            vision=VISION["vit"](), text=schema.CausalLMConfig(name="nobody/nothing"), fusion=FUSION["add"](), vocab_size=9
+        )  # fmt: skip
+    with pytest.raises(UserError, match=r"^vision.name=.*nowhere does not exist$"):
+        build_with_vision(schema.TransformersVisionConfig(name=str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"^vision.name=.*empty is not a folder of a transformers model: "):
+        build_with_vision(schema.TransformersVisionConfig(name=str(tmp_path / "empty")))
+
+
+def build_with_vision(vision) -> VelmModel:
+    return VelmModel(vision=vision, text=TEXT["lstm"](), fusion=FUSION["add"](), vocab_size=9)

@@ -1,0 +1,47 @@
+"""Fusions: how text and image come together. `build_fusion` makes the one that a config describes."""
+
+from __future__ import annotations
+
+from velm_cli.models.fusion.attending import Attention, CrossModal
+from velm_cli.models.fusion.entering import Gated, Prefix
+from velm_cli.models.fusion.interface import Fusion, NoFusion
+from velm_cli.models.fusion.joining import Add, Concat, Multiply, WeightedSum
+from velm_cli.models.text.interface import TextEncoder
+from velm_cli.schema import (
+    AddConfig,
+    AttentionConfig,
+    ConcatConfig,
+    CrossModalConfig,
+    FusionConfig,
+    GatedConfig,
+    MultiplyConfig,
+    NoFusionConfig,
+    PrefixConfig,
+    WeightedSumConfig,
+)
+
+
+def build_fusion(config: FusionConfig, image_width: int | None, text: TextEncoder) -> Fusion:
+    """The fusion that `config` describes, from image tokens of `image_width` to the states of `text`."""
+    if isinstance(config, NoFusionConfig):
+        return NoFusion()
+    assert image_width is not None, "validate refuses a fusion without vision"
+    match config:
+        case ConcatConfig():
+            return Concat(config, image_width, text.width)
+        case AddConfig():
+            return Add(config, image_width, text.width)
+        case MultiplyConfig():
+            return Multiply(config, image_width, text.width)
+        case WeightedSumConfig():
+            return WeightedSum(config, image_width, text.width)
+        case AttentionConfig():
+            return Attention(config, image_width, text.width)
+        case CrossModalConfig():
+            return CrossModal(config, image_width, text.width)
+        case PrefixConfig():
+            return Prefix(config, image_width, text)
+        case GatedConfig():
+            return Gated(config, image_width, text)
+        case _:
+            raise AssertionError(f"no fusion for {type(config).__name__}")

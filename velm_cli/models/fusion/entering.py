@@ -1,0 +1,120 @@
+"""Fusions in which the image enters the text encoder: before the text (prefix) or between its layers (gated).
+
+Both leave a frozen language model as it is and teach only the way in. Shapes: B images, N = B * K texts,
+T text and S image positions, P prefix positions, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from velm_cli.models.fusion.interface import Fusion
+from velm_cli.models.layers import Block, CrossAttention, initialise
+from velm_cli.models.text.interface import TextEncoder
+from velm_cli.models.vision.interface import ImageFeatures
+from velm_cli.schema import GatedConfig, PrefixConfig, PrefixMapper
+
+
+class Prefix(Fusion):
+    """fused = text encoder([m(image) ; embedded text]) at the text's positions.
+
+    `mapper=mlp`: P positions from the pooled image by W2 tanh(W1 x) (ClipCap; Mokady et al. 2021);
+    `mapper=transformer`: P learned queries read the image tokens in transformer blocks (same paper);
+    `mapper=tokens`: every image token by W2 gelu(W1 x) (LLaVA; Liu et al. 2023).
+    The positions start as large as the text's embeddings are.
+    """
+
+    after_text = False
+
+    def __init__(self, config: PrefixConfig, image_width: int, text: TextEncoder) -> None:
+        super().__init__()
+        width = text.embedding_width
+        self.mapper, self.length = config.mapper, config.length
+        self.uses = frozenset({"pooled" if config.mapper is PrefixMapper.mlp else "tokens"})
+        self.norm_image = nn.LayerNorm(image_width)
+        self.map: nn.Module
+        if config.mapper is PrefixMapper.mlp:
+            inner = max(image_width, width * config.length // 2)
+            self.map = nn.Sequential(nn.Linear(image_width, inner), nn.Tanh(), nn.Linear(inner, config.length * width))
+        elif config.mapper is PrefixMapper.tokens:
+            self.map = nn.Sequential(nn.Linear(image_width, width), nn.GELU(), nn.Linear(width, width))
+        else:
+            self.map = nn.Linear(image_width, width)
+            self.queries = nn.Parameter(torch.randn(1, config.length, width))
+            self.blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]
+                Block(width, config.heads, config.dropout) for _ in range(config.layers)
+            )
+            initialise(self, config.layers)
+        self.norm = nn.LayerNorm(width)
+        self.scale = nn.Parameter(torch.tensor(text.embedding_scale))
+
+    def memory(self, features: ImageFeatures | None) -> tuple:
+        assert features is not None
+        if self.mapper is PrefixMapper.mlp:
+            x_BPD = self.map(self.norm_image(features.pooled_BD)).unflatten(-1, (self.length, -1))
+        else:
+            x_BPD = self.map(self.norm_image(features.tokens_BSD))
+            if self.mapper is PrefixMapper.transformer:
+                x_BPD = torch.cat([self.queries.expand(x_BPD.shape[0], -1, -1), x_BPD], dim=1)
+                for block in self.blocks:
+                    x_BPD, _ = block(x_BPD, causal=False)
+                x_BPD = x_BPD[:, : self.length]
+        return (self.scale * self.norm(x_BPD),)
+
+    def read(self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+        x_NTD = text.embed(tokens_NT)
+        if state is None:
+            prefix_BPD = memory[0]
+            prefix_NPD = prefix_BPD.repeat_interleave(len(tokens_NT) // len(prefix_BPD), dim=0)
+            x_NTD = torch.cat([prefix_NPD.to(x_NTD.dtype), x_NTD], dim=1)
+        y_NTD, state = text.run(x_NTD, state)
+        return y_NTD[:, -tokens_NT.shape[1] :], state
+
+
+class Gated(Fusion):
+    """Before each of the text encoder's layers:  x = x + tanh(a) CrossAttention(x, image);  x = x + tanh(b) MLP(x).
+
+    The gates a and b start at 0, so a pretrained language model starts unchanged (Flamingo; Alayrac et al.
+    2022). `every=n` puts them before every n-th layer only.
+    """
+
+    after_text = False
+    uses = frozenset({"tokens"})
+
+    def __init__(self, config: GatedConfig, image_width: int, text: TextEncoder) -> None:
+        super().__init__()
+        self.every = config.every
+        self.norm_image = nn.LayerNorm(image_width)
+        self.blocks: list[GatedBlock] = nn.ModuleList(  # type: ignore[assignment]
+            GatedBlock(text.width, image_width, config.heads, config.dropout)
+            for _ in range(0, text.num_layers, config.every)
+        )
+
+    def memory(self, features: ImageFeatures | None) -> tuple:
+        assert features is not None
+        image_BSD = self.norm_image(features.tokens_BSD)
+        return tuple(block.cross.memory(image_BSD) for block in self.blocks)
+
+    def read(self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+        def before_layer(layer: int, x_NTD: Tensor) -> Tensor:
+            number, rest = divmod(layer, self.every)
+            return x_NTD if rest else self.blocks[number](x_NTD, memory[number])
+
+        return text.run(text.embed(tokens_NT), state, before_layer=before_layer)
+
+
+class GatedBlock(nn.Module):
+    """x + tanh(a) CrossAttention(norm(x), image), then x + tanh(b) MLP(norm(x)); a = b = 0 at first."""
+
+    def __init__(self, width: int, image_width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_cross, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.cross = CrossAttention(width, image_width, heads)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+        self.gate_cross, self.gate_mlp = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x_NTD: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        x_NTD = x_NTD + self.gate_cross.tanh() * self.dropout(self.cross(self.norm_cross(x_NTD), memory))
+        return x_NTD + self.gate_mlp.tanh() * self.dropout(self.mlp(self.norm_mlp(x_NTD)))

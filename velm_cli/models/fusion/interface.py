@@ -1,0 +1,48 @@
+"""What every fusion is: text tokens and an image in, fused states out, position t blind to text after t.
+
+Shapes: B images, N = B * K texts (the K texts of an image adjacent), T text and S image positions, D width.
+Memory and state are nested tuples of tensors, image or text first, so that decoding can drop and reorder
+rows without knowing what is inside.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from velm_cli.models.text.interface import TextEncoder
+from velm_cli.models.vision.interface import ImageFeatures
+
+
+class Fusion(nn.Module):
+    """fused_NTD = f(text, image).
+
+    `memory(features)` does once an image what does not depend on the text. Most fusions take the states of
+    the finished text encoder (`forward`); those that put the image before or into it override `read`.
+    """
+
+    uses: frozenset[str] = frozenset()  # of {"tokens", "pooled"}: what it takes of the image
+    after_text = True  # whether the text passes its encoder without the image
+
+    def memory(self, features: ImageFeatures | None) -> tuple:
+        raise NotImplementedError
+
+    def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+        """From text states to fused states; `state` goes on from earlier positions."""
+        raise NotImplementedError
+
+    def read(self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+        """From tokens to fused states (N, T, D), the text encoder included."""
+        text_state, own_state = (None, None) if state is None else state
+        text_NTD, text_state = text(tokens_NT, text_state)
+        fused_NTD, own_state = self(text_NTD, memory, own_state)
+        return fused_NTD, (text_state, own_state)
+
+
+class NoFusion(Fusion):
+    """fused_t = text_t: a language model, or an image model beside it."""
+
+    def memory(self, features: ImageFeatures | None) -> tuple:
+        return ()
+
+    def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+        return text_NTD, ()

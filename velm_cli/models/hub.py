@@ -1,0 +1,68 @@
+"""Models of transformers by hub name or from a local folder, with one clear line where neither can be had.
+
+Only safetensors (or weights that torch reads as plain tensors) are loaded and no code from a repository is
+run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from velm_cli.errors import UserError
+from velm_cli.hub import hub_has
+
+
+def load_pretrained(group: str, name: str, weights: str, auto_class: str, **options: Any) -> Any:
+    """`transformers.AUTO_CLASS` for the model `name`, float32, on torch's current device.
+
+    `weights`: pretrained (those of `name`), none (drawn anew from its config) or the path of a folder.
+    `options` change its config. Raises UserError naming `group`.name.
+    """
+    import transformers
+
+    config = load_config(group, name)
+    if not auto_class.startswith("Auto") and hasattr(config, "vision_config"):
+        config = config.vision_config
+    maker = getattr(transformers, auto_class)
+    building_only = torch.empty(0).device.type == "meta"
+    kwargs = {key: value for key, value in options.items() if key == "add_pooling_layer"}
+    changes = {key: value for key, value in options.items() if key not in kwargs}
+    try:
+        for key, value in changes.items():
+            setattr(config, key, value)
+        if weights == "none" or building_only:
+            return maker.from_config(config, **kwargs) if auto_class.startswith("Auto") else maker(config, **kwargs)
+        source = name if weights == "pretrained" else weights
+        return maker.from_pretrained(source, config=config, dtype=torch.float32, **kwargs)
+    except (OSError, ValueError) as error:
+        raise UserError(_line(group, name if weights in ("pretrained", "none") else weights, error)) from error
+
+
+def load_config(group: str, name: str) -> Any:
+    """The config of the transformers model `name`. Raises UserError naming `group`.name."""
+    import transformers
+
+    if not name:
+        raise UserError(f"{group}.name is not set: give the folder of a transformers model (or a hub name)")
+    try:
+        return transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if os.path.exists(name) or not hub_has(name):
+            raise UserError(_line(group, name, error)) from error
+    return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+
+
+def _line(group: str, name: str, error: Exception) -> str:
+    if os.path.isdir(name):
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        return f"{group}.name={name} is not a folder of a transformers model: {said}"
+    if Path(name).is_absolute() or name.startswith("."):
+        return f"{group}.name={name} does not exist"
+    return (
+        f"{group}.name={name} could not be fetched from the hub: give a local folder with {group}.name=FOLDER "
+        "(made by save_pretrained, or downloaded elsewhere)"
+    )

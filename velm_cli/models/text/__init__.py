@@ -1,0 +1,25 @@
+"""Text encoders: tokens so far -> states. `build_text` makes the one that a config describes."""
+
+from __future__ import annotations
+
+from velm_cli.models.text.interface import TextEncoder
+from velm_cli.models.text.pretrained import PretrainedText
+from velm_cli.models.text.scratch import RecurrentText, TransformerText
+from velm_cli.schema import BertConfig, CausalLMConfig, GRUConfig, LSTMConfig, TextConfig, TransformerConfig
+
+
+def build_text(config: TextConfig, vocab_size: int) -> TextEncoder:
+    """The encoder that `config` describes for a vocabulary of `vocab_size`, with its frozen parts."""
+    encoder: TextEncoder
+    match config:
+        case TransformerConfig():
+            encoder = TransformerText(config, vocab_size)
+        case LSTMConfig() | GRUConfig():
+            encoder = RecurrentText(config, vocab_size)
+        case CausalLMConfig() | BertConfig():
+            encoder = PretrainedText(config, vocab_size)
+        case _:
+            raise AssertionError(f"no text encoder for {type(config).__name__}")
+    if config.freeze == "all":
+        encoder.requires_grad_(False)
+    return encoder

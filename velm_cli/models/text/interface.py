@@ -1,0 +1,49 @@
+"""What every text encoder is: tokens_NT -> states_NTD, causal, with a state for going on token by token.
+
+Shapes: N sequences, T positions, E width of the embeddings, D width of the states, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+BeforeLayer = Callable[[int, Tensor], Tensor]  # (number of the layer, its input) -> what it gets instead
+
+
+class TextEncoder(nn.Module):
+    """Whole sequences (state None) and one token at a time give the same states."""
+
+    width: int  # D
+    embedding_width: int  # E
+    num_layers: int  # places for `before_layer`; 0 where nothing can enter between layers
+
+    @property
+    def embedding_scale(self) -> float:
+        """Root mean square of the embedded tokens that `run` gets."""
+        raise NotImplementedError
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V or more, D): the matrix of the output layer."""
+        raise NotImplementedError
+
+    def embed(self, tokens_NT: Tensor) -> Tensor:
+        """(N, T) -> (N, T, E)"""
+        raise NotImplementedError
+
+    def run(self, embedded_NTE: Tensor, state=None, *, before_layer: BeforeLayer | None = None) -> tuple[Tensor, tuple]:
+        """States of further positions after those that made `state`, and the state that goes on from there."""
+        raise NotImplementedError
+
+    def forward(self, tokens_NT: Tensor, state=None) -> tuple[Tensor, tuple]:
+        return self.run(self.embed(tokens_NT), state)
+
+
+def mean_of_text(states_NTD: Tensor, lengths_N: Tensor) -> Tensor:
+    """Mean over the first `lengths` positions of each text (N, D); zeros where a length is 0."""
+    positions = torch.arange(states_NTD.shape[1], device=states_NTD.device)
+    mask_NT1 = (positions < lengths_N[:, None]).unsqueeze(-1).to(states_NTD.dtype)
+    return (states_NTD * mask_NT1).sum(1) / mask_NT1.sum(1).clamp(min=1)

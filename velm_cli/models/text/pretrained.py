@@ -1,0 +1,111 @@
+"""Text encoders from transformers: any causal language model (GPT-2, Llama, SmolLM2, Qwen ...) and BERT.
+
+The weights come from a local folder or a hub name; a machine without the hub gets one clear line. BERT is
+run as a causal decoder. With `lora_rank` the model itself stays frozen and low-rank updates are trained.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from velm_cli.errors import UserError
+from velm_cli.models.hub import load_pretrained
+from velm_cli.models.text.interface import BeforeLayer, TextEncoder
+from velm_cli.schema import BertConfig, CausalLMConfig
+
+LAYER_LISTS = ("layers", "h", "encoder.layer", "decoder.layers")  # where the blocks are, by family
+
+
+class PretrainedText(TextEncoder):
+    """States of a transformers model; its own output matrix makes the logits.
+
+    The vocabulary is its tokenizer's (`vocab_size`); a tokenizer that gained special tokens enlarges the
+    embedding by as many rows.
+    """
+
+    def __init__(self, config: CausalLMConfig | BertConfig, vocab_size: int) -> None:
+        super().__init__()
+        kind = "AutoModel" if isinstance(config, BertConfig) else "AutoModelForCausalLM"
+        options: dict[str, Any] = {}
+        if isinstance(config, BertConfig):
+            options = {"is_decoder": True, "add_pooling_layer": False}
+        model = load_pretrained("text", config.name, config.weights, kind, **options)
+        if model.get_input_embeddings().num_embeddings < vocab_size:
+            model.resize_token_embeddings(vocab_size, mean_resizing=False)
+        head = model.get_output_embeddings() if kind == "AutoModelForCausalLM" else None
+        self.net: Any = model.base_model
+        embedding = self.net.get_input_embeddings()
+        tied = head is None or head.weight is embedding.weight
+        self.head: nn.Linear | None = None if tied else head
+        self.net.config.use_cache = True
+        self.width = self.net.config.hidden_size
+        self.embedding_width = embedding.embedding_dim
+        self.layers = _layers(self.net, config.name)
+        self.num_layers = len(self.layers)
+        if config.lora_rank:
+            _add_lora(self.net, config.lora_rank)
+
+    @property
+    def embedding_scale(self) -> float:
+        weight = self.net.get_input_embeddings().weight
+        return 0.02 if weight.is_meta else float(weight[:4096].detach().float().square().mean().sqrt())
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.net.get_input_embeddings().weight if self.head is None else self.head.weight
+
+    def embed(self, tokens_NT: Tensor) -> Tensor:
+        return self.net.get_input_embeddings()(tokens_NT)
+
+    def run(self, embedded_NTE: Tensor, state=None, *, before_layer: BeforeLayer | None = None) -> tuple[Tensor, tuple]:
+        from transformers import DynamicCache
+
+        cache = DynamicCache() if state is None else DynamicCache(state)
+        hooks = [] if before_layer is None else self._hook(before_layer)
+        try:
+            out = self.net(inputs_embeds=embedded_NTE, past_key_values=cache, use_cache=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return out.last_hidden_state, tuple((keys, values) for keys, values, *_ in out.past_key_values)
+
+    def _hook(self, before_layer: BeforeLayer) -> list:
+        def make(number: int):
+            def change(_module, args, kwargs):
+                if args:
+                    return (before_layer(number, args[0]), *args[1:]), kwargs
+                return args, kwargs | {"hidden_states": before_layer(number, kwargs["hidden_states"])}
+
+            return change
+
+        return [
+            layer.register_forward_pre_hook(make(number), with_kwargs=True) for number, layer in enumerate(self.layers)
+        ]
+
+
+def _layers(net: nn.Module, name: str) -> list[nn.Module]:
+    for path in LAYER_LISTS:
+        try:
+            layers = net.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(layers, nn.ModuleList):
+            return list(layers)
+    raise UserError(f"text.name={name}: velm does not know where {type(net).__name__} keeps its layers")
+
+
+def _add_lora(net: nn.Module, rank: int) -> None:
+    """Freeze `net` and give its linear layers trainable updates of rank `rank` (Hu et al. 2022)."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise UserError("text.lora_rank needs peft: pip install 'velm[lora]'") from None
+    net.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), net)
+
+
+def tokenizer_name(config: Any) -> str | None:
+    """The model whose tokenizer a text encoder must be fed with; None for those trained from scratch."""
+    return config.name if isinstance(config, (CausalLMConfig, BertConfig)) else None

@@ -1,0 +1,80 @@
+"""Text encoders that are trained from scratch: Transformer, LSTM, GRU.
+
+The embedding is shared with the output layer, hence drawn small (0.02) and scaled up again where it is read.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from velm_cli.models.layers import Block, initialise, sinusoids
+from velm_cli.models.text.interface import BeforeLayer, TextEncoder
+from velm_cli.schema import GRUConfig, LSTMConfig, TransformerConfig
+
+EMBEDDING_STD = 0.02
+
+
+class _Scratch(TextEncoder):
+    def __init__(self, width: int, vocab_size: int) -> None:
+        super().__init__()
+        self.width = self.embedding_width = width
+        self.embedding = nn.Embedding(vocab_size, width)
+        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+
+    @property
+    def embedding_scale(self) -> float:
+        return EMBEDDING_STD * self.width**0.5
+
+    @property
+    def output_weight(self) -> Tensor:
+        return self.embedding.weight
+
+    def embed(self, tokens_NT: Tensor) -> Tensor:
+        return self.embedding(tokens_NT) * self.width**0.5
+
+
+class TransformerText(_Scratch):
+    """Causal pre-norm transformer (Vaswani et al. 2017) with sinusoidal positions."""
+
+    def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
+        super().__init__(config.width, vocab_size)
+        self.num_layers = config.layers
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        initialise(self, config.layers)
+
+    def run(self, embedded_NTE: Tensor, state=None, *, before_layer: BeforeLayer | None = None) -> tuple[Tensor, tuple]:
+        past = 0 if state is None else state[0][0].shape[2]
+        T, like = embedded_NTE.shape[1], embedded_NTE
+        x_NTD = self.dropout(like + sinusoids(past, T, self.width, like.device, like.dtype))
+        caches = []
+        for layer, block in enumerate(self.blocks):
+            if before_layer is not None:
+                x_NTD = before_layer(layer, x_NTD)
+            x_NTD, cache = block(x_NTD, causal=True, cache=None if state is None else state[layer])
+            caches.append(cache)
+        return self.norm(x_NTD), tuple(caches)
+
+
+class RecurrentText(_Scratch):
+    """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014); the state is (hidden[, cell])_NLD."""
+
+    num_layers = 0
+
+    def __init__(self, config: LSTMConfig | GRUConfig, vocab_size: int) -> None:
+        super().__init__(config.width, vocab_size)
+        cell = nn.LSTM if isinstance(config, LSTMConfig) else nn.GRU
+        between = config.dropout if config.layers > 1 else 0.0
+        self.cells = cell(config.width, config.width, config.layers, batch_first=True, dropout=between)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def run(self, embedded_NTE: Tensor, state=None, *, before_layer: BeforeLayer | None = None) -> tuple[Tensor, tuple]:
+        assert before_layer is None, "validate refuses fusions that enter between a recurrent net's layers"
+        x_NTD = self.dropout(embedded_NTE)
+        if state is not None:  # torch wants the layer first
+            state = tuple(part.transpose(0, 1).contiguous() for part in state)
+            state = state if isinstance(self.cells, nn.LSTM) else state[0]
+        y_NTD, state = self.cells(x_NTD, state)
+        parts = state if isinstance(state, tuple) else (state,)
+        return self.dropout(y_NTD), tuple(part.transpose(0, 1) for part in parts)

@@ -1,0 +1,121 @@
+"""Vision encoders from torchvision: its classifiers without the classifier. Shapes as in `interface.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from velm_cli.errors import UserError
+from velm_cli.models.vision.interface import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, VisionEncoder, of_grid
+from velm_cli.models.weights import load_state
+from velm_cli.schema import TorchvisionConfig
+
+
+class ConvClassifier(VisionEncoder):
+    """ResNet, VGG, SqueezeNet, ConvNeXt, EfficientNet, Swin: tokens = the grid after `layer` stages.
+
+    pooled = their mean. A weight file holds the whole classifier or only what comes before it, under the
+    whole model's names.
+    """
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(self, config: TorchvisionConfig) -> None:
+        super().__init__()
+        net = _torchvision_net(config)
+        if config.weights != "none" and not on_meta():
+            _fill(net, load_state(config.weights, config.net), config.weights)
+        parts = _stages(net)
+        if config.layer > len(parts):
+            raise UserError(f"vision.layer={config.layer}: {config.net} has {len(parts)} stages")
+        self.parts = nn.ModuleList(parts[: config.layer or None])
+        self.channels_last = config.net.startswith("swin")
+        with torch.device("meta"):
+            probe = nn.ModuleList(_stages(_torchvision_net(config))[: config.layer or None]).eval()
+            self.width = self._grid(torch.empty(1, 3, config.image_size, config.image_size), probe).shape[1]
+
+    def _grid(self, x: Tensor, parts: nn.ModuleList) -> Tensor:
+        for part in parts:
+            x = part(x)
+        return x.permute(0, 3, 1, 2) if self.channels_last else x
+
+    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+        return of_grid(self._grid(image_BCHW, self.parts))
+
+    def stages(self) -> list[nn.Module]:
+        return list(self.parts)
+
+
+class TorchvisionViT(VisionEncoder):
+    """torchvision's ViT (Dosovitskiy et al. 2021): tokens = class token and patches, pooled = class token.
+
+    Other image sizes than the weights' own get interpolated positions. `layer=n` stops after n blocks.
+    """
+
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+
+    def __init__(self, config: TorchvisionConfig) -> None:
+        super().__init__()
+        self.net: Any = _torchvision_net(config)
+        if config.weights != "none" and not on_meta():
+            from torchvision.models.vision_transformer import interpolate_embeddings
+
+            state = load_state(config.weights, config.net)
+            try:
+                state = dict(interpolate_embeddings(config.image_size, self.net.patch_size, state))  # type: ignore
+            except (KeyError, ValueError, RuntimeError) as error:
+                raise UserError(f"vision.weights={config.weights} are of another network: {error}") from error
+            _fill(self.net, state, config.weights)
+        blocks = self.net.encoder.layers
+        if config.layer > len(blocks):
+            raise UserError(f"vision.layer={config.layer}: {config.net} has {len(blocks)} blocks")
+        if config.layer:
+            self.net.encoder.layers = blocks[: config.layer]
+        self.net.heads = nn.Identity()
+        self.width = self.net.hidden_dim
+
+    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+        x_BSD = self.net._process_input(image_BCHW)
+        x_BSD = torch.cat([self.net.class_token.expand(len(x_BSD), -1, -1), x_BSD], dim=1)
+        x_BSD = self.net.encoder(x_BSD)
+        return ImageFeatures(x_BSD, x_BSD[:, 0])
+
+    def stages(self) -> list[nn.Module]:
+        return [self.net.conv_proj, *self.net.encoder.layers]
+
+
+def _torchvision_net(config: TorchvisionConfig) -> Any:
+    import torchvision
+
+    sized = {"image_size": config.image_size} if config.net.startswith("vit_") else {}
+    return torchvision.models.get_model(config.net, weights=None, **sized)
+
+
+def _stages(net: Any) -> list[nn.Module]:
+    if hasattr(net, "layer4"):  # ResNet
+        stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
+        return [stem, net.layer1, net.layer2, net.layer3, net.layer4]
+    return [*net.features, net.norm] if hasattr(net, "norm") else list(net.features)
+
+
+def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load `state`, which must be the net's own but for the classifier; UserError with the first difference."""
+    missing, unexpected = [], []
+    try:
+        missing, unexpected = net.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # a shape
+        raise UserError(
+            f"vision.weights={source} are of another network: {str(error).splitlines()[1].strip()[:160]}"
+        ) from error
+    heads = ("fc.", "classifier.", "head.", "heads.")
+    missing = [name for name in missing if not name.startswith(heads) and not name.endswith("num_batches_tracked")]
+    if missing or unexpected:
+        what = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unknown"
+        raise UserError(f"vision.weights={source} are of another network: {what}")
+
+
+def on_meta() -> bool:
+    """Whether a model is being built without storage."""
+    return torch.empty(0).device.type == "meta"
