@@ -25,7 +25,7 @@ MISTAKES = [
     (
         ["train", "loss.alpha=abc"],
         "velm: loss.alpha: 'abc' is neither a number of at least 0 nor a schedule such as linear(0,1,500) "
-        "(steps) or cosine(1,0.1,5ep) (epochs)",
+        "(steps) or cosine(1,0.1,5ep) (epochs), nor the word learned",
     ),
     (
         ["train", "dataset.root=/nowhere", "dataset=coco"],

@@ -48,6 +48,23 @@ def test_a_run_folder_explains_itself(place):
     assert all("cider" in line and "loss" in line for line in validations)
 
 
+def test_learned_weights_follow_their_losses(place):
+    """d/ds (exp(-s) L + s) = 1 - exp(-s) L: from s = 0 a loss above 1 makes s rise, and its weight fall."""
+    more = ["loss.alpha=learned", "loss.beta=learned", "loss.gamma=0", "run.accumulation=2", "optim.weight_decay=0"]
+    code = call("train", "name=learned", *TINY, *TINY_MODEL, *more, "run.max_steps=4", "optim.warmup_steps=1")
+    assert code == 0
+    lines = [json.loads(line) for line in (place / "runs/train/learned/metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if line["kind"] == "train"]
+    for term in ("text", "image"):
+        assert all(line[f"loss_{term}"] > 1 for line in training)
+        weights = [line[f"weight_{term}"] for line in training]
+        assert weights[0] == 1.0
+        assert weights == sorted(weights, reverse=True)
+        assert weights[-1] < 1
+    state = load_file(place / "runs/train/learned/model.safetensors")
+    assert 0 < float(state["log_variance.text"]) < 0.1
+
+
 def test_the_same_command_again_has_nothing_left_to_do(place, capsys):
     before = (place / "runs/train/first/model.safetensors").read_bytes()
     lines = (place / "runs/train/first/metrics.jsonl").read_text()
@@ -101,7 +118,7 @@ def test_evaluating_again_shows_the_stored_table(place, capsys):
 
 
 def test_other_metrics_or_decoding_are_another_evaluation(place):
-    for options in (["metrics=fast"], ["metrics.names=[cider]"], ["metrics=fast", "decode.length_penalty=1"]):
+    for options in (["metrics=fast"], ["metrics.names=[cider]"], ["metrics=fast", "decode.length_penalty=0"]):
         assert call("eval", "checkpoint=runs/train/first", "split=val", "limit=5", *options) == 0
     name = "first-shapes-val-first5-beam5"
     scores = [

@@ -79,6 +79,12 @@ class PrefixMapper(Enum):
     tokens = "tokens"
 
 
+class JointLoss(Enum):
+    contrastive = "contrastive"
+    sigmoid = "sigmoid"
+    matching = "matching"
+
+
 class DecodeMethod(Enum):
     beam = "beam"  # beams=1 is greedy
     nucleus = "nucleus"
@@ -353,10 +359,12 @@ class CaptionTaskConfig(TaskConfig):
 class LossConfig:
     """alpha*L_text + beta*L_image + gamma*L_joint; a weight of zero computes nothing."""
 
-    alpha: str = "1"  # weight of L_text: a number, or linear|cosine|step(from,to,500), (from,to,5ep)
+    alpha: str = "1"  # weight of L_text: a number, learned, or linear|cosine|step(from,to,500), (from,to,5ep)
     beta: str = "0"  # weight of L_image
     gamma: str = "0"  # weight of L_joint
     label_smoothing: float = 0.0  # L_text
+    chunk: int = 0  # L_text: positions whose logits exist at once, for large vocabularies; 0 = all
+    joint: JointLoss = JointLoss.contrastive  # L_joint: contrastive | sigmoid | matching (contrastive and matching)
     num_concepts: int = 1000  # L_image: the most frequent content words that are predicted
     joint_width: int = 128  # L_joint: size of the shared embedding
     temperature: float = 0.07  # L_joint: its starting value (it is learned)

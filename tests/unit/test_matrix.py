@@ -19,7 +19,7 @@ from velm_cli.errors import UserError
 from velm_cli.models.decoding import decode
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.weights import load_state, save_state
-from velm_cli.tasks.caption import TERMS, CaptionTask
+from velm_cli.tasks.caption import CaptionTask
 
 BOS, EOS, PAD = 1, 2, 0
 
@@ -205,20 +205,33 @@ def check_learning(model: VelmModel, image: torch.Tensor) -> None:
             assert torch.equal(parameter, frozen[name]), name
 
 
-@pytest.mark.parametrize("active", [*TERMS, "text+image+joint"])
+OBJECTIVES = {
+    "text": ("text", schema.LossConfig(chunk=4)),
+    "image": ("image", schema.LossConfig()),
+    "contrastive": ("joint", schema.LossConfig()),
+    "sigmoid": ("joint", schema.LossConfig(joint=schema.JointLoss.sigmoid)),
+    "matching": ("joint", schema.LossConfig(joint=schema.JointLoss.matching)),
+    "all": ("text image joint", schema.LossConfig(joint=schema.JointLoss.matching)),
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("fusion", FUSION)
-def test_matrix_objectives(fusion, active):
+def test_matrix_objectives(fusion, objective):
     torch.manual_seed(0)
-    model = build("siglip" if active == "image" else "convnet", "transformer", fusion)
-    terms = frozenset(active.split("+"))
-    task = CaptionTask(model, schema.LossConfig(), concepts=5, active=terms).train()
+    vision = "siglip" if objective == "image" else "convnet"
+    model = build(vision, "transformer", fusion)
+    open_gates(model)
+    active, loss = OBJECTIVES[objective]
+    terms = frozenset(active.split())
+    task = CaptionTask(model, loss, concepts=5, active=terms).train()
     B, K, T = 3, 2, 6
     lengths = torch.tensor([[6, 4], [5, 6], [3, 6]])
     predicting = torch.arange(T - 1) < lengths.view(-1, 1) - 1
     batch = Batch(
         image_ids=["a", "b", "c"],
         indices=[0, 1, 2],
-        image_BCHW=images("siglip" if active == "image" else "convnet", B),
+        image_BCHW=images(vision, B),
         tokens_BKT=torch.randint(3, VOCAB, (B, K, T)),
         lengths_BK=lengths,
         positions_M=predicting.flatten().nonzero()[:, 0],

@@ -7,8 +7,8 @@ import torch
 
 from velm_cli.errors import UserError
 from velm_cli.objectives.image import ConceptLoss
-from velm_cli.objectives.joint import ContrastiveLoss
-from velm_cli.objectives.text import next_token_loss
+from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
+from velm_cli.objectives.text import chunked_next_token_loss, next_token_loss
 from velm_cli.objectives.weights import parse_weight
 
 
@@ -23,6 +23,18 @@ def test_next_token_loss_is_the_cross_entropy_with_the_smoothed_target(smoothing
         expected -= float((wanted * log_p).sum())
     found = next_token_loss(logits, targets, label_smoothing=smoothing)
     assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 50])
+def test_the_chunked_loss_and_its_gradients_equal_the_plain_one(chunk):
+    layer, targets = torch.nn.Linear(5, 7).double(), torch.randint(0, 7, (11,))
+    states = torch.randn(11, 5).double().requires_grad_()
+    plain = next_token_loss(layer(states), targets, label_smoothing=0.1)
+    expected = torch.autograd.grad(plain, [states, *layer.parameters()])
+    found = chunked_next_token_loss(layer, states, targets, chunk=chunk, label_smoothing=0.1)
+    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
+    for one, other in zip(torch.autograd.grad(found, [states, *layer.parameters()]), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_concept_loss_is_binary_cross_entropy_summed():
@@ -71,7 +83,53 @@ def test_empty_slots_of_the_contrastive_loss_get_no_gradient():
     assert text.grad[0, 1].abs().max() > 0
 
 
+def test_sigmoid_loss_equals_the_naive_one_with_empty_slots():
+    loss = SigmoidLoss(6, 5, 4).double()
+    with torch.no_grad():
+        loss.bias.fill_(-0.7)
+    image, text = torch.randn(4, 6).double(), torch.randn(4, 2, 5).double()
+    present = torch.tensor([[1, 1], [1, 0], [1, 1], [0, 0]]).bool()
+    unit_image = torch.nn.functional.normalize(loss.image(image), dim=-1)
+    unit_text = torch.nn.functional.normalize(loss.text(text), dim=-1)
+    expected = 0.0
+    for b in range(4):
+        for c in range(4):
+            for k in range(2):
+                if present[c, k]:
+                    logit = 10 * float(unit_image[b] @ unit_text[c, k]) - 0.7
+                    expected += math.log1p(math.exp(-logit if b == c else logit))
+    assert float(loss(image, text, present)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_matching_loss_is_binary_cross_entropy_summed():
+    loss = MatchingLoss(5).double()
+    states, match = torch.randn(6, 5).double(), torch.tensor([1.0, 0, 1, 0, 0, 1]).double()
+    p = torch.sigmoid(loss.classifier(states)[:, 0])
+    assert float(loss(states, match)) == pytest.approx(
+        float(-(match * p.log() + (1 - match) * (1 - p).log()).sum()), rel=1e-5
+    )
+
+
+def test_hard_negatives_never_belong_together_and_follow_the_similarity():
+    torch.manual_seed(0)
+    similarity = torch.tensor([[9.0, 1.0, 3.0, 5.0], [1.0, 9.0, 1.0, 5.0], [1.0, 1.0, 9.0, 5.0], [1.0, 1.0, 1.0, 9.0]])
+    possible = torch.tensor([True, True, True, False])[None].expand(4, 4)  # the last image has no caption
+    counts = torch.zeros(4, 4)
+    for _ in range(4000):
+        images, captions = hard_negatives(similarity, possible)
+        assert len(images) == 4 + 3  # a caption for each image, an image for each caption
+        assert (images != captions).all()
+        assert (captions != 3).all()
+        counts.index_put_((images[:4], captions[:4]), torch.ones(4), accumulate=True)
+    share = counts[0] / counts[0].sum()
+    expected = math.exp(3) / (math.exp(1) + math.exp(3))
+    assert float(share[2]) == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 4000))
+    images, captions = hard_negatives(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    assert len(images) == len(captions) == 0, "one image alone has no negatives"
+
+
 def test_weights():
+    assert parse_weight("loss.alpha", "learned").learned
     assert parse_weight("loss.alpha", "0.5").at(10**9, 1.0) == 0.5
     ramp = parse_weight("loss.beta", "linear(0, 2, 100)")
     assert [ramp.at(step, 7.0) for step in (0, 25, 100, 10**6)] == [0.0, 0.5, 2.0, 2.0]

@@ -97,8 +97,10 @@ def _validation_due(run: Run) -> bool:
 
 def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Tensor | float]:
     """One optimiser step over the micro-batches; the figures of the step, not yet fetched."""
-    weight = {name: w.at(step, run.steps_per_epoch) for name, w in run.weights.items()}
+    weight: dict[str, Tensor | float] = {name: w.at(step, run.steps_per_epoch) for name, w in run.weights.items()}
     active = frozenset(name for name, value in weight.items() if value > 0)
+    log_variance = run.task.log_variance  # of the terms with learned weights: sum_i exp(-s_i) L_i + s_i
+    weight |= {name: (-s.detach()).exp() for name, s in log_variance.items()}
     counts = [run.task.counts(batch) for batch in micro_batches]
     total = {name: max(1, sum(count[name] for count in counts)) for name in active}
 
@@ -106,11 +108,15 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Ten
     for batch in micro_batches:
         with autocast(run.device, run.precision):
             terms = run.task(batch, active)
-        loss = sum(weight[name] * term.sum / total[name] for name, term in terms.items())
+        factor = weight | {name: (-s).exp() for name, s in log_variance.items()}
+        loss = sum(factor[name] * term.sum / total[name] for name, term in terms.items())
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
         for name, term in terms.items():
             figures[f"loss_{name}"] = figures.get(f"loss_{name}", 0.0) + term.sum.detach() / total[name]
+
+    if log_variance:
+        torch.stack(list(log_variance.values())).sum().backward()
 
     optim = run.config.optim
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]

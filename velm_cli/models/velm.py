@@ -47,14 +47,20 @@ class VelmModel(nn.Module):
         fused_NTD, state = self.fusion.read(self.text, tokens_NT, memory, state)
         return self.logits(fused_NTD[:, -1]), state
 
-    def freeze_unused(self, *, text: bool, pooled: bool, states: bool) -> None:
-        """Freeze what no objective reaches: `text` is predicted, `pooled` and text `states` are compared."""
-        pooled = pooled or (text and (self.one_token or "pooled" in self.fusion.uses))
-        tokens = text and not self.one_token and "tokens" in self.fusion.uses
+    def freeze_unused(self, *, text: bool, pooled: bool, states: bool, fused: bool = False) -> None:
+        """Freeze what no objective reaches.
+
+        `text`: words are predicted; `fused`: fused states are judged; `pooled` images and text `states` are
+        compared.
+        """
+        fused = fused or text
+        pooled = pooled or (fused and (self.one_token or "pooled" in self.fusion.uses))
+        tokens = fused and not self.one_token and "tokens" in self.fusion.uses
         if not text:
-            self.fusion.requires_grad_(False)
             self.output_bias.requires_grad_(False)
-        if not (text or states):
+        if not fused:
+            self.fusion.requires_grad_(False)
+        if not (fused or states):
             self.text.requires_grad_(False)
         if self.vision is None:
             return

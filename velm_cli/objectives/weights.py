@@ -20,6 +20,7 @@ class Weight:
     duration: int = 0
     in_epochs: bool = False
     shape: str = "linear"
+    learned: bool = False  # exp(-s) with a trained s that starts at 0 (Kendall et al. 2018)
 
     @property
     def always_zero(self) -> bool:
@@ -39,7 +40,12 @@ class Weight:
 
 
 def parse_weight(key: str, text: str) -> Weight:
-    """`0.5`, `linear(0,1,500)`, `step(0,1,500)` (steps) or `cosine(1,0,5ep)` (epochs); `key` is named in the error."""
+    """`0.5`, `linear(0,1,500)`, `step(0,1,500)` (steps), `cosine(1,0,5ep)` (epochs) or `learned`.
+
+    `key` is named in the error.
+    """
+    if text.strip() == "learned":
+        return Weight(1.0, 1.0, learned=True)
     try:
         match = _SCHEDULE.fullmatch(text.strip())
         if match is None:
@@ -50,7 +56,7 @@ def parse_weight(key: str, text: str) -> Weight:
     except ValueError:
         raise UserError(
             f"{key}: {text!r} is neither a number of at least 0 nor a schedule such as "
-            "linear(0,1,500) (steps) or cosine(1,0.1,5ep) (epochs)"
+            "linear(0,1,500) (steps) or cosine(1,0.1,5ep) (epochs), nor the word learned"
         ) from None
 
 

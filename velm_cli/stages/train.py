@@ -154,7 +154,8 @@ def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: d
     """The model and the objectives that a weight asks for, initialised."""
     model = VelmModel(vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=tokenizer.vocab_size)
     active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
-    return CaptionTask(model, config.loss, concepts=len(store.concept_names), active=active)
+    learned = frozenset(name for name, weight in weights.items() if weight.learned)
+    return CaptionTask(model, config.loss, concepts=len(store.concept_names), active=active, learned=learned)
 
 
 def inherited_tokenizer(config: TrainRoot) -> Tokenizer | None:
