@@ -9,7 +9,7 @@ import velm as harness
 # (arguments, the line on stderr). `{tmp}` is the working directory.
 MISTAKES = [
     (["trian"], "velm: unknown stage 'trian'; did you mean 'train'?"),
-    (["frobnicate"], "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, doctor"),
+    (["frobnicate"], "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, report, doctor"),
     (
         ["train", "fusion=crossmodal"],
         "velm: fusion=crossmodal: no such choice; did you mean 'cross_modal'? (choices: concat, cross_modal, none)",

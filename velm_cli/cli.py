@@ -16,6 +16,7 @@ STAGES = {
     "train": "train a model from a config",
     "finetune": "go on from another run's weights",
     "evaluate": "caption a split with a trained model and score it (also: eval)",
+    "report": "one table of any number of runs: scores, error bars, size, speed",
     "doctor": "say what works on this machine and how to mend what does not",
 }
 ALIASES = {"eval": "evaluate"}
@@ -32,6 +33,7 @@ examples:
   velm finetune   checkpoint=runs/train/NAME optim.lr=1e-4
   velm eval       checkpoint=runs/train/NAME split=test decode.beams=5
   velm train -m   fusion=concat,cross_modal seed=0,1            a sweep: every combination
+  velm report     runs/train/* out=fusions.png                  the table and plot of it
 
 more:
   velm STAGE --help                  the options of a stage, with their values
@@ -72,6 +74,11 @@ def _dispatch(args: list[str]) -> None:
     if stage not in STAGES:
         hint = did_you_mean(args[0], [*STAGES, *ALIASES]) or f"; stages: {', '.join(STAGES)}"
         raise UserError(f"unknown stage {args[0]!r}{hint}")
+    if stage == "report":
+        from velm_cli.stages.report import main as report
+
+        report(args[1:])
+        return
     _run_stage(stage, _prepare(args[1:]))
 
 
@@ -162,7 +169,7 @@ def _complete(args: list[str]) -> None:
             print("\n".join(name for name in [*STAGES, *ALIASES] if name.startswith(start)))
             return
         stage = ALIASES.get(words[1], words[1])
-        if stage not in STAGES:
+        if stage not in STAGES or stage == "report":
             return
         shorter = re.sub(r"^(\s*\S+\s+)\S+\s", r"\1", line, count=1)
         point = int(os.environ.get("COMP_POINT", len(line)))

@@ -90,6 +90,9 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
     observer = Observer(
         path, max_steps=config.run.max_steps, step=run.progress.step, tensorboard=config.run.tensorboard
     )
+    if not (path / "metrics.jsonl").stat().st_size:
+        sizes = {"parameters": count_parameters(task), "trained": count_parameters(task, trainable=True)}
+        observer.record("start", 0, sizes)
     batches = loader.batches(start=run.progress.step * config.run.accumulation)
     try:
         fit(

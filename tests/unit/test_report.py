@@ -1,0 +1,91 @@
+"""The table of runs: what differs, means over seeds, the bootstrap, the mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+from velm import TINY, TINY_MODEL, call
+
+from velm_cli.report.runs import ScoredRun, bootstrap, compare, table
+
+
+def scored(name: str, options: dict, scores: list[float], tmp_path, trained: int = 1000) -> ScoredRun:
+    return ScoredRun(
+        folder=tmp_path / name,
+        options=options,
+        scores={"Bleu_4": None, "METEOR": None, "ROUGE_L": None, "CIDEr": float(np.mean(scores)), "SPICE": None},
+        per_image={number: {"CIDEr": score} for number, score in enumerate(scores)},
+        trained=trained,
+        captions_per_s=10.0,
+    )
+
+
+def test_seeds_are_averaged_and_only_what_differs_is_named(tmp_path):
+    options = {"fusion.kind": "add", "optim.lr": 1e-3, "seed": 0}
+    runs = [
+        scored("a", options, [1.0, 2.0, 3.0], tmp_path),
+        scored("b", options | {"seed": 1}, [2.0, 3.0, 4.0], tmp_path),
+        scored("c", options | {"fusion.kind": "cross_modal", "fusion.layers": 2}, [5.0, 5.0, 5.0], tmp_path),
+    ]
+    differing, rows = compare(runs)
+    assert differing == ["fusion"]
+    assert [row.label for row in rows] == [("cross_modal",), ("add",)], "the best first"
+    assert [row.runs for row in rows] == [1, 2]
+    assert rows[1].scores["CIDEr"] == 2.5
+    assert rows[0].interval == (5.0, 5.0)
+    assert rows[1].interval[0] < 2.5 < rows[1].interval[1]
+    lines = table(differing, rows).splitlines()
+    assert lines[0].split() == ["fusion", "runs", "CIDEr", "CIDEr", "95", "%", "trained", "captions/s"]
+    assert lines[2].split()[:3] == ["add", "2", "250.0"]
+
+
+def test_runs_that_differ_in_nothing_are_told_apart_by_their_names(tmp_path):
+    runs = [scored(name, {"fusion.kind": "add", "seed": 0}, [1.0], tmp_path) for name in "ab"]
+    assert compare(runs)[0] == ["run"]
+    assert compare(runs[:1])[0] == []
+
+
+def test_the_interval_is_that_of_the_mean():
+    """Normal scores: the 95 % interval of the mean is 1.96 standard errors to each side."""
+    scores = np.random.default_rng(3).normal(5.0, 2.0, 900)
+    low, high = bootstrap([{i: {"CIDEr": float(s)} for i, s in enumerate(scores)}], "CIDEr")
+    expected = 1.96 * scores.std() / 30
+    assert low == pytest.approx(scores.mean() - expected, abs=0.1 * expected + 0.01)
+    assert high == pytest.approx(scores.mean() + expected, abs=0.1 * expected + 0.01)
+    assert bootstrap([{0: {"CIDEr": None}}], "CIDEr") is None
+
+
+def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("preprocess", "dataset=shapes", *TINY) == 0
+    options = [*TINY, *TINY_MODEL, "run.max_steps=2"]
+    options = [option for option in options if not option.startswith(("fusion.layers", "fusion.heads"))]
+    assert call("train", "-m", *options, "fusion=add,concat", "seed=0,1") == 0
+    folders = sorted(str(path) for path in (tmp_path / "runs/train").iterdir())
+    assert len(folders) == 4
+    capsys.readouterr()
+    assert call("report", *folders, "out=picture.png") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:2] == ["fusion", "runs"]
+    assert {tuple(line.split()[:2]) for line in lines[1:3]} == {("add", "2"), ("concat", "2")}
+    assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+    start = json.loads((tmp_path / "runs/train").joinpath(folders[0], "metrics.jsonl").read_text().splitlines()[0])
+    assert start["kind"] == "start"
+    assert 0 < start["trained"] <= start["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["nowhere"], "velm: report: nowhere does not exist"),
+        (["empty"], "velm: empty: it is not a run folder"),
+        (["empty", "metric=Cider"], "velm: report metric=Cider: one of Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE"),
+        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=PICTURE.png]"),
+        (["metric=CIDEr"], "velm: report: give one or more run folders, such as runs/train/*"),
+    ],
+)  # fmt: skip
+def test_mistakes_get_one_line(args, line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    assert call("report", *args) == 2
+    assert capsys.readouterr().err.strip() == line

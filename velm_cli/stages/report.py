@@ -1,0 +1,41 @@
+"""report: one table (and plot) of any number of run folders. Takes folders, not options, so no Hydra."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from velm_cli.errors import UserError, did_you_mean
+from velm_cli.report.runs import SCORES, compare, plot, read_run, table
+
+USAGE = """velm report FOLDER... [metric=CIDEr] [out=PICTURE.png]
+
+One row for every combination of options in which the runs differ; runs that differ in the seed alone are
+averaged. Folders are those of train, finetune or evaluate, such as runs/train/*.
+"""
+
+
+def main(args: list[str]) -> None:
+    """Print the table; draw it if `out=` says where."""
+    if not args or args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    options = dict(arg.split("=", 1) for arg in args if "=" in arg and not Path(arg).exists())
+    folders = [Path(arg) for arg in args if arg.partition("=")[0] not in options]
+    for key in options:
+        if key not in ("metric", "out"):
+            raise UserError(f"report: no option {key!r}{did_you_mean(key, ['metric', 'out'])}; {USAGE.splitlines()[0]}")
+    metric = options.get("metric", "CIDEr")
+    if metric not in SCORES:
+        raise UserError(f"report metric={metric}: one of {', '.join(SCORES)}")
+    if not folders:
+        raise UserError("report: give one or more run folders, such as runs/train/*")
+    runs = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise UserError(f"report: {folder} does not exist")
+        runs.append(read_run(folder))
+    differing, rows = compare(runs, metric)
+    print(table(differing, rows, metric))
+    if "out" in options:
+        plot(differing, rows, Path(options["out"]), metric)
+        print(f"drawn: {options['out']}")
