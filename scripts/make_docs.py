@@ -27,7 +27,7 @@ SECTIONS = [
     ("text", "text.", ["TextConfig", "ScratchTextConfig", "TransformerConfig", "LSTMConfig", "GRUConfig",
                        "PretrainedTextConfig"]),
     ("fusion", "fusion.", ["FusionConfig", "WeightedSumConfig", "AttentionConfig", "CrossModalConfig", "PrefixConfig",
-                           "GatedConfig"]),
+                           "GatedConfig", "ExternalFusionConfig"]),
     ("loss", "loss.", ["LossConfig"]),
     ("optim", "optim.", ["OptimConfig"]),
     ("run", "run.", ["RunConfig"]),

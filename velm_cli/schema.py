@@ -342,6 +342,13 @@ class GatedConfig(FusionConfig):
     heads: int = 4  # attention heads
 
 
+@dataclass
+class ExternalFusionConfig(FusionConfig):
+    kind: str = "external"
+    name: str = ""  # entry point of the group velm.fusions, of any installed package
+    options: dict[str, Any] = field(default_factory=dict)  # what its class is given
+
+
 # ---------------------------------------------------------------------------------------- training
 
 
@@ -544,6 +551,7 @@ KINDS: dict[str, dict[str, type]] = {
         "cross_modal": CrossModalConfig,
         "prefix": PrefixConfig,
         "gated": GatedConfig,
+        "external": ExternalFusionConfig,
     },
     "task": {"caption": CaptionTaskConfig},
 }

@@ -106,6 +106,11 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             yield f"text.width={width} is not divisible by {group}.heads={heads}"
         if not 0 <= (dropout := getattr(node, "dropout", 0.0)) < 1:
             yield f"{group}.dropout={dropout:g}: must be at least 0 and below 1"
+    if isinstance(fusion, schema.ExternalFusionConfig):
+        from velm_cli.models.fusion.external import problem
+
+        if line := problem(fusion.name):
+            yield line
     if isinstance(fusion, schema.GatedConfig) and isinstance(text, (schema.LSTMConfig, schema.GRUConfig)):
         yield f"fusion=gated goes between the layers of a transformer, and text={text.kind} is recurrent"
     if text.freeze not in ("none", "all"):

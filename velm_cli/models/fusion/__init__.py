@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from velm_cli.models.fusion.attending import Attention, CrossModal
 from velm_cli.models.fusion.entering import Gated, Prefix
+from velm_cli.models.fusion.external import load_external
 from velm_cli.models.fusion.interface import Fusion, NoFusion
 from velm_cli.models.fusion.joining import Add, Concat, Multiply, WeightedSum
 from velm_cli.models.text.interface import TextEncoder
@@ -12,6 +13,7 @@ from velm_cli.schema import (
     AttentionConfig,
     ConcatConfig,
     CrossModalConfig,
+    ExternalFusionConfig,
     FusionConfig,
     GatedConfig,
     MultiplyConfig,
@@ -43,5 +45,7 @@ def build_fusion(config: FusionConfig, image_width: int | None, text: TextEncode
             return Prefix(config, image_width, text)
         case GatedConfig():
             return Gated(config, image_width, text)
+        case ExternalFusionConfig():
+            return load_external(config, image_width, text)
         case _:
             raise AssertionError(f"no fusion for {type(config).__name__}")
