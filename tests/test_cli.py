@@ -6,13 +6,15 @@ import stat
 import pytest
 import velm as harness
 
+from velm_cli.compose import conf_dir
+
 # (arguments, the line on stderr). `{tmp}` is the working directory.
 MISTAKES = [
     (["trian"], "velm: unknown stage 'trian'; did you mean 'train'?"),
     (["frobnicate"], "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, report, doctor"),
     (
         ["train", "fusion=crossmodal"],
-        "velm: fusion=crossmodal: no such choice; did you mean 'cross_modal'? (choices: concat, cross_modal, none)",
+        "velm: fusion=crossmodal: no such choice; did you mean 'cross_modal'? (choices: add, attention, concat, cross_modal, external, gated, multiply, none, prefix, weighted_sum)",
     ),
     (["train", "optim.lrr=1"], "velm: optim.lrr: no such option; did you mean 'optim.lr'?"),
     (["train", "optimm.lr=1"], "velm: optimm: no such option; did you mean 'optim'?"),
@@ -101,7 +103,10 @@ def test_help_and_version(tmp_path):
 def test_the_help_of_a_stage_lists_choices_and_values(tmp_path):
     done = harness.velm("train", "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "fusion      concat, cross_modal, none" in done.stdout
+    assert (
+        "fusion      add, attention, concat, cross_modal, external, gated, multiply, none, prefix, weighted_sum"
+        in done.stdout
+    )
     assert "max_steps: 1000" in done.stdout
     assert "_kind" not in done.stdout
     assert " _checkpoint" not in done.stdout
@@ -147,7 +152,7 @@ def test_nothing_is_written_by_looking(tmp_path):
     [
         ("velm tr", {"train"}),
         ("velm ", {"preprocess", "train", "finetune", "evaluate", "doctor", "eval"}),
-        ("velm train fusion=", {"fusion=concat", "fusion=cross_modal", "fusion=none"}),
+        ("velm train fusion=", {f"fusion={path.stem}" for path in (conf_dir() / "fusion").glob("*.yaml")}),
         ("velm train optim.lr", {"optim.lr="}),
         ("velm eval deco", {"decode=", "decode."}),
     ],
