@@ -175,6 +175,8 @@ def check_decoding(model: VelmModel, image: torch.Tensor) -> None:
 
 
 def check_round_trip(model: VelmModel, other: VelmModel, image: torch.Tensor, folder) -> None:
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    assert len(names) == len({id(p) for p in model.parameters()}), "a parameter would be saved under two names"
     save_state(model.state_dict(), folder / "model.safetensors")
     other.load_state_dict(load_state(folder / "model.safetensors"))
     tokens = torch.randint(3, VOCAB, (2, 4))
