@@ -66,6 +66,6 @@ def language_model(path: Path, captions: list[str]) -> Path:
     end = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
     tokenizer = t.PreTrainedTokenizerFast(tokenizer_object=model, **end)
     tokenizer.save_pretrained(path)
-    sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
     t.GPT2LMHeadModel(t.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(path)
     return path
