@@ -146,8 +146,10 @@ def _run_stage(stage: str, args: list[str]) -> None:
 
 def _checkpoint_argument(stage: str, args: list[str]) -> str | None:
     """The value of `checkpoint=`, which decides what the other groups default to."""
+    from velm_cli import compose
+
     values = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("checkpoint=")]
-    if stage not in ("finetune", "evaluate") or not values:
+    if stage not in compose.STAGES_FROM_CHECKPOINT or not values:
         return None
     if "," in values[-1] and not Path(values[-1]).exists():
         raise UserError("checkpoint: a sweep over checkpoints is not possible; call velm once for each")

@@ -7,6 +7,7 @@ run.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import torch
 
 from velm_cli.errors import UserError
 from velm_cli.hub import hub_has
+from velm_cli.models.weights import on_meta
 
 
-def load_pretrained(group: str, name: str, weights: str, auto_class: str, **options: Any) -> Any:
+def load_pretrained(
+    group: str, name: str, weights: str, auto_class: str, *, changes: Mapping[str, Any] | None = None, **options: Any
+) -> Any:
     """`transformers.AUTO_CLASS` for the model `name`, float32, on torch's current device.
 
     `weights`: pretrained (those of `name`), none (drawn anew from its config) or the path of a folder.
-    `options` change its config. Raises UserError naming `group`.name.
+    `changes` are made to its config, `options` go to its constructor. Raises UserError naming `group`.name.
     """
     import transformers
 
@@ -28,16 +32,13 @@ def load_pretrained(group: str, name: str, weights: str, auto_class: str, **opti
     if not auto_class.startswith("Auto") and hasattr(config, "vision_config"):
         config = config.vision_config
     maker = getattr(transformers, auto_class)
-    building_only = torch.empty(0).device.type == "meta"
-    kwargs = {key: value for key, value in options.items() if key == "add_pooling_layer"}
-    changes = {key: value for key, value in options.items() if key not in kwargs}
     try:
-        for key, value in changes.items():
+        for key, value in (changes or {}).items():
             setattr(config, key, value)
-        if weights == "none" or building_only:
-            return maker.from_config(config, **kwargs) if auto_class.startswith("Auto") else maker(config, **kwargs)
+        if weights == "none" or on_meta():
+            return maker.from_config(config, **options) if auto_class.startswith("Auto") else maker(config, **options)
         source = name if weights == "pretrained" else weights
-        return maker.from_pretrained(source, config=config, dtype=torch.float32, **kwargs)
+        return maker.from_pretrained(source, config=config, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         raise UserError(_line(group, name if weights in ("pretrained", "none") else weights, error)) from error
 

@@ -53,6 +53,11 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
     os.replace(part, path)
 
 
+def on_meta() -> bool:
+    """Whether a model is being built without storage, and so without weights."""
+    return torch.empty(0).device.type == "meta"
+
+
 def _torchvision_state(name: str | None) -> dict[str, Tensor]:
     import torchvision
 

@@ -68,7 +68,6 @@ def read_run(folder: Path) -> ScoredRun:
         home = compose.run_folder_of(config["checkpoint"])
         trained = OmegaConf.to_container(OmegaConf.load(home / "config.yaml"))
         assert isinstance(trained, dict)
-        config = trained | {key: config[key] for key in ("split", "decode")}
         options = compose.experiment_of(trained) | {
             f"decode.{key}": value for key, value in config["decode"].items() if key != "batch_size"
         }

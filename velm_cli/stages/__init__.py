@@ -20,7 +20,7 @@ from velm_cli.validate import validate
 def run(config: DictConfig) -> float | None:
     """Run the stage that `config` belongs to; its figure (for sweepers)."""
     stage = config.stage
-    if stage in ("finetune", "evaluate") and OmegaConf.is_missing(config, "checkpoint"):
+    if stage in compose.STAGES_FROM_CHECKPOINT and OmegaConf.is_missing(config, "checkpoint"):
         raise UserError(f"checkpoint is not set: velm {stage} checkpoint=runs/train/NAME")
     typed = compose.to_dataclass(config)
     if stage in ("train", "finetune"):

@@ -28,10 +28,11 @@ class PretrainedText(TextEncoder):
     def __init__(self, config: CausalLMConfig | BertConfig, vocab_size: int) -> None:
         super().__init__()
         kind = "AutoModel" if isinstance(config, BertConfig) else "AutoModelForCausalLM"
-        options: dict[str, Any] = {}
         if isinstance(config, BertConfig):
-            options = {"is_decoder": True, "add_pooling_layer": False}
-        model = load_pretrained("text", config.name, config.weights, kind, **options)
+            changes, options = {"is_decoder": True}, {"add_pooling_layer": False}
+        else:
+            changes, options = {}, {}
+        model = load_pretrained("text", config.name, config.weights, kind, changes=changes, **options)
         if model.get_input_embeddings().num_embeddings < vocab_size:
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
         head = model.get_output_embeddings() if kind == "AutoModelForCausalLM" else None
@@ -104,8 +105,3 @@ def _add_lora(net: nn.Module, rank: int) -> None:
         raise UserError("text.lora_rank needs peft: pip install 'velm[lora]'") from None
     net.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), net)
-
-
-def tokenizer_name(config: Any) -> str | None:
-    """The model whose tokenizer a text encoder must be fed with; None for those trained from scratch."""
-    return config.name if isinstance(config, (CausalLMConfig, BertConfig)) else None

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from velm_cli.errors import UserError
 from velm_cli.models.vision.interface import ImageFeatures, VisionEncoder
-from velm_cli.models.vision.torchvision_nets import on_meta
-from velm_cli.models.weights import load_state
+from velm_cli.models.weights import load_state, on_meta
 from velm_cli.schema import RegionsConfig
 
 GEOMETRY = 5  # x0, y0, x1, y1 as shares of the image, and the share of its area

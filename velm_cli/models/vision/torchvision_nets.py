@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from velm_cli.errors import UserError
 from velm_cli.models.vision.interface import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, VisionEncoder, of_grid
-from velm_cli.models.weights import load_state
+from velm_cli.models.weights import load_state, on_meta
 from velm_cli.schema import TorchvisionConfig
 
 
@@ -114,8 +114,3 @@ def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
     if missing or unexpected:
         what = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unknown"
         raise UserError(f"vision.weights={source} are of another network: {what}")
-
-
-def on_meta() -> bool:
-    """Whether a model is being built without storage."""
-    return torch.empty(0).device.type == "meta"

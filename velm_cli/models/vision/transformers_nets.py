@@ -54,7 +54,7 @@ class TransformersVision(VisionEncoder):
         if model_type not in FAMILIES:
             raise UserError(f"vision.name={config.name} is a {model_type}, not one of {', '.join(sorted(FAMILIES))}")
         family = FAMILIES[model_type]
-        plain = {"add_pooling_layer": False} if family.class_name == "ViTModel" else {}
+        plain: dict[str, Any] = {"add_pooling_layer": False} if family.class_name == "ViTModel" else {}
         self.net: Any = load_pretrained("vision", config.name, config.weights, family.class_name, **plain)
         self.mean, self.std = _normalisation(config.name) or (family.mean, family.std)
         self.width = self.net.config.hidden_size
