@@ -3,10 +3,9 @@
 YAML in `conf/` only holds values; these dataclasses are the config. Hydra validates each override
 against them, `to_object` turns the composed config into them once, at the boundary, and everything
 further in takes dataclasses. A component is chosen by its `kind`, never by a `_target_` string, so a
-config from a stranger cannot run code.
+config from a stranger cannot run code. (No `from __future__ import annotations` here: annotations that are
+strings would be compiled again at every start.)
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
