@@ -78,6 +78,12 @@ class PrefixMapper(Enum):
     tokens = "tokens"
 
 
+class FeatureCaching(Enum):
+    none = "none"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
 class JointLoss(Enum):
     contrastive = "contrastive"
     sigmoid = "sigmoid"
@@ -165,6 +171,7 @@ class DataConfig:
     crop_scale: float = 1.0  # smallest share of the area a random crop keeps; 1 = no random crop
     flip: bool = False  # mirror half of the images (never where captions may say left or right)
     workers: int = 0  # threads that read images ahead; the order of samples does not depend on it
+    cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: a frozen encoder's features, computed once
 
 
 # ---------------------------------------------------------------------------------------- model

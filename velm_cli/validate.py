@@ -182,6 +182,7 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
         yield f"loss.temperature={config.loss.temperature:g}: must be above 0"
     yield from _at_least("loss", config.loss, num_concepts=1, joint_width=1)
     yield from _at_least("data", config.data, captions_per_image=1, workers=0)
+    yield from _cache(config)
     if not 0 < config.data.crop_scale <= 1:
         yield f"data.crop_scale={config.data.crop_scale:g}: the smallest share of the area, above 0 and at most 1"
     yield from _at_least(
@@ -199,6 +200,16 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
 
         if importlib.util.find_spec("tensorboard") is None:
             yield "run.tensorboard=true needs TensorBoard: pip install 'velm[tensorboard]'"
+
+
+def _cache(config: schema.TrainRoot) -> Iterator[str]:
+    data = config.data
+    if data.cache is schema.FeatureCaching.none:
+        return
+    if config.vision.freeze != "all":
+        yield f"data.cache={data.cache.value} keeps what a frozen encoder says: use it with vision.freeze=all"
+    if data.flip or data.crop_scale < 1:
+        yield f"data.cache={data.cache.value} sees each image in one way: leave data.flip=false data.crop_scale=1"
 
 
 def _at_least(group: str, node: Any, **bounds: float) -> Iterator[str]:

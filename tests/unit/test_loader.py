@@ -329,6 +329,9 @@ def test_to_moves_every_tensor():
     moved = batch.to("meta")
     for field in fields(Batch):
         value = getattr(moved, field.name)
+        if field.name == "feature_BSD":  # there are images instead
+            assert value is None
+            continue
         assert value.device.type == "meta" if isinstance(value, torch.Tensor) else value is not None
     assert batch.image_BCHW.device.type == "cpu"
 

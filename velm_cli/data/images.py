@@ -8,10 +8,7 @@ file that cannot be used is refused with a reason, never replaced by a blank.
 from __future__ import annotations
 
 import io
-import os
-import signal
 import stat
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -20,13 +17,13 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
+
+from velm_cli.data.processes import available_cores, new_pool
 
 MIN_SIDE = 8  # pixels; below it a file is a tracking pixel or a placeholder, not a photo
 MAX_ASPECT = 8  # a longer strip is cut to its middle, so that no image is many times the others' size
@@ -209,7 +206,7 @@ def normalise_many(
     chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
     flying: deque[tuple[list[Path], Future | None]] = deque()  # None: to be had from `rescued`
     rescued = _one_by_one(normalise, [])
-    pool = _new_pool(workers)
+    pool = new_pool(workers)
     try:
         while True:
             while len(flying) < 4 * workers and (chunk := next(chunks, None)) is not None:
@@ -221,7 +218,7 @@ def normalise_many(
                 results = job.result() if job else list(islice(rescued, len(chunk)))
             except BrokenProcessPool:
                 pool.shutdown()
-                pool = _new_pool(workers)
+                pool = new_pool(workers)
                 flying.appendleft((chunk, job))
                 flying = deque((chunk, None if _is_lost(job) else job) for chunk, job in flying)
                 rescued.close()
@@ -234,40 +231,17 @@ def normalise_many(
 
 
 def _one_by_one(normalise: Normalise, paths: list[Path]) -> Generator[NormalisedImage | ImageRefused, None, None]:
-    pool = _new_pool(1)
+    pool = new_pool(1)
     try:
         for path in paths:
             try:
                 yield from pool.submit(_normalise_chunk, normalise, [path]).result()
             except BrokenProcessPool:
                 pool.shutdown()
-                pool = _new_pool(1)
+                pool = new_pool(1)
                 yield ImageRefused("fatal: the process that decoded it died (a crash, or out of memory)")
     finally:
         pool.shutdown()
-
-
-def available_cores() -> int:
-    """Cores this process may use (a SLURM job or a container often has fewer than the machine)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _new_pool(workers: int) -> ProcessPoolExecutor:
-    # spawn: the same on every system, and safe beside the threads of whoever calls.
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare_worker)
-
-
-def _prepare_worker() -> None:
-    """Ctrl-C is the parent's business; a parent that was killed must not leave workers behind."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def die_with_parent() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=die_with_parent, daemon=True).start()
 
 
 def _submit(pool: ProcessPoolExecutor, normalise: Normalise, chunk: list[Path]) -> Future:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from velm_cli.data.features import FeatureCache
 from velm_cli.data.store import Store
 from velm_cli.data.tokens import Tokens
 from velm_cli.data.transforms import EvalTransform, TrainTransform, may_flip
@@ -34,7 +35,7 @@ from velm_cli.schema import DataConfig
 WINDOW = 50  # batches whose images are sorted by caption length together: the more, the less padding
 CAPTIONS, ORDER, BATCHES, AUGMENT = range(4)  # names of the random streams
 
-ReadImage = Callable[[int, int, np.ndarray], object]  # record, epoch, float32 CHW to fill
+Read = Callable[[int, int, Tensor], object]  # record, epoch, its row of the batch to fill
 
 
 @dataclass
@@ -46,17 +47,23 @@ class Batch:
 
     image_ids: list[int | str]
     indices: list[int]  # records of the store
-    image_BCHW: Tensor | None  # float32, normalised; None without images
+    image_BCHW: Tensor | None  # float32, normalised; None without images or with features
     tokens_BKT: Tensor  # int64: BOS, words, EOS, then pad_id
     lengths_BK: Tensor  # int64
     positions_M: Tensor  # int64: where in the flat (B * K * (T-1)) inputs a token is to be predicted
     concepts_BC: Tensor | None  # float32, 1 where an image has the concept; None without concepts
     num_captions: int  # non-empty slots
     num_tokens: int  # tokens to predict: words and EOS of all captions
+    feature_BSD: Tensor | None = None  # instead of the image: what a frozen encoder said of it
+
+    @property
+    def visual(self) -> Tensor | None:
+        """What the vision side of the model starts from: features or images; None without either."""
+        return self.image_BCHW if self.feature_BSD is None else self.feature_BSD
 
     def to(self, device: torch.device | str) -> Batch:
         """This batch with its tensors on `device`; the copy may still be under way (pinned memory)."""
-        names = ("image_BCHW", "tokens_BKT", "lengths_BK", "positions_M", "concepts_BC")
+        names = ("image_BCHW", "feature_BSD", "tokens_BKT", "lengths_BK", "positions_M", "concepts_BC")
         tensors = {name: getattr(self, name) for name in names}
         return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
 
@@ -75,8 +82,8 @@ class TrainLoader:
 
     `batch_size` is that of a global batch, of which rank r gets the rows r::world. An epoch visits every
     image at most once and leaves out a random rest smaller than a batch; a split smaller than a batch is
-    one batch. `image_size=None` reads no images; `limit` keeps the first so many images of the split,
-    each with its first captions only.
+    one batch. `image_size=None` reads no images; with `features` these are read instead. `limit` keeps
+    the first so many images of the split, each with its first captions only.
     Raises UserError when the split has no images, no captions, or too few for the processes.
     """
 
@@ -94,6 +101,7 @@ class TrainLoader:
         seed: int,
         split: str = "train",
         limit: int = 0,
+        features: FeatureCache | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -116,6 +124,7 @@ class TrainLoader:
         if limit:  # to learn a few images by heart, each must keep the same captions
             self._ranges[:, 1] = np.minimum(self._ranges[:, 1], self._ranges[:, 0] + self._captions_per_image)
         self._image_size = image_size if store.has_images else None
+        self._features = features
         self._transform = TrainTransform(self._image_size or 1, mean, std, data.crop_scale, data.flip)
         self._epoch: _Epoch | None = None
 
@@ -126,10 +135,11 @@ class TrainLoader:
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches number `start`, `start + 1`, ... since the beginning of training, without end."""
-        return _with_images(self._planned(start), self._read_image, self._data.workers)
+        read = self._read_image if self._features is None else _read_features(self._features)
+        return _filled(self._planned(start), read, self._data.workers)
 
     def _planned(self, start: int) -> Iterator[tuple[int, Batch]]:
-        """(epoch, batch) with room for the images instead of the images."""
+        """(epoch, batch) with room for the images or features instead of these."""
         for number in count(start):
             epoch_number, within = divmod(number, self.batches_per_epoch)
             epoch = self._plan(epoch_number)
@@ -143,6 +153,7 @@ class TrainLoader:
                     epoch.drawn[mine],
                     self._num_concepts,
                     self._image_size,
+                    self._features,
                 ),
             )
 
@@ -157,13 +168,13 @@ class TrainLoader:
             self._epoch = _Epoch(number, batches, drawn)
         return self._epoch
 
-    def _read_image(self, record: int, epoch: int, out_CHW: np.ndarray) -> None:
+    def _read_image(self, record: int, epoch: int, out_CHW: Tensor) -> None:
         seeds = np.random.SeedSequence([self._seed, epoch, AUGMENT, record])
         transform = partial(
             self._transform,
             generator=np.random.Generator(np.random.Philox(seeds)),
             may_flip=self._data.flip and may_flip(self._store.captions(record)),
-            out_CHW=out_CHW,
+            out_CHW=out_CHW.numpy(),
         )
         _read_image(self._store, record, transform)
 
@@ -180,10 +191,12 @@ def eval_batches(
     num_concepts: int = 0,
     captions_per_image: int = 0,
     workers: int = 0,
+    features: FeatureCache | None = None,
 ) -> Iterator[Batch]:
     """Every record of `indices` exactly once, in that order, with its first captions.
 
-    Without `tokens` (to describe images) batches have K = T = 0. `image_size=None` reads no images.
+    Without `tokens` (to describe images) batches have K = T = 0. `image_size=None` reads no images; with
+    `features` these are read instead.
     """
     records = np.asarray(indices, np.int64)
     image_size = image_size if store.has_images else None
@@ -196,13 +209,13 @@ def eval_batches(
     def planned() -> Iterator[tuple[int, Batch]]:
         for start in range(0, len(records), batch_size):
             rows = slice(start, start + batch_size)
-            yield 0, _assemble(store, tokens, records[rows], first[rows], num_concepts, image_size)
+            yield 0, _assemble(store, tokens, records[rows], first[rows], num_concepts, image_size, features)
 
-    def read_image(record: int, epoch: int, out_CHW: np.ndarray) -> None:
-        _read_image(store, record, partial(transform, out_CHW=out_CHW))
+    def read_image(record: int, epoch: int, out_CHW: Tensor) -> None:
+        _read_image(store, record, partial(transform, out_CHW=out_CHW.numpy()))
 
     transform = EvalTransform(image_size or 1, mean, std)
-    return _with_images(planned(), read_image, workers)
+    return _filled(planned(), read_image if features is None else _read_features(features), workers)
 
 
 # ---------------------------------------------------------------------------------------- order
@@ -260,12 +273,15 @@ def _assemble(
     captions_BK: np.ndarray,
     num_concepts: int,
     image_size: int | None,
+    features: FeatureCache | None,
 ) -> Batch:
-    """The batch of `records` with the captions number `captions_BK` (-1: none), images still to be read."""
+    """The batch of `records` with the captions number `captions_BK` (-1: none), images or features to be read."""
     indices = records.tolist()
     tokens_BKT, lengths_BK = _fill_tokens(tokens, captions_BK)
-    image_BCHW = concepts_BC = None
-    if image_size is not None:
+    image_BCHW = feature_BSD = concepts_BC = None
+    if features is not None:
+        feature_BSD = features.empty(len(indices))
+    elif image_size is not None:
         shape = (len(indices), 3, image_size, image_size)
         image_BCHW = torch.empty(shape, pin_memory=torch.cuda.is_available())
     if num_concepts:
@@ -284,6 +300,7 @@ def _assemble(
         concepts_BC=concepts_BC,
         num_captions=int(np.count_nonzero(lengths_BK)),
         num_tokens=int(np.maximum(lengths_BK - 1, 0).sum()),
+        feature_BSD=feature_BSD,
     )
 
 
@@ -325,23 +342,25 @@ def _read_image(store: Store, record: int, transform: Callable[[bytes], Tensor])
         ) from error
 
 
-def _with_images(
-    planned: Iterable[tuple[int, Batch]], read_image: ReadImage, workers: int
-) -> Generator[Batch, None, None]:
-    """The batches of (epoch, batch) pairs in order, their images read by `workers` threads ahead of use.
+def _read_features(features: FeatureCache) -> Read:
+    return lambda record, epoch, out_SD: features.read_into(record, out_SD)
+
+
+def _filled(planned: Iterable[tuple[int, Batch]], read: Read, workers: int) -> Generator[Batch, None, None]:
+    """The batches of (epoch, batch) pairs in order, images or features read by `workers` threads ahead of use.
 
     0 workers read each batch when it is asked for. Closing the iterator ends the threads.
     """
 
-    def jobs(epoch: int, batch: Batch) -> Iterator[tuple[int, int, np.ndarray]]:
-        if batch.image_BCHW is not None:
-            for record, out_CHW in zip(batch.indices, batch.image_BCHW.numpy(), strict=True):
-                yield record, epoch, out_CHW
+    def jobs(epoch: int, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
+        if batch.visual is not None:
+            for record, row in zip(batch.indices, batch.visual, strict=True):
+                yield record, epoch, row
 
     if workers == 0:
         for epoch, batch in planned:
             for job in jobs(epoch, batch):
-                read_image(*job)
+                read(*job)
             yield batch
         return
 
@@ -349,7 +368,7 @@ def _with_images(
     waiting: deque = deque()  # (batch, its futures)
     try:
         for epoch, batch in planned:
-            waiting.append((batch, [pool.submit(read_image, *job) for job in jobs(epoch, batch)]))
+            waiting.append((batch, [pool.submit(read, *job) for job in jobs(epoch, batch)]))
             if len(waiting) > max(2, 2 * workers // len(batch.indices)):
                 yield _finished(*waiting.popleft())
         while waiting:

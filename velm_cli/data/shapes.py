@@ -11,7 +11,10 @@ import io
 import json
 import math
 import random
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from velm_cli import schema
+from velm_cli.data.processes import new_pool
 from velm_cli.data.shapes_grammar import Scene, make_scene, write_captions
 from velm_cli.errors import UserError
 from velm_cli.files import write_bytes, write_json
@@ -26,6 +30,8 @@ from velm_cli.files import write_bytes, write_json
 STAMP = "shapes.json"  # written last: its presence says that the folder is whole
 UNFINISHED = "shapes.unfinished.json"  # written first: its presence says that the folder is ours
 VERSION = 5
+CHUNK = 32  # scenes a job
+WORTH_PROCESSES = 500  # scenes from which on it pays to start processes
 
 # Lengths are pixels of the finished image.
 SIDE = 128
@@ -223,26 +229,51 @@ def _write_all(root: Path, draw_seed: int, sizes: dict[str, int], *, progress: b
     scenes: dict[str, Any] = {}
     coco = {year: _empty_coco() for year in ("train2014", "val2014")}
     parts = [(part, index) for part, size in sizes.items() for index in range(size)]
-    quiet = None if progress else True  # None: only where someone watches
-    for image_id, (part, index) in enumerate(tqdm(parts, "shapes", disable=quiet, mininterval=0.5), start=1):
-        rng = draw_lots(draw_seed, part, index)
-        scene = make_scene(part, rng)
-        captions = write_captions(scene, rng)
-        folder = "train2014" if part == "train" else "val2014"
-        name = f"COCO_{folder}_{image_id:012d}.jpg"
-        if not (root / folder / name).exists():
-            _write_image(root / folder / name, draw(scene, place(scene, rng), rng))
+    for image_id, (part, _) in enumerate(parts, start=1):
         ids[part].append(image_id)
-        scenes[str(image_id)] = scene.to_json()
-        coco[folder]["images"].append({"id": image_id, "file_name": name, "height": SIDE, "width": SIDE, "license": 1})
-        coco[folder]["annotations"] += [
-            {"id": (image_id - 1) * len(captions) + number, "image_id": image_id, "caption": caption}
-            for number, caption in enumerate(captions, start=1)
-        ]
+    with ExitStack() as stack:
+        write = partial(_write_scene, root, draw_seed)
+        results: Iterator[tuple[dict[str, Any], list[str]]] = map(write, enumerate(parts, start=1))
+        if len(parts) >= WORTH_PROCESSES:
+            pool = stack.enter_context(new_pool(0))
+            results = pool.map(write, enumerate(parts, start=1), chunksize=CHUNK)
+        quiet = None if progress else True  # None: only where someone watches
+        for image_id, (part, _) in enumerate(tqdm(parts, "shapes", disable=quiet, mininterval=0.5), start=1):
+            scene, captions = next(results)
+            folder = _folder(part)
+            name = _file_name(part, image_id)
+            scenes[str(image_id)] = scene
+            coco[folder]["images"].append(
+                {"id": image_id, "file_name": name, "height": SIDE, "width": SIDE, "license": 1}
+            )
+            coco[folder]["annotations"] += [
+                {"id": (image_id - 1) * len(captions) + number, "image_id": image_id, "caption": caption}
+                for number, caption in enumerate(captions, start=1)
+            ]
     for folder, content in coco.items():
         write_json(root / "annotations" / f"captions_{folder}.json", content, indent=None)
     write_json(root / "shapes_split.json", ids, indent=None)
     write_json(root / "scenes.json", scenes, indent=None)
+
+
+def _write_scene(root: Path, draw_seed: int, job: tuple[int, tuple[str, int]]) -> tuple[dict[str, Any], list[str]]:
+    """Draw one scene, unless its image is there already; what it holds, and its captions."""
+    image_id, (part, index) = job
+    rng = draw_lots(draw_seed, part, index)
+    scene = make_scene(part, rng)
+    captions = write_captions(scene, rng)
+    path = root / _folder(part) / _file_name(part, image_id)
+    if not path.exists():
+        _write_image(path, draw(scene, place(scene, rng), rng))
+    return scene.to_json(), captions
+
+
+def _folder(part: str) -> str:
+    return "train2014" if part == "train" else "val2014"
+
+
+def _file_name(part: str, image_id: int) -> str:
+    return f"COCO_{_folder(part)}_{image_id:012d}.jpg"
 
 
 def draw_lots(draw_seed: int, part: str, index: int) -> random.Random:

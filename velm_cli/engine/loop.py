@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import Batch
 from velm_cli.engine.checkpoint import Progress, save_checkpoint
 from velm_cli.engine.device import autocast
@@ -35,6 +36,7 @@ class Run:
     config: TrainRoot
     folder: Path
     task: CaptionTask
+    features: FeatureCache | None
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     weights: dict[str, Weight]  # alpha, beta, gamma by the name of their term

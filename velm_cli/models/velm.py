@@ -26,7 +26,10 @@ class VelmModel(nn.Module):
         self.one_token = vision.output is VisionOutput.pooled
         self.output_bias = nn.Parameter(torch.zeros(vocab_size))
 
-    def encode_image(self, image_BCHW: Tensor | None) -> ImageFeatures | None:
+    def encode_image(self, image_BCHW: Tensor | None, feature_BSD: Tensor | None = None) -> ImageFeatures | None:
+        """What the encoder says of the images, or has said (`ImageFeatures.packed`); None without vision."""
+        if feature_BSD is not None:
+            return ImageFeatures.unpacked(feature_BSD.float())
         if self.vision is None:
             return None
         # A frozen encoder needs no graph; torch then keeps no activations either.

@@ -17,7 +17,7 @@ from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_device, pick_precision, prepare
 from velm_cli.models.velm import count_parameters
-from velm_cli.schema import Precision, TrainRoot
+from velm_cli.schema import FeatureCaching, Precision, TrainRoot
 from velm_cli.stages.train import build_task, term_weights
 from velm_cli.tasks.caption import CaptionTask
 
@@ -79,10 +79,17 @@ def _one_step(task: CaptionTask, config: TrainRoot, length: int, images: bool) -
     B, K, side = config.run.batch_size, config.data.captions_per_image, config.vision.image_size
     N = B * K
     with torch.device("meta"):
+        image_BCHW = torch.empty(B, 3, side, side) if images else None
+        feature_BSD = None
+        if images and config.data.cache is not FeatureCaching.none:
+            with torch.no_grad():
+                features = task.model.encode_image(image_BCHW)
+            image_BCHW, feature_BSD = None, features.packed() if features else None
         batch = Batch(
             image_ids=list(range(B)),
             indices=list(range(B)),
-            image_BCHW=torch.empty(B, 3, side, side) if images else None,
+            image_BCHW=image_BCHW,
+            feature_BSD=feature_BSD,
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
             positions_M=torch.empty(N * length, dtype=torch.long),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.tokenizer import Tokenizer
@@ -37,6 +38,7 @@ def caption_split(
     seed: int,
     stop: StopRequest | None = None,
     progress: bool = True,
+    features: FeatureCache | None = None,
 ) -> Captions:
     """A caption for every record of `indices`, exactly once; fewer only when `stop` is requested."""
     generator = torch.Generator(device=device).manual_seed(seed)
@@ -49,6 +51,7 @@ def caption_split(
         image_size=image_size,
         mean=task.image_mean,
         std=task.image_std,
+        features=features,
     )
     with tqdm(total=len(indices), unit="image", desc="captions", disable=None if progress else True) as bar:
         for batch in batches:
@@ -89,6 +92,7 @@ def validation_figures(run: Run, store: Store, tokens: Tokens, step: int, stop: 
             seed=config.seed,
             stop=stop,
             progress=False,
+            features=run.features,
         )
         if not stop:
             figures["cider"] = fast_cider(references(store, indices), captions)
@@ -113,6 +117,7 @@ def _validation_losses(
         std=run.task.image_std,
         num_concepts=run.task.concepts,
         captions_per_image=run.config.data.captions_per_image,
+        features=run.features,
     ):
         if stop:
             break

@@ -24,6 +24,7 @@ from velm_cli.models.weights import load_state, save_state
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
 from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TokenizerConfig, TokenizerKind, TrainRoot
+from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
 from velm_cli.tasks.caption import CaptionTask
 
@@ -54,6 +55,7 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
     task = build_task(config, store, tokens.tokenizer, weights)
     notes = [*word_vectors(config, task, tokens.tokenizer), *initial_weights(config, task)]
     task.to(device)
+    features = cached_features(config, store, task, device, precision)
     loader = TrainLoader(
         store,
         tokens,
@@ -65,11 +67,13 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         num_concepts=task.concepts,
         seed=config.seed,
         limit=config.run.overfit_images,
+        features=features,
     )
     run = Run(
         config=config,
         folder=path,
         task=task,
+        features=features,
         optimizer=build_optimizer(task, config.optim),
         ema=Ema(task, config.run.ema_decay) if config.run.ema_decay else None,
         weights=weights,
@@ -137,6 +141,7 @@ def _finish(run: Run, store: Store, tokens: Tokens) -> None:
             device=run.device,
             precision=run.precision,
             seed=config.seed,
+            features=run.features,
         )
         score_and_save(captions, store, config.metrics, path, title=f"{path}  val")
     mark(path, "DONE")

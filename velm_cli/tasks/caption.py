@@ -79,7 +79,7 @@ class CaptionTask(nn.Module):
         counts = self.counts(batch)
         terms = {}
         sees_image = active - {"text"} or self.model.fusion.uses
-        features = self.model.encode_image(batch.image_BCHW) if sees_image else None
+        features = self.model.encode_image(batch.image_BCHW, batch.feature_BSD) if sees_image else None
         if "image" in active:
             assert features is not None and self.image_loss is not None
             terms["image"] = Term(self.image_loss(features.pooled_BD, batch.concepts_BC), counts["image"])
@@ -152,7 +152,7 @@ class CaptionTask(nn.Module):
         specials = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id)
         never = [i for i in specials if i is not None and i != tokenizer.eos_id]
         with torch.inference_mode():
-            memory = self.model.memory(self.model.encode_image(batch.image_BCHW))
+            memory = self.model.memory(self.model.encode_image(batch.image_BCHW, batch.feature_BSD))
         sequences = decode(
             self.model,
             memory,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -22,6 +23,14 @@ class ImageFeatures:
 
     def select(self, index: Tensor) -> ImageFeatures:
         return ImageFeatures(self.tokens_BSD[index], self.pooled_BD[index])
+
+    def packed(self) -> Tensor:
+        """[B, S + 1, D]: the tokens and, last, pooled; `unpacked` takes them apart."""
+        return torch.cat([self.tokens_BSD, self.pooled_BD[:, None]], dim=1)
+
+    @staticmethod
+    def unpacked(packed_BSD: Tensor) -> ImageFeatures:
+        return ImageFeatures(packed_BSD[:, :-1], packed_BSD[:, -1])
 
 
 class VisionEncoder(nn.Module):

@@ -1,0 +1,71 @@
+"""`data.cache`: training from cached features is the training that encodes every image every time."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+from velm import TINY, TINY_MODEL, call
+
+COMMAND = [
+    "train", *TINY, *TINY_MODEL, "vision.freeze=all", "run.max_steps=8", "run.validate_every=4", "loss.beta=0.1",
+    "loss.gamma=0.1", "metrics.names=[cider]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call("preprocess", "dataset=shapes", *TINY) == 0
+        assert call(*COMMAND, "name=plain") == 0
+        yield folder / "runs/train"
+
+
+def losses(folder) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k.startswith(("loss", "cider"))} for line in lines if "step" in line]
+
+
+@pytest.mark.parametrize(("output", "cache", "tolerance"), [("grid", "fp32", 1e-5), ("grid", "bf16", 3e-2)])
+def test_the_losses_and_weights_are_those_without_a_cache(place, output, cache, tolerance, capsys):
+    assert call(*COMMAND, f"name={cache}", f"data.cache={cache}") == 0
+    # the parts that hold the 24 training and 8 validation images: here the store's one part, of all 40
+    assert "computed for 40 images" in capsys.readouterr().out
+    plain, cached = losses(place / "plain"), losses(place / cache)
+    assert len(plain) == len(cached) > 8
+    for a, b in zip(plain, cached, strict=True):
+        assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
+    for name, tensor in load_file(place / "plain/model.safetensors").items():
+        assert tensor.shape == load_file(place / cache / "model.safetensors")[name].shape
+    assert call("eval", f"checkpoint=runs/train/{cache}", "metrics.names=[cider]") == 0  # encodes by itself
+
+
+def test_a_second_run_and_a_resumed_one_find_the_features(place, capsys):
+    assert call(*COMMAND, "name=again", "data.cache=fp32", "optim.lr=1e-4") == 0
+    capsys.readouterr()
+    assert call(*COMMAND, "name=again", "data.cache=fp32", "optim.lr=1e-4", "run.max_steps=10") == 0
+    out = capsys.readouterr().out
+    assert "complete" in out and "computed for" not in out and "resumed at step 8" in out
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ("vision.freeze=none", "data.cache=bf16 keeps what a frozen encoder says: use it with vision.freeze=all"),
+        ("data.flip=true", "data.cache=bf16 sees each image in one way: leave data.flip=false data.crop_scale=1"),
+    ],
+)
+def test_what_cannot_be_cached_is_refused(place, wrong, line, capsys):
+    assert call(*COMMAND, "data.cache=bf16", wrong) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_dry_run_counts_no_encoder(place, capsys):
+    def gflop(*options: str) -> float:
+        assert call(*COMMAND, "dry_run=true", *options) == 0
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.endswith("GFLOP"))
+        return float(line.split()[0])
+
+    capsys.readouterr()
+    assert gflop("data.cache=bf16", "vision.width=256") < gflop("vision.width=256")

@@ -1,0 +1,116 @@
+"""Cached features: the numbers of the encoder, found again only for the same encoder, whole or not at all."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from velm_cli.data import features
+from velm_cli.data.features import LOCK, PART, FeatureCache
+from velm_cli.errors import UserError
+from velm_cli.schema import FeatureCaching
+
+RECORDS = 2 * PART + 37
+TABLE = torch.randn(RECORDS, 3, 5, generator=torch.Generator().manual_seed(1))
+
+
+class Encoder:
+    """Looks features up in TABLE and remembers what it was asked for."""
+
+    def __init__(self):
+        self.asked: list[int] = []
+
+    def __call__(self, records):
+        self.asked += records.tolist()
+        for start in range(0, len(records), 100):
+            yield TABLE[records[start : start + 100]]
+
+
+def read(cache: FeatureCache, records) -> torch.Tensor:
+    out = cache.empty(len(records))
+    for row, record in zip(out, records, strict=True):
+        cache.read_into(record, row)
+    return out
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(FeatureCaching.bf16, torch.bfloat16), (FeatureCaching.fp32, torch.float)])
+def test_what_was_encoded_is_read_back(tmp_path, kind, dtype):
+    cache = FeatureCache(tmp_path, RECORDS, kind, {"encoder": "a"})
+    assert cache.fill(np.arange(RECORDS), Encoder()) == RECORDS
+    again = FeatureCache(tmp_path, RECORDS, kind, {"encoder": "a"})  # as another process would
+    records = [RECORDS - 1, 0, PART, PART - 1, 7]
+    assert again.shape == (3, 5)
+    assert torch.equal(read(again, records), TABLE[records].to(dtype))
+
+
+def test_only_the_parts_of_the_records_asked_for_are_encoded_and_only_once(tmp_path):
+    cache = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {})
+    first, second = Encoder(), Encoder()
+    assert cache.fill(np.array([PART + 3, 2 * PART + 1]), first) == PART + 37
+    assert sorted(first.asked) == list(range(PART, RECORDS))
+    assert cache.fill(np.array([PART + 3, 2 * PART + 1]), second) == 0 and not second.asked
+    assert cache.fill(np.arange(RECORDS), second) == PART
+    assert second.asked == list(range(PART))
+    (cache.folder / "part-00001.npy").write_bytes(b"torn")
+    with pytest.raises(UserError, match=r"cannot be read.*delete it"):
+        read(FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {}), [PART])
+
+
+def test_anything_that_features_depend_on_has_a_folder_of_its_own(tmp_path):
+    caches = [
+        FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {"weights": "a", "size": 224}),
+        FeatureCache(tmp_path, RECORDS, FeatureCaching.bf16, {"weights": "a", "size": 224}),
+        FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {"weights": "b", "size": 224}),
+        FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {"weights": "a", "size": 256}),
+    ]
+    assert len({cache.folder for cache in caches}) == 4
+    same = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {"size": 224, "weights": "a"})
+    assert same.folder == caches[0].folder
+
+
+def test_killed_between_parts_it_goes_on_with_the_next(tmp_path):
+    def dies(records):
+        if 0 not in records:
+            raise KeyboardInterrupt
+        yield TABLE[records]
+
+    cache = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {})
+    with pytest.raises(KeyboardInterrupt):
+        cache.fill(np.arange(RECORDS), dies)
+    encoder = Encoder()
+    assert cache.fill(np.arange(RECORDS), encoder) == RECORDS - PART
+    assert 0 not in encoder.asked
+    assert torch.equal(read(cache, range(RECORDS)), TABLE)
+
+
+def test_two_runs_do_the_work_once(tmp_path, capfd):
+    """While another process holds the lock, this one waits, and then finds the features there."""
+    cache = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {})
+    cache.folder.mkdir(parents=True)
+    other = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {})
+    encoder = Encoder()
+    with (cache.folder / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=other.fill, args=(np.arange(RECORDS), encoder))
+        waiting.start()
+        waiting.join(0.3)
+        assert waiting.is_alive() and not encoder.asked
+        (cache.folder / "about.json").write_text(json.dumps({"shape": [3, 5]}))
+        for part in range(3):
+            np.save(cache.folder / f"part-{part:05d}.npy", TABLE[part * PART : (part + 1) * PART].numpy())
+    waiting.join(10)
+    assert not encoder.asked and "waiting for it" in capfd.readouterr().out
+    assert torch.equal(read(other, [5, RECORDS - 1]), TABLE[[5, RECORDS - 1]])
+
+
+def test_a_full_disk_is_said_before_it_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "ROOM_LEFT", 1 << 60)
+    cache = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {})
+    with pytest.raises(UserError, match=r"data.cache: features take .* GB are free; make room, or use data.cache=none"):
+        cache.fill(np.arange(RECORDS), Encoder())
+    assert not list(cache.folder.glob("part-*"))
