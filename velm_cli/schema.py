@@ -84,6 +84,16 @@ class FeatureCaching(Enum):
     fp32 = "fp32"
 
 
+class TextLoss(Enum):
+    next_token = "next_token"
+    masked = "masked"
+
+
+class ImageLoss(Enum):
+    concepts = "concepts"
+    masked_patches = "masked_patches"
+
+
 class JointLoss(Enum):
     contrastive = "contrastive"
     sigmoid = "sigmoid"
@@ -333,6 +343,13 @@ class CrossModalConfig(FusionConfig):
 
 
 @dataclass
+class CoAttentionConfig(FusionConfig):
+    kind: str = "co_attention"
+    layers: int = 2  # pairs of transformer blocks, one a stream
+    heads: int = 4  # attention heads
+
+
+@dataclass
 class PrefixConfig(FusionConfig):
     kind: str = "prefix"
     mapper: PrefixMapper = PrefixMapper.mlp  # mlp | transformer | tokens (every image token becomes one)
@@ -375,8 +392,14 @@ class LossConfig:
     alpha: str = "1"  # weight of L_text: a number, learned, or linear|cosine|step(from,to,500), (from,to,5ep)
     beta: str = "0"  # weight of L_image
     gamma: str = "0"  # weight of L_joint
+    text: TextLoss = TextLoss.next_token  # L_text: next_token | masked (words hidden in the middle; generates nothing)
     label_smoothing: float = 0.0  # L_text
+    scheduled_sampling: str = "0"  # L_text: probability that an input word is the model's own: a number or a schedule
+    masked_words: float = 0.15  # L_text masked: share of the words that are hidden
     chunk: int = 0  # L_text: positions whose logits exist at once, for large vocabularies; 0 = all
+    image: ImageLoss = ImageLoss.concepts  # L_image: concepts | masked_patches (hidden squares are painted in)
+    masked_patches: float = 0.6  # L_image masked_patches: share of the image that is hidden
+    patch_size: int = 16  # L_image masked_patches: side of a hidden square, pixels
     joint: JointLoss = JointLoss.contrastive  # L_joint: contrastive | sigmoid | matching (contrastive and matching)
     num_concepts: int = 1000  # L_image: the most frequent content words that are predicted
     joint_width: int = 128  # L_joint: size of the shared embedding
@@ -555,6 +578,7 @@ KINDS: dict[str, dict[str, type]] = {
         "weighted_sum": WeightedSumConfig,
         "attention": AttentionConfig,
         "cross_modal": CrossModalConfig,
+        "co_attention": CoAttentionConfig,
         "prefix": PrefixConfig,
         "gated": GatedConfig,
         "external": ExternalFusionConfig,

@@ -8,7 +8,7 @@ from typing import Any
 
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean
-from velm_cli.objectives.weights import parse_weight
+from velm_cli.objectives.weights import Weight, parse_weight
 
 TORCHVISION_FAMILIES = ("resnet", "vgg", "squeezenet", "convnext", "efficientnet", "swin", "vit_")
 
@@ -176,11 +176,12 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
         for name in ("beta", "gamma"):
             if name in weights and not weights[name].always_zero:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
+    yield from _objectives(config, weights)
     if not 0 <= config.loss.label_smoothing < 1:
         yield f"loss.label_smoothing={config.loss.label_smoothing:g}: must be at least 0 and below 1"
     if config.loss.temperature <= 0:
         yield f"loss.temperature={config.loss.temperature:g}: must be above 0"
-    yield from _at_least("loss", config.loss, num_concepts=1, joint_width=1)
+    yield from _at_least("loss", config.loss, num_concepts=1, joint_width=1, patch_size=1)
     yield from _at_least("data", config.data, captions_per_image=1, workers=0)
     yield from _cache(config)
     if not 0 < config.data.crop_scale <= 1:
@@ -200,6 +201,38 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
 
         if importlib.util.find_spec("tensorboard") is None:
             yield "run.tensorboard=true needs TensorBoard: pip install 'velm[tensorboard]'"
+
+
+def _objectives(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
+    """What the forms of L_text and L_image ask of the model."""
+    loss, vision = config.loss, config.vision
+    writes = loss.text is schema.TextLoss.next_token
+    learns_text = "alpha" in weights and not weights["alpha"].always_zero
+    one_way = (schema.LSTMConfig, schema.GRUConfig, schema.CausalLMConfig)
+    if not writes and isinstance(config.text, one_way):
+        yield f"loss.text=masked: text={config.text.kind} reads in one direction only; use transformer or bert"
+    if isinstance(config.fusion, schema.CoAttentionConfig) and writes and learns_text:
+        yield (
+            "fusion=co_attention knows the whole caption, so it cannot learn to write one: set loss.alpha=0 "
+            "(with loss.gamma=1 loss.joint=matching), or loss.text=masked"
+        )
+    for name in ("masked_words", "masked_patches"):
+        if not 0 < (share := getattr(loss, name)) < 1:
+            yield f"loss.{name}={share:g}: a share above 0 and below 1"
+    try:
+        sampling = parse_weight("loss.scheduled_sampling", loss.scheduled_sampling)
+    except UserError as error:
+        yield str(error)
+    else:
+        if sampling.learned or max(sampling.start, sampling.end) > 1:
+            yield f"loss.scheduled_sampling={loss.scheduled_sampling}: a probability, so at most 1"
+        elif not sampling.always_zero and not writes:
+            yield "loss.scheduled_sampling is of no use with loss.text=masked: set it to 0"
+    paints = "beta" in weights and not weights["beta"].always_zero and loss.image is schema.ImageLoss.masked_patches
+    if paints and isinstance(vision, schema.RegionsConfig):
+        yield "loss.image=masked_patches needs a grid, and regions are none: choose another vision encoder"
+    if paints and vision.freeze == "all":
+        yield "loss.image=masked_patches teaches the vision encoder, which vision.freeze=all keeps from learning"
 
 
 def _cache(config: schema.TrainRoot) -> Iterator[str]:

@@ -215,21 +215,53 @@ def check_learning(model: VelmModel, image: torch.Tensor) -> None:
 
 OBJECTIVES = {
     "text": ("text", schema.LossConfig(chunk=4)),
+    "own_words": ("text", schema.LossConfig()),
+    "masked": ("text", schema.LossConfig(text=schema.TextLoss.masked)),
     "image": ("image", schema.LossConfig()),
+    "patches": ("image", schema.LossConfig(image=schema.ImageLoss.masked_patches, patch_size=8)),
     "contrastive": ("joint", schema.LossConfig()),
     "sigmoid": ("joint", schema.LossConfig(joint=schema.JointLoss.sigmoid)),
     "matching": ("joint", schema.LossConfig(joint=schema.JointLoss.matching)),
     "all": ("text image joint", schema.LossConfig(joint=schema.JointLoss.matching)),
+    "pretraining": (
+        "text image joint",
+        schema.LossConfig(
+            text=schema.TextLoss.masked,
+            image=schema.ImageLoss.masked_patches,
+            patch_size=8,
+            joint=schema.JointLoss.matching,
+        ),
+    ),
 }
+JUDGING = {"co_attention": lambda: schema.CoAttentionConfig(layers=2, heads=2)}  # generate nothing
+WRITING = {"text", "own_words", "all"}  # objectives that need a fusion that generates
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("fusion", FUSION)
-def test_matrix_objectives(fusion, objective):
-    torch.manual_seed(0)
-    vision = "siglip" if objective == "image" else "convnet"
-    model = build(vision, "transformer", fusion)
+def learner(text: str, fusion: str, objective: str, vision: str = "convnet") -> VelmModel:
+    causal = OBJECTIVES[objective][1].text is schema.TextLoss.next_token
+    model = VelmModel(
+        vision=VISION[vision](),
+        text=TEXT[text](),
+        fusion=(FUSION | JUDGING)[fusion](),
+        vocab_size=VOCAB,
+        causal=causal,
+    )
     open_gates(model)
+    return model
+
+
+OBJECTIVE_CELLS = [
+    *(("transformer", fusion, objective) for fusion in FUSION for objective in OBJECTIVES),
+    *((text, fusion, objective) for text in TEXT for fusion in JUDGING for objective in ("matching", "contrastive")),
+    *((text, fusion, "masked") for text in ("transformer", "bert") for fusion in (JUDGING | FUSION)),
+]
+
+
+@pytest.mark.parametrize(("text", "fusion", "objective"), sorted(set(OBJECTIVE_CELLS)))
+def test_matrix_objectives(text, fusion, objective):
+    torch.manual_seed(0)
+    vision = "siglip" if objective == "image" else "dinov2" if objective == "pretraining" else "convnet"
+    model = learner(text, fusion, objective, vision)
     active, loss = OBJECTIVES[objective]
     terms = frozenset(active.split())
     task = CaptionTask(model, loss, concepts=5, active=terms).train()
@@ -251,7 +283,7 @@ def test_matrix_objectives(fusion, objective):
     totals = []
     for _ in range(4):
         torch.manual_seed(1)
-        found = task(batch, terms)
+        found = task(batch, terms, own_words_share=0.5 if objective == "own_words" else 0.0)
         assert set(found) == terms
         total = sum(term.sum / term.count for term in found.values())
         optimizer.zero_grad()
@@ -261,6 +293,30 @@ def test_matrix_objectives(fusion, objective):
         optimizer.step()
         totals.append(total.item())
     assert totals[-1] < totals[0]
+
+
+@pytest.mark.parametrize("fusion", FUSION | JUDGING)
+@pytest.mark.parametrize("text", ["transformer", "bert"])
+def test_matrix_every_word_sees_the_whole_text_and_no_padding(text, fusion):
+    """With causal=False, what stands after a caption's end, and in other captions, changes nothing."""
+    torch.manual_seed(0)
+    model = learner(text, fusion, "masked").double().eval()
+    assert not model.generates
+    image = images("convnet", 2).double()
+    tokens, lengths = torch.randint(3, VOCAB, (4, 7)), torch.tensor([7, 4, 5, 1])
+
+    def fused(rows: torch.Tensor, image: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        memory = model.memory(model.encode_image(image))
+        return model.fusion.read(model.text, rows, memory, lengths_N=lengths)[0]
+
+    with torch.no_grad():
+        whole = fused(tokens, image, lengths)
+        for row, length in enumerate(lengths.tolist()):
+            alone = fused(tokens[row : row + 1, :length], image[row // 2 : row // 2 + 1], lengths[row : row + 1])
+            torch.testing.assert_close(whole[row : row + 1, :length], alone, rtol=1e-8, atol=1e-9)
+        changed = tokens.clone()
+        changed[0, 6] = 3 + (changed[0, 6] - 2) % (VOCAB - 3)
+        assert (whole[0, 0] - fused(changed, image, lengths)[0, 0]).abs().max() > 1e-9, "the first word sees the last"
 
 
 def test_matrix_every_choice_is_in_it():
@@ -273,7 +329,7 @@ def test_matrix_every_choice_is_in_it():
     same_class = {"resnet34", "resnet101", "vgg19"}  # other depths of what is in it
     assert choices("vision") - same_class <= set(VISION)
     assert choices("text") <= set(TEXT)
-    assert choices("fusion") - {"external"} <= set(FUSION)  # test_external.py
+    assert choices("fusion") - {"external"} <= set(FUSION | JUDGING)  # test_external.py
 
 
 def test_matrix_what_is_refused_says_why(monkeypatch):
@@ -287,6 +343,38 @@ def test_matrix_what_is_refused_says_why(monkeypatch):
         assert list(_model(root)) == [
             f"fusion=gated goes between the layers of a transformer, and text={text} is recurrent"
         ]
+
+
+def test_matrix_refused_objectives_say_why():
+    from velm_cli.validate import validate
+
+    def problems(
+        loss: schema.LossConfig, *, text: str = "lstm", fusion: str = "add", vision="convnet", **vision_options
+    ):
+        root = schema.TrainRoot(
+            dataset=schema.ShapesConfig(), vision=VISION[vision](), text=TEXT[text](),
+            fusion=(FUSION | JUDGING)[fusion](), task=schema.CaptionTaskConfig(), loss=loss,
+        )  # fmt: skip
+        for name, value in vision_options.items():
+            setattr(root.vision, name, value)
+        with pytest.raises(UserError) as error:
+            validate(root)
+        return str(error.value)
+
+    masked = schema.LossConfig(text=schema.TextLoss.masked)
+    assert problems(masked) == "loss.text=masked: text=lstm reads in one direction only; use transformer or bert"
+    assert "text=causal_lm reads in one direction only" in problems(masked, text="gpt2")
+    assert problems(schema.LossConfig(), fusion="co_attention").startswith(
+        "fusion=co_attention knows the whole caption"
+    )
+    patches = schema.LossConfig(beta="1", image=schema.ImageLoss.masked_patches)
+    assert "regions are none" in problems(patches, vision="rcnn", freeze="none")
+    assert "vision.freeze=all keeps from learning" in problems(patches, freeze="all")
+    assert problems(schema.LossConfig(scheduled_sampling="1.5")) == (
+        "loss.scheduled_sampling=1.5: a probability, so at most 1"
+    )
+    assert "loss.scheduled_sampling: 'x' is neither" in problems(schema.LossConfig(scheduled_sampling="x"))
+    assert "loss.masked_words=1" in problems(schema.LossConfig(masked_words=1.0))
 
 
 def test_a_name_that_is_no_folder_gets_one_line(tmp_path, monkeypatch):

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from velm_cli.errors import UserError
-from velm_cli.objectives.image import ConceptLoss
+from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
-from velm_cli.objectives.text import chunked_next_token_loss, next_token_loss
+from velm_cli.objectives.text import chunked_next_token_loss, hide_words, next_token_loss, own_words
 from velm_cli.objectives.weights import parse_weight
 
 
@@ -43,6 +43,64 @@ def test_concept_loss_is_binary_cross_entropy_summed():
     p = torch.sigmoid(loss.classifier(pooled))
     expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).sum()
     assert float(loss(pooled, labels)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("extra", [0, 1])
+def test_masked_patch_loss_equals_the_naive_one(extra):
+    """A 12-pixel image, a 3 x 3 grid (after a class token, if any), squares of 6 pixels."""
+    loss = MaskedPatchLoss(5, 9 + extra, 12, patch_size=6, share=0.5).double()
+    image, tokens = torch.randn(2, 3, 12, 12).double(), torch.randn(2, 9 + extra, 5).double()
+    hidden, where = loss.hide(image)
+    assert where.sum() == 2 * 2 * 36, "half of the four squares of each image"
+    assert torch.equal(hidden, image.masked_fill(where, 0.0))
+    expected = 0.0
+    for b in range(2):
+        errors = []
+        for y in range(12):
+            for x in range(12):
+                if not where[b, 0, y, x]:
+                    continue
+                token = tokens[b, extra + 3 * (y // 4) + x // 4]
+                painted = (loss.paint.weight @ token + loss.paint.bias).view(3, 4, 4)[:, y % 4, x % 4]
+                errors += (painted - image[b, :, y, x]).abs().tolist()
+        expected += sum(errors) / len(errors)
+    assert float(loss(tokens, image, where)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="12 pixels is not divided evenly by a grid of 5 x 5 positions"):
+        MaskedPatchLoss(5, 25, 12, patch_size=6, share=0.5)
+
+
+def test_hidden_words_are_words_and_as_many_as_asked():
+    torch.manual_seed(0)
+    tokens = torch.randint(10, 50, (2000, 12))
+    lengths = torch.randint(0, 13, (2000,))
+    hidden, chosen = hide_words(tokens, lengths, share=0.3, mask_id=1, vocab_size=50)
+    rows, columns = chosen // 12, chosen % 12
+    assert (columns >= 1).all() and (columns < lengths[rows] - 1).all(), "never BOS, EOS or padding"
+    words = int((lengths - 2).clamp(min=0).sum())
+    assert len(chosen) / words == pytest.approx(0.3, abs=0.02)
+    before, after = tokens.flatten()[chosen], hidden.flatten()[chosen]
+    assert float((after == 1).float().mean()) == pytest.approx(0.8, abs=0.02)
+    assert float((after == before).float().mean()) == pytest.approx(0.1, abs=0.02)
+    untouched = torch.ones(tokens.numel(), dtype=torch.bool).index_fill(0, chosen, False)
+    assert torch.equal(tokens.flatten()[untouched], hidden.flatten()[untouched])
+    _, one = hide_words(tokens[:1], torch.tensor([5]), share=1e-9, mask_id=1, vocab_size=50)
+    assert len(one) == 1, "a batch always has something to learn from"
+    _, none = hide_words(tokens[:1], torch.tensor([2]), share=0.5, mask_id=1, vocab_size=50)
+    assert len(none) == 0
+
+
+def test_own_words_are_drawn_from_the_distribution_before_them():
+    inputs = torch.tensor([[1, 11, 12, 13], [1, 14, 0, 0], [1, 15, 16, 0]])  # BOS words padding
+    positions = torch.tensor([0, 1, 2, 3, 4, 5, 8, 9, 10])  # where a word or EOS follows
+    logits = torch.full((9, 30), -30.0)
+    logits[torch.arange(9), torch.arange(20, 29)] = 30.0  # certain of 20, 21, ... at these positions
+    assert torch.equal(own_words(inputs, logits, positions, probability=0.0), inputs)
+    always = own_words(inputs, logits, positions, probability=1.0)
+    assert always.tolist() == [[1, 20, 21, 22], [1, 24, 0, 0], [1, 26, 27, 0]]
+    torch.manual_seed(0)
+    mixed = torch.stack([own_words(inputs, logits, positions, probability=0.25) for _ in range(2000)])
+    share = (mixed != inputs).float().mean(0)
+    assert share[always != inputs].tolist() == pytest.approx([0.25] * 6, abs=0.05)
 
 
 def naive_contrastive(loss, image, text, present) -> float:

@@ -106,6 +106,11 @@ class Tokenizer:
         """The ids of all tokens, special ones included, as the vocabulary spells them."""
         return self._model.get_vocab(with_added_tokens=True)
 
+    @property
+    def mask_id(self) -> int:
+        """What stands where a word is hidden: the vocabulary's own mask, else PAD, which no text holds."""
+        return next((self.word_ids[name] for name in ("[MASK]", "<mask>") if name in self.word_ids), self.pad_id)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text without BOS and EOS; empty for a text of no words.
 

@@ -40,6 +40,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     weights: dict[str, Weight]  # alpha, beta, gamma by the name of their term
+    own_words: Weight  # probability of scheduled sampling
     steps_per_epoch: float
     device: torch.device
     precision: Precision
@@ -101,6 +102,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Ten
     """One optimiser step over the micro-batches; the figures of the step, not yet fetched."""
     weight: dict[str, Tensor | float] = {name: w.at(step, run.steps_per_epoch) for name, w in run.weights.items()}
     active = frozenset(name for name, value in weight.items() if value > 0)
+    own_words = run.own_words.at(step, run.steps_per_epoch)
     log_variance = run.task.log_variance  # of the terms with learned weights: sum_i exp(-s_i) L_i + s_i
     weight |= {name: (-s.detach()).exp() for name, s in log_variance.items()}
     counts = [run.task.counts(batch) for batch in micro_batches]
@@ -109,7 +111,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Ten
     figures: dict[str, Tensor | float] = {}
     for batch in micro_batches:
         with autocast(run.device, run.precision):
-            terms = run.task(batch, active)
+            terms = run.task(batch, active, own_words_share=own_words)
         factor = weight | {name: (-s).exp() for name, s in log_variance.items()}
         loss = sum(factor[name] * term.sum / total[name] for name, term in terms.items())
         if isinstance(loss, Tensor) and loss.requires_grad:

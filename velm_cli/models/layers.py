@@ -40,10 +40,12 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x_NTD: Tensor, *, causal: bool, cache: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
+    def forward(
+        self, x_NTD: Tensor, *, causal: bool, cache: KeyValue | None = None, visible_NT: Tensor | None = None
+    ) -> tuple[Tensor, KeyValue]:
         N, T, D = x_NTD.shape
         q, k, v = self.qkv(x_NTD).view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mask = None
+        mask = None if visible_NT is None else visible_NT[:, None, None]
         if cache is not None:
             assert causal, "a cache of the past only makes sense for causal attention"
             k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
@@ -74,12 +76,13 @@ class CrossAttention(nn.Module):
         key, value = self.key_value(image_BSD).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         return key, value
 
-    def forward(self, x_NTD: Tensor, memory: KeyValue) -> Tensor:
+    def forward(self, x_NTD: Tensor, memory: KeyValue, visible_BS: Tensor | None = None) -> Tensor:
         N, T, D = x_NTD.shape
         key, value = memory
         B = key.shape[0]
         q = self.query(x_NTD).view(B, N // B * T, self.heads, D // self.heads).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, key, value)
+        mask = None if visible_BS is None else visible_BS[:, None, None]
+        y = F.scaled_dot_product_attention(q, key, value, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(N, T, D))
 
 
@@ -108,13 +111,24 @@ class Block(nn.Module):
         causal: bool,
         cache: KeyValue | None = None,
         memory: KeyValue | None = None,
+        visible_NT: Tensor | None = None,
+        visible_memory_BS: Tensor | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        y, cache = self.attention(self.norm_attention(x_NTD), causal=causal, cache=cache)
+        """`visible`: True where a position (of the text, of the memory) may be looked at, for padded rows."""
+        y, cache = self.attention(self.norm_attention(x_NTD), causal=causal, cache=cache, visible_NT=visible_NT)
         x_NTD = x_NTD + self.dropout(y)
         if self.cross is not None:
             assert memory is not None
-            x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory))
+            x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory, visible_memory_BS))
         return x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD))), cache
+
+
+def within(lengths_N: Tensor | None, T: int) -> Tensor | None:
+    """(N, T): True at the first `lengths` of T positions, at least at one; None where every position counts.
+
+    At one, because a softmax over nothing is not a number, if only in an empty row.
+    """
+    return None if lengths_N is None else torch.arange(T, device=lengths_N.device) < lengths_N[:, None].clamp(min=1)
 
 
 def initialise(module: nn.Module, layers: int) -> None:

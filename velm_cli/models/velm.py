@@ -18,11 +18,15 @@ from velm_cli.schema import FusionConfig, TextConfig, VisionConfig, VisionOutput
 class VelmModel(nn.Module):
     """p(next token | image, tokens so far)."""
 
-    def __init__(self, *, vision: VisionConfig, text: TextConfig, fusion: FusionConfig, vocab_size: int) -> None:
+    def __init__(
+        self, *, vision: VisionConfig, text: TextConfig, fusion: FusionConfig, vocab_size: int, causal: bool = True
+    ) -> None:
+        """`causal=False`: every word sees the whole text, for objectives that generate nothing."""
         super().__init__()
         self.vision = build_vision(vision)
-        self.text = build_text(text, vocab_size)
+        self.text = build_text(text, vocab_size, causal=causal)
         self.fusion = build_fusion(fusion, self.vision.width if self.vision else None, self.text)
+        self.image_size = vision.image_size
         self.one_token = vision.output is VisionOutput.pooled
         self.output_bias = nn.Parameter(torch.zeros(vocab_size))
 
@@ -50,17 +54,26 @@ class VelmModel(nn.Module):
         fused_NTD, state = self.fusion.read(self.text, tokens_NT, memory, state)
         return self.logits(fused_NTD[:, -1]), state
 
-    def freeze_unused(self, *, text: bool, pooled: bool, states: bool, fused: bool = False) -> None:
+    @property
+    def generates(self) -> bool:
+        """Whether captions can be decoded: no state knows later words."""
+        return self.text.causal and self.fusion.generates
+
+    def freeze_unused(
+        self, *, text: bool, pooled: bool, states: bool, fused: bool = False, tokens: bool = False
+    ) -> None:
         """Freeze what no objective reaches.
 
         `text`: words are predicted; `fused`: fused states are judged; `pooled` images and text `states` are
-        compared.
+        compared; something is predicted from the image `tokens` alone.
         """
         fused = fused or text
         pooled = pooled or (fused and (self.one_token or "pooled" in self.fusion.uses))
-        tokens = fused and not self.one_token and "tokens" in self.fusion.uses
+        tokens = tokens or (fused and not self.one_token and "tokens" in self.fusion.uses)
         if not text:
             self.output_bias.requires_grad_(False)
+            if self.text.head is not None:
+                self.text.head.requires_grad_(False)
         if not fused:
             self.fusion.requires_grad_(False)
         if not (fused or states):

@@ -83,6 +83,11 @@ def _load_task(
         trained.text.weights = "none"
     no_terms = dict.fromkeys(term_weights(trained), Weight(0.0, 0.0))
     task = build_task(trained, store, tokenizer, no_terms)
+    if not task.model.generates:
+        raise UserError(
+            f"checkpoint: {weights.parent} cannot write captions: with loss.text={trained.loss.text.value} and "
+            f"fusion={trained.fusion.kind} each word knows those that follow"
+        )
     state = {name: tensor for name, tensor in load_state(weights).items() if name.startswith("model.")}
     try:
         task.load_state_dict(state)

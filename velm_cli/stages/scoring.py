@@ -78,7 +78,7 @@ def validation_figures(run: Run, store: Store, tokens: Tokens, step: int, stop: 
     if not len(indices):
         return {}
     figures = _validation_losses(run, store, tokens, indices, stop)
-    if store.has_images and not run.weights["text"].always_zero:
+    if store.has_images and run.task.generates:
         greedy = DecodeConfig(batch_size=config.decode.batch_size, max_length=config.decode.max_length)
         captions = caption_split(
             run.task,

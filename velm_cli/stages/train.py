@@ -23,7 +23,7 @@ from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.models.weights import load_state, save_state
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
-from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TokenizerConfig, TokenizerKind, TrainRoot
+from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TextLoss, TokenizerConfig, TokenizerKind, TrainRoot
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
 from velm_cli.tasks.caption import CaptionTask
@@ -77,6 +77,7 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         optimizer=build_optimizer(task, config.optim),
         ema=Ema(task, config.run.ema_decay) if config.run.ema_decay else None,
         weights=weights,
+        own_words=parse_weight("loss.scheduled_sampling", config.loss.scheduled_sampling),
         steps_per_epoch=loader.batches_per_epoch / config.run.accumulation,
         device=device,
         precision=precision,
@@ -123,7 +124,7 @@ def _finish(run: Run, store: Store, tokens: Tokens) -> None:
     if run.ema is not None:
         run.ema.swap()
     save_state(run.task.state_dict(), path / "model.safetensors")
-    if run.weights["text"].always_zero or not len(store.split("val")):
+    if not run.task.generates or not len(store.split("val")):
         mark(path, "DONE")
         print(f"done: {path}")
         return
@@ -160,10 +161,23 @@ def term_weights(config: TrainRoot) -> dict[str, Weight]:
 
 def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: dict[str, Weight]) -> CaptionTask:
     """The model and the objectives that a weight asks for, initialised."""
-    model = VelmModel(vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=tokenizer.vocab_size)
+    model = VelmModel(
+        vision=config.vision,
+        text=config.text,
+        fusion=config.fusion,
+        vocab_size=tokenizer.vocab_size,
+        causal=config.loss.text is TextLoss.next_token,
+    )
     active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
     learned = frozenset(name for name, weight in weights.items() if weight.learned)
-    return CaptionTask(model, config.loss, concepts=len(store.concept_names), active=active, learned=learned)
+    return CaptionTask(
+        model,
+        config.loss,
+        concepts=len(store.concept_names),
+        active=active,
+        learned=learned,
+        mask_id=tokenizer.mask_id,
+    )
 
 
 def inherited_tokenizer(config: TrainRoot) -> Tokenizer | None:

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from velm_cli.data.loader import Batch
 from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.errors import UserError
 from velm_cli.models.decoding import decode
 from velm_cli.models.text.interface import mean_of_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
-from velm_cli.objectives.image import ConceptLoss
+from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
 from velm_cli.objectives.terms import Term
-from velm_cli.objectives.text import chunked_next_token_loss
-from velm_cli.schema import DecodeConfig, JointLoss, LossConfig
+from velm_cli.objectives.text import chunked_next_token_loss, hide_words, own_words
+from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, TextLoss
 
 TERMS = ("text", "image", "joint")  # weighted by alpha, beta, gamma
 
@@ -34,23 +35,34 @@ class CaptionTask(nn.Module):
         concepts: int,
         active: frozenset[str],
         learned: frozenset[str] = frozenset(),
+        mask_id: int = 0,
     ) -> None:
+        """`mask_id`: the token that stands where a word is hidden."""
         super().__init__()
         self.model = model
         self.loss = loss
         self.concepts = min(loss.num_concepts, concepts)
+        self.generates = "text" in active and loss.text is TextLoss.next_token and model.generates
         matching = "joint" in active and loss.joint is JointLoss.matching
+        patches = "image" in active and loss.image is ImageLoss.masked_patches
+        self.mask_id = mask_id
         # Matching reads fused states, as the text's loss does, but predicts no words.
         model.freeze_unused(
-            text="text" in active, fused=matching, pooled=bool(active & {"image", "joint"}), states="joint" in active
+            text="text" in active,
+            fused=matching,
+            pooled="joint" in active or ("image" in active and not patches),
+            states="joint" in active,
+            tokens=patches,
         )
-        self.image_loss: ConceptLoss | None = None
+        self.image_loss: ConceptLoss | MaskedPatchLoss | None = None
         self.joint_loss: ContrastiveLoss | SigmoidLoss | None = None
         self.matching_loss: MatchingLoss | None = None
         if active & {"image", "joint"}:
             assert model.vision is not None, "validate refuses L_image and L_joint without vision"
             width = model.vision.width
-            if "image" in active:
+            if patches:
+                self.image_loss = masked_patch_loss(model, loss)
+            elif "image" in active:
                 self.image_loss = ConceptLoss(width, self.concepts)
             if "joint" in active:
                 spaces = (width, model.text.width, loss.joint_width)
@@ -75,33 +87,55 @@ class CaptionTask(nn.Module):
         """By objective, the number of items its sum runs over; known before any computing."""
         return {"text": batch.num_tokens, "image": len(batch.image_ids), "joint": batch.num_captions}
 
-    def forward(self, batch: Batch, active: frozenset[str]) -> dict[str, Term]:
+    def forward(self, batch: Batch, active: frozenset[str], *, own_words_share: float = 0.0) -> dict[str, Term]:
+        """The terms of the `active` objectives; `own_words_share` is the probability of scheduled sampling."""
         counts = self.counts(batch)
         terms = {}
-        sees_image = active - {"text"} or self.model.fusion.uses
+        paints = isinstance(self.image_loss, MaskedPatchLoss)  # which looks at images of its own
+        looking = active - {"image"} if paints else active
+        sees_image = looking - {"text"} or ("text" in looking and self.model.fusion.uses)
         features = self.model.encode_image(batch.image_BCHW, batch.feature_BSD) if sees_image else None
         if "image" in active:
-            assert features is not None and self.image_loss is not None
-            terms["image"] = Term(self.image_loss(features.pooled_BD, batch.concepts_BC), counts["image"])
+            terms["image"] = Term(self._image_loss(features, batch), counts["image"])
         if "text" in active or "joint" in active:
             B, K, T = batch.tokens_BKT.shape
             tokens_NT = batch.tokens_BKT.view(B * K, T)
+            masked = self.loss.text is TextLoss.masked
             text_NTD = None  # the text alone, needed by L_joint and by fusions that come after it
-            if "joint" in active or self.model.fusion.after_text:
-                text_NTD, _ = self.model.text(tokens_NT[:, :-1])
+            if "joint" in active or (self.model.fusion.after_text and not masked and not own_words_share):
+                text_NTD, _ = self.model.text(tokens_NT[:, :-1], lengths_N=batch.lengths_BK.view(-1) - 1)
             if "text" in active:
-                loss = self._text_loss(tokens_NT[:, :-1], text_NTD, features, batch)
+                memory = self.model.memory(features)
+                if masked:
+                    loss = self._hidden_words_loss(tokens_NT, memory, batch)
+                else:
+                    loss = self._next_word_loss(tokens_NT[:, :-1], text_NTD, memory, batch, own_words_share)
                 terms["text"] = Term(loss, counts["text"])
             if "joint" in active:
                 assert features is not None and text_NTD is not None
                 terms["joint"] = Term(self._joint_loss(text_NTD, features, batch), counts["joint"])
         return terms
 
-    def _text_loss(
-        self, tokens_NT: Tensor, text_NTD: Tensor | None, features: ImageFeatures | None, batch: Batch
+    def _image_loss(self, features: ImageFeatures | None, batch: Batch) -> Tensor:
+        if isinstance(self.image_loss, MaskedPatchLoss):
+            assert batch.image_BCHW is not None
+            hidden_BCHW, where = self.image_loss.hide(batch.image_BCHW)
+            assert self.model.vision is not None
+            return self.image_loss(self.model.vision(hidden_BCHW).tokens_BSD, batch.image_BCHW, where)
+        assert features is not None and self.image_loss is not None
+        return self.image_loss(features.pooled_BD, batch.concepts_BC)
+
+    def _next_word_loss(
+        self, tokens_NT: Tensor, text_NTD: Tensor | None, memory: tuple, batch: Batch, own_words_share: float
     ) -> Tensor:
-        fusion, memory = self.model.fusion, self.model.memory(features)
-        if fusion.after_text and text_NTD is not None:
+        fusion = self.model.fusion
+        if own_words_share:
+            with torch.no_grad():
+                fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory)
+                logits_MV = self.model.logits(fused_NTD.flatten(0, 1).index_select(0, batch.positions_M))
+            tokens_NT = own_words(tokens_NT, logits_MV, batch.positions_M, probability=own_words_share)
+            fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory)
+        elif fusion.after_text and text_NTD is not None:
             fused_NTD, _ = fusion(text_NTD, memory)
         else:
             fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory)
@@ -111,6 +145,26 @@ class CaptionTask(nn.Module):
         return chunked_next_token_loss(
             self.model.logits, fused_MD, targets_M, chunk=self.loss.chunk, label_smoothing=self.loss.label_smoothing
         )
+
+    def _hidden_words_loss(self, tokens_NT: Tensor, memory: tuple, batch: Batch) -> Tensor:
+        """Scaled from the hidden words to all, since the loop divides L_text by the number of these."""
+        lengths_N = batch.lengths_BK.view(-1)
+        hidden_NT, chosen_M = hide_words(
+            tokens_NT,
+            lengths_N,
+            share=self.loss.masked_words,
+            mask_id=self.mask_id,
+            vocab_size=len(self.model.output_bias),
+        )
+        fused_NTD, _ = self.model.fusion.read(self.model.text, hidden_NT, memory, lengths_N=lengths_N)
+        loss = chunked_next_token_loss(
+            self.model.logits,
+            fused_NTD.flatten(0, 1).index_select(0, chosen_M),
+            tokens_NT.flatten().index_select(0, chosen_M),
+            chunk=self.loss.chunk,
+            label_smoothing=self.loss.label_smoothing,
+        )
+        return loss * (batch.num_tokens / max(1, len(chosen_M)))
 
     def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
         assert self.joint_loss is not None
@@ -134,7 +188,9 @@ class CaptionTask(nn.Module):
         images, captions = hard_negatives(scale * similarity_BC, present_B[None].expand(len(present_B), -1))
         image_X, caption_X = torch.cat([own, images]), torch.cat([own, captions])
         memory = self.model.memory(features.select(image_X))
-        fused_XTD, _ = self.model.fusion.read(self.model.text, batch.tokens_BKT[caption_X, 0], memory)
+        fused_XTD, _ = self.model.fusion.read(
+            self.model.text, batch.tokens_BKT[caption_X, 0], memory, lengths_N=batch.lengths_BK[caption_X, 0]
+        )
         ends_X = (batch.lengths_BK[caption_X, 0] - 1).clamp(min=0)
         states_XD = fused_XTD[torch.arange(len(ends_X), device=ends_X.device), ends_X]
         match_X = (torch.arange(len(ends_X), device=ends_X.device) < len(own)).to(states_XD.dtype)
@@ -165,3 +221,18 @@ class CaptionTask(nn.Module):
             generator=generator,
         )
         return [tokenizer.decode(sequence) for sequence in sequences]
+
+
+def masked_patch_loss(model: VelmModel, loss: LossConfig) -> MaskedPatchLoss:
+    """Made for the grid of the model's encoder, which a look at an empty image tells."""
+    assert model.vision is not None
+    device = next(model.vision.parameters()).device
+    with torch.no_grad():
+        nothing = torch.zeros(1, 3, model.image_size, model.image_size, device=device)
+        positions = model.vision.eval()(nothing).tokens_BSD.shape[1]
+    try:
+        return MaskedPatchLoss(
+            model.vision.width, positions, model.image_size, patch_size=loss.patch_size, share=loss.masked_patches
+        )
+    except ValueError as error:
+        raise UserError(f"loss.image=masked_patches: {error}: change vision.image_size or loss.patch_size") from error

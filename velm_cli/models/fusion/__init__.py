@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from velm_cli.models.fusion.attending import Attention, CrossModal
+from velm_cli.models.fusion.attending import Attention, CoAttention, CrossModal
 from velm_cli.models.fusion.entering import Gated, Prefix
 from velm_cli.models.fusion.external import load_external
 from velm_cli.models.fusion.interface import Fusion, NoFusion
@@ -11,6 +11,7 @@ from velm_cli.models.text.interface import TextEncoder
 from velm_cli.schema import (
     AddConfig,
     AttentionConfig,
+    CoAttentionConfig,
     ConcatConfig,
     CrossModalConfig,
     ExternalFusionConfig,
@@ -40,7 +41,9 @@ def build_fusion(config: FusionConfig, image_width: int | None, text: TextEncode
         case AttentionConfig():
             return Attention(config, image_width, text.width)
         case CrossModalConfig():
-            return CrossModal(config, image_width, text.width)
+            return CrossModal(config, image_width, text)
+        case CoAttentionConfig():
+            return CoAttention(config, image_width, text.width)
         case PrefixConfig():
             return Prefix(config, image_width, text)
         case GatedConfig():

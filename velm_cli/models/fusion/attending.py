@@ -1,4 +1,4 @@
-"""Fusions in which each text position looks at the image's positions: attention and cross_modal.
+"""Fusions in which text positions look at image positions: attention, cross_modal, and both ways co_attention.
 
 Shapes: B images, N = B * K texts, T text and S image positions, A attention width, D width.
 """
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.models.fusion.interface import Fusion
-from velm_cli.models.layers import Block, CrossAttention, initialise
+from velm_cli.models.layers import Block, CrossAttention, initialise, within
+from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
-from velm_cli.schema import AttentionConfig, AttentionScore, CrossModalConfig
+from velm_cli.schema import AttentionConfig, AttentionScore, CoAttentionConfig, CrossModalConfig
 
 
 class Attention(Fusion):
@@ -40,7 +41,9 @@ class Attention(Fusion):
         assert features is not None
         return self.look.memory(self.norm_image(features.tokens_BSD))
 
-    def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+    def forward(
+        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         context_NTD = self.look(text_NTD, memory)
         return self.norm(text_NTD + self.join(torch.cat([text_NTD, context_NTD], dim=-1))), ()
 
@@ -75,8 +78,9 @@ class CrossModal(Fusion):
 
     uses = frozenset({"tokens"})
 
-    def __init__(self, config: CrossModalConfig, image_width: int, width: int) -> None:
+    def __init__(self, config: CrossModalConfig, image_width: int, text: TextEncoder) -> None:
         super().__init__()
+        width, self.causal = text.width, text.causal
         self.norm_image = nn.LayerNorm(image_width)
         self.blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]  # nn.ModuleList is not generic
             Block(width, config.heads, config.dropout, image_width) for _ in range(config.layers)
@@ -89,10 +93,57 @@ class CrossModal(Fusion):
         image_BSD = self.norm_image(features.tokens_BSD)
         return tuple(block.image_memory(image_BSD) for block in self.blocks)
 
-    def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+    def forward(
+        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         x_NTD, caches = text_NTD, []
+        visible_NT = None if self.causal else within(lengths_N, text_NTD.shape[1])
         for layer, block in enumerate(self.blocks):
             cache = None if state is None else state[layer]
-            x_NTD, cache = block(x_NTD, causal=True, cache=cache, memory=memory[layer])
+            x_NTD, cache = block(x_NTD, causal=self.causal, cache=cache, memory=memory[layer], visible_NT=visible_NT)
             caches.append(cache)
         return self.norm(x_NTD), tuple(caches)
+
+
+class CoAttention(Fusion):
+    """Two streams of transformer blocks: the text attends to itself and to the image, the image to itself and to it.
+
+    x = x + SelfAttention(x);  x = x + CrossAttention(x, y);  x = x + MLP(x), and the same for the image's
+    stream y with x (ViLBERT; Lu et al. 2019). Through the image every word knows every other, so nothing can
+    be generated: this is for judging whether image and text match, and for masked words.
+    """
+
+    uses = frozenset({"tokens"})
+    generates = False
+
+    def __init__(self, config: CoAttentionConfig, image_width: int, width: int) -> None:
+        super().__init__()
+        self.image = nn.Sequential(nn.LayerNorm(image_width), nn.Linear(image_width, width))
+
+        def stream(layers: int) -> list[Block]:
+            blocks = (Block(width, config.heads, config.dropout, image_width=width) for _ in range(layers))
+            return nn.ModuleList(blocks)  # type: ignore[return-value]  # nn.ModuleList is not generic
+
+        self.text_blocks = stream(config.layers)
+        self.image_blocks = stream(config.layers - 1)  # after the last layer nobody looks at the image again
+        self.norm = nn.LayerNorm(width)
+        initialise(self, config.layers)
+
+    def memory(self, features: ImageFeatures | None) -> tuple:
+        assert features is not None
+        return (self.image(features.tokens_BSD),)
+
+    def forward(
+        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
+        x_NTD, (image_BSD,) = text_NTD, memory
+        y_NSD = image_BSD.repeat_interleave(len(x_NTD) // len(image_BSD), dim=0)
+        visible_NT = within(lengths_N, x_NTD.shape[1])
+        for layer, look in enumerate(self.text_blocks):
+            of_text = None
+            if layer < len(self.image_blocks):
+                of_text = self.image_blocks[layer].image_memory(x_NTD)
+            x_NTD, _ = look(x_NTD, causal=False, memory=look.image_memory(y_NSD), visible_NT=visible_NT)
+            if of_text is not None:
+                y_NSD, _ = self.image_blocks[layer](y_NSD, causal=False, memory=of_text, visible_memory_BS=visible_NT)
+        return self.norm(x_NTD), ()

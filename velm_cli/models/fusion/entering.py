@@ -62,13 +62,16 @@ class Prefix(Fusion):
                 x_BPD = x_BPD[:, : self.length]
         return (self.scale * self.norm(x_BPD),)
 
-    def read(self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+    def read(
+        self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         x_NTD = text.embed(tokens_NT)
         if state is None:
             prefix_BPD = memory[0]
             prefix_NPD = prefix_BPD.repeat_interleave(len(tokens_NT) // len(prefix_BPD), dim=0)
             x_NTD = torch.cat([prefix_NPD.to(x_NTD.dtype), x_NTD], dim=1)
-        y_NTD, state = text.run(x_NTD, state)
+            lengths_N = None if lengths_N is None else lengths_N + prefix_NPD.shape[1]
+        y_NTD, state = text.run(x_NTD, state, lengths_N=lengths_N)
         return y_NTD[:, -tokens_NT.shape[1] :], state
 
 
@@ -96,12 +99,14 @@ class Gated(Fusion):
         image_BSD = self.norm_image(features.tokens_BSD)
         return tuple(block.cross.memory(image_BSD) for block in self.blocks)
 
-    def read(self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+    def read(
+        self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         def before_layer(layer: int, x_NTD: Tensor) -> Tensor:
             number, rest = divmod(layer, self.every)
             return x_NTD if rest else self.blocks[number](x_NTD, memory[number])
 
-        return text.run(text.embed(tokens_NT), state, before_layer=before_layer)
+        return text.run(text.embed(tokens_NT), state, before_layer=before_layer, lengths_N=lengths_N)
 
 
 class GatedBlock(nn.Module):

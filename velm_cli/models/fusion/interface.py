@@ -22,19 +22,24 @@ class Fusion(nn.Module):
 
     uses: frozenset[str] = frozenset()  # of {"tokens", "pooled"}: what it takes of the image
     after_text = True  # whether the text passes its encoder without the image
+    generates = True  # False: fused states of a position know later words
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         raise NotImplementedError
 
-    def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
-        """From text states to fused states; `state` goes on from earlier positions."""
+    def forward(
+        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
+        """From text states to fused states; `state` goes on from earlier positions, `lengths` as in TextEncoder."""
         raise NotImplementedError
 
-    def read(self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+    def read(
+        self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         """From tokens to fused states (N, T, D), the text encoder included."""
         text_state, own_state = (None, None) if state is None else state
-        text_NTD, text_state = text(tokens_NT, text_state)
-        fused_NTD, own_state = self(text_NTD, memory, own_state)
+        text_NTD, text_state = text(tokens_NT, text_state, lengths_N=lengths_N)
+        fused_NTD, own_state = self(text_NTD, memory, own_state, lengths_N=lengths_N)
         return fused_NTD, (text_state, own_state)
 
 
@@ -44,5 +49,7 @@ class NoFusion(Fusion):
     def memory(self, features: ImageFeatures | None) -> tuple:
         return ()
 
-    def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+    def forward(
+        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         return text_NTD, ()

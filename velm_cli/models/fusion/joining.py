@@ -27,7 +27,9 @@ class _Joining(Fusion):
         assert features is not None
         return (self.image(self.norm_image(features.pooled_BD)),)
 
-    def forward(self, text_NTD: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
+    def forward(
+        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+    ) -> tuple[Tensor, tuple]:
         (image_BD,) = memory
         # The K texts of an image stand side by side, so its vector is broadcast and never copied.
         fused = self.join(text_NTD.reshape(image_BD.shape[0], -1, text_NTD.shape[-1]), image_BD[:, None])

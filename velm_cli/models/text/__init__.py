@@ -8,16 +8,17 @@ from velm_cli.models.text.scratch import RecurrentText, TransformerText
 from velm_cli.schema import BertConfig, CausalLMConfig, GRUConfig, LSTMConfig, TextConfig, TransformerConfig
 
 
-def build_text(config: TextConfig, vocab_size: int) -> TextEncoder:
+def build_text(config: TextConfig, vocab_size: int, *, causal: bool = True) -> TextEncoder:
     """The encoder that `config` describes for a vocabulary of `vocab_size`, with its frozen parts."""
     encoder: TextEncoder
     match config:
         case TransformerConfig():
-            encoder = TransformerText(config, vocab_size)
+            encoder = TransformerText(config, vocab_size, causal=causal)
         case LSTMConfig() | GRUConfig():
+            assert causal, "validate refuses it: a recurrent net reads in one direction"
             encoder = RecurrentText(config, vocab_size)
         case CausalLMConfig() | BertConfig():
-            encoder = PretrainedText(config, vocab_size)
+            encoder = PretrainedText(config, vocab_size, causal=causal)
         case _:
             raise AssertionError(f"no text encoder for {type(config).__name__}")
     if config.freeze == "all":

@@ -1,5 +1,9 @@
 """What every text encoder is: tokens_NT -> states_NTD, causal, with a state for going on token by token.
 
+With `causal=False` (masked words, two streams) every position sees the whole text, there is no going on, and
+`lengths_N` says how many positions of each padded row are text. A causal encoder takes no notice of lengths:
+what follows a position cannot change it.
+
 Shapes: N sequences, T positions, E width of the embeddings, D width of the states, V vocabulary.
 """
 
@@ -19,6 +23,8 @@ class TextEncoder(nn.Module):
     width: int  # D
     embedding_width: int  # E
     num_layers: int  # places for `before_layer`; 0 where nothing can enter between layers
+    causal: bool = True
+    head: nn.Linear | None  # the output layer, where it does not share the embedding's weights
 
     @property
     def embedding_scale(self) -> float:
@@ -34,12 +40,19 @@ class TextEncoder(nn.Module):
         """(N, T) -> (N, T, E)"""
         raise NotImplementedError
 
-    def run(self, embedded_NTE: Tensor, state=None, *, before_layer: BeforeLayer | None = None) -> tuple[Tensor, tuple]:
+    def run(
+        self,
+        embedded_NTE: Tensor,
+        state=None,
+        *,
+        before_layer: BeforeLayer | None = None,
+        lengths_N: Tensor | None = None,
+    ) -> tuple[Tensor, tuple]:
         """States of further positions after those that made `state`, and the state that goes on from there."""
         raise NotImplementedError
 
-    def forward(self, tokens_NT: Tensor, state=None) -> tuple[Tensor, tuple]:
-        return self.run(self.embed(tokens_NT), state)
+    def forward(self, tokens_NT: Tensor, state=None, *, lengths_N: Tensor | None = None) -> tuple[Tensor, tuple]:
+        return self.run(self.embed(tokens_NT), state, lengths_N=lengths_N)
 
 
 def mean_of_text(states_NTD: Tensor, lengths_N: Tensor) -> Tensor:

@@ -1,17 +1,21 @@
 """Text encoders from transformers: any causal language model (GPT-2, Llama, SmolLM2, Qwen ...) and BERT.
 
 The weights come from a local folder or a hub name; a machine without the hub gets one clear line. BERT is
-run as a causal decoder. With `lora_rank` the model itself stays frozen and low-rank updates are trained.
+run as a causal decoder, or with `causal=False` as the bidirectional encoder that it was made as. With
+`lora_rank` the model itself stays frozen and low-rank updates are trained.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from velm_cli.errors import UserError
 from velm_cli.models.hub import load_pretrained
+from velm_cli.models.layers import within
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.schema import BertConfig, CausalLMConfig
 
@@ -25,11 +29,12 @@ class PretrainedText(TextEncoder):
     embedding by as many rows.
     """
 
-    def __init__(self, config: CausalLMConfig | BertConfig, vocab_size: int) -> None:
+    def __init__(self, config: CausalLMConfig | BertConfig, vocab_size: int, *, causal: bool = True) -> None:
         super().__init__()
+        self.causal = causal
         kind = "AutoModel" if isinstance(config, BertConfig) else "AutoModelForCausalLM"
         if isinstance(config, BertConfig):
-            changes, options = {"is_decoder": True}, {"add_pooling_layer": False}
+            changes, options = {"is_decoder": causal}, {"add_pooling_layer": False}
         else:
             changes, options = {}, {}
         model = load_pretrained("text", config.name, config.weights, kind, changes=changes, **options)
@@ -60,19 +65,33 @@ class PretrainedText(TextEncoder):
     def embed(self, tokens_NT: Tensor) -> Tensor:
         return self.net.get_input_embeddings()(tokens_NT)
 
-    def run(self, embedded_NTE: Tensor, state=None, *, before_layer: BeforeLayer | None = None) -> tuple[Tensor, tuple]:
+    def run(
+        self,
+        embedded_NTE: Tensor,
+        state=None,
+        *,
+        before_layer: BeforeLayer | None = None,
+        lengths_N: Tensor | None = None,
+    ) -> tuple[Tensor, tuple]:
         from transformers import DynamicCache
 
+        if not self.causal:
+            visible_NT = within(lengths_N, embedded_NTE.shape[1])
+            mask = None if visible_NT is None else visible_NT.long()
+            with self._entering(before_layer):
+                return self.net(inputs_embeds=embedded_NTE, attention_mask=mask).last_hidden_state, ()
         cache = DynamicCache() if state is None else DynamicCache(state)
-        hooks = [] if before_layer is None else self._hook(before_layer)
-        try:
+        with self._entering(before_layer):
             out = self.net(inputs_embeds=embedded_NTE, past_key_values=cache, use_cache=True)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return out.last_hidden_state, tuple((keys, values) for keys, values, *_ in out.past_key_values)
 
-    def _hook(self, before_layer: BeforeLayer) -> list:
+    @contextmanager
+    def _entering(self, before_layer: BeforeLayer | None) -> Iterator[None]:
+        """Within it, `before_layer` sees the input of every layer and may change it."""
+        if before_layer is None:
+            yield
+            return
+
         def make(number: int):
             def change(_module, args, kwargs):
                 if args:
@@ -81,9 +100,14 @@ class PretrainedText(TextEncoder):
 
             return change
 
-        return [
+        hooks = [
             layer.register_forward_pre_hook(make(number), with_kwargs=True) for number, layer in enumerate(self.layers)
         ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _layers(net: nn.Module, name: str) -> list[nn.Module]:

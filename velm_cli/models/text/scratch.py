@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from velm_cli.models.layers import Block, initialise, sinusoids
+from velm_cli.models.layers import Block, initialise, sinusoids, within
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.schema import GRUConfig, LSTMConfig, TransformerConfig
 
@@ -18,6 +18,7 @@ class _Scratch(TextEncoder):
     def __init__(self, width: int, vocab_size: int) -> None:
         super().__init__()
         self.width = self.embedding_width = width
+        self.head = None
         self.embedding = nn.Embedding(vocab_size, width)
         nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
 
@@ -34,25 +35,35 @@ class _Scratch(TextEncoder):
 
 
 class TransformerText(_Scratch):
-    """Causal pre-norm transformer (Vaswani et al. 2017) with sinusoidal positions."""
+    """Pre-norm transformer (Vaswani et al. 2017) with sinusoidal positions; causal unless told otherwise."""
 
-    def __init__(self, config: TransformerConfig, vocab_size: int) -> None:
+    def __init__(self, config: TransformerConfig, vocab_size: int, *, causal: bool = True) -> None:
         super().__init__(config.width, vocab_size)
+        self.causal = causal
         self.num_layers = config.layers
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         initialise(self, config.layers)
 
-    def run(self, embedded_NTE: Tensor, state=None, *, before_layer: BeforeLayer | None = None) -> tuple[Tensor, tuple]:
+    def run(
+        self,
+        embedded_NTE: Tensor,
+        state=None,
+        *,
+        before_layer: BeforeLayer | None = None,
+        lengths_N: Tensor | None = None,
+    ) -> tuple[Tensor, tuple]:
         past = 0 if state is None else state[0][0].shape[2]
         T, like = embedded_NTE.shape[1], embedded_NTE
         x_NTD = self.dropout(like + sinusoids(past, T, self.width, like.device, like.dtype))
+        visible_NT = None if self.causal else within(lengths_N, T)
         caches = []
         for layer, block in enumerate(self.blocks):
             if before_layer is not None:
                 x_NTD = before_layer(layer, x_NTD)
-            x_NTD, cache = block(x_NTD, causal=True, cache=None if state is None else state[layer])
+            cache = None if state is None else state[layer]
+            x_NTD, cache = block(x_NTD, causal=self.causal, cache=cache, visible_NT=visible_NT)
             caches.append(cache)
         return self.norm(x_NTD), tuple(caches)
 
@@ -69,7 +80,14 @@ class RecurrentText(_Scratch):
         self.cells = cell(config.width, config.width, config.layers, batch_first=True, dropout=between)
         self.dropout = nn.Dropout(config.dropout)
 
-    def run(self, embedded_NTE: Tensor, state=None, *, before_layer: BeforeLayer | None = None) -> tuple[Tensor, tuple]:
+    def run(
+        self,
+        embedded_NTE: Tensor,
+        state=None,
+        *,
+        before_layer: BeforeLayer | None = None,
+        lengths_N: Tensor | None = None,
+    ) -> tuple[Tensor, tuple]:
         assert before_layer is None, "validate refuses fusions that enter between a recurrent net's layers"
         x_NTD = self.dropout(embedded_NTE)
         if state is not None:  # torch wants the layer first
