@@ -180,6 +180,7 @@ class DataConfig:
     captions_per_image: int = 5  # captions drawn an image and step; the image is encoded once for all
     crop_scale: float = 1.0  # smallest share of the area a random crop keeps; 1 = no random crop
     flip: bool = False  # mirror half of the images (never where captions may say left or right)
+    colour_jitter: float = 0.0  # brightness, contrast and saturation change by factors from 1 - this to 1 + this
     workers: int = 0  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: a frozen encoder's features, computed once
 
@@ -480,6 +481,8 @@ class PreprocessRoot:
     dataset: DatasetConfig = MISSING
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    preview: bool = False  # also write preview.png: 16 training samples as the `data` options augment them
+    data: DataConfig = field(default_factory=DataConfig)
     experiment: Any = None
 
 

@@ -35,6 +35,9 @@ def _problems(config: Any) -> Iterator[str]:
         yield from _tokenizer(config.tokenizer)
     if isinstance(config, schema.PreprocessRoot):
         yield from _at_least("preprocess", config.preprocess, shard_images=1, num_concepts=1, workers=0)
+        yield from _data(config.data)
+        if config.preview and not config.dataset.images:
+            yield "preview=true shows images, and dataset.images=false has none"
         return
     yield from _decode(config.decode)
     yield from _metrics(config.metrics)
@@ -182,10 +185,8 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
     if config.loss.temperature <= 0:
         yield f"loss.temperature={config.loss.temperature:g}: must be above 0"
     yield from _at_least("loss", config.loss, num_concepts=1, joint_width=1, patch_size=1)
-    yield from _at_least("data", config.data, captions_per_image=1, workers=0)
+    yield from _data(config.data)
     yield from _cache(config)
-    if not 0 < config.data.crop_scale <= 1:
-        yield f"data.crop_scale={config.data.crop_scale:g}: the smallest share of the area, above 0 and at most 1"
     yield from _at_least(
         "run", config.run, max_steps=1, batch_size=1, accumulation=1, log_every=1, checkpoint_every=1,
         keep_checkpoints=1, validate_every=0, validate_images=0, patience=0, threads=0, overfit_images=0,
@@ -201,6 +202,14 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
 
         if importlib.util.find_spec("tensorboard") is None:
             yield "run.tensorboard=true needs TensorBoard: pip install 'velm[tensorboard]'"
+
+
+def _data(data: schema.DataConfig) -> Iterator[str]:
+    yield from _at_least("data", data, captions_per_image=1, workers=0)
+    if not 0 < data.crop_scale <= 1:
+        yield f"data.crop_scale={data.crop_scale:g}: the smallest share of the area, above 0 and at most 1"
+    if not 0 <= data.colour_jitter < 1:
+        yield f"data.colour_jitter={data.colour_jitter:g}: must be at least 0 and below 1"
 
 
 def _objectives(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
@@ -241,8 +250,11 @@ def _cache(config: schema.TrainRoot) -> Iterator[str]:
         return
     if config.vision.freeze != "all":
         yield f"data.cache={data.cache.value} keeps what a frozen encoder says: use it with vision.freeze=all"
-    if data.flip or data.crop_scale < 1:
-        yield f"data.cache={data.cache.value} sees each image in one way: leave data.flip=false data.crop_scale=1"
+    if data.flip or data.crop_scale < 1 or data.colour_jitter:
+        yield (
+            f"data.cache={data.cache.value} sees each image in one way: leave data.flip=false data.crop_scale=1 "
+            "data.colour_jitter=0"
+        )
 
 
 def _at_least(group: str, node: Any, **bounds: float) -> Iterator[str]:

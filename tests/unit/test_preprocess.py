@@ -53,3 +53,15 @@ def test_report_and_second_run(config, tmp_path, capsys):
     assert second.pop("store") == f"{first.pop('store')} is complete"
     del first["time"], second["time"]
     assert second == first
+
+
+def test_preview_is_a_picture_of_sixteen_samples_as_training_sees_them(config, capsys):
+    config.preview = True
+    config.data.crop_scale = 0.3
+    preprocess.run(config)
+    path = lines(capsys.readouterr().out)["preview"]
+    first = np.asarray(Image.open(path))
+    assert path.endswith("store/preview.png") and first.shape[2] == 3
+    config.data.colour_jitter = 0.5
+    preprocess.run(config)
+    assert not np.array_equal(first, np.asarray(Image.open(path))), "it follows the options"

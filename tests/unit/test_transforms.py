@@ -142,3 +142,22 @@ def test_unreadable_images_raise():
 )
 def test_captions_that_name_a_side_forbid_mirroring(captions, allowed):
     assert may_flip(captions) is allowed
+
+
+def test_colour_jitter_is_torchvisions_with_factors_from_the_generator_and_leaves_the_crop():
+    from torchvision.transforms import functional
+
+    jpeg = photo(90, 70, seed=5)
+    plain = TrainTransform(64, (0, 0, 0), (1, 1, 1), 0.6, True)
+    jittered = TrainTransform(64, (0, 0, 0), (1, 1, 1), 0.6, True, 0.4)
+    for seed in range(5):
+        draw = generator(seed)
+        draw.random(5)  # the crop and the mirror
+        brightness, contrast, saturation = (1 + 0.4 * (2 * draw.random(3) - 1)).tolist()
+        assert all(0.6 <= factor <= 1.4 for factor in (brightness, contrast, saturation))
+        pixels = (plain(jpeg, generator=generator(seed)) * 255).round().byte().permute(1, 2, 0).numpy()
+        image = functional.adjust_brightness(Image.fromarray(pixels), brightness)
+        image = functional.adjust_saturation(functional.adjust_contrast(image, contrast), saturation)
+        found = (jittered(jpeg, generator=generator(seed)) * 255).round().byte().permute(1, 2, 0).numpy()
+        assert np.array_equal(found, np.asarray(image))
+        assert not np.array_equal(found, pixels)

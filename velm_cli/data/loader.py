@@ -125,7 +125,9 @@ class TrainLoader:
             self._ranges[:, 1] = np.minimum(self._ranges[:, 1], self._ranges[:, 0] + self._captions_per_image)
         self._image_size = image_size if store.has_images else None
         self._features = features
-        self._transform = TrainTransform(self._image_size or 1, mean, std, data.crop_scale, data.flip)
+        self._transform = TrainTransform(
+            self._image_size or 1, mean, std, data.crop_scale, data.flip, data.colour_jitter
+        )
         self._epoch: _Epoch | None = None
 
     @property

@@ -16,10 +16,12 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from torch import Tensor
 
 MAX_RATIO = 4 / 3  # random crops are at most this much wider than high, or higher than wide
+
+COLOURS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the stored image
 
@@ -43,10 +45,21 @@ class EvalTransform:
         Raises OSError where `jpeg` is not a readable image.
         """
         image = Image.open(BytesIO(jpeg))
-        return self.render(image, _centre(image.width, image.height, self.image_size), False, out_CHW)
+        return self.render(image, _centre(image.width, image.height, self.image_size), out_CHW)
 
-    def render(self, image: Image.Image, box: Box, mirror: bool, out_CHW: np.ndarray | None) -> Tensor:
-        """The part `box` of the image, scaled to `image_size` a side, mirrored or not, normalised."""
+    def render(
+        self,
+        image: Image.Image,
+        box: Box,
+        out_CHW: np.ndarray | None,
+        *,
+        mirror: bool = False,
+        colours: Sequence[float] = (),
+    ) -> Tensor:
+        """The part `box` of the image, scaled to `image_size` a side, mirrored or not, normalised.
+
+        `colours`: factors of brightness, contrast and saturation, applied in this order.
+        """
         size = self.image_size
         width, height = image.size
         # The decoder scales by 1/2, 1/4 or 1/8, roughly, so it leaves a factor of 2 to the resampling.
@@ -59,7 +72,10 @@ class EvalTransform:
                 box = box[0] * scale, box[1] * scale, right, bottom
         if image.mode != "RGB":
             image = image.convert("RGB")
-        pixels_HWC = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box))
+        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+        for enhance, factor in zip(COLOURS, colours, strict=False):
+            image = enhance(image).enhance(factor)
+        pixels_HWC = np.asarray(image)
         if mirror:
             pixels_HWC = pixels_HWC[:, ::-1]
         if out_CHW is None:
@@ -70,16 +86,23 @@ class EvalTransform:
 
 
 class TrainTransform:
-    """A random crop, mirrored half of the time: a pure function of the JPEG and the generator.
+    """A random crop, mirrored half of the time, in other colours: a pure function of the JPEG and the generator.
 
     A crop keeps from `crop_scale` to all of the image's area; with 1 it is EvalTransform's centre crop.
     (Of an image longer than 4:3 the area counts that a crop of this ratio can hold.)
     """
 
     def __init__(
-        self, image_size: int, mean: Sequence[float], std: Sequence[float], crop_scale: float, flip: bool
+        self,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_scale: float,
+        flip: bool,
+        colour_jitter: float = 0.0,
     ) -> None:
-        assert 0 < crop_scale <= 1
+        assert 0 < crop_scale <= 1 and 0 <= colour_jitter < 1
+        self.colour_jitter = colour_jitter
         self._plain = EvalTransform(image_size, mean, std)
         self.crop_scale = crop_scale
         self.flip = flip
@@ -100,7 +123,9 @@ class TrainTransform:
         else:
             box = _centre(image.width, image.height, self._plain.image_size)
         mirror = self.flip and may_flip and bool(draws[4] < 0.5)
-        return self._plain.render(image, box, mirror, out_CHW)
+        factors = 1 + self.colour_jitter * (2 * generator.random(3) - 1)
+        colours = factors.tolist() if self.colour_jitter else ()
+        return self._plain.render(image, box, out_CHW, mirror=mirror, colours=colours)
 
 
 def may_flip(captions: Iterable[str]) -> bool:

@@ -1,10 +1,10 @@
-"""Images with their generated captions on one sheet: what people look at first."""
+"""Images with their captions on one sheet: what people look at first."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,26 @@ from velm_cli.files import write_bytes
 CELL, MARGIN, TEXT_LINES, COLUMNS = 200, 10, 4, 4
 
 
-def contact_sheet(store: Store, indices: Iterable[int], captions: dict[Any, str], path: Path) -> None:
-    """Write a PNG of the records' images, four a row, each with its caption below."""
+def stored_images(store: Store, indices: Iterable[int], captions: dict[Any, str]) -> list[tuple[Image.Image, str]]:
+    """The records' images, each with its caption by image id."""
     records = [int(index) for index in indices]
+    return [(Image.open(io.BytesIO(store.image_bytes(i))), captions[store.image_id(i)]) for i in records]
+
+
+def contact_sheet(pictures: Sequence[tuple[Image.Image, str]], path: Path) -> None:
+    """Write a PNG of the pictures, four a row, each with its caption below."""
     font = ImageFont.load_default(13)
     height = CELL + TEXT_LINES * 16 + MARGIN
-    rows = -(-len(records) // COLUMNS)
+    rows = -(-len(pictures) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (CELL + MARGIN) + MARGIN, rows * (height + MARGIN) + MARGIN), "white")
     draw = ImageDraw.Draw(sheet)
-    for position, record in enumerate(records):
+    for position, (image, caption) in enumerate(pictures):
         left = MARGIN + position % COLUMNS * (CELL + MARGIN)
         top = MARGIN + position // COLUMNS * (height + MARGIN)
-        with Image.open(io.BytesIO(store.image_bytes(record))) as image:
-            scale = CELL / max(image.size)
-            size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-            sheet.paste(image.resize(size), (left, top))
-        lines = textwrap.wrap(captions[store.image_id(record)], 28)[:TEXT_LINES] or ["(empty)"]
+        scale = CELL / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        sheet.paste(image.resize(size), (left, top))
+        lines = textwrap.wrap(caption, 28)[:TEXT_LINES] or ["(empty)"]
         # The bundled font knows Latin letters only; other characters would raise.
         text = "\n".join(lines).encode("latin-1", "replace").decode("latin-1")
         draw.multiline_text((left, top + CELL + 4), text, fill="black", font=font)

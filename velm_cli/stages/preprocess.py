@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 from velm_cli.data.building import count_splits
 from velm_cli.data.readers import read
-from velm_cli.data.store import build_store, read_manifest, store_path
+from velm_cli.data.store import Store, build_store, read_manifest, store_path
+from velm_cli.data.tokens import Tokens
 from velm_cli.schema import PreprocessRoot
+
+PREVIEWED, PREVIEW_SIDE = 16, 224  # images; pixels
 
 
 def run(config: PreprocessRoot) -> float:
@@ -36,10 +40,40 @@ def run(config: PreprocessRoot) -> float:
     _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
     _say("tokens", f"{len(tokens.ids):,}, at most {longest} a caption")
     _say("concepts", f"{len(store.concept_names):,}")
+    if config.preview:
+        _say("preview", str(_preview(store, tokens, config)))
     _say("store", f"{path} is complete" if was_complete else str(path))
     _say("hash", store.hash)
     _say("time", f"{time.perf_counter() - start:.1f} s")
     return float(len(store))
+
+
+def _preview(store: Store, tokens: Tokens, config: PreprocessRoot) -> Path:
+    """A picture of training samples as a run with the same `data` options sees them."""
+    from PIL import Image
+
+    from velm_cli.data.loader import TrainLoader
+    from velm_cli.report.samples import contact_sheet
+
+    loader = TrainLoader(
+        store,
+        tokens,
+        config.data,
+        batch_size=PREVIEWED,
+        image_size=min(PREVIEW_SIDE, config.dataset.image_size),
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        num_concepts=0,
+        seed=0,
+    )
+    with closing(loader.batches()) as batches:
+        batch = next(batches)
+    assert batch.image_BCHW is not None
+    pixels_BHWC = (batch.image_BCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    captions = [tokens.tokenizer.decode(row) for row in batch.tokens_BKT[:, 0].tolist()]
+    path = store.path / "preview.png"
+    contact_sheet([(Image.fromarray(p), c) for p, c in zip(pixels_BHWC, captions, strict=True)], path)
+    return path
 
 
 def _say(what: str, text: str) -> None:

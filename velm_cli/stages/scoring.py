@@ -18,7 +18,7 @@ from velm_cli.engine.loop import Run
 from velm_cli.engine.signals import StopRequest
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import Scores, fast_cider, save, score_captions, table
-from velm_cli.report.samples import contact_sheet
+from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision
 from velm_cli.tasks.caption import CaptionTask
 
@@ -96,7 +96,8 @@ def validation_figures(run: Run, store: Store, tokens: Tokens, step: int, stop: 
         )
         if not stop:
             figures["cider"] = fast_cider(references(store, indices), captions)
-            contact_sheet(store, indices[:12], captions, run.folder / "samples" / f"step-{step:08d}.png")
+            shown = stored_images(store, indices[:12], captions)
+            contact_sheet(shown, run.folder / "samples" / f"step-{step:08d}.png")
     return figures
 
 
