@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,9 @@ def folder(kind: str) -> str:
     """The folder of a tiny model: vit clip dinov2 siglip (vision), gpt2 llama bert (text)."""
     import transformers as t
 
+    path = Path(os.environ.get("VELM_TINY_MODELS", _HOME.name)) / kind  # a parent process may have made it
+    if path.exists():
+        return str(path)
     torch.manual_seed(0)
     vision = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
               "image_size": 16, "patch_size": 8}  # fmt: skip
@@ -47,7 +51,6 @@ def folder(kind: str) -> str:
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms too, so that none is forgotten unnoticed
             parameter.add_(0.1 * torch.randn_like(parameter))
-    path = Path(_HOME.name) / kind
     model.save_pretrained(path)
     return str(path)
 

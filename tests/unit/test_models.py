@@ -8,6 +8,7 @@ from torch import nn
 from velm_cli import schema
 from velm_cli.errors import UserError
 from velm_cli.models.layers import Block, SelfAttention, select
+from velm_cli.models.text import build_text
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.models.vision import build_vision, frozen_stages
@@ -185,3 +186,13 @@ def test_word_vectors_start_the_embedding(tmp_path):
         load_vectors(str(tmp_path / "glove.txt"), {"dog": 7}, 300)
     with pytest.raises(UserError, match="knows none of the 1 words"):
         load_vectors(str(tmp_path / "glove.txt"), {"zebra": 7}, 4)
+
+
+def test_more_positions_than_a_language_model_has_are_refused_with_a_line():
+    text = build_text(schema.CausalLMConfig(name=folder("gpt2")), 23)
+    tokens = torch.zeros(1, 65, dtype=torch.long)
+    with pytest.raises(UserError, match=r"text.name=.* has 64 positions, and image and caption take 65: lower fusion"):
+        text(tokens)
+    _, state = text(tokens[:, :64])
+    with pytest.raises(UserError, match="take 65"):
+        text(tokens[:, :1], state)

@@ -45,6 +45,16 @@ def test_runs_that_differ_in_nothing_are_told_apart_by_their_names(tmp_path):
     assert compare(runs[:1])[0] == []
 
 
+def test_a_metric_that_is_no_mean_over_images_gets_no_interval(tmp_path):
+    run = scored("a", {"fusion.kind": "add", "seed": 0}, [1.0, 2.0, 3.0], tmp_path)
+    run.scores["Bleu_4"] = 0.3
+    for scores in run.per_image.values():
+        scores["Bleu_4"] = 0.1  # their mean, 0.1, says nothing of the corpus score
+    (row,) = compare([run], "Bleu_4")[1]
+    assert row.scores["Bleu_4"] == 0.3 and row.interval is None
+    assert compare([run], "CIDEr")[1][0].interval is not None
+
+
 def test_the_interval_is_that_of_the_mean():
     """Normal scores: the 95 % interval of the mean is 1.96 standard errors to each side."""
     scores = np.random.default_rng(3).normal(5.0, 2.0, 900)

@@ -1,7 +1,8 @@
 """Runs side by side: what differs between them, their scores with error bars, their size and speed.
 
 Runs that differ in nothing but the seed are one row. The interval of a row is a bootstrap over its seeds
-and over the images (Efron & Tibshirani 1993), of the mean of the per-image scores.
+and over the images (Efron & Tibshirani 1993), of the mean of the per-image scores; metrics that are no such
+mean (BLEU, METEOR) get none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ SCORES = {
     "CIDEr": "CIDEr",
     "SPICE": "SPICE",
 }
+AVERAGES = ("ROUGE_L", "CIDEr", "SPICE")  # means of per-image scores; BLEU and METEOR are counted over the corpus
 RESAMPLES = 2000
 
 
@@ -115,7 +117,7 @@ def _row(label: tuple[str, ...], runs: list[ScoredRun], metric: str) -> Row:
         label=label,
         runs=len(runs),
         scores={name: mean([run.scores[name] for run in runs]) for name in SCORES},
-        interval=bootstrap([run.per_image for run in runs], metric),
+        interval=bootstrap([run.per_image for run in runs], metric) if metric in AVERAGES else None,
         trained=runs[0].trained,
         captions_per_s=mean([run.captions_per_s for run in runs]),
     )

@@ -46,6 +46,7 @@ class PretrainedText(TextEncoder):
         tied = head is None or head.weight is embedding.weight
         self.head: nn.Linear | None = None if tied else head
         self.net.config.use_cache = True
+        self.name, self.positions = config.name, getattr(self.net.config, "max_position_embeddings", None)
         self.width = self.net.config.hidden_size
         self.embedding_width = embedding.embedding_dim
         self.layers = _layers(self.net, config.name)
@@ -75,6 +76,12 @@ class PretrainedText(TextEncoder):
     ) -> tuple[Tensor, tuple]:
         from transformers import DynamicCache
 
+        past = 0 if state is None else state[0][0].shape[2]
+        if self.positions is not None and (needed := past + embedded_NTE.shape[1]) > self.positions:
+            raise UserError(
+                f"text.name={self.name} has {self.positions} positions, and image and caption take {needed}: lower "
+                "fusion.length, tokenizer.max_tokens or decode.max_length"
+            )
         if not self.causal:
             visible_NT = within(lengths_N, embedded_NTE.shape[1])
             mask = None if visible_NT is None else visible_NT.long()
