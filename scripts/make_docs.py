@@ -1,18 +1,23 @@
-"""Write docs/config.md, the reference of every option, from `velm_cli/schema.py`.
+"""Write what the code says of itself: docs/config.md (every option) and docs/matrix.md (every legal combination).
 
-python scripts/make_docs.py            writes it
-python scripts/make_docs.py --check    exits with 1 when it is stale
+python scripts/make_docs.py            writes them
+python scripts/make_docs.py --check    exits with 1 when one is stale
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
+import re
 import sys
 from pathlib import Path
 
+from velm_cli import schema
+from velm_cli.validate import model_problems
+
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "velm_cli" / "schema.py"
-PAGE = ROOT / "docs" / "config.md"
+CONF = ROOT / "conf"
 
 # Dataclass -> how its options are addressed on the command line.
 SECTIONS = [
@@ -37,8 +42,8 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-def page() -> str:
-    """The reference as Markdown."""
+def options_page() -> str:
+    """The reference of options as Markdown."""
     source = SCHEMA.read_text(encoding="utf-8")
     lines = source.splitlines()
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
@@ -62,7 +67,7 @@ def page() -> str:
         "| group | choices |",
         "|---|---|",
     ]
-    for folder in sorted(path for path in (ROOT / "conf").iterdir() if path.is_dir() and path.name != "hydra"):
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
         choices = ", ".join(f"`{file.stem}`" for file in sorted(folder.glob("*.yaml")))
         out.append(f"| `{folder.name}` | {choices} |")
     for title, prefix, names in SECTIONS:
@@ -117,13 +122,82 @@ def _is_enum(node: ast.ClassDef) -> bool:
     return any(isinstance(base, ast.Name) and base.id == "Enum" for base in node.bases)
 
 
+def matrix_page() -> str:
+    """Which combinations of vision, text and fusion are legal, as `validate` decides, as Markdown."""
+    choices = {group: _choices(group) for group in ("vision", "text", "fusion")}
+    refused: dict[str, list[tuple[str, str, str]]] = {}
+    legal = 0
+    for vision, text, fusion in itertools.product(*(choices[group] for group in choices)):
+        config = schema.TrainRoot(
+            dataset=schema.ShapesConfig(),
+            vision=choices["vision"][vision],
+            text=choices["text"][text],
+            fusion=choices["fusion"][fusion],
+            task=schema.CaptionTaskConfig(),
+        )
+        problems = list(model_problems(config))
+        legal += not problems
+        for problem in problems:
+            refused.setdefault(problem, []).append((vision, text, fusion))
+    out = [
+        "# Every vision with every text with every fusion",
+        "",
+        "Written by `make docs` from `conf/` and `velm_cli/validate.py`; do not edit. A cell is one command,",
+        "`velm train vision=V text=T fusion=F`, with captions to be written (`loss.alpha` above 0).",
+        "",
+        "| group | choices |",
+        "|---|---|",
+        *(
+            f"| `{group}` ({len(names)}) | {' '.join(f'`{name}`' for name in names)} |"
+            for group, names in choices.items()
+        ),
+        "",
+        f"{legal:,} of {' x '.join(str(len(names)) for names in choices.values())} = "
+        f"{legal + len(set(itertools.chain.from_iterable(refused.values()))):,} cells are legal. Refused are:",
+        "",
+        "| text | fusion | cells | reason |",
+        "|---|---|---|---|",
+    ]
+    for problem, cells in refused.items():
+        texts = " ".join(f"`{text}`" for text in dict.fromkeys(text for _, text, _ in cells))
+        fusions = " ".join(f"`{fusion}`" for fusion in dict.fromkeys(fusion for _, _, fusion in cells))
+        assert len(cells) % len(choices["vision"]) == 0, "the reason would depend on the vision encoder"
+        out.append(f"| {texts} | {fusions} | {len(cells)} | {problem} |")
+    out += [
+        "",
+        "Frozen, LoRA and pooled variants, and forms of one fusion (`fusion.score=additive`, `fusion.mapper=tokens`),",
+        "are options of these cells. `tests/unit/test_matrix.py` runs tiny models through them: causality, incremental",
+        "decoding, captions of an image kept apart, beam search, save and load, gradients, a falling loss. `make test`",
+        "takes a covering design in which every pair occurs, `make test-all` the full product.",
+    ]
+    return "\n".join(out) + "\n"
+
+
+def _choices(group: str) -> dict[str, object]:
+    """The configs of a group by the name of their YAML file, with its values; none and other packages' are left out."""
+    found = {}
+    for file in sorted((CONF / group).glob("*.yaml")):
+        text = file.read_text(encoding="utf-8")
+        kind = re.search(rf"/_kind/{group}/(\w+)@", text)
+        assert kind is not None, file
+        if kind[1] not in ("none", "external"):
+            found[file.stem] = schema.KINDS[group][kind[1]](**dict(re.findall(r"^(name|net): (\S+)$", text, re.M)))
+    return found
+
+
+PAGES = {"config.md": options_page, "matrix.md": matrix_page}
+
+
 def main() -> int:
-    text = page()
-    if "--check" in sys.argv[1:]:
-        return int(not PAGE.exists() or PAGE.read_text(encoding="utf-8") != text)
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"wrote {PAGE.relative_to(ROOT)}")
-    return 0
+    stale = 0
+    for name, page in PAGES.items():
+        path, text = ROOT / "docs" / name, page()
+        if "--check" in sys.argv[1:]:
+            stale += not path.exists() or path.read_text(encoding="utf-8") != text
+            continue
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(ROOT)}")
+    return int(stale > 0)
 
 
 if __name__ == "__main__":

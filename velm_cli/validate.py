@@ -42,8 +42,7 @@ def _problems(config: Any) -> Iterator[str]:
     yield from _decode(config.decode)
     yield from _metrics(config.metrics)
     if isinstance(config, schema.TrainRoot):
-        yield from _model(config)
-        yield from _training(config)
+        yield from model_problems(config)
         yield from _at_least("", config, seed=0)
     else:
         yield from _at_least("", config, limit=0, seed=0)
@@ -96,6 +95,12 @@ def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
             yield f"metrics: no metric {name!r}{near} (there are {', '.join(schema.METRIC_NAMES)})"
     for name in set(metrics.required) - set(metrics.names):
         yield f"metrics.required names {name}, which metrics.names does not"
+
+
+def model_problems(config: schema.TrainRoot) -> Iterator[str]:
+    """What of vision, text, fusion and loss does not go together."""
+    yield from _model(config)
+    yield from _training(config)
 
 
 def _model(config: schema.TrainRoot) -> Iterator[str]:
