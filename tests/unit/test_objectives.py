@@ -73,19 +73,19 @@ def test_hidden_words_are_words_and_as_many_as_asked():
     torch.manual_seed(0)
     tokens = torch.randint(10, 50, (2000, 12))
     lengths = torch.randint(0, 13, (2000,))
-    hidden, chosen = hide_words(tokens, lengths, share=0.3, mask_id=1, vocab_size=50)
+    words = int((lengths - 2).clamp(min=0).sum())
+    hidden, chosen = hide_words(tokens, lengths, share=0.3, words=words, mask_id=1, vocab_size=50)
     rows, columns = chosen // 12, chosen % 12
     assert (columns >= 1).all() and (columns < lengths[rows] - 1).all(), "never BOS, EOS or padding"
-    words = int((lengths - 2).clamp(min=0).sum())
-    assert len(chosen) / words == pytest.approx(0.3, abs=0.02)
+    assert len(chosen) == len(set(chosen.tolist())) == round(0.3 * words)
     before, after = tokens.flatten()[chosen], hidden.flatten()[chosen]
     assert float((after == 1).float().mean()) == pytest.approx(0.8, abs=0.02)
     assert float((after == before).float().mean()) == pytest.approx(0.1, abs=0.02)
     untouched = torch.ones(tokens.numel(), dtype=torch.bool).index_fill(0, chosen, False)
     assert torch.equal(tokens.flatten()[untouched], hidden.flatten()[untouched])
-    _, one = hide_words(tokens[:1], torch.tensor([5]), share=1e-9, mask_id=1, vocab_size=50)
+    _, one = hide_words(tokens[:1], torch.tensor([5]), share=1e-9, words=3, mask_id=1, vocab_size=50)
     assert len(one) == 1, "a batch always has something to learn from"
-    _, none = hide_words(tokens[:1], torch.tensor([2]), share=0.5, mask_id=1, vocab_size=50)
+    _, none = hide_words(tokens[:1], torch.tensor([2]), share=0.5, words=0, mask_id=1, vocab_size=50)
     assert len(none) == 0
 
 
@@ -163,27 +163,34 @@ def test_matching_loss_is_binary_cross_entropy_summed():
     loss = MatchingLoss(5).double()
     states, match = torch.randn(6, 5).double(), torch.tensor([1.0, 0, 1, 0, 0, 1]).double()
     p = torch.sigmoid(loss.classifier(states)[:, 0])
-    assert float(loss(states, match)) == pytest.approx(
-        float(-(match * p.log() + (1 - match) * (1 - p).log()).sum()), rel=1e-5
-    )
+    each = -(match * p.log() + (1 - match) * (1 - p).log())
+    assert float(loss(states, match, torch.ones(6).bool())) == pytest.approx(float(each.sum()), rel=1e-5)
+    counts = torch.tensor([1, 1, 0, 1, 0, 1]).bool()
+    assert float(loss(states, match, counts)) == pytest.approx(float(each[counts].sum()), rel=1e-5)
 
 
 def test_hard_negatives_never_belong_together_and_follow_the_similarity():
     torch.manual_seed(0)
     similarity = torch.tensor([[9.0, 1.0, 3.0, 5.0], [1.0, 9.0, 1.0, 5.0], [1.0, 1.0, 9.0, 5.0], [1.0, 1.0, 1.0, 9.0]])
-    possible = torch.tensor([True, True, True, False])[None].expand(4, 4)  # the last image has no caption
-    counts = torch.zeros(4, 4)
+    present = torch.tensor([True, True, True, False])  # the last image has no caption
+    drawn = torch.zeros(2, 4, 4)
     for _ in range(4000):
-        images, captions = hard_negatives(similarity, possible)
-        assert len(images) == 4 + 3  # a caption for each image, an image for each caption
-        assert (images != captions).all()
-        assert (captions != 3).all()
-        counts.index_put_((images[:4], captions[:4]), torch.ones(4), accumulate=True)
-    share = counts[0] / counts[0].sum()
-    expected = math.exp(3) / (math.exp(1) + math.exp(3))
-    assert float(share[2]) == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 4000))
-    images, captions = hard_negatives(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool))
-    assert len(images) == len(captions) == 0, "one image alone has no negatives"
+        images, captions, counts = hard_negatives(similarity, present)
+        assert counts.tolist() == [True] * 4 + [True] * 3 + [False]  # a caption an image, an image a caption
+        assert (images != captions)[counts].all()
+        assert (captions[counts] != 3).all()
+        for way, pairs in enumerate((slice(0, 4), slice(4, 8))):
+            drawn[way].index_put_((images[pairs], captions[pairs]), torch.ones(4), accumulate=True)
+
+    def share_is(found: torch.Tensor, expected: float) -> None:
+        assert float(found) == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / 4000))
+
+    share_is(drawn[0, 0, 2] / 4000, math.exp(3) / (math.exp(1) + math.exp(3)))  # captions 1 and 2 for image 0
+    share_is(drawn[1, 0, 2] / 4000, math.exp(3) / (math.exp(3) + 2 * math.exp(1)))  # images 0, 1, 3 for caption 2
+    _, _, counts = hard_negatives(torch.ones(1, 1), torch.ones(1, dtype=torch.bool))
+    assert counts.tolist() == [False, False], "one image alone has no negatives"
+    _, _, counts = hard_negatives(torch.ones(2, 2), torch.tensor([True, False]))
+    assert counts.tolist() == [False, True, True, False]
 
 
 def test_weights():

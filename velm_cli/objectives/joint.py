@@ -75,25 +75,30 @@ class MatchingLoss(nn.Module):
         super().__init__()
         self.classifier = nn.Linear(width, 1)
 
-    def forward(self, fused_XD: Tensor, match_X: Tensor) -> Tensor:
-        """Sum over pairs of the binary cross-entropy, nats."""
+    def forward(self, fused_XD: Tensor, match_X: Tensor, counts_X: Tensor) -> Tensor:
+        """Sum of the binary cross-entropy over the pairs that count, nats."""
         logits_X = self.classifier(fused_XD).float()[:, 0]
-        return F.binary_cross_entropy_with_logits(logits_X, match_X, reduction="sum")
+        loss_X = F.binary_cross_entropy_with_logits(logits_X, match_X, reduction="none")
+        return loss_X.masked_fill(~counts_X, 0.0).sum()
 
 
-def hard_negatives(similarity_BC: Tensor, possible_BC: Tensor) -> tuple[Tensor, Tensor]:
+def hard_negatives(similarity_BC: Tensor, present_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs (image, caption) that do not belong together, drawn the likelier the more similar (Li et al. 2021).
 
-    One caption for each image and one image for each caption, off the diagonal and where `possible` says so;
-    rows and columns without any choice are left out. Returns the indices of both (X each).
+    One caption for each image, then one image for each caption; `present` says which captions exist. Returns
+    image, caption and whether the pair counts (2B each): one without any choice does not. The number of pairs
+    depends on no value, so a GPU need not be waited for.
     """
-    B = len(similarity_BC)
-    diagonal = torch.eye(B, dtype=torch.bool, device=similarity_BC.device)
-    allowed = possible_BC & ~diagonal
-    weights = similarity_BC.detach().softmax(dim=1).clamp(min=1e-8).masked_fill(~allowed, 0.0)
-    rows = allowed.any(dim=1).nonzero()[:, 0]
-    columns = (allowed.any(dim=0) & possible_BC.diagonal()).nonzero()[:, 0]
-    caption_of_row = torch.multinomial(weights[rows], 1)[:, 0] if len(rows) else rows
-    weights = similarity_BC.detach().t().softmax(dim=1).clamp(min=1e-8).masked_fill(~allowed.t(), 0.0)
-    image_of_column = torch.multinomial(weights[columns], 1)[:, 0] if len(columns) else columns
-    return torch.cat([rows, image_of_column]), torch.cat([caption_of_row, columns])
+    diagonal = torch.eye(len(similarity_BC), dtype=torch.bool, device=similarity_BC.device)
+    allowed_BC = present_C[None] & ~diagonal
+    own = torch.arange(len(similarity_BC), device=similarity_BC.device)
+    caption_B, image_C = _draw(similarity_BC, allowed_BC), _draw(similarity_BC.t(), allowed_BC.t())
+    counts = torch.cat([allowed_BC.any(dim=1), allowed_BC.any(dim=0)])
+    return torch.cat([own, image_C]), torch.cat([caption_B, own]), counts
+
+
+def _draw(similarity_RC: Tensor, allowed_RC: Tensor) -> Tensor:
+    """One allowed column for each row; column 0 where none is."""
+    weights_RC = similarity_RC.detach().softmax(dim=1).clamp(min=1e-8).masked_fill(~allowed_RC, 0.0)
+    weights_RC[:, 0] += (~allowed_RC.any(dim=1)).to(weights_RC.dtype)
+    return torch.multinomial(weights_RC, 1)[:, 0]

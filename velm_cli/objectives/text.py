@@ -45,22 +45,23 @@ def chunked_next_token_loss(
 
 
 def hide_words(
-    tokens_NT: Tensor, lengths_N: Tensor, *, share: float, mask_id: int, vocab_size: int
+    tokens_NT: Tensor, lengths_N: Tensor, *, share: float, words: int, mask_id: int, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Hide about `share` of the words, BOS and EOS excepted (BERT; Devlin et al. 2019).
+    """Hide a `share` of the words, BOS and EOS excepted (BERT; Devlin et al. 2019).
 
-    Of the chosen words 80 % become `mask_id`, 10 % a random token, 10 % stay. Returns the changed tokens and
-    the flat positions (M) of the chosen words; a batch with words has at least one.
+    Of the chosen words 80 % become `mask_id`, 10 % a random token, 10 % stay. `words` is how many there are,
+    so that the number of chosen ones depends on no value on the device. Returns the changed tokens and the
+    flat positions (M) of the chosen words, at least one where there are words.
     """
     position_T = torch.arange(tokens_NT.shape[1], device=tokens_NT.device)
-    words_NT = (position_T >= 1) & (position_T < lengths_N[:, None] - 1)
-    draw_NT = torch.rand(tokens_NT.shape, device=tokens_NT.device).masked_fill(~words_NT, 1.0)
-    chosen_NT = words_NT & (draw_NT <= draw_NT.min().clamp(min=share))
-    how_NT = torch.rand(tokens_NT.shape, device=tokens_NT.device)
-    random_NT = torch.randint(vocab_size, tokens_NT.shape, device=tokens_NT.device)
-    hidden_NT = torch.where(chosen_NT & (how_NT < 0.8), mask_id, tokens_NT)
-    hidden_NT = torch.where(chosen_NT & (how_NT >= 0.9), random_NT, hidden_NT)
-    return hidden_NT, chosen_NT.flatten().nonzero()[:, 0]
+    is_word_NT = (position_T >= 1) & (position_T < lengths_N[:, None] - 1)
+    draw_NT = torch.rand(tokens_NT.shape, device=tokens_NT.device).masked_fill(~is_word_NT, 2.0)
+    chosen_M = draw_NT.flatten().topk(min(words, max(1, round(share * words))), largest=False).indices
+    before_M = tokens_NT.flatten()[chosen_M]
+    how_M = torch.rand(chosen_M.shape, device=tokens_NT.device)
+    random_M = torch.randint(vocab_size, chosen_M.shape, device=tokens_NT.device)
+    shown_M = torch.where(how_M < 0.8, mask_id, torch.where(how_M < 0.9, random_M, before_M))
+    return tokens_NT.flatten().scatter(0, chosen_M, shown_M).view_as(tokens_NT), chosen_M
 
 
 def own_words(inputs_NT: Tensor, logits_MV: Tensor, positions_M: Tensor, *, probability: float) -> Tensor:

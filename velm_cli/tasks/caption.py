@@ -153,6 +153,7 @@ class CaptionTask(nn.Module):
             tokens_NT,
             lengths_N,
             share=self.loss.masked_words,
+            words=batch.num_tokens - batch.num_captions,
             mask_id=self.mask_id,
             vocab_size=len(self.model.output_bias),
         )
@@ -183,19 +184,20 @@ class CaptionTask(nn.Module):
         """
         assert self.matching_loss is not None and self.joint_loss is not None
         present_B = batch.lengths_BK[:, 0] > 0
-        own = present_B.nonzero()[:, 0]
+        own_B = torch.arange(len(present_B), device=present_B.device)
         scale = self.joint_loss.log_scale.exp().detach()
-        images, captions = hard_negatives(scale * similarity_BC, present_B[None].expand(len(present_B), -1))
-        image_X, caption_X = torch.cat([own, images]), torch.cat([own, captions])
+        image, caption, counts = hard_negatives(scale * similarity_BC, present_B)
+        image_X, caption_X = torch.cat([own_B, image]), torch.cat([own_B, caption])
+        counts_X = torch.cat([present_B, counts])
         memory = self.model.memory(features.select(image_X))
+        lengths_X = batch.lengths_BK[caption_X, 0]
         fused_XTD, _ = self.model.fusion.read(
-            self.model.text, batch.tokens_BKT[caption_X, 0], memory, lengths_N=batch.lengths_BK[caption_X, 0]
+            self.model.text, batch.tokens_BKT[caption_X, 0], memory, lengths_N=lengths_X
         )
-        ends_X = (batch.lengths_BK[caption_X, 0] - 1).clamp(min=0)
-        states_XD = fused_XTD[torch.arange(len(ends_X), device=ends_X.device), ends_X]
-        match_X = (torch.arange(len(ends_X), device=ends_X.device) < len(own)).to(states_XD.dtype)
-        captions_per_pair = batch.num_captions / max(1, len(ends_X))
-        return captions_per_pair * self.matching_loss(states_XD, match_X)
+        at_X = torch.arange(len(image_X), device=image_X.device)
+        states_XD = fused_XTD[at_X, (lengths_X - 1).clamp(min=0)]
+        match_X = (at_X < len(own_B)).to(states_XD.dtype)
+        return batch.num_captions / counts_X.sum().clamp(min=1) * self.matching_loss(states_XD, match_X, counts_X)
 
     def describe(
         self,
