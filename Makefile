@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check golden bench docs wheel clean
+.PHONY: help setup demo test test-all check golden bench gpu-check docs wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -40,7 +40,10 @@ bench: $(READY)  ## speed on this machine: FLOPs, memory and time of a step (a d
 	$(BIN)/velm preprocess dataset=shapes
 	$(BIN)/velm train dataset=shapes dry_run=true
 
-docs: $(READY)  ## write docs/config.md from the schema
+gpu-check: $(READY)  ## right and fast on this machine's GPUs? parity, bf16, compile, NCCL, speed
+	$(BIN)/python scripts/gpu_check.py
+
+docs: $(READY)  ## write what the code says of itself: docs/config.md, docs/matrix.md
 	$(BIN)/python scripts/make_docs.py
 
 wheel: $(READY)  ## build the wheel into dist/
