@@ -122,9 +122,17 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
+def _has_begun(path: Path) -> bool:
+    """Whether there is anything to lose: a run that failed on its way to the first step left nothing."""
+    metrics = path / "metrics.jsonl"
+    return (metrics.exists() and metrics.stat().st_size > 0) or any(
+        (path / name).exists() for name in ("checkpoints", "predictions.json", "DONE", "PREEMPTED")
+    )
+
+
 def _refuse_other_experiment(path: Path, config: Any) -> None:
     file = path / "config.yaml"
-    if not file.exists():
+    if not file.exists() or not _has_begun(path):
         return
     saved = compose.experiment_of(OmegaConf.to_container(OmegaConf.load(file)))
     asked = compose.experiment_of(config)

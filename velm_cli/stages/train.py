@@ -17,6 +17,7 @@ from velm_cli.engine.loop import Run, fit
 from velm_cli.engine.optim import Ema, build_optimizer
 from velm_cli.engine.signals import StopRequest, stop_on_signals
 from velm_cli.errors import UserError
+from velm_cli.models.hub import load_config
 from velm_cli.models.text.scratch import EMBEDDING_STD
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
@@ -183,6 +184,7 @@ def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: d
 def inherited_tokenizer(config: TrainRoot) -> Tokenizer | None:
     """The tokenizer that the text encoder brings: its own, or that of the run it is taken from; else None."""
     if isinstance(config.text, PretrainedTextConfig):
+        load_config("text", config.text.name)  # or its tokenizer would be missed first, under another option's name
         return Tokenizer.build(TokenizerConfig(kind=TokenizerKind.pretrained, name=config.text.name), [])
     source = config.init.text or getattr(config, "checkpoint", None)
     if source is None:

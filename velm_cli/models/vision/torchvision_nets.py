@@ -24,9 +24,10 @@ class ConvClassifier(VisionEncoder):
 
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__()
+        state = _state(config)  # first: a net takes a moment to draw, and is of no use without
         net = _torchvision_net(config)
-        if config.weights != "none" and not on_meta():
-            _fill(net, load_state(config.weights, config.net), config.weights)
+        if state is not None:
+            _fill(net, state, config.weights)
         parts = _stages(net)
         if config.layer > len(parts):
             raise UserError(f"vision.layer={config.layer}: {config.net} has {len(parts)} stages")
@@ -58,11 +59,11 @@ class TorchvisionViT(VisionEncoder):
 
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__()
+        state = _state(config)
         self.net: Any = _torchvision_net(config)
-        if config.weights != "none" and not on_meta():
+        if state is not None:
             from torchvision.models.vision_transformer import interpolate_embeddings
 
-            state = load_state(config.weights, config.net)
             try:
                 state = dict(interpolate_embeddings(config.image_size, self.net.patch_size, state))  # type: ignore
             except (KeyError, ValueError, RuntimeError) as error:
@@ -84,6 +85,11 @@ class TorchvisionViT(VisionEncoder):
 
     def stages(self) -> list[nn.Module]:
         return [self.net.conv_proj, *self.net.encoder.layers]
+
+
+def _state(config: TorchvisionConfig) -> dict[str, Tensor] | None:
+    """The weights to start from; None where they are drawn, or where sizes alone are of interest."""
+    return None if config.weights == "none" or on_meta() else load_state(config.weights, config.net)
 
 
 def _torchvision_net(config: TorchvisionConfig) -> Any:
