@@ -5,7 +5,7 @@ all that they depend on (encoder, weights, transform, precision), so other weigh
 find a folder of their own, and nothing stale is ever read. A part appears when it is whole; a run that was
 killed goes on with the next, and runs that start together wait for the one that computes.
 
-Suffixes: P records of a part, S image positions, D width.
+Suffixes: B images, S image positions, D width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from velm_cli.files import write_json
 from velm_cli.schema import FeatureCaching
 
 PART = 256  # records; what a kill can cost, and what lies in memory while features are computed
-OPEN_PARTS = 512
+OPEN_PARTS = 256  # an open map holds a file descriptor
 ROOM_LEFT = 1 << 30  # bytes that stay free on the disk
 LOCK = ".writing"
 
@@ -76,6 +76,8 @@ class FeatureCache:
             return 0
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._sole_writer():
+            for left_by_a_kill in self.folder.glob(".*.tmp"):
+                left_by_a_kill.unlink()
             missing = self._missing(parts)  # another process may have written some meanwhile
             wanted = [np.arange(part * PART, min((part + 1) * PART, self.records)) for part in missing]
             count = sum(map(len, wanted))
