@@ -26,7 +26,7 @@ import torch.multiprocessing
 from torch import Tensor
 
 from velm_cli import schema
-from velm_cli.data.loader import Batch
+from velm_cli.data.batch import Batch
 from velm_cli.models.decoding import decode
 from velm_cli.models.velm import VelmModel
 from velm_cli.tasks.caption import CaptionTask

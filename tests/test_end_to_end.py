@@ -1,12 +1,14 @@
 """preprocess, train, finetune, evaluate on the embedded data set: the files, the numbers, the second time."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from pycocotools.coco import COCO
 from safetensors.torch import load_file
-from velm import TINY, TINY_MODEL, call
+from velm import TINY, TINY_MODEL, call, velm
 
 RUN_FILES = {
     "config.yaml", "command.txt", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors",
@@ -269,3 +271,18 @@ def test_a_strangers_checkpoint_runs_no_code(place, capsys, tmp_path):
     (folder / "config.yaml").write_text((folder / "config.yaml").read_text() + "_target_: os.system\n")
     assert call("eval", f"checkpoint={folder}", "metrics=fast") == 2
     assert "_target_" in capsys.readouterr().err
+
+
+def test_training_does_not_import_the_compiler(tmp_path):
+    """torch._dynamo, inductor and sympy take two seconds, and nothing is compiled."""
+    assert velm("preprocess", "dataset=shapes", *TINY, cwd=tmp_path).returncode == 0
+    program = (
+        "import sys; from velm_cli.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "found = {'torch._dynamo', 'torch._inductor', 'sympy'} & set(sys.modules)\n"
+        "assert not found, found"
+    )
+    options = ["train", *TINY, *TINY_MODEL, "run.max_steps=2", "metrics.names=[cider]"]
+    done = subprocess.run([sys.executable, "-c", program, *options], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

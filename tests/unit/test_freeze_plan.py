@@ -19,7 +19,7 @@ from test_matrix import OBJECTIVES, learner
 from tiny_models import VOCAB, folder
 
 from velm_cli import schema
-from velm_cli.data.loader import Batch
+from velm_cli.data.batch import Batch
 from velm_cli.models.vision import frozen_stages
 from velm_cli.tasks.caption import CaptionTask
 

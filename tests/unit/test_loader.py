@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from velm_cli.data.loader import Batch, TrainLoader, eval_batches
+from velm_cli.data.batch import Batch
+from velm_cli.data.loader import TrainLoader, eval_batches
 from velm_cli.data.transforms import EvalTransform
 from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig

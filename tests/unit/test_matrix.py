@@ -14,7 +14,7 @@ from tiny_models import VOCAB, folder
 from torch import nn
 
 from velm_cli import schema
-from velm_cli.data.loader import Batch
+from velm_cli.data.batch import Batch
 from velm_cli.errors import UserError
 from velm_cli.models.decoding import decode
 from velm_cli.models.velm import VelmModel

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from velm_cli.data.batch import Batch
 from velm_cli.data.features import FeatureCache
-from velm_cli.data.loader import Batch
 from velm_cli.engine.checkpoint import Progress, save_checkpoint
 from velm_cli.engine.device import autocast
 from velm_cli.engine.optim import Ema, learning_rate

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from velm_cli.schema import LrSchedule, OptimConfig
+
+
+def _plain(method: Any) -> Any:
+    return getattr(method, "__wrapped__", method)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's own, but for wrappers that import the whole of torch's compiler (2 of a run's first 5 seconds).
+
+    They keep the compiler out of these methods where a step is compiled, and velm's is not.
+    """
+
+    add_param_group = _plain(torch.optim.Optimizer.add_param_group)
+    zero_grad = _plain(torch.optim.Optimizer.zero_grad)
+    state_dict = _plain(torch.optim.Optimizer.state_dict)
+    load_state_dict = _plain(torch.optim.Optimizer.load_state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        return _plain(torch.optim.AdamW.step)(self, closure)
 
 
 def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
@@ -21,7 +42,7 @@ def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         if parameter.requires_grad:
             key = (name.startswith("model.vision."), parameter.ndim >= 2 and not name.endswith("position"))
             groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
+    return AdamW(
         [
             {
                 "params": parameters,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from velm_cli.data.loader import Batch
+from velm_cli.data.batch import Batch
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_device, pick_precision, prepare

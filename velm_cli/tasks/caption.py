@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from velm_cli.data.loader import Batch
+from velm_cli.data.batch import Batch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
 from velm_cli.models.decoding import decode
