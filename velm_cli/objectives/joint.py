@@ -1,6 +1,10 @@
 """L_joint: images and their captions meet in one embedding space (contrastive), or are judged together (matching).
 
-Shapes: B images, K captions an image, E width of the shared space, D width of the fused states.
+With several ranks a batch's pairs are those of all ranks together, and a rank's loss is the share of its own
+captions: the shares add up to the loss of one process with the whole batch, gradients included.
+
+Shapes: B images (G of all ranks together), K captions an image, E width of the shared space, D width of the fused
+states.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from velm_cli.objectives.ranks import of_all_ranks, rank_and_ranks
+
 
 class _SharedSpace(nn.Module):
     """Cosines of images and captions in a learned space."""
@@ -20,11 +26,18 @@ class _SharedSpace(nn.Module):
         self.image = nn.Linear(image_width, width, bias=False)
         self.text = nn.Linear(text_width, width, bias=False)
 
-    def cosines(self, image_BD: Tensor, text_BKD: Tensor) -> Tensor:
-        """(K, B, B): caption slot, image b, caption of image c."""
+    def embed(self, image_BD: Tensor, text_BKD: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors (B, E) and (B, K, E)."""
         image_BE = F.normalize(self.image(image_BD).float(), dim=-1)
-        text_BKE = F.normalize(self.text(text_BKD).float(), dim=-1)
-        return torch.einsum("be,cke->kbc", image_BE, text_BKE)
+        return image_BE, F.normalize(self.text(text_BKD).float(), dim=-1)
+
+    def cosines(self, image_BD: Tensor, text_BKD: Tensor) -> Tensor:
+        """(K, B, B): caption slot, image b, caption of image c; this rank's only."""
+        return _cosines(*self.embed(image_BD, text_BKD))
+
+
+def _cosines(image_BE: Tensor, text_CKE: Tensor) -> Tensor:
+    return torch.einsum("be,cke->kbc", image_BE, text_CKE)
 
 
 class ContrastiveLoss(_SharedSpace):
@@ -41,13 +54,16 @@ class ContrastiveLoss(_SharedSpace):
     def forward(self, image_BD: Tensor, text_BKD: Tensor, present_BK: Tensor) -> Tensor:
         """Sum over present captions of (image->text + text->image cross-entropy) / 2, nats."""
         scale = self.log_scale.clamp(max=math.log(100.0)).exp()
-        logits_KBC = scale * self.cosines(image_BD, text_BKD)
-        present_KB = present_BK.t()
-        own_KB = logits_KBC.diagonal(dim1=1, dim2=2)
-        text_to_image_KC = own_KB - logits_KBC.logsumexp(dim=1)
-        choices = logits_KBC.masked_fill(~present_KB[:, None, :], float("-inf"))
+        rank, ranks = rank_and_ranks()
+        image_BE, text_BKE = self.embed(image_BD, text_BKD)
+        images_KBG = scale * _cosines(image_BE, of_all_ranks(text_BKE))  # this rank's images with all captions
+        texts_KGB = images_KBG if ranks == 1 else scale * _cosines(of_all_ranks(image_BE), text_BKE)
+        present_KB, present_KG = present_BK.t(), of_all_ranks(present_BK).t()
+        own_KB = images_KBG.diagonal(offset=rank * len(image_BD), dim1=1, dim2=2)
+        text_to_image_KB = own_KB - texts_KGB.logsumexp(dim=1)
+        choices = images_KBG.masked_fill(~present_KG[:, None, :], float("-inf"))
         image_to_text_KB = own_KB - choices.masked_fill(~present_KB[:, :, None], 0.0).logsumexp(dim=2)
-        return -(0.5 * (text_to_image_KC + image_to_text_KB)).masked_fill(~present_KB, 0.0).sum()
+        return -(0.5 * (text_to_image_KB + image_to_text_KB)).masked_fill(~present_KB, 0.0).sum()
 
 
 class SigmoidLoss(_SharedSpace):
@@ -63,9 +79,12 @@ class SigmoidLoss(_SharedSpace):
 
     def forward(self, image_BD: Tensor, text_BKD: Tensor, present_BK: Tensor) -> Tensor:
         """Sum over present captions and all images of -log p(belongs or not), nats."""
-        logits_KBC = self.log_scale.exp() * self.cosines(image_BD, text_BKD) + self.bias
-        sign_BC = 2 * torch.eye(len(image_BD), device=image_BD.device) - 1
-        return -F.logsigmoid(sign_BC * logits_KBC).masked_fill(~present_BK.t()[:, None, :], 0.0).sum()
+        image_BE, text_BKE = self.embed(image_BD, text_BKD)
+        image_GE = of_all_ranks(image_BE)
+        logits_KGB = self.log_scale.exp() * _cosines(image_GE, text_BKE) + self.bias
+        own_B = rank_and_ranks()[0] * len(image_BE) + torch.arange(len(image_BE), device=image_BE.device)
+        sign_GB = 2.0 * (torch.arange(len(image_GE), device=image_BE.device)[:, None] == own_B) - 1
+        return -F.logsigmoid(sign_GB * logits_KGB).masked_fill(~present_BK.t()[:, None, :], 0.0).sum()
 
 
 class MatchingLoss(nn.Module):
