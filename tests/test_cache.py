@@ -38,7 +38,15 @@ def test_the_losses_and_weights_are_those_without_a_cache(place, output, cache, 
         assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
     for name, tensor in load_file(place / "plain/model.safetensors").items():
         assert tensor.shape == load_file(place / cache / "model.safetensors")[name].shape
-    assert call("eval", f"checkpoint=runs/train/{cache}", "metrics.names=[cider]") == 0  # encodes by itself
+    assert call("eval", f"checkpoint=runs/train/{cache}", "metrics.names=[cider]") == 0
+    assert "features" in capsys.readouterr().out, "an evaluation shares the features"
+    assert call("eval", "checkpoint=runs/train/plain", "metrics.names=[cider]") == 0
+    if cache == "fp32":
+        plain_captions, captions = (
+            json.loads((place.parent / f"evaluate/{name}-shapes-test-beam5/predictions.json").read_text())
+            for name in ("plain", cache)
+        )
+        assert captions == plain_captions
 
 
 def test_a_second_run_and_a_resumed_one_find_the_features(place, capsys):

@@ -23,9 +23,14 @@ READERS = 2  # threads that read images meanwhile
 
 
 def cached_features(
-    config: TrainRoot, store: Store, task: CaptionTask, device: torch.device, precision: Precision
+    config: TrainRoot,
+    store: Store,
+    records: np.ndarray,
+    task: CaptionTask,
+    device: torch.device,
+    precision: Precision,
 ) -> FeatureCache | None:
-    """Features of the images that this run trains and validates on, computed now where they are not yet there.
+    """Features of `records` by the encoder of the run `config`, computed now where they are not yet there.
 
     None without `data.cache`. Leaves the task in evaluation mode.
     """
@@ -58,11 +63,15 @@ def cached_features(
             assert features is not None
             yield features.packed()
 
-    limit = config.run.overfit_images
-    needed = [store.split("train")[: limit or None], store.split("val")[: config.run.validate_images or None]]
-    count = cache.fill(np.concatenate(needed), encode)
+    count = cache.fill(records, encode)
     print(f"features    {cache.folder}  {f'computed for {count:,} images' if count else 'complete'}", flush=True)
     return cache
+
+
+def images_of_training(config: TrainRoot, store: Store) -> np.ndarray:
+    """The records that a run trains and validates on."""
+    train = store.split("train")[: config.run.overfit_images or None]
+    return np.concatenate([train, store.split("val")[: config.run.validate_images or None]])
 
 
 def _fingerprint(encoder: VisionEncoder) -> dict[str, Any]:

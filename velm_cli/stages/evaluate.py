@@ -22,6 +22,7 @@ from velm_cli.metrics.scores import NAMES, Scores, table
 from velm_cli.models.weights import load_state
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, TrainRoot
+from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
 from velm_cli.stages.train import build_task, term_weights, weight_file
 from velm_cli.tasks.caption import CaptionTask
@@ -50,8 +51,9 @@ def run(config: EvaluateRoot) -> float | None:
     with open_run(path, config) as path, stop_on_signals() as stop:
         write_json(path / "weights.json", {"file": str(weights), "sha256": digest})
         tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
+        task = _load_task(trained, store, tokenizer, weights, device)
         captions = caption_split(
-            _load_task(trained, store, tokenizer, weights, device),
+            task,
             store,
             tokenizer,
             indices,
@@ -61,6 +63,7 @@ def run(config: EvaluateRoot) -> float | None:
             precision=precision,
             seed=config.seed,
             stop=stop,
+            features=cached_features(trained, store, indices, task, device, precision),
         )
         if stop:
             mark(path, "PREEMPTED", f"{stop.signal_name} after {len(captions)} images")

@@ -25,7 +25,7 @@ from velm_cli.models.weights import load_state, save_state
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
 from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TextLoss, TokenizerConfig, TokenizerKind, TrainRoot
-from velm_cli.stages.encoding import cached_features
+from velm_cli.stages.encoding import cached_features, images_of_training
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
 from velm_cli.tasks.caption import CaptionTask
 
@@ -56,7 +56,7 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
     task = build_task(config, store, tokens.tokenizer, weights)
     notes = [*word_vectors(config, task, tokens.tokenizer), *initial_weights(config, task)]
     task.to(device)
-    features = cached_features(config, store, task, device, precision)
+    features = cached_features(config, store, images_of_training(config, store), task, device, precision)
     loader = TrainLoader(
         store,
         tokens,
