@@ -14,7 +14,7 @@ MISTAKES = [
     (["frobnicate"], "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, report, doctor"),
     (
         ["train", "fusion=crossmodal"],
-        "velm: fusion=crossmodal: no such choice; did you mean 'cross_modal'? (choices: add, attention, concat, cross_modal, external, gated, multiply, none, prefix, weighted_sum)",
+        "velm: fusion=crossmodal: no such choice; did you mean 'cross_modal'? (choices: add, attention, co_attention, concat, cross_modal, external, gated, multiply, none, prefix, weighted_sum)",
     ),
     (["train", "optim.lrr=1"], "velm: optim.lrr: no such option; did you mean 'optim.lr'?"),
     (["train", "optimm.lr=1"], "velm: optimm: no such option; did you mean 'optim'?"),
@@ -104,7 +104,7 @@ def test_the_help_of_a_stage_lists_choices_and_values(tmp_path):
     done = harness.velm("train", "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert (
-        "fusion      add, attention, concat, cross_modal, external, gated, multiply, none, prefix, weighted_sum"
+        "fusion      add, attention, co_attention, concat, cross_modal, external, gated, multiply, none, prefix, weighted_sum"
         in done.stdout
     )
     assert "max_steps: 1000" in done.stdout
