@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 VOCAB = 23
+POSITIONS = 96  # of the text models: room for 64 image tokens and a caption
 _HOME = tempfile.TemporaryDirectory(prefix="velm-tiny-models-")  # gone when the tests end
 
 
@@ -39,13 +40,13 @@ def folder(kind: str) -> str:
         case "siglip":
             model = t.SiglipVisionModel(t.SiglipVisionConfig(**vision))
         case "gpt2":
-            sizes = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
+            sizes = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS}
             model = t.GPT2LMHeadModel(t.GPT2Config(**sizes, bos_token_id=1, eos_token_id=2))
         case "llama":
-            options = {"num_key_value_heads": 1, "max_position_embeddings": 64, "tie_word_embeddings": False}
+            options = {"num_key_value_heads": 1, "max_position_embeddings": POSITIONS, "tie_word_embeddings": False}
             model = t.LlamaForCausalLM(t.LlamaConfig(**text, **options))
         case "bert":
-            model = t.BertModel(t.BertConfig(**text, max_position_embeddings=64))
+            model = t.BertModel(t.BertConfig(**text, max_position_embeddings=POSITIONS))
         case _:
             raise ValueError(kind)
     with torch.no_grad():
