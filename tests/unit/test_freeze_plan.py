@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.distributed
 import torch.multiprocessing
-from test_matrix import OBJECTIVES, learner
+from test_matrix import OBJECTIVES, WRITING, learner
 from tiny_models import VOCAB, folder
 
 from velm_cli import schema
@@ -34,7 +34,6 @@ CELLS = [
     ("transformer", "cross_modal"), ("lstm", "add"), ("causal_lm", "prefix"), ("transformer", "gated"),
     ("transformer", "co_attention"), ("bert", "attention"),
 ]  # fmt: skip
-NEEDS_GENERATION = {"text", "own_words", "all"}
 
 
 def batch_of(rank: int) -> Batch:
@@ -60,7 +59,7 @@ def plans(every_nth: int) -> list[tuple[str, str, str, str]]:
     possible = [
         (text, fusion, objective, freeze)
         for (text, fusion), objective, freeze in every
-        if not (fusion == "co_attention" and objective in NEEDS_GENERATION)
+        if not (fusion == "co_attention" and objective in WRITING)
         and not (OBJECTIVES[objective][1].text is schema.TextLoss.masked and text in ("lstm", "causal_lm"))
     ]
     return possible[::every_nth]
