@@ -21,7 +21,8 @@ CONF = ROOT / "conf"
 
 # Dataclass -> how its options are addressed on the command line.
 SECTIONS = [
-    ("Stages", "", ["PreprocessRoot", "TrainRoot", "FinetuneRoot", "EvaluateRoot", "DoctorRoot"]),
+    ("Stages", "", ["PreprocessRoot", "TrainRoot", "FinetuneRoot", "EvaluateRoot", "ScoreRoot",
+                    "DoctorRoot"]),
     ("dataset", "dataset.", ["DatasetConfig", "ShapesConfig", "CocoConfig", "FlickrConfig", "ManifestConfig",
                              "FolderConfig"]),
     ("tokenizer", "tokenizer.", ["TokenizerConfig"]),

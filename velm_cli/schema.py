@@ -24,6 +24,13 @@ class Missing(Enum):
     skip = "skip"
 
 
+class Mismatch(Enum):
+    """What to do with images that two files do not both have exactly once."""
+
+    error = "error"
+    ignore = "ignore"
+
+
 class CocoSplit(Enum):
     karpathy = "karpathy"
     official2014 = "official2014"
@@ -465,6 +472,8 @@ METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
 class MetricsConfig:
     names: list[str] = field(default_factory=lambda: [*METRIC_NAMES])  # which metrics to compute
     required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
+    df: str = "corpus"  # CIDEr's document frequencies: corpus (of the references) | coco | file of velm score save_df=
+    resamples: int = 1000  # of the images, for 95 % intervals; 0 = none
     java_timeout: float = 7200.0  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
     spice_threads: int = 0  # 0 = one a core
@@ -535,6 +544,20 @@ class EvaluateRoot:
 
 
 @dataclass
+class ScoreRoot:
+    stage: str = "score"
+    predictions: str = MISSING  # [{"image_id", "caption"}, ...] in JSON (COCO's results) or JSON lines
+    references: str = MISSING  # COCO's captions file, or JSON lines of {"image_id", "captions": [...]}
+    vs: str | None = None  # another system's predictions: paired tests against it
+    out: str | None = None  # folder for scores.json, per_image.jsonl and report.html
+    mismatch: Mismatch = Mismatch.error  # images not exactly once in each file: error | ignore
+    training: str | None = None  # captions file of the training data: which captions are novel?
+    images: str | None = None  # folder of the images, for the report
+    save_df: str | None = None  # write the references' document frequencies to this .npz (metrics.df=FILE reads it)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+@dataclass
 class DoctorRoot:
     stage: str = "doctor"
     fix: str | None = None  # spice: fetch what SPICE lacks
@@ -546,6 +569,7 @@ ROOTS: dict[str, type] = {
     "train": TrainRoot,
     "finetune": FinetuneRoot,
     "evaluate": EvaluateRoot,
+    "score": ScoreRoot,
     "doctor": DoctorRoot,
 }
 

@@ -27,6 +27,9 @@ def _problems(config: Any) -> Iterator[str]:
         if config.fix not in (None, "spice"):
             yield f"doctor fix={config.fix}: nothing known by that name; spice is"
         return
+    if isinstance(config, schema.ScoreRoot):
+        yield from _metrics(config.metrics)
+        return
     yield from _dataset(config.dataset)
     # Later stages work from the store alone, so that a run can be taken to a machine without the root.
     if type(config) in (schema.PreprocessRoot, schema.TrainRoot):
@@ -95,6 +98,7 @@ def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
             yield f"metrics: no metric {name!r}{near} (there are {', '.join(schema.METRIC_NAMES)})"
     for name in set(metrics.required) - set(metrics.names):
         yield f"metrics.required names {name}, which metrics.names does not"
+    yield from _at_least("metrics", metrics, resamples=0)
 
 
 def model_problems(config: schema.TrainRoot) -> Iterator[str]:

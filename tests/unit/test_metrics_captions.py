@@ -184,7 +184,12 @@ def test_table_and_files(captions, no_java, tmp_path):
     rows = table(scores).splitlines()
     assert [row.split()[0] for row in rows] == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "CIDEr"]
     cider = scores.corpus["CIDEr"]
-    assert rows[5].split() == ["CIDEr", f"{cider:.3f}", f"{100 * cider:.1f}"]
+    low, high = scores.intervals["CIDEr"]
+    assert low < cider < high
+    assert rows[5].split() == [
+        *("CIDEr", f"{cider:.3f}", f"{100 * cider:.1f}"),
+        *(f"{100 * low:.1f}", "to", f"{100 * high:.1f}"),
+    ]
     assert rows[4].split()[1:4] == ["-", "-", "Java"]
     scores.per_image[next(iter(scores.per_image))]["SPICE"] = None
     save(scores, tmp_path / "new" / "folder")

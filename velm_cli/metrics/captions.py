@@ -1,8 +1,8 @@
 """The field's caption scores: BLEU, METEOR, ROUGE-L, CIDEr and SPICE, equal to pycocoevalcap's.
 
-pycocoevalcap's classes and jars compute every number; what velm adds is that one caption, one missing
-program or one hung process cannot spoil the rest. A score that could not be computed is None with a
-reason, never a zero, and beside the scores stands a signature of all that they depend on.
+Beside each score stand its 95 % interval and a signature of all that it depends on. One caption, one missing
+program or one hung process cannot spoil the rest: a score that could not be computed is None with a reason,
+never a zero.
 """
 
 from __future__ import annotations
@@ -12,19 +12,24 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.rouge.rouge import Rouge
+import numpy as np
 from tqdm import tqdm
 
 from velm_cli import __version__
 from velm_cli.errors import UserError, did_you_mean
-from velm_cli.metrics import meteor, spice
+from velm_cli.metrics import language, meteor, spice
+from velm_cli.metrics.document_frequency import DocumentFrequency
+from velm_cli.metrics.frequencies import Tokenize, document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home, find_java
+from velm_cli.metrics.overlap import Corpus, bleu_scores, bleu_summands, cider, rouge_l
+from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores, save, table
+from velm_cli.metrics.significance import Summands, bootstrap, mean_of
 from velm_cli.metrics.tokenize import flatten, ptb_tokenize, simple_tokenize, unflatten
 from velm_cli.schema import MetricsConfig
 
@@ -33,7 +38,21 @@ __all__ = ["Scores", "fast_cider", "save", "score_captions", "table"]
 TOKENIZE_TIMEOUT = 300.0  # seconds; 25,000 captions take two
 MIN_DF_IMAGES = 100  # below this CIDEr's document frequencies say little
 
-Result = tuple[dict[str, float], dict[str, Sequence[float | None]]]  # corpus and per-image values by column
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One column of the scores."""
+
+    name: str
+    corpus: float
+    images: Sequence[float | None]
+    summands: Summands
+
+
+def average(name: str, images: Sequence[float | None]) -> Result:
+    """A score of the corpus that is the mean of its images' scores."""
+    summands = mean_of(images)
+    return Result(name, summands.total(), images, summands)
 
 
 def score_captions(
@@ -79,7 +98,10 @@ class _Run:
     ) -> None:
         self.references, self.hypotheses, self.config = references, hypotheses, config
         self.cache_dir, self.progress = cache_dir, progress
+        self.frequencies: DocumentFrequency | None = None  # None: those of the references
         self.results: list[Result] = []
+        self.language: dict[str, float | None] = {}
+        self.spice_categories: dict[str, float | None] = {}
         self.reasons = {n: NOT_REQUESTED for k, names in COLUMNS.items() if k not in config.names for n in names}
         self.warnings: list[str] = []
         self.signature = _signature(references)
@@ -89,12 +111,13 @@ class _Run:
         self.signature["java"] = launcher.java.version
         names = self.config.names
         timeout = self.config.java_timeout
+        limit = min(timeout, TOKENIZE_TIMEOUT)
+        self._read_frequencies(lambda captions: ptb_tokenize(captions, launcher, timeout=limit))
         aligner = None
         if "meteor" in names:  # started first: it loads while captions are tokenised
             aligner = self._attempt("METEOR", lambda: meteor.Meteor(launcher, timeout=timeout))
         try:
             # Two lists as pycocoevalcap has them: a caption's tokens can depend on its neighbour's.
-            limit = min(timeout, TOKENIZE_TIMEOUT)
             tokens = pool.submit(ptb_tokenize, flatten(self.references), launcher, timeout=limit)
             answers = ptb_tokenize(list(self.hypotheses.values()), launcher, timeout=limit)
             references = unflatten(tokens.result(), self.references)
@@ -118,6 +141,10 @@ class _Run:
         self.reasons |= {n: problem for n in ("METEOR", "SPICE") if n not in self.reasons}
         self._score_in_python()
 
+    def _read_frequencies(self, tokenize: Tokenize) -> None:
+        if "cider" in self.config.names:
+            self.frequencies = document_frequencies(self.config.df, self.cache_dir, tokenize)
+
     def _attempt(self, name: str, do: Callable[[], Any]) -> Any:
         """`do()`, or None and a reason for `name` when that fails."""
         try:
@@ -137,31 +164,38 @@ class _Run:
 
     def _score_in_python(self) -> None:
         references, hypotheses = self.tokens
-        wrapped = {image: [caption] for image, caption in hypotheses.items()}
+        corpus = Corpus(references, hypotheses)
         if "bleu" in self.config.names:
-            corpus, images = Bleu(4).compute_score(references, wrapped, verbose=0)
-            names = COLUMNS["bleu"]
-            self.results.append((dict(zip(names, corpus, strict=True)), dict(zip(names, images, strict=True))))
+            rows_IS = bleu_summands(corpus)
+            for order, name in enumerate(COLUMNS["bleu"]):
+                summands = Summands(rows_IS, partial(_bleu, order=order))
+                self.results.append(Result(name, summands.total(), bleu_scores(rows_IS)[:, order].tolist(), summands))
         if "rouge_l" in self.config.names:
-            mean, images = Rouge().compute_score(references, wrapped)
-            self.results.append(({"ROUGE_L": mean}, {"ROUGE_L": images}))
+            self.results.append(average("ROUGE_L", rouge_l(corpus)[1].tolist()))
         if "cider" in self.config.names:
-            if _wordless(references):
-                self.reasons["CIDEr"] = "no reference holds a word"
-            else:
-                mean, images = Cider().compute_score(references, wrapped)
-                self.results.append(({"CIDEr": mean}, {"CIDEr": images}))
-            if len(references) < MIN_DF_IMAGES:
-                self.warnings.append(
-                    f"CIDEr's document frequencies come from these {len(references)} images only; under "
-                    f"{MIN_DF_IMAGES} it says little and cannot be compared with published numbers"
-                )
+            self._cider(corpus)
+        self.language = language.describe(list(hypotheses.values()), flatten(references))
+
+    def _cider(self, corpus: Corpus) -> None:
+        if not any(caption for group in self.tokens[0].values() for caption in group):
+            self.reasons["CIDEr"] = "no reference holds a word"
+            return
+        images = len(corpus.references_I)
+        if self.frequencies is not None:
+            self.signature["cider_df"] = f"{self.frequencies.source}, {self.frequencies.documents} images"
+            self.signature["cider_df_sha256"] = self.frequencies.digest
+        elif images < MIN_DF_IMAGES:
+            self.warnings.append(
+                f"CIDEr's document frequencies come from these {images} images only; under {MIN_DF_IMAGES} it says "
+                "little and cannot be compared with published numbers (metrics.df=coco takes those of COCO)"
+            )
+        self.results.append(average("CIDEr", cider(corpus, self.frequencies)[1].tolist()))
 
     def _meteor(self, aligner: meteor.Meteor) -> Result:
         tokens = self._shortened("METEOR", meteor.MAX_WORDS)
         with aligner, self._bar("METEOR") as bar:
-            total, images = aligner.score(*tokens, on_image=bar.update)
-        return {"METEOR": total}, {"METEOR": list(images.values())}
+            total, images, summands = aligner.score(*tokens, on_image=bar.update)
+        return Result("METEOR", total, list(images.values()), summands)
 
     def _spice(self, launcher: Launcher) -> Result:
         setup = spice.SpiceSetup.find(self.cache_dir, self.config.spice_memory, self.config.spice_threads)
@@ -177,16 +211,17 @@ class _Run:
             )
         self.signature["spice"] = f"spice-1.0 with CoreNLP {spice.CORENLP_VERSION}"
         self.warnings += warnings
-        values = [_number(images[image]) for image in self.references]
-        defined = [value for value in values if value is not None]
-        if len(defined) < len(values):
+        by_category = {name: [_number(images[image][name]) for image in images] for name in spice.CATEGORIES}
+        values = by_category.pop("All")
+        undefined = values.count(None)
+        if undefined:
             self.warnings.append(
-                f"SPICE is not defined on {len(values) - len(defined)} of {len(values)} images; "
-                "its mean leaves them out"
+                f"SPICE is not defined on {undefined} of {len(values)} images; its mean leaves them out"
             )
-        if not defined:
+        if undefined == len(values):
             raise JavaError("SPICE is defined on none of the images")
-        return {"SPICE": math.fsum(defined) / len(defined)}, {"SPICE": values}
+        self.spice_categories = {name: _number(mean_of(numbers).total()) for name, numbers in by_category.items()}
+        return average("SPICE", values)
 
     def _bar(self, name: str) -> tqdm[Any]:
         disable = None if self.progress else True  # None: only on a terminal
@@ -203,37 +238,47 @@ class _Run:
         def cut(text: str) -> str:
             return " ".join(text.split(" ")[:limit])
 
-        self.warnings.append(f"{name} saw only the first {limit} words of captions of {_listing(images)}")
+        self.warnings.append(f"{name} saw only the first {limit} words of captions of {listing(images)}")
         shorter = {image: [cut(caption) for caption in group] for image, group in references.items()}
         return shorter, {image: cut(caption) for image, caption in hypotheses.items()}
 
     def scores(self) -> Scores:
         corpus: dict[str, float | None] = dict.fromkeys(NAMES)
+        intervals: dict[str, tuple[float, float] | None] = dict.fromkeys(NAMES)
         per_image: dict[ImageId, dict[str, float | None]] = {i: dict.fromkeys(NAMES) for i in self.references}
-        for totals, columns in self.results:
-            corpus |= {name: _number(value) for name, value in totals.items()}
-            for name, values in columns.items():
-                for image, value in zip(per_image, values, strict=True):
-                    per_image[image][name] = _number(value)
-        reasons = {name: self.reasons.get(name, "no number came out") for name in NAMES if corpus[name] is None}
-        return Scores(corpus, reasons, per_image, self.signature, self.warnings, self.references, self.hypotheses)
+        for result in self.results:
+            corpus[result.name] = _number(result.corpus)
+            if self.config.resamples and corpus[result.name] is not None:
+                intervals[result.name] = bootstrap(result.summands, resamples=self.config.resamples)
+            for image, value in zip(per_image, result.images, strict=True):
+                per_image[image][result.name] = _number(value)
+        return Scores(
+            corpus=corpus,
+            intervals=intervals,
+            reasons={name: self.reasons.get(name, "no number came out") for name in NAMES if corpus[name] is None},
+            per_image=per_image,
+            signature=self.signature,
+            warnings=self.warnings,
+            references=self.references,
+            hypotheses=self.hypotheses,
+            reference_tokens=self.tokens[0],
+            summands={result.name: result.summands for result in self.results},
+            language=self.language,
+            spice_categories=self.spice_categories,
+        )
+
+
+def _bleu(sums_RS: np.ndarray, *, order: int) -> np.ndarray:
+    return bleu_scores(sums_RS)[:, order]
 
 
 def fast_cider(references: Mapping[ImageId, Sequence[str]], hypotheses: Mapping[ImageId, str]) -> float:
-    """CIDEr without Java, for validation while training: `simple_tokenize` and pycocoevalcap's Cider.
+    """CIDEr without Java, for validation while training, on `simple_tokenize`'s tokens.
 
     Close to the reported number, not equal; its document frequencies come from `references`.
     """
     tokenized = {image: [simple_tokenize(caption) for caption in group] for image, group in references.items()}
-    if _wordless(tokenized):
-        return 0.0
-    wrapped = {image: [simple_tokenize(hypotheses[image])] for image in tokenized}
-    return float(Cider().compute_score(tokenized, wrapped)[0])
-
-
-def _wordless(references: Mapping[ImageId, Sequence[str]]) -> bool:
-    """No reference has a token, where pycocoevalcap's Cider fails."""
-    return not any(caption.split() for group in references.values() for caption in group)
+    return cider(Corpus(tokenized, {image: simple_tokenize(hypotheses[image]) for image in tokenized}))[0]
 
 
 def _check(references: Mapping[ImageId, list[str]], hypotheses: Mapping[ImageId, str], config: MetricsConfig) -> None:
@@ -249,17 +294,12 @@ def _check(references: Mapping[ImageId, list[str]], hypotheses: Mapping[ImageId,
     if unanswered and unknown and set(map(str, unanswered)) & set(map(str, unknown)):
         hint = " (ids are numbers on one side and text on the other)"
     if unanswered:
-        raise UserError(f"no caption for {_listing(unanswered)}{hint}: predict them or leave their references out")
+        raise UserError(f"no caption for {listing(unanswered)}{hint}: predict them or leave their references out")
     if unknown:
-        raise UserError(f"no references for {_listing(unknown)}{hint}: are the captions of another split?")
+        raise UserError(f"no references for {listing(unknown)}{hint}: are the captions of another split?")
     empty = [image for image, captions in references.items() if not captions]
     if empty:
-        raise UserError(f"an empty list of references for {_listing(empty)}: leave them out")
-
-
-def _listing(images: Sequence[ImageId]) -> str:
-    shown = ", ".join(map(str, images[:5]))
-    return f"{len(images)} image{'s' * (len(images) > 1)} ({shown}{', ...' * (len(images) > 5)})"
+        raise UserError(f"an empty list of references for {listing(empty)}: leave them out")
 
 
 def _number(value: Any) -> float | None:
@@ -278,6 +318,6 @@ def _signature(references: Mapping[ImageId, Sequence[str]]) -> dict[str, Any]:
         "references": sum(counts),
         "references_min": min(counts),
         "references_max": max(counts),
-        "cider": "CIDEr-D (n=4, sigma=6, no stemming), pycocoevalcap's Cider",
+        "cider": "CIDEr-D (n=4, sigma=6, no stemming)",
         "cider_df": f"corpus, {len(counts)} images",
     }

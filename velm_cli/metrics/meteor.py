@@ -11,12 +11,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from velm_cli.metrics.java import JavaError, Launcher
+from velm_cli.metrics.significance import Summands
 from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
 
 METEOR_JAR = PYCOCOEVALCAP / "meteor" / "meteor-1.5.jar"  # finds its paraphrases in the folder beside it
 MAX_WORDS = 500  # of a caption: its aligner runs out of memory on a caption of thousands
 REPLY_TIMEOUT = 300.0  # seconds for one answer, the first of which includes loading the tables
+# Of its English task: recall's share in the mean, the fragmentation penalty's exponent and size, the weight of
+# content words, and of matches by identity, stem, synonym and paraphrase.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+# Of an image's 23 statistics, as the jar orders them; 4 to 19 are 4 kinds of matches x the content words of
+# hypothesis and reference, the function words of both.
+WORDS, REFERENCE_WORDS, FUNCTION_WORDS, REFERENCE_FUNCTION_WORDS = range(4)
+CHUNKS, MATCHED, REFERENCE_MATCHED = 20, 21, 22
 
 
 class Meteor:
@@ -44,8 +55,10 @@ class Meteor:
         hypotheses: Mapping[Id, str],
         *,
         on_image: Callable[[], object] = lambda: None,
-    ) -> tuple[float, dict[Id, float]]:
-        """METEOR of all images and of each, from tokenised captions; equal to pycocoevalcap's.
+    ) -> tuple[float, dict[Id, float], Summands]:
+        """METEOR of all images, of each, and what the former is made of, from tokenised captions.
+
+        The scores equal pycocoevalcap's.
 
         A process that hangs or dies is replaced once and goes on where it stopped. Raises JavaError, which
         names the image, when the second one fails too or the time is over.
@@ -63,7 +76,7 @@ class Meteor:
                     on_image()
                 self._process.send("EVAL ||| " + " ||| ".join(statistics) + "\n")
                 scores = [float(self._reply(deadline)) for _ in range(len(images) + 1)]
-                return scores[-1], dict(zip(images, scores, strict=False))
+                return scores[-1], dict(zip(images, scores, strict=False)), summands(statistics)
             except (JavaError, ValueError) as error:
                 self._process.kill()
                 if attempt == "last" or time.monotonic() >= deadline:
@@ -78,6 +91,32 @@ class Meteor:
         if line.startswith("Error"):
             raise JavaError(line)
         return line
+
+
+def summands(statistics: Sequence[str]) -> Summands:
+    """The images' statistics, of which METEOR counts the chunks of a perfect match as none in a sum."""
+    rows_IS = np.array([line.split() for line in statistics], dtype=float).reshape(-1, 23)
+    whole_I = (rows_IS[:, MATCHED] == rows_IS[:, WORDS]) & (
+        rows_IS[:, REFERENCE_MATCHED] == rows_IS[:, REFERENCE_WORDS]
+    )
+    rows_IS[whole_I & (rows_IS[:, CHUNKS] == 1), CHUNKS] = 0
+    return Summands(rows_IS, _score_of_sums)
+
+
+def _score_of_sums(sums_RS: np.ndarray) -> np.ndarray:
+    """METEOR of summed statistics, equations 1 to 5 of the paper."""
+
+    def weighted(length: int, function_length: int, content_matches: int) -> np.ndarray:
+        matches_R4 = DELTA * sums_RS[:, content_matches:20:4] + (1 - DELTA) * sums_RS[:, content_matches + 2 : 20 : 4]
+        function_R = sums_RS[:, function_length]
+        return matches_R4 @ MATCH_WEIGHTS / (DELTA * (sums_RS[:, length] - function_R) + (1 - DELTA) * function_R)
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision_R = weighted(WORDS, FUNCTION_WORDS, 4)
+        recall_R = weighted(REFERENCE_WORDS, REFERENCE_FUNCTION_WORDS, 5)
+        mean_R = precision_R * recall_R / (ALPHA * precision_R + (1 - ALPHA) * recall_R)
+        fragmentation_R = 2 * sums_RS[:, CHUNKS] / (sums_RS[:, MATCHED] + sums_RS[:, REFERENCE_MATCHED])
+        return np.nan_to_num((1 - GAMMA * fragmentation_R**BETA) * mean_R)  # nothing matched: 0, as the jar says
 
 
 def _request(references: Sequence[str], hypothesis: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from velm_cli.files import write_bytes, write_json
+from velm_cli.metrics.significance import Summands
 
 ImageId = int | str
 # Requested name -> the columns it gives, under pycocoevalcap's names and in the order of papers.
@@ -27,35 +29,53 @@ NOT_REQUESTED = "not requested"
 class Scores:
     """What `score_captions` found. All scores are fractions; None means not computed.
 
-    `corpus` has all of NAMES; `reasons` says for each None why and what to do. `per_image` has the same
-    names for each image. `signature` is what the numbers depend on; `warnings` is what to know about them.
+    `corpus` has all of NAMES; `reasons` says for each None why and what to do. `intervals` (95 %, bootstrap over
+    images) and `per_image` have the same names. `signature` is what the numbers depend on; `warnings` is what to
+    know about them. `reference_tokens` are the references as they were compared, `summands` what the scores
+    are made of; `language` describes the captions themselves, `spice_categories` has SPICE's score of each kind of
+    tuple.
     """
 
     corpus: dict[str, float | None]
+    intervals: dict[str, tuple[float, float] | None]
     reasons: dict[str, str]
     per_image: dict[ImageId, dict[str, float | None]]
     signature: dict[str, Any]
     warnings: list[str]
     references: dict[ImageId, list[str]] = field(repr=False)
     hypotheses: dict[ImageId, str] = field(repr=False)
+    reference_tokens: dict[ImageId, list[str]] = field(default_factory=dict, repr=False)
+    summands: dict[str, Summands] = field(default_factory=dict, repr=False, compare=False)
+    language: dict[str, float | None] = field(default_factory=dict)
+    spice_categories: dict[str, float | None] = field(default_factory=dict)
 
 
 def table(scores: Scores) -> str:
-    """The requested scores as aligned text: name, fraction, percent; a missing one as `-` and its reason."""
+    """The requested scores as aligned text: name, fraction, percent, its 95 % interval; or `-` and a reason."""
     rows = []
     for name in NAMES:
-        value = scores.corpus[name]
+        value, interval = scores.corpus[name], scores.intervals.get(name)
         if value is not None:
-            rows.append(f"{LABELS[name]:<8}{value:>7.3f}{100 * value:>8.1f}")
+            error_bars = f"   {100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
+            rows.append(f"{LABELS[name]:<8}{value:>7.3f}{100 * value:>8.1f}{error_bars}")
         elif scores.reasons[name] != NOT_REQUESTED:
             rows.append(f"{LABELS[name]:<8}{'-':>7}{'-':>8}   {scores.reasons[name]}")
     return "\n".join(rows)
+
+
+def missing_scores(scores: Scores, required: Sequence[str]) -> str:
+    """Those of the required metrics that have no number, each with the reason; empty when all have."""
+    missing = [COLUMNS[name][-1] for name in required if scores.corpus[COLUMNS[name][-1]] is None]
+    return "; ".join(f"{name}: {scores.reasons[name]}" for name in missing)
 
 
 def save(scores: Scores, folder: Path) -> None:
     """Writes `scores.json` (corpus, images, reasons, warnings, signature) and `per_image.jsonl`."""
     summary = {
         **scores.corpus,
+        "intervals": scores.intervals,
+        "spice_categories": scores.spice_categories,
+        "language": scores.language,
         "images": len(scores.per_image),
         "reasons": scores.reasons,
         "warnings": scores.warnings,

@@ -27,6 +27,8 @@ from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
 CORENLP_VERSION = "3.6.0"
 CORENLP_JARS = (f"stanford-corenlp-{CORENLP_VERSION}.jar", f"stanford-corenlp-{CORENLP_VERSION}-models.jar")
 SPICE_FOLDER = PYCOCOEVALCAP / "spice"
+# The jar's names for the kinds of tuples that a score is split into; All is the score itself.
+CATEGORIES = ("All", "Object", "Attribute", "Relation", "Color", "Cardinality", "Size")
 IMAGES_PER_THREAD = 250  # images of one group, a thread: loading the models stays a small part of the time
 MAX_GROUP = 2000  # images: all parses of a group are in memory together
 MAX_WORDS = 100  # of a caption: the parser's time and memory grow with the cube; COCO's longest has 50
@@ -39,6 +41,8 @@ ADD_OPENS = (
     "net",
     "text",
 )  # what the cache's serializer looks into
+
+FScores = dict[str, float | None]  # by category
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +113,15 @@ def score_spice(
     timeout: float,
     on_images: Callable[[int], object] = lambda count: None,
     on_stage: Callable[[str], object] = lambda stage: None,
-) -> tuple[dict[Id, float | None], list[str]]:
-    """SPICE's f-score of each image (None where SPICE defines none) from tokenised captions, and warnings.
+) -> tuple[dict[Id, FScores], list[str]]:
+    """SPICE's f-scores of each image by category (None where SPICE defines none), from tokenised captions; warnings.
 
     Equal to pycocoevalcap's. `on_images` gets the number of images of every finished group, `on_stage`
     what SPICE is doing. Raises JavaError when it fails or takes more than `timeout` seconds in all.
     """
     deadline = time.monotonic() + timeout
     images = list(references)
-    scores: dict[Id, float | None] = {}
+    scores: dict[Id, FScores] = {}
     warnings: list[str] = []
     group_size = min(MAX_GROUP, IMAGES_PER_THREAD * setup.threads)
     with tempfile.TemporaryDirectory(prefix="velm-spice-") as folder:
@@ -171,8 +175,8 @@ def _run(
     on_stage: Callable[[str], object],
     *,
     cached: bool,
-) -> dict[int, float | None]:
-    """One run of the jar: the f-score of every number in `in.json`."""
+) -> dict[int, FScores]:
+    """One run of the jar: the f-scores of every number in `in.json`."""
 
     def on_log(line: str) -> None:
         if line.startswith(("Parsing", "Initiating")):
@@ -188,7 +192,9 @@ def _run(
     try:
         results = json.loads((work / "out.json").read_text(encoding="utf-8"))
         (work / "out.json").unlink()
-        return {item["image_id"]: item["scores"]["All"]["f"] for item in results}
+        return {
+            item["image_id"]: {name: item["scores"].get(name, {}).get("f") for name in CATEGORIES} for item in results
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise JavaError(f"SPICE gave no readable result ({error}): {process.complaint()}") from None
 

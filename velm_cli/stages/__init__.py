@@ -22,6 +22,10 @@ def run(config: DictConfig) -> float | None:
     stage = config.stage
     if stage in compose.STAGES_FROM_CHECKPOINT and OmegaConf.is_missing(config, "checkpoint"):
         raise UserError(f"checkpoint is not set: velm {stage} checkpoint=runs/train/NAME")
+    if stage == "score":
+        for key in ("predictions", "references"):
+            if OmegaConf.is_missing(config, key):
+                raise UserError(f"{key} is not set: velm score predictions=FILE references=FILE")
     typed = compose.to_dataclass(config)
     if stage in ("train", "finetune"):
         _name(typed)

@@ -18,7 +18,7 @@ from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
-from velm_cli.metrics.scores import NAMES, Scores, table
+from velm_cli.metrics.scores import NAMES, Scores, missing_scores, table
 from velm_cli.models.weights import load_state
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, TrainRoot
@@ -73,7 +73,8 @@ def run(config: EvaluateRoot) -> float | None:
         _check_facts(config, captions, path)
         mark(path, "DONE")
     print(f"done: {path}")
-    _require(config, scores)
+    if missing := missing_scores(scores, config.metrics.required):
+        raise StageError(f"metrics.required: not computed: {missing}")
     return scores.corpus["CIDEr"]
 
 
@@ -143,7 +144,8 @@ def _holds_another(path: Path, config: EvaluateRoot, digest: str) -> bool:
 def _report_again(path: Path) -> float | None:
     saved = json.loads((path / "scores.json").read_text(encoding="utf-8"))
     corpus = {name: saved[name] for name in NAMES}
-    scores = Scores(corpus, saved["reasons"], {}, saved["signature"], saved["warnings"], {}, {})
+    intervals = {name: saved["intervals"][name] for name in NAMES}
+    scores = Scores(corpus, intervals, saved["reasons"], {}, saved["signature"], saved["warnings"], {}, {})
     print(f"{path} is complete (fresh=true evaluates again)\n{table(scores)}")
     return corpus["CIDEr"]
 
@@ -159,14 +161,6 @@ def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> None:
     facts = score_facts(captions, load_scenes(scenes_file))
     write_json(path / "facts.json", facts)
     print(f"\nfacts that the captions assert, against the drawn scenes\n{facts_table(facts)}")
-
-
-def _require(config: EvaluateRoot, scores: Scores) -> None:
-    names = {"bleu": "Bleu_4", "meteor": "METEOR", "rouge_l": "ROUGE_L", "cider": "CIDEr", "spice": "SPICE"}
-    missing = [name for name in config.metrics.required if scores.corpus[names[name]] is None]
-    if missing:
-        reasons = "; ".join(f"{names[m]}: {scores.reasons[names[m]]}" for m in missing)
-        raise StageError(f"metrics.required: not computed: {reasons}")
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,129 @@
+"""velm score: files in, the field's numbers out; against another system; mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+import velm as harness
+from java_support import needs_java, random_captions
+from pycocoevalcap.cider.cider import Cider
+
+from velm_cli.metrics.java import Launcher, find_java
+from velm_cli.metrics.tokenize import flatten, ptb_tokenize, unflatten
+
+FAST = "metrics.names=[bleu,rouge_l,cider]"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch) -> tuple[dict, dict]:
+    """references.json, good.json and bad.json in the working directory; what is in the first two."""
+    monkeypatch.chdir(tmp_path)
+    references, good = random_captions(random.Random(), 120)
+    annotations = [
+        {"id": number, "image_id": image, "caption": caption}
+        for number, (image, caption) in enumerate((i, c) for i, group in references.items() for c in group)
+    ]
+    Path("references.json").write_text(
+        json.dumps({"images": [{"id": i} for i in references], "annotations": annotations})
+    )
+    shuffled = dict(zip(good, reversed(good.values()), strict=True))
+    for name, captions in (("good", good), ("bad", shuffled)):
+        Path(f"{name}.json").write_text(json.dumps([{"image_id": i, "caption": c} for i, c in captions.items()]))
+    return references, good
+
+
+@pytest.mark.java
+def test_scores_are_pycocoevalcaps_and_the_better_system_is_better(files, tmp_path):
+    needs_java()
+    references, good = files
+    done = harness.velm(
+        *("score", "predictions=good.json", "references=references.json", "vs=bad.json", "out=scored", FAST),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    with Launcher(find_java()) as launcher:
+        tokenized = unflatten(ptb_tokenize(flatten(references), launcher, timeout=60), references)
+        answers = ptb_tokenize(list(good.values()), launcher, timeout=60)
+    wanted, each = Cider().compute_score(tokenized, dict(zip(good, ([a] for a in answers), strict=True)))
+    saved = json.loads(Path("scored/scores.json").read_text())
+    assert saved["CIDEr"] == pytest.approx(wanted, abs=1e-9)
+    lines = [json.loads(line) for line in Path("scored/per_image.jsonl").read_text().splitlines()]
+    assert [line["scores"]["CIDEr"] for line in lines] == pytest.approx(list(each), abs=1e-9)
+    low, high = saved["intervals"]["CIDEr"]
+    assert low < wanted < high
+    assert saved["language"]["words"] == pytest.approx(sum(len(a.split()) for a in answers) / len(answers))
+    rows = {line.split()[0]: line.split() for line in done.stdout[done.stdout.index("against") :].splitlines() if line}
+    this, that, difference, p = (float(cell) for cell in rows["CIDEr"][1:])
+    assert this == pytest.approx(100 * wanted, abs=0.051)
+    assert difference == pytest.approx(this - that, abs=0.11)
+    assert that < this / 2
+    assert p == pytest.approx(1 / 10_001, abs=1e-4)
+
+
+def test_a_system_against_itself_has_no_difference(files, tmp_path):
+    done = harness.velm(
+        *("score", "predictions=good.json", "references=references.json", "vs=good.json", FAST), cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CIDEr" in done.stdout
+    rows = done.stdout[done.stdout.index("against") :].splitlines()[1:]
+    differences = [row.split()[-2:] for row in rows if row.startswith(("BLEU", "ROUGE", "CIDEr"))]
+    assert differences == [["+0.0", "1.0000"]] * 6
+
+
+@pytest.mark.java
+def test_frequencies_can_come_from_other_references(files):
+    needs_java()
+    save = ("score", "predictions=good.json", "references=references.json", FAST)
+    assert harness.call(*save, "save_df=df.npz", "out=own") == 0
+    few = [json.loads(line) for line in Path("own/per_image.jsonl").read_text().splitlines()[:5]]
+    Path("few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in few))
+    assert harness.call("score", "predictions=few.jsonl", "references=few.jsonl", FAST, "out=few") == 0
+    own = json.loads(Path("few/scores.json").read_text())
+    assert any("come from these 5 images only" in warning for warning in own["warnings"])
+    assert (
+        harness.call(*("score", "predictions=few.jsonl", "references=few.jsonl", FAST, "metrics.df=df.npz", "out=with"))
+        == 0
+    )
+    borrowed = json.loads(Path("with/scores.json").read_text())
+    assert borrowed["warnings"] == []
+    assert borrowed["signature"]["cider_df"].endswith("120 images")
+    scores = [json.loads(line)["scores"]["CIDEr"] for line in Path("with/per_image.jsonl").read_text().splitlines()]
+    assert scores == pytest.approx([line["scores"]["CIDEr"] for line in few], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (["predictions=nothing.json"], "velm: predictions=nothing.json does not exist"),
+        (["metrics.names=[bleu,spcie]"], "velm: metrics: no metric 'spcie'; did you mean 'spice'?"),
+        (["metrics.df=nothing.npz"], "velm: no document frequencies in nothing.npz: there is no such file"),
+        (["mismatch=skip"], "velm: mismatch=skip: expected one of error, ignore"),
+    ],
+)
+def test_a_mistake_is_one_line(files, capsys, change, line):
+    assert harness.call("score", "predictions=good.json", "references=references.json", FAST, *change) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_files_that_do_not_fit_are_refused_or_cut(files, capsys):
+    _, good = files
+    few = [{"image_id": i, "caption": c} for i, c in list(good.items())[:100]]
+    Path("few.json").write_text(json.dumps(few))
+    command = ("score", "predictions=few.json", "references=references.json", FAST)
+    assert harness.call(*command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("velm: few.json: no prediction for 20 images (")
+    assert error.count("\n") == 1
+    assert harness.call(*command, "mismatch=ignore") == 0
+    out = capsys.readouterr().out
+    assert "100 images" in out
+    assert "note: left out: no prediction for 20 images (" in out
+
+
+def test_what_is_not_set_is_asked_for(files, capsys):
+    assert harness.call("score", "references=references.json") == 2
+    assert "velm: predictions is not set" in capsys.readouterr().err

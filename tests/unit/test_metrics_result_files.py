@@ -1,0 +1,124 @@
+"""Predictions and references in the forms people have them; what does not fit together is listed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from velm_cli.errors import UserError
+from velm_cli.metrics.result_files import matched, read_predictions, read_references
+from velm_cli.schema import Mismatch
+
+
+def written(folder, name: str, *, value=None, lines=None, text=None):
+    path = folder / name
+    content = text if text is not None else "".join(json.dumps(x) + "\n" for x in lines) if lines else json.dumps(value)
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+ITEMS = [{"image_id": 7, "caption": "a cat"}, {"image_id": "x", "caption": "two\ndogs 🐕"}]
+
+
+@pytest.mark.parametrize("form", ["list", "lines", "indented", "gzip", "bom"])
+def test_predictions_in_every_form(tmp_path, form):
+    if form == "lines":
+        path = written(tmp_path, "p.jsonl", lines=ITEMS)
+    elif form == "gzip":
+        path = tmp_path / "p.json.gz"
+        path.write_bytes(gzip.compress(json.dumps(ITEMS).encode()))
+    elif form == "bom":
+        path = written(tmp_path, "p.json", text="\ufeff" + json.dumps(ITEMS))
+    else:
+        path = written(tmp_path, "p.json", text=json.dumps(ITEMS, indent=2 if form == "indented" else None))
+    assert read_predictions(path).captions == {7: "a cat", "x": "two\ndogs 🐕"}
+
+
+def test_one_line_of_json_lines_is_enough(tmp_path):
+    path = written(tmp_path, "p.jsonl", lines=ITEMS[:1])
+    assert read_predictions(path).captions == {7: "a cat"}
+    assert read_references(path).captions == {7: ["a cat"]}
+
+
+def test_sets_of_captions_and_velms_own_files(tmp_path):
+    own = {"image_id": 1, "hypothesis": "h", "references": ["r", "s"], "scores": {}}
+    path = written(tmp_path, "per_image.jsonl", lines=[own, {"image_id": 2, "captions": ["a", "b"], "references": []}])
+    predictions = read_predictions(path)
+    assert predictions.captions == {1: "h", 2: "a"}
+    assert predictions.sets == {2: ["a", "b"]}
+    assert read_references(path).captions == {1: ["r", "s"], 2: []}
+
+
+def test_references_of_coco_and_their_domains(tmp_path):
+    images = [{"id": 1, "domain": "in-domain"}, {"id": 2, "file_name": "x.jpg"}]
+    annotations = [{"id": i, "image_id": 1 + i % 2, "caption": f"c{i}"} for i in range(5)]
+    references = read_references(written(tmp_path, "r.json", value={"images": images, "annotations": annotations}))
+    assert references.captions == {1: ["c0", "c2", "c4"], 2: ["c1", "c3"]}
+    assert references.domains == {1: "in-domain"}
+
+
+def test_what_does_not_fit_is_listed_or_left_out(tmp_path):
+    items = [{"image_id": i, "caption": "x"} for i in (1, 2, 2, 2, 9)]
+    predictions = read_predictions(written(tmp_path, "p.json", value=items))
+    references = {1: ["r"], 2: ["r"], 3: ["r"], 4: ["r"], 5: []}
+    with pytest.raises(UserError) as failure:
+        matched(references, predictions, Mismatch.error, "p.json")
+    message = str(failure.value)
+    assert message.startswith("p.json: no prediction for 3 images (3, 4, 5); no references for 1 image (9); ")
+    assert "more than one prediction for 1 image (2)" in message
+    assert "an empty list of references for 1 image (5)" in message
+    assert "mismatch=ignore" in message
+    images, notes = matched(references, predictions, Mismatch.ignore)
+    assert images == [1, 2]
+    assert len(notes) == 4
+    assert notes[0] == "left out: no prediction for 3 images (3, 4, 5)"
+
+
+def test_files_that_fit_leave_nothing_out(tmp_path):
+    predictions = read_predictions(written(tmp_path, "p.json", value=ITEMS))
+    assert matched({"x": ["r"], 7: ["r"]}, predictions, Mismatch.error) == (["x", 7], [])
+
+
+def test_ids_of_two_types_are_recognised(tmp_path):
+    predictions = read_predictions(written(tmp_path, "p.json", value=[{"image_id": "7", "caption": "c"}]))
+    for policy in Mismatch:
+        with pytest.raises(UserError, match="numbers in one file and text in the other"):
+            matched({7: ["r"]}, predictions, policy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "holds no predictions"),
+        ("", "is not JSON"),
+        ('{"image_id": 1, "caption": "a"}\n{"image_id"', "line 2 is not JSON"),
+        ('{"images": []}', 'must have the list "annotations"'),
+        ("[1]", "1: not an object but 1"),
+        ('[{"image_id": 1, "caption": "a"}, {"image_id": 1.5, "caption": "a"}]', '2: "image_id" must be a number or'),
+        ('[{"image_id": true, "caption": "a"}]', '"image_id" must be'),
+        ('[{"caption": "a"}]', '"image_id" must be a number or text, not null'),
+        ('[{"image_id": 1, "captoin": "a"}]', "none of caption, captions, hypothesis, but image_id, captoin"),
+        ('[{"image_id": 1, "caption": 3}]', '"caption" must be text or a list of texts, not 3'),
+        ('[{"image_id": 1, "captions": []}]', '"captions" is empty'),
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path, text, message):
+    path = written(tmp_path, "p.json", text=text)
+    with pytest.raises(UserError) as failure:
+        read_predictions(path)
+    assert message in str(failure.value)
+    assert str(path) in str(failure.value)
+    assert "\n" not in str(failure.value)
+
+
+def test_absent_and_damaged_files_are_named(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_references(tmp_path / "nothing.json")
+    (tmp_path / "r.json.gz").write_bytes(b"not gzip")
+    with pytest.raises(UserError, match=r"references=.*cannot be read"):
+        read_references(tmp_path / "r.json.gz")
+    (tmp_path / "latin.json").write_bytes("[{'é'".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_references(tmp_path / "latin.json")

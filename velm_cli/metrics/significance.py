@@ -1,0 +1,82 @@
+"""How sure a score is: bootstrap intervals, and the paired test between two systems.
+
+A corpus score is a function of sums over the images: of clipped n-gram counts for BLEU, of match counts for
+METEOR, of the images' own scores where it is their mean. With these summands in hand a thousand resamples are
+one matrix product, whatever the metric.
+
+Shapes: I images, S summands, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 1000  # Koehn 2004; the interval's ends are then known to about 3 % of its width
+PERMUTATIONS = 10_000
+AT_ONCE = 256  # resamples held in memory together: 10 MB for 5,000 images
+
+
+@dataclass(frozen=True, slots=True)
+class Summands:
+    """What a corpus score is made of: one row an image, and the score as a function of their sum."""
+
+    rows_IS: np.ndarray
+    score: Callable[[np.ndarray], np.ndarray]  # (R, S) sums -> (R,) scores
+
+    def total(self) -> float:
+        """The score of all images."""
+        return float(self.score(self.rows_IS.sum(axis=0, keepdims=True))[0])
+
+
+def mean_of(values: Sequence[float | None]) -> Summands:
+    """The mean of the images' own scores; those that have none (None) are left out."""
+    rows_IS = np.array([(0.0, 0.0) if value is None else (value, 1.0) for value in values])
+    return Summands(rows_IS.reshape(-1, 2), _mean)
+
+
+def _mean(sums_RS: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):
+        return sums_RS[:, 0] / sums_RS[:, 1]
+
+
+def bootstrap(summands: Summands, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float] | None:
+    """The 95 % percentile interval of the score over resampled images (Efron & Tibshirani 1993).
+
+    None where there is too little for one: fewer than two images, or resamples without a score.
+    """
+    images = len(summands.rows_IS)
+    if images < 2:
+        return None
+    random = np.random.default_rng(seed)
+    scores = []
+    for start in range(0, resamples, AT_ONCE):
+        drawn_RI = random.multinomial(images, np.full(images, 1 / images), size=min(AT_ONCE, resamples - start))
+        scores.append(summands.score(drawn_RI @ summands.rows_IS))
+    low, high = np.percentile(np.concatenate(scores), [2.5, 97.5])
+    return None if np.isnan(low + high) else (float(low), float(high))
+
+
+def paired_permutation(ours: Summands, theirs: Summands, *, seed: int = 0, permutations: int = PERMUTATIONS) -> float:
+    """p of the two-sided test that two systems, scored on the same images, differ by chance alone.
+
+    Under the null hypothesis each image's two answers could be exchanged (Noreen 1989; Riezler & Maxwell 2005
+    for why, and why not the bootstrap): p is the share of random exchanges with a difference at least as
+    large, the observed one counted among them.
+    """
+    assert ours.rows_IS.shape == theirs.rows_IS.shape, "two systems are compared on the same images"
+    change_IS = theirs.rows_IS - ours.rows_IS
+    ours_S, theirs_S = ours.rows_IS.sum(axis=0), theirs.rows_IS.sum(axis=0)
+    observed = abs(ours.total() - theirs.total())
+    random = np.random.default_rng(seed)
+    as_large = 1
+    for start in range(0, permutations, AT_ONCE):
+        count = min(AT_ONCE, permutations - start)
+        exchanged_RI = random.integers(2, size=(count, len(change_IS)), dtype=np.int8)
+        moved_RS = exchanged_RI @ change_IS
+        difference_R = ours.score(ours_S + moved_RS) - theirs.score(theirs_S - moved_RS)
+        # Exchanging everything gives the same difference but for rounding, and must count as equal.
+        as_large += int((np.abs(difference_R) >= observed - 1e-12).sum())
+    return as_large / (permutations + 1)

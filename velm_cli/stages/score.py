@@ -1,0 +1,67 @@
+"""score: any system's captions against any references, without a model; with error bars, and against another system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from velm_cli.errors import StageError
+from velm_cli.metrics.captions import score_captions
+from velm_cli.metrics.document_frequency import DocumentFrequency
+from velm_cli.metrics.result_files import Predictions, References, matched, read_predictions, read_references
+from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores, missing_scores, save, table
+from velm_cli.metrics.significance import paired_permutation
+from velm_cli.schema import ScoreRoot
+
+
+def run(config: ScoreRoot) -> float | None:
+    """Returns the CIDEr of `predictions` (None if it was not asked for)."""
+    references = read_references(Path(config.references))
+    ours = read_predictions(Path(config.predictions))
+    images, notes = matched(references.captions, ours, config.mismatch, config.predictions)
+    theirs = None
+    if config.vs is not None:
+        theirs = read_predictions(Path(config.vs))
+        shared = {image: references.captions[image] for image in images}
+        images, more = matched(shared, theirs, config.mismatch, config.vs)
+        notes += more
+
+    scores = _score(config, config.predictions, images, references, ours)
+    if theirs is not None:
+        others = _score(config, config.vs, images, references, theirs)
+        print(f"\n{comparison(scores, others)}")
+    for note in dict.fromkeys([*notes, *scores.warnings]):
+        print(f"note: {note}")
+    if config.save_df is not None:
+        DocumentFrequency.of(scores.reference_tokens.values(), config.references).save(Path(config.save_df))
+        print(f"written: {config.save_df}")
+    if config.out is not None:
+        save(scores, Path(config.out))
+        print(f"written: {config.out}")
+    if missing := missing_scores(scores, config.metrics.required):
+        raise StageError(f"metrics.required: not computed: {missing}")
+    return scores.corpus["CIDEr"]
+
+
+def _score(
+    config: ScoreRoot, title: str | None, images: list[ImageId], references: References, predictions: Predictions
+) -> Scores:
+    scores = score_captions(
+        {image: references.captions[image] for image in images},
+        {image: predictions.captions[image] for image in images},
+        config.metrics,
+    )
+    count = sum(len(references.captions[image]) for image in images)
+    print(f"{title}  {len(images):,} images, {count:,} references\n{table(scores)}", flush=True)
+    return scores
+
+
+def comparison(ours: Scores, theirs: Scores) -> str:
+    """The differences as aligned text, with p of the paired permutation test."""
+    rows = [f"{'against':<8}{'this':>7}{'that':>7}{'diff':>7}{'p':>9}"]
+    for name in NAMES:
+        mine, other = ours.corpus[name], theirs.corpus[name]
+        if mine is None or other is None:
+            continue
+        p = paired_permutation(ours.summands[name], theirs.summands[name])
+        rows.append(f"{LABELS[name]:<8}{100 * mine:>7.1f}{100 * other:>7.1f}{100 * (mine - other):>+7.1f}{p:>9.4f}")
+    return "\n".join(rows)
