@@ -11,7 +11,10 @@ from velm_cli.compose import conf_dir
 # (arguments, the line on stderr). `{tmp}` is the working directory.
 MISTAKES = [
     (["trian"], "velm: unknown stage 'trian'; did you mean 'train'?"),
-    (["frobnicate"], "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, score, report, doctor"),
+    (
+        ["frobnicate"],
+        "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, score, report, doctor",
+    ),
     (
         ["train", "fusion=crossmodal"],
         "velm: fusion=crossmodal: no such choice; did you mean 'cross_modal'? (choices: add, attention, co_attention, concat, cross_modal, external, gated, multiply, none, prefix, weighted_sum)",

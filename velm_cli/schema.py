@@ -527,6 +527,12 @@ class FinetuneRoot(TrainRoot):
 
 
 @dataclass
+class ReportConfig:
+    page: bool = True  # write report.html: scores, curves and a gallery of every image
+    attention: int = 100  # images that it shows with where the model looked for each word
+
+
+@dataclass
 class EvaluateRoot:
     stage: str = "evaluate"
     checkpoint: str = MISSING  # run folder, or a .safetensors file inside one
@@ -540,6 +546,7 @@ class EvaluateRoot:
     run: RunConfig = field(default_factory=RunConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     experiment: Any = None
 
 

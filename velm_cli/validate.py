@@ -49,6 +49,7 @@ def _problems(config: Any) -> Iterator[str]:
         yield from _at_least("", config, seed=0)
     else:
         yield from _at_least("", config, limit=0, seed=0)
+        yield from _at_least("report", config.report, attention=0)
 
 
 def _root(dataset: schema.DatasetConfig) -> Iterator[str]:

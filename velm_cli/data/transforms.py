@@ -128,6 +128,13 @@ class TrainTransform:
         return self._plain.render(image, box, out_CHW, mirror=mirror, colours=colours)
 
 
+def kept_box(jpeg: bytes, image_size: int) -> Box:
+    """The part of the image that EvalTransform keeps: left, top, right, bottom as fractions of its sides."""
+    width, height = Image.open(BytesIO(jpeg)).size
+    left, top, right, bottom = _centre(width, height, image_size)
+    return left / width, top / height, right / width, bottom / height
+
+
 def may_flip(captions: Iterable[str]) -> bool:
     """False when a caption names a side (left, right, leftmost ...), which a mirror would swap."""
     return not any(re.search(r"\b(?:left|right)", caption, re.IGNORECASE) for caption in captions)

@@ -85,6 +85,15 @@ class CrossAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, key, value, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(N, T, D))
 
+    def weights(self, x_NTD: Tensor, memory: KeyValue) -> Tensor:
+        """(N, T, S): the share of each image position in what a text position sees, mean over heads."""
+        N, T, D = x_NTD.shape
+        key, _ = memory
+        B = key.shape[0]
+        q = self.query(x_NTD).view(B, N // B * T, self.heads, D // self.heads).transpose(1, 2)
+        scores = q @ key.transpose(2, 3) * (D // self.heads) ** -0.5
+        return scores.softmax(-1).mean(dim=1).view(N, T, -1)
+
 
 class Block(nn.Module):
     """Pre-norm transformer block: self-attention, cross-attention if `image_width` is given, MLP."""

@@ -24,6 +24,7 @@ from velm_cli.objectives.weights import Weight
 from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, TrainRoot
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
+from velm_cli.stages.showing import write_report
 from velm_cli.stages.train import build_task, term_weights, weight_file
 from velm_cli.tasks.caption import CaptionTask
 
@@ -52,6 +53,7 @@ def run(config: EvaluateRoot) -> float | None:
         write_json(path / "weights.json", {"file": str(weights), "sha256": digest})
         tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
         task = _load_task(trained, store, tokenizer, weights, device)
+        features = cached_features(trained, store, indices, task, device, precision)
         captions = caption_split(
             task,
             store,
@@ -63,7 +65,7 @@ def run(config: EvaluateRoot) -> float | None:
             precision=precision,
             seed=config.seed,
             stop=stop,
-            features=cached_features(trained, store, indices, task, device, precision),
+            features=features,
         )
         if stop:
             mark(path, "PREEMPTED", f"{stop.signal_name} after {len(captions)} images")
@@ -71,6 +73,19 @@ def run(config: EvaluateRoot) -> float | None:
             return None
         scores = score_and_save(captions, store, config.metrics, path, title=f"{config.checkpoint}  {config.split}")
         _check_facts(config, captions, path)
+        if config.report.page:
+            page = write_report(
+                path,
+                store,
+                task,
+                tokenizer,
+                indices,
+                captions,
+                attention=config.report.attention,
+                image_size=trained.vision.image_size,
+                features=features,
+            )
+            print(f"report      {page}")
         mark(path, "DONE")
     print(f"done: {path}")
     if missing := missing_scores(scores, config.metrics.required):

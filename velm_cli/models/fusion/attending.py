@@ -62,11 +62,16 @@ class AdditiveAttention(nn.Module):
         return self.key(image_BSD), self.value(image_BSD)
 
     def forward(self, x_NTD: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        key_BSA, value_BSD = memory
-        B = key_BSA.shape[0]
-        query_BXA = self.query(x_NTD).view(B, -1, key_BSA.shape[-1])  # X = K * T
-        scores_BXS = self.score((query_BXA[:, :, None] + key_BSA[:, None]).tanh())[..., 0]
-        return (scores_BXS.softmax(-1) @ value_BSD).view(*x_NTD.shape[:2], -1)
+        return (self._weights(x_NTD, memory[0]) @ memory[1]).view(*x_NTD.shape[:2], -1)
+
+    def weights(self, x_NTD: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+        """(N, T, S): the share of each image position in what a text position sees."""
+        return self._weights(x_NTD, memory[0]).view(*x_NTD.shape[:2], -1)
+
+    def _weights(self, x_NTD: Tensor, key_BSA: Tensor) -> Tensor:
+        """(B, K * T, S)"""
+        query_BXA = self.query(x_NTD).view(len(key_BSA), -1, key_BSA.shape[-1])  # X = K * T
+        return self.score((query_BXA[:, :, None] + key_BSA[:, None]).tanh())[..., 0].softmax(-1)
 
 
 class CrossModal(Fusion):

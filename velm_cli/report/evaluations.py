@@ -1,0 +1,148 @@
+"""What a report shows of one evaluated model, as plain data: read from a finished folder, or built by a stage.
+
+The page (`page.py`) knows these classes alone, so whatever wrote the scores (train, evaluate, a file of
+somebody else's predictions) is shown in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from velm_cli import compose
+from velm_cli.errors import UserError
+from velm_cli.metrics.scores import NAMES, ImageId
+
+Point = tuple[int, float]  # optimisation step, value
+Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """The learning curves of the training run: losses in nats a token, CIDEr of greedy captions as a fraction."""
+
+    train_loss: Sequence[Point] = ()
+    validation_loss: Sequence[Point] = ()
+    validation_cider: Sequence[Point] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Where a model looked when it wrote each word of one caption (Xu et al. 2015).
+
+    `maps_THW` has a grid of weights in 0..1 for each of the T words, row by row from the top. `box` is the
+    part of the image that the grid covers: an encoder that crops does not see the rest.
+    """
+
+    words: Sequence[str]
+    maps_THW: np.ndarray
+    box: Box = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """One model's captions of a split and their scores. Scores are fractions; None means not computed.
+
+    `scores` and `intervals` (95 %) are of the corpus; `p_values` are of a paired test against the first run
+    of the page. `reasons` says why a score is None. `references` are those it was scored against. `details`
+    are further figures as text, by name; `signature` is what the scores depend on.
+    """
+
+    name: str
+    scores: Mapping[str, float | None]
+    per_image: Mapping[ImageId, Mapping[str, float | None]]
+    hypotheses: Mapping[ImageId, str]
+    references: Mapping[ImageId, Sequence[str]]
+    intervals: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
+    p_values: Mapping[str, float | None] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    details: Mapping[str, str] = field(default_factory=dict)
+    signature: Mapping[str, Any] = field(default_factory=dict)
+    curves: Curves | None = None
+    attention: Mapping[ImageId, Attention] = field(default_factory=dict)
+
+
+def read_evaluation(folder: Path) -> Evaluated:
+    """The evaluation in a folder that holds `scores.json` and `per_image.jsonl`, as every stage writes them.
+
+    Its curves are those of the training run, where that is still to be found. Raises UserError when the
+    folder has no scores or they are damaged.
+    """
+    try:
+        summary = json.loads((folder / "scores.json").read_text("utf-8"))
+        with (folder / "per_image.jsonl").open(encoding="utf-8") as lines:
+            images = [json.loads(line) for line in lines]
+        return Evaluated(
+            name=folder.resolve().name,
+            scores={name: summary.get(name) for name in NAMES},
+            per_image={image["image_id"]: image["scores"] for image in images},
+            hypotheses={image["image_id"]: image["hypothesis"] for image in images},
+            references={image["image_id"]: image["references"] for image in images},
+            intervals={name: tuple(ends) if ends else None for name, ends in summary.get("intervals", {}).items()},
+            reasons=summary["reasons"],
+            warnings=summary["warnings"],
+            details=_details(summary),
+            signature=summary["signature"],
+            curves=_curves_behind(folder),
+        )
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: it has no {Path(error.filename).name}; give the folder of a finished run"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: its scores are damaged ({error}); evaluate again with fresh=true") from error
+
+
+def _details(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The figures of the captions' language as they are, and SPICE's categories times 100 as scores are shown."""
+    language = {
+        name.replace("_", " "): f"{value:,.4g}"
+        for name, value in summary.get("language", {}).items()
+        if value is not None
+    }
+    categories = summary.get("spice_categories", {}).items()
+    return language | {f"SPICE, {name}": f"{100 * value:.1f}" for name, value in categories if value is not None}
+
+
+def read_curves(metrics_file: Path) -> Curves:
+    """The curves of a `metrics.jsonl`. A step that was done twice, after a resumption, counts as it was last.
+
+    As in validation, the loss is the text's, or the sum of the others where the text has none.
+    """
+    train_loss, validation_loss, validation_cider = {}, {}, {}
+    for line in map(json.loads, metrics_file.read_text("utf-8").splitlines()):
+        if line["kind"] == "train":
+            losses = {key: value for key, value in line.items() if key.startswith("loss_")}
+            if losses:
+                train_loss[line["step"]] = losses.get("loss_text", sum(losses.values()))
+        elif line["kind"] == "validation":
+            validation_loss[line["step"]] = line.get("loss")
+            validation_cider[line["step"]] = line.get("cider")
+    return Curves(_points(train_loss), _points(validation_loss), _points(validation_cider))
+
+
+def _points(values: Mapping[int, float | None]) -> list[Point]:
+    return [(step, value) for step, value in sorted(values.items()) if value is not None and math.isfinite(value)]
+
+
+def _curves_behind(folder: Path) -> Curves | None:
+    """Those of the run itself, or of the run that it evaluates; None when that is gone or never was."""
+    home = folder
+    if (folder / "config.yaml").is_file():
+        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        assert isinstance(config, dict)
+        if "checkpoint" in config and config.get("stage") == "evaluate":
+            try:
+                home = compose.run_folder_of(config["checkpoint"])
+            except UserError:
+                return None
+    file = home / "metrics.jsonl"
+    return read_curves(file) if file.is_file() else None

@@ -1,0 +1,255 @@
+"""report.html: scores, curves and every image of one or more evaluations in one file that opens anywhere.
+
+The file needs no network and no server. What it shows was written by strangers (captions, ids, names of
+folders), so all of it travels as JSON in blocks that no browser runs, the page's script turns it into text
+nodes only, and a Content-Security-Policy permits nothing but that script and style, named by their hashes.
+Pictures lie in blocks of their own behind the script: the page stands before they have been read.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from velm_cli.files import write_bytes
+from velm_cli.metrics.scores import LABELS, NAMES, NOT_REQUESTED, ImageId
+from velm_cli.report.evaluations import Attention, Curves, Evaluated, Point
+
+WEB = Path(__file__).with_name("web")
+SCRIPTS = ("elements.js", "overview.js", "view.js", "gallery.js")
+THUMBNAIL_SIDE = 160  # pixels of the longer side
+THUMBNAIL_QUALITY = 60  # about 5 kB for a photo
+CURVE_POINTS = 400  # more than a chart a few hundred pixels wide can show
+
+_SHORT = {name: name.replace("Bleu_", "B@") if name.startswith("Bleu") else name[0] for name in NAMES}
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a score is shown: times `scale`, with `digits` decimals, under its label (in tables: `short`)."""
+
+    name: str
+    label: str
+    short: str
+    scale: float = 100.0  # as the field prints fractions
+    digits: int = 1
+    lower_is_better: bool = False
+
+
+METRICS = tuple(Metric(name, LABELS[name], _SHORT[name]) for name in NAMES)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image as JPEG: a small one for the list and, if it is worth its size, a larger one for the close view."""
+
+    thumbnail: bytes
+    large: bytes | None = None
+
+
+def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
+    """A JPEG whose longer side has at most `side` pixels; OSError where `jpeg` is no readable image."""
+    image = Image.open(BytesIO(jpeg))
+    image.thumbnail((side, side))  # the decoder itself scales down by 2, 4 or 8 first
+    out = BytesIO()
+    image.convert("RGB").save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    return out.getvalue()
+
+
+def write_page(
+    path: Path,
+    runs: Sequence[Evaluated],
+    pictures: Mapping[ImageId, Picture] | None = None,
+    *,
+    title: str = "Evaluation",
+    metrics: Sequence[Metric] = METRICS,
+) -> None:
+    """Replace `path` by the page of `runs`, whole or not at all; with two or more it compares them to the first.
+
+    The images are those that any run has scored, in the order of the runs; `pictures` may lack some or all.
+    A metric is shown when some run has a value of it or a reason for having none.
+    """
+    assert runs, "a page needs at least one run"
+    shown = [metric for metric in metrics if any(_is_told(run, metric.name) for run in runs)] or metrics
+    images = list(dict.fromkeys(image for run in runs for image in run.per_image))
+    write_bytes(path, _parts(runs, shown, images, pictures or {}, title))
+
+
+def _is_told(run: Evaluated, name: str) -> bool:
+    return _finite(run.scores.get(name)) is not None or run.reasons.get(name, NOT_REQUESTED) != NOT_REQUESTED
+
+
+def _parts(
+    runs: Sequence[Evaluated],
+    metrics: Sequence[Metric],
+    images: Sequence[ImageId],
+    pictures: Mapping[ImageId, Picture],
+    title: str,
+) -> Iterator[bytes]:
+    """The template with its `%NAMES%` filled in; what is put in is never searched for names again."""
+    style = (WEB / "page.css").read_text("utf-8")
+    script = "\n".join((WEB / name).read_text("utf-8") for name in SCRIPTS)
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    filling = {"POLICY": policy, "STYLE": style, "SCRIPT": script}
+    for number, text in enumerate(re.split("%([A-Z]+)%", (WEB / "page.html").read_text("utf-8"))):
+        if number % 2 == 0:
+            yield text.encode()
+        elif text == "DATA":
+            yield _block("data", _data(runs, metrics, images, pictures, title))
+        elif text == "BLOCKS":
+            yield from _blocks(runs, images, pictures)
+        else:
+            yield filling[text].encode()
+
+
+def _hash(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _block(name: str, value: Any) -> bytes:
+    """A script element that no browser runs. ASCII and without `<`, so that no text in it can end it."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'.encode("ascii")
+
+
+def _blocks(
+    runs: Sequence[Evaluated], images: Sequence[ImageId], pictures: Mapping[ImageId, Picture]
+) -> Iterator[bytes]:
+    """What the page reads one by one when it needs it, under the number of the image."""
+    for number, image in enumerate(images):
+        for place, run in enumerate(runs):
+            if image in run.attention:
+                yield _block(f"attention-{place}-{number}", _attention(run.attention[image]))
+        if picture := pictures.get(image):
+            yield _block(f"thumbnail-{number}", _base64(picture.thumbnail))
+            if picture.large is not None:
+                yield _block(f"large-{number}", _base64(picture.large))
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+def _attention(attention: Attention) -> dict[str, Any]:
+    """Each word's weights as bytes of 0..255 of its own largest one, which goes with them as it is."""
+    maps_THW = np.nan_to_num(np.asarray(attention.maps_THW, np.float64))
+    words, height, width = maps_THW.shape
+    assert words == len(attention.words), "one map for each word"
+    peaks_T = maps_THW.max(axis=(1, 2))
+    levels_THW = np.round(255 * maps_THW / np.maximum(peaks_T, 1e-12)[:, None, None]).clip(0, 255)
+    return {
+        "words": list(attention.words),
+        "height": height,
+        "width": width,
+        "box": attention.box,
+        "peaks": [round(float(peak), 5) for peak in peaks_T],
+        "weights": _base64(levels_THW.astype(np.uint8).tobytes()),
+    }
+
+
+# ------------------------------------------------------------------------------------- the main block
+
+
+def _data(
+    runs: Sequence[Evaluated],
+    metrics: Sequence[Metric],
+    images: Sequence[ImageId],
+    pictures: Mapping[ImageId, Picture],
+    title: str,
+) -> dict[str, Any]:
+    """All but pictures and attention, by columns. Ids are text: a browser's numbers end at 2^53."""
+    references, other = _references(runs, images)
+    notes = [
+        f"{name} has other references than are shown here for {count:,} of the images" for name, count in other.items()
+    ]
+    return {
+        "title": title,
+        "notes": notes,
+        "metrics": [
+            {
+                "name": metric.name,
+                "label": metric.label,
+                "short": metric.short,
+                "scale": metric.scale,
+                "digits": metric.digits,
+                "lowerIsBetter": metric.lower_is_better,
+            }
+            for metric in metrics
+        ],
+        "images": {
+            "ids": [str(image) for image in images],
+            "references": references,
+            "pictures": [number for number, image in enumerate(images) if image in pictures],
+        },
+        "runs": [_run(run, metrics, images) for run in runs],
+    }
+
+
+def _references(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> tuple[list[list[str]], dict[str, int]]:
+    """Each image's references, from the first run that has it; how many a later run has otherwise, by name."""
+    chosen: list[list[str]] = []
+    other: dict[str, int] = {}
+    for image in images:
+        found = [(run.name, list(run.references.get(image, ()))) for run in runs if image in run.per_image]
+        chosen.append(found[0][1])
+        for name, captions in found[1:]:
+            if captions != found[0][1]:
+                other[name] = other.get(name, 0) + 1
+    return chosen, other
+
+
+def _run(run: Evaluated, metrics: Sequence[Metric], images: Sequence[ImageId]) -> dict[str, Any]:
+    names = [metric.name for metric in metrics]
+    reasons = {metric.label: run.reasons[metric.name] for metric in metrics if metric.name in run.reasons}
+    return {
+        "name": run.name,
+        "count": len(run.per_image),
+        "scores": [_finite(run.scores.get(name)) for name in names],
+        "intervals": [_interval(run.intervals.get(name)) for name in names],
+        "pValues": [_finite(run.p_values.get(name)) for name in names],
+        "notes": [*run.warnings, *(f"{label} is missing: {reason}" for label, reason in reasons.items())],
+        "details": dict(run.details),
+        "signature": {key: str(value) for key, value in run.signature.items()},
+        "curves": None if run.curves is None else _curves(run.curves),
+        "hypotheses": [run.hypotheses.get(image) for image in images],
+        "values": [[_finite(run.per_image.get(image, {}).get(name)) for image in images] for name in names],
+        "attended": [number for number, image in enumerate(images) if image in run.attention],
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """NaN and infinities are not scores: they must not reach a mean, a sort or strict JSON."""
+    return round(float(value), 6) if value is not None and math.isfinite(value) else None
+
+
+def _interval(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    low, high = (_finite(end) for end in ends) if ends else (None, None)
+    return None if low is None or high is None else (low, high)
+
+
+def _curves(curves: Curves) -> dict[str, list[Point]]:
+    return {
+        "trainLoss": _thinned(curves.train_loss),
+        "validationLoss": _thinned(curves.validation_loss),
+        "validationCider": _thinned(curves.validation_cider),
+    }
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """Every n-th point, counted from the last, which is the one that people look for."""
+    stride = -(-len(points) // CURVE_POINTS) or 1
+    return [(step, round(value, 5)) for step, value in points[::-1][::stride][::-1] if math.isfinite(value)]

@@ -1,0 +1,121 @@
+"""report.html of an evaluation: its images, scores and curves, and where the model looked for each word."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from velm_cli.data.features import FeatureCache
+from velm_cli.data.loader import eval_batches
+from velm_cli.data.store import Store
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.data.transforms import kept_box
+from velm_cli.metrics.scores import ImageId
+from velm_cli.models.looking import looks
+from velm_cli.report.evaluations import Attention, Evaluated, read_evaluation
+from velm_cli.report.page import Picture, thumbnail, write_page
+from velm_cli.stages.scoring import Captions
+from velm_cli.tasks.caption import CaptionTask
+
+LARGE_SIDE = 480  # pixels, of the images whose attention is shown
+AT_ONCE = 32  # images looked at together
+
+
+def write_report(
+    folder: Path,
+    store: Store,
+    task: CaptionTask,
+    tokenizer: Tokenizer,
+    indices: np.ndarray,
+    captions: Captions,
+    *,
+    attention: int,
+    image_size: int,
+    features: FeatureCache | None,
+) -> Path:
+    """Write the page of the evaluation in `folder`; with attention maps for that many images, if the fusion has any."""
+    evaluated = read_evaluation(folder)
+    chosen = _chosen(evaluated, store, indices, attention)
+    maps = dict(_attention(task, store, tokenizer, chosen, captions, image_size, features))
+    pictures = {
+        store.image_id(int(index)): _picture(store.image_bytes(int(index)), large=store.image_id(int(index)) in maps)
+        for index in indices
+    }
+    path = folder / "report.html"
+    write_page(path, [dataclasses.replace(evaluated, attention=maps)], pictures, title=folder.name)
+    return path
+
+
+def _picture(jpeg: bytes, *, large: bool) -> Picture:
+    return Picture(thumbnail(jpeg), thumbnail(jpeg, LARGE_SIDE) if large else None)
+
+
+def _chosen(evaluated: Evaluated, store: Store, indices: np.ndarray, count: int) -> np.ndarray:
+    """So many of the images: a third of the best, a third of the worst by CIDEr, the others spread evenly."""
+    if len(indices) <= count:
+        return indices
+    scores = [evaluated.per_image[store.image_id(int(index))]["CIDEr"] or 0.0 for index in indices]
+    order = indices[np.argsort(scores, kind="stable")]
+    extreme = count // 3
+    middle = order[extreme : len(order) - extreme]
+    spread = middle[np.linspace(0, len(middle) - 1, count - 2 * extreme).astype(int)]
+    return np.sort(np.concatenate([order[:extreme], spread, order[len(order) - extreme :]]))
+
+
+def _attention(
+    task: CaptionTask,
+    store: Store,
+    tokenizer: Tokenizer,
+    indices: np.ndarray,
+    captions: Captions,
+    image_size: int,
+    features: FeatureCache | None,
+) -> Iterator[tuple[ImageId, Attention]]:
+    """(image id, where the model looked) of each image with a caption; nothing where the fusion attends to no grid."""
+    device = next(task.parameters()).device
+    batches = eval_batches(
+        store,
+        None,
+        indices,
+        batch_size=AT_ONCE,
+        image_size=image_size,
+        mean=task.image_mean,
+        std=task.image_std,
+        features=features,
+    )
+    for batch in batches:
+        batch = batch.to(device)
+        ids = tokenizer.encode_batch([captions[image_id] for image_id in batch.image_ids])
+        longest = max(1, *map(len, ids))
+        rows = [[tokenizer.bos_id, *row, *[tokenizer.pad_id] * (longest - len(row))][:longest] for row in ids]
+        with torch.inference_mode():
+            image = task.model.encode_image(batch.image_BCHW, batch.feature_BSD)
+            assert image is not None
+            weights_BThw = looks(task.model, torch.tensor(rows, device=device), image)
+        if weights_BThw is None:
+            return
+        for image_id, record, row, weights_Thw in zip(batch.image_ids, batch.indices, ids, weights_BThw, strict=True):
+            if row:
+                yield (
+                    image_id,
+                    _by_word(
+                        tokenizer, row, weights_Thw.float().cpu(), kept_box(store.image_bytes(record), image_size)
+                    ),
+                )
+
+
+def _by_word(
+    tokenizer: Tokenizer, ids: Sequence[int], weights_Thw: Tensor, box: tuple[float, float, float, float]
+) -> Attention:
+    """The mean map of the tokens that make each word; the token at t was written with the weights at t."""
+    ends = [len(tokenizer.decode(ids[: number + 1]).split()) for number in range(len(ids))]
+    words = tokenizer.decode(ids).split()
+    owner = np.clip(np.array(ends) - 1, 0, max(0, len(words) - 1))
+    maps = [weights_Thw[: len(ids)][owner == word] for word in range(len(words))]
+    shown = [(word, part.mean(dim=0).numpy()) for word, part in zip(words, maps, strict=True) if len(part)]
+    return Attention([word for word, _ in shown], np.stack([each for _, each in shown]), box)
