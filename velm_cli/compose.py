@@ -131,6 +131,18 @@ def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
         raise UserError(f"{file} is not a config of this version of velm: {line}") from error
 
 
+def load_dataset(folder: Path) -> schema.DatasetConfig:
+    """The data set of a run folder of any stage."""
+    file = folder / "config.yaml"
+    try:
+        saved = OmegaConf.load(file)
+        assert isinstance(saved, DictConfig)
+        typed = OmegaConf.structured(schema.KINDS["dataset"][saved.dataset.kind])
+        return OmegaConf.to_object(OmegaConf.merge(typed, saved.dataset))  # type: ignore[return-value]
+    except (OSError, OmegaConfBaseException, AttributeError, KeyError, AssertionError) as error:
+        raise UserError(f"{file} names no data set of this version of velm") from error
+
+
 def to_yaml(config: Any) -> str:
     """The dataclass as YAML that `load_run_config` reads back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))

@@ -57,6 +57,7 @@ def test_references_of_coco_and_their_domains(tmp_path):
     references = read_references(written(tmp_path, "r.json", value={"images": images, "annotations": annotations}))
     assert references.captions == {1: ["c0", "c2", "c4"], 2: ["c1", "c3"]}
     assert references.domains == {1: "in-domain"}
+    assert references.files == {2: "x.jpg"}
 
 
 def test_what_does_not_fit_is_listed_or_left_out(tmp_path):

@@ -90,7 +90,7 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
         (["nowhere"], "velm: report: nowhere does not exist"),
         (["empty"], "velm: empty: it is not a run folder"),
         (["empty", "metric=Cider"], "velm: report metric=Cider: one of Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE"),
-        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=PICTURE.png]"),
+        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=PICTURE.png | out=PAGE.html]"),
         (["metric=CIDEr"], "velm: report: give one or more run folders, such as runs/train/*"),
     ],
 )  # fmt: skip
@@ -99,3 +99,26 @@ def test_mistakes_get_one_line(args, line, tmp_path, monkeypatch, capsys):
     (tmp_path / "empty").mkdir()
     assert call("report", *args) == 2
     assert capsys.readouterr().err.strip() == line
+
+
+def test_a_page_compares_runs_side_by_side(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    common = ["dataset=shapes", *TINY]
+    assert call("preprocess", *common) == 0
+    model = [*common, *TINY_MODEL, "metrics.names=[rouge_l,cider]", "run.max_steps=2"]
+    for seed in (0, 1):
+        assert call("train", *model, f"seed={seed}", f"name=s{seed}") == 0
+        assert call("eval", f"checkpoint=runs/train/s{seed}", "metrics=fast", f"name=e{seed}") == 0
+    capsys.readouterr()
+    assert call("report", "runs/evaluate/e0", "runs/evaluate/e1", "out=both.html") == 0
+    assert capsys.readouterr().out.endswith("written: both.html\n")
+    page = (tmp_path / "both.html").read_text("utf-8")
+    assert page.count('id="thumbnail-') == 8
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert [run["name"] for run in data["runs"]] == ["e0", "e1"]
+    p_values = dict(zip([m["name"] for m in data["metrics"]], data["runs"][1]["pValues"], strict=True))
+    assert {name for name, p in p_values.items() if p is not None} == {"ROUGE_L", "CIDEr"}
+    # An evaluation's own page has the same images, and where the model looked.
+    own = (tmp_path / "runs/evaluate/e0/report.html").read_text("utf-8")
+    assert own.count('id="thumbnail-') == 8
+    assert own.count('id="attention-0-') == len([h for h in data["runs"][0]["hypotheses"] if h])

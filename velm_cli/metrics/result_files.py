@@ -31,10 +31,11 @@ class Predictions:
 
 @dataclass(slots=True)
 class References:
-    """Captions of the images by people, and the domain of each image where the file says so (nocaps)."""
+    """Captions of the images by people; where the file says so, their domains (nocaps) and their files' names."""
 
     captions: dict[ImageId, list[str]]
     domains: dict[ImageId, str] = field(default_factory=dict)
+    files: dict[ImageId, str] = field(default_factory=dict)
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -72,8 +73,10 @@ def read_references(path: Path) -> References:
     if not references.captions:
         raise UserError(f"{path} holds no references")
     for image in about.get("images", []):
-        if isinstance(image, dict) and isinstance(image.get("domain"), str):
-            references.domains[image["id"]] = image["domain"]
+        if isinstance(image, dict) and isinstance(image.get("id"), (int, str)):
+            for found, key in ((references.domains, "domain"), (references.files, "file_name")):
+                if isinstance(image.get(key), str):
+                    found[image["id"]] = image[key]
     return references
 
 

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.errors import UserError
-from velm_cli.metrics.scores import NAMES, ImageId
+from velm_cli.metrics.scores import NAMES, ImageId, Scores
 
 Point = tuple[int, float]  # optimisation step, value
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides
@@ -99,6 +99,23 @@ def read_evaluation(folder: Path) -> Evaluated:
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: its scores are damaged ({error}); evaluate again with fresh=true") from error
+
+
+def evaluated_of(scores: Scores, name: str, p_values: Mapping[str, float | None] | None = None) -> Evaluated:
+    """The same of scores at hand; `p_values` are of a test against the page's first run."""
+    return Evaluated(
+        name=name,
+        scores=scores.corpus,
+        per_image=scores.per_image,
+        hypotheses=scores.hypotheses,
+        references=scores.references,
+        intervals=scores.intervals,
+        p_values=p_values or {},
+        reasons=scores.reasons,
+        warnings=scores.warnings,
+        details=_details({"language": scores.language, "spice_categories": scores.spice_categories}),
+        signature=scores.signature,
+    )
 
 
 def _details(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -1,16 +1,18 @@
-"""report: one table (and plot) of any number of run folders. Takes folders, not options, so no Hydra."""
+"""report: one table of any number of run folders, and a plot or a page of them. Takes folders, so no Hydra."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from velm_cli.errors import UserError, did_you_mean
+from velm_cli.report.comparison import compare_page
 from velm_cli.report.runs import SCORES, compare, plot, read_run, table
 
-USAGE = """velm report FOLDER... [metric=CIDEr] [out=PICTURE.png]
+USAGE = """velm report FOLDER... [metric=CIDEr] [out=PICTURE.png | out=PAGE.html]
 
 One row for every combination of options in which the runs differ; runs that differ in the seed alone are
-averaged. Folders are those of train, finetune or evaluate, such as runs/train/*.
+averaged. Folders are those of train, finetune or evaluate, such as runs/train/*. A picture shows the
+metric with error bars; a page shows the captions side by side, first those on which the runs differ most.
 """
 
 
@@ -36,6 +38,9 @@ def main(args: list[str]) -> None:
         runs.append(read_run(folder))
     differing, rows = compare(runs, metric)
     print(table(differing, rows, metric))
-    if "out" in options:
+    if options.get("out", "").endswith(".html"):
+        compare_page(folders, Path(options["out"]))
+        print(f"written: {options['out']}")
+    elif "out" in options:
         plot(differing, rows, Path(options["out"]), metric)
         print(f"drawn: {options['out']}")

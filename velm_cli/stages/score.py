@@ -10,6 +10,8 @@ from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.result_files import Predictions, References, matched, read_predictions, read_references
 from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores, missing_scores, save, table
 from velm_cli.metrics.significance import paired_permutation
+from velm_cli.report.evaluations import evaluated_of
+from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.schema import ScoreRoot
 
 
@@ -26,6 +28,7 @@ def run(config: ScoreRoot) -> float | None:
         notes += more
 
     scores = _score(config, config.predictions, images, references, ours)
+    others = None
     if theirs is not None:
         others = _score(config, config.vs, images, references, theirs)
         print(f"\n{comparison(scores, others)}")
@@ -36,7 +39,8 @@ def run(config: ScoreRoot) -> float | None:
         print(f"written: {config.save_df}")
     if config.out is not None:
         save(scores, Path(config.out))
-        print(f"written: {config.out}")
+        page = _page(config, scores, others, references)
+        print(f"written: {config.out}  (look at {page})")
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
     return scores.corpus["CIDEr"]
@@ -55,6 +59,32 @@ def _score(
     return scores
 
 
+def _page(config: ScoreRoot, ours: Scores, theirs: Scores | None, references: References) -> Path:
+    """report.html in `out`, with those images that lie in the folder `images`."""
+    assert config.out is not None
+    runs = [evaluated_of(ours, Path(config.predictions).stem)]
+    if theirs is not None:
+        p_values = {name: difference(ours, theirs, name) for name in theirs.summands}
+        runs.append(evaluated_of(theirs, Path(str(config.vs)).stem, p_values))
+    pictures = {}
+    if config.images is not None:
+        # The bare name: what a file from a stranger calls an image must not lead out of the folder.
+        paths = {
+            i: Path(config.images, Path(references.files[i]).name) for i in ours.per_image if i in references.files
+        }
+        there = {image: path for image, path in paths.items() if path.is_file()}
+        print(f"images: {len(there):,} of {len(ours.per_image):,} in {config.images}")
+        pictures = {image: Picture(thumbnail(path.read_bytes())) for image, path in there.items()}
+    page = Path(config.out) / "report.html"
+    write_page(page, runs, pictures, title=" against ".join(run.name for run in runs))
+    return page
+
+
+def difference(ours: Scores, theirs: Scores, name: str) -> float:
+    """p of the hypothesis that both systems are equally good by this score."""
+    return paired_permutation(ours.summands[name], theirs.summands[name])
+
+
 def comparison(ours: Scores, theirs: Scores) -> str:
     """The differences as aligned text, with p of the paired permutation test."""
     rows = [f"{'against':<8}{'this':>7}{'that':>7}{'diff':>7}{'p':>9}"]
@@ -62,6 +92,6 @@ def comparison(ours: Scores, theirs: Scores) -> str:
         mine, other = ours.corpus[name], theirs.corpus[name]
         if mine is None or other is None:
             continue
-        p = paired_permutation(ours.summands[name], theirs.summands[name])
+        p = difference(ours, theirs, name)
         rows.append(f"{LABELS[name]:<8}{100 * mine:>7.1f}{100 * other:>7.1f}{100 * (mine - other):>+7.1f}{p:>9.4f}")
     return "\n".join(rows)
