@@ -127,3 +127,20 @@ def test_files_that_do_not_fit_are_refused_or_cut(files, capsys):
 def test_what_is_not_set_is_asked_for(files, capsys):
     assert harness.call("score", "references=references.json") == 2
     assert "velm: predictions is not set" in capsys.readouterr().err
+
+
+def test_domains_are_scored_apart(files, capsys):
+    annotations = json.loads(Path("references.json").read_text())
+    for number, image in enumerate(annotations["images"]):
+        image["domain"] = ["in-domain", "out-domain"][number % 2]
+    Path("nocaps.json").write_text(json.dumps(annotations))
+    assert harness.call("score", "predictions=good.json", "references=nocaps.json", FAST, "out=scored") == 0
+    found = json.loads(Path("scored/domains.json").read_text())
+    lines = [json.loads(line) for line in Path("scored/per_image.jsonl").read_text().splitlines()]
+    for domain, place in (("in-domain", 0), ("out-domain", 1)):
+        each = [line["scores"]["CIDEr"] for line in lines[place::2]]
+        assert found[domain]["images"] == len(each) == 60
+        assert found[domain]["CIDEr"] == pytest.approx(sum(each) / len(each))
+    whole = json.loads(Path("scored/scores.json").read_text())["Bleu_4"]
+    assert min(d["Bleu_4"] for d in found.values()) <= whole <= max(d["Bleu_4"] for d in found.values())
+    assert "out-domain" in capsys.readouterr().out

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from velm_cli.errors import StageError
+from velm_cli.files import write_json
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.result_files import Predictions, References, matched, read_predictions, read_references
 from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores, missing_scores, save, table
-from velm_cli.metrics.significance import paired_permutation
+from velm_cli.metrics.significance import Summands, paired_permutation
 from velm_cli.report.evaluations import evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.schema import ScoreRoot
@@ -28,6 +32,9 @@ def run(config: ScoreRoot) -> float | None:
         notes += more
 
     scores = _score(config, config.predictions, images, references, ours)
+    domains = by_domain(scores, references.domains)
+    if domains:
+        print(f"\n{domain_table(domains)}")
     others = None
     if theirs is not None:
         others = _score(config, config.vs, images, references, theirs)
@@ -39,6 +46,8 @@ def run(config: ScoreRoot) -> float | None:
         print(f"written: {config.save_df}")
     if config.out is not None:
         save(scores, Path(config.out))
+        if domains:
+            write_json(Path(config.out) / "domains.json", domains)
         page = _page(config, scores, others, references)
         print(f"written: {config.out}  (look at {page})")
     if missing := missing_scores(scores, config.metrics.required):
@@ -78,6 +87,31 @@ def _page(config: ScoreRoot, ours: Scores, theirs: Scores | None, references: Re
     page = Path(config.out) / "report.html"
     write_page(page, runs, pictures, title=" against ".join(run.name for run in runs))
     return page
+
+
+def by_domain(scores: Scores, domains: Mapping[ImageId, str]) -> dict[str, dict[str, float]]:
+    """The scores of each domain's images (nocaps: in-domain, near-domain, out-domain), with their number.
+
+    CIDEr's document frequencies stay those of all images, so the whole is between its parts.
+    """
+    where = np.array([domains.get(image, "") for image in scores.per_image])
+    found = {}
+    for domain in dict.fromkeys(where.tolist()):
+        if domain:
+            parts = {n: Summands(s.rows_IS[where == domain], s.score).total() for n, s in scores.summands.items()}
+            found[domain] = {"images": int((where == domain).sum())} | parts
+    return found
+
+
+def domain_table(domains: Mapping[str, Mapping[str, float]]) -> str:
+    """One line a domain, scores times 100."""
+    shown = [name for name in NAMES if all(name in scores for scores in domains.values())]
+    width = max(map(len, ["domain", *domains]))
+    rows = [f"{'domain':<{width}}{'images':>8}" + "".join(f"{LABELS[name]:>9}" for name in shown)]
+    for domain, scores in domains.items():
+        cells = "".join(f"{100 * scores[name]:>9.1f}" for name in shown)
+        rows.append(f"{domain:<{width}}{scores['images']:>8,}{cells}")
+    return "\n".join(rows)
 
 
 def difference(ours: Scores, theirs: Scores, name: str) -> float:
