@@ -11,6 +11,7 @@ import velm as harness
 from java_support import needs_java, random_captions
 from pycocoevalcap.cider.cider import Cider
 
+from velm_cli.metrics.coco_words import CATEGORIES
 from velm_cli.metrics.java import Launcher, find_java
 from velm_cli.metrics.tokenize import flatten, ptb_tokenize, unflatten
 
@@ -144,3 +145,27 @@ def test_domains_are_scored_apart(files, capsys):
     whole = json.loads(Path("scored/scores.json").read_text())["Bleu_4"]
     assert min(d["Bleu_4"] for d in found.values()) <= whole <= max(d["Bleu_4"] for d in found.values())
     assert "out-domain" in capsys.readouterr().out
+
+
+def test_objects_that_are_not_there_are_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    categories = [{"id": number, "name": name} for number, name in enumerate(CATEGORIES, 1)]
+    dog = 1 + list(CATEGORIES).index("dog")
+    instances = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": categories,
+        "annotations": [{"id": 1, "image_id": 1, "category_id": dog}],
+    }
+    Path("instances.json").write_text(json.dumps(instances))
+    references = [{"image_id": 1, "captions": ["it runs"]}, {"image_id": 2, "captions": ["a cat sits"]}]
+    Path("references.jsonl").write_text("".join(json.dumps(line) + "\n" for line in references))
+    answers = [{"image_id": 1, "caption": "a dog and a cat"}, {"image_id": 2, "caption": "a cat"}]
+    Path("answers.json").write_text(json.dumps(answers))
+    command = ("score", "predictions=answers.json", "references=references.jsonl", "metrics.names=[rouge_l]")
+    assert harness.call(*command, "instances=instances.json", "out=scored") == 0
+    found = json.loads(Path("scored/chair.json").read_text())
+    assert found["CHAIR_i"] == pytest.approx(1 / 3)
+    assert found["CHAIR_s"] == 0.5
+    assert found["recall"] == 1.0
+    assert found["hallucinated"] == [{"image_id": 1, "words": ["cat"]}]
+    assert "CHAIR-i    33.3" in capsys.readouterr().out

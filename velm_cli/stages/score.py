@@ -11,9 +11,10 @@ from velm_cli.errors import StageError
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.document_frequency import DocumentFrequency
+from velm_cli.metrics.hallucination import Hallucination, chair, ground_truth
 from velm_cli.metrics.result_files import Predictions, References, matched, read_predictions, read_references
 from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores, missing_scores, save, table
-from velm_cli.metrics.significance import Summands, paired_permutation
+from velm_cli.metrics.significance import Summands, bootstrap, paired_permutation
 from velm_cli.report.evaluations import evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.schema import ScoreRoot
@@ -35,6 +36,9 @@ def run(config: ScoreRoot) -> float | None:
     domains = by_domain(scores, references.domains)
     if domains:
         print(f"\n{domain_table(domains)}")
+    if config.instances is not None:
+        invented = chair(scores.hypotheses, ground_truth(Path(config.instances), scores.references, images))
+        print(f"\n{chair_table(invented)}")
     others = None
     if theirs is not None:
         others = _score(config, config.vs, images, references, theirs)
@@ -46,6 +50,10 @@ def run(config: ScoreRoot) -> float | None:
         print(f"written: {config.save_df}")
     if config.out is not None:
         save(scores, Path(config.out))
+        if config.instances is not None:
+            figures = {"CHAIR_i": invented.chair_i, "CHAIR_s": invented.chair_s, "recall": invented.recall}
+            named = [{"image_id": image, "words": list(words)} for image, words in invented.words.items()]
+            write_json(Path(config.out) / "chair.json", figures | {"hallucinated": named})
         if domains:
             write_json(Path(config.out) / "domains.json", domains)
         page = _page(config, scores, others, references)
@@ -87,6 +95,21 @@ def _page(config: ScoreRoot, ours: Scores, theirs: Scores | None, references: Re
     page = Path(config.out) / "report.html"
     write_page(page, runs, pictures, title=" against ".join(run.name for run in runs))
     return page
+
+
+def chair_table(invented: Hallucination) -> str:
+    """Objects that the captions name and the images do not hold, with 95 % intervals."""
+    rows = ["objects named (velm's word table: not comparable with published CHAIR)"]
+    for name, meaning in (
+        ("CHAIR_i", "of all mentions: not in the image"),
+        ("CHAIR_s", "of all captions: with such a mention"),
+        ("recall", "of the images' categories: mentioned"),
+    ):
+        interval = bootstrap(invented.summands[name])
+        error_bars = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "-"
+        value = invented.summands[name].total()
+        rows.append(f"{name.replace('_', '-'):<8}{100 * value:>7.1f}   {error_bars:<14}  {meaning}")
+    return "\n".join(rows)
 
 
 def by_domain(scores: Scores, domains: Mapping[ImageId, str]) -> dict[str, dict[str, float]]:
