@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
 
@@ -10,6 +11,7 @@ COMMAND = [
     "train", *TINY, *TINY_MODEL, "vision.freeze=all", "run.max_steps=8", "run.validate_every=4", "loss.beta=0.1",
     "loss.gamma=0.1", "metrics.names=[cider]",
 ]  # fmt: skip
+WAY = sum(1e-3 * step / 100 for step in range(1, 9))  # that a weight can go in eight steps of AdamW in warm-up
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,8 @@ def losses(folder) -> list[dict]:
     return [{k: v for k, v in line.items() if k.startswith(("loss", "cider"))} for line in lines if "step" in line]
 
 
-@pytest.mark.parametrize(("cache", "tolerance"), [("fp32", 1e-5), ("bf16", 3e-2)])
-def test_the_losses_and_weights_are_those_without_a_cache(place, cache, tolerance, capsys):
+@pytest.mark.parametrize(("cache", "tolerance", "share"), [("fp32", 1e-5, 0.02), ("bf16", 3e-2, 0.5)])
+def test_the_losses_and_weights_are_those_without_a_cache(place, cache, tolerance, share, capsys):
     assert call(*COMMAND, f"name={cache}", f"data.cache={cache}") == 0
     # the parts that hold the 24 training and 8 validation images: here the store's one part, of all 40
     assert "computed for 40 images" in capsys.readouterr().out
@@ -36,8 +38,10 @@ def test_the_losses_and_weights_are_those_without_a_cache(place, cache, toleranc
     assert len(plain) == len(cached) > 8
     for a, b in zip(plain, cached, strict=True):
         assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
-    for name, tensor in load_file(place / "plain/model.safetensors").items():
-        assert tensor.shape == load_file(place / cache / "model.safetensors")[name].shape
+    weights, found = (load_file(place / name / "model.safetensors") for name in ("plain", cache))
+    assert weights.keys() == found.keys()
+    apart = torch.cat([(tensor - found[name]).abs().flatten() for name, tensor in weights.items()])
+    assert apart.mean() < share * WAY
     assert call("eval", f"checkpoint=runs/train/{cache}", "metrics.names=[cider]") == 0
     assert "features" in capsys.readouterr().out, "an evaluation shares the features"
     assert call("eval", "checkpoint=runs/train/plain", "metrics.names=[cider]") == 0

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from velm_cli.data.batch import Batch
+
 VOCAB = 23
 POSITIONS = 96  # of the text models: room for 64 image tokens and a caption
 _HOME = tempfile.TemporaryDirectory(prefix="velm-tiny-models-")  # gone when the tests end
@@ -73,3 +75,21 @@ def language_model(path: Path, captions: list[str]) -> Path:
     sizes = {"vocab_size": len(tokenizer), "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256}
     t.GPT2LMHeadModel(t.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(path)
     return path
+
+
+def batch_of(image_BCHW: torch.Tensor) -> Batch:
+    """Three images with two captions each, of random words (torch's own generator) and different lengths."""
+    B, K, T = 3, 2, 6
+    lengths_BK = torch.tensor([[6, 4], [5, 6], [3, 6]])
+    predicting = torch.arange(T - 1) < lengths_BK.view(-1, 1) - 1
+    return Batch(
+        image_ids=["a", "b", "c"],
+        indices=[0, 1, 2],
+        image_BCHW=image_BCHW,
+        tokens_BKT=torch.randint(3, VOCAB, (B, K, T)),
+        lengths_BK=lengths_BK,
+        positions_M=predicting.flatten().nonzero()[:, 0],
+        concepts_BC=torch.randint(0, 2, (B, 5)).float(),
+        num_captions=B * K,
+        num_tokens=int((lengths_BK - 1).sum()),
+    )

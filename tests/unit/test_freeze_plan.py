@@ -16,10 +16,9 @@ import torch
 import torch.distributed
 import torch.multiprocessing
 from test_matrix import OBJECTIVES, WRITING, learner
-from tiny_models import VOCAB, folder
+from tiny_models import batch_of, folder
 
 from velm_cli import schema
-from velm_cli.data.batch import Batch
 from velm_cli.models.vision import frozen_stages
 from velm_cli.tasks.caption import CaptionTask
 
@@ -34,24 +33,6 @@ CELLS = [
     ("transformer", "cross_modal"), ("lstm", "add"), ("causal_lm", "prefix"), ("transformer", "gated"),
     ("transformer", "co_attention"), ("bert", "attention"),
 ]  # fmt: skip
-
-
-def batch_of(rank: int) -> Batch:
-    B, K, T = 3, 2, 6
-    generator = torch.Generator().manual_seed(rank)
-    lengths = torch.tensor([[6, 4], [5, 6], [3, 6]])
-    predicting = torch.arange(T - 1) < lengths.view(-1, 1) - 1
-    return Batch(
-        image_ids=["a", "b", "c"],
-        indices=[0, 1, 2],
-        image_BCHW=torch.rand(B, 3, 16, 16, generator=generator),
-        tokens_BKT=torch.randint(3, VOCAB, (B, K, T), generator=generator),
-        lengths_BK=lengths,
-        positions_M=predicting.flatten().nonzero()[:, 0],
-        concepts_BC=torch.ones(B, 5),
-        num_captions=B * K,
-        num_tokens=int((lengths - 1).sum()),
-    )
 
 
 def plans(every_nth: int) -> list[tuple[str, str, str, str]]:
@@ -80,9 +61,10 @@ def rank_of_two(rank: int, every_nth: int, rendezvous: str, report: str) -> None
             continue
         ddp = torch.nn.parallel.DistributedDataParallel(task)
         optimizer = torch.optim.SGD((p for p in task.parameters() if p.requires_grad), lr=1e-3)
-        torch.manual_seed(rank)
+        torch.manual_seed(1 + rank)
+        batch = batch_of(torch.rand(3, 3, 16, 16))
         for _ in range(2):
-            found = ddp(batch_of(rank), terms, own_words_share=0.5 if objective == "own_words" else 0.0)
+            found = ddp(batch, terms, own_words_share=0.5 if objective == "own_words" else 0.0)
             sum(term.sum / term.count for term in found.values()).backward()
             without = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
             assert not without, (text, fusion, objective, freeze, without)

@@ -10,11 +10,10 @@ import itertools
 
 import pytest
 import torch
-from tiny_models import VOCAB, folder
+from tiny_models import VOCAB, batch_of, folder
 from torch import nn
 
 from velm_cli import schema
-from velm_cli.data.batch import Batch
 from velm_cli.errors import UserError
 from velm_cli.models.decoding import decode
 from velm_cli.models.velm import VelmModel
@@ -266,20 +265,7 @@ def test_matrix_objectives(text, fusion, objective):
     active, loss = OBJECTIVES[objective]
     terms = frozenset(active.split())
     task = CaptionTask(model, loss, concepts=5, active=terms).train()
-    B, K, T = 3, 2, 6
-    lengths = torch.tensor([[6, 4], [5, 6], [3, 6]])
-    predicting = torch.arange(T - 1) < lengths.view(-1, 1) - 1
-    batch = Batch(
-        image_ids=["a", "b", "c"],
-        indices=[0, 1, 2],
-        image_BCHW=images(vision, B),
-        tokens_BKT=torch.randint(3, VOCAB, (B, K, T)),
-        lengths_BK=lengths,
-        positions_M=predicting.flatten().nonzero()[:, 0],
-        concepts_BC=torch.randint(0, 2, (B, 5)).float(),
-        num_captions=B * K,
-        num_tokens=int((lengths - 1).sum()),
-    )
+    batch = batch_of(images(vision, 3))
     optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=3e-3)
     totals = []
     for _ in range(4):
