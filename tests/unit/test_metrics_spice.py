@@ -133,7 +133,7 @@ EXPECTED = {i: dict.fromkeys(spice.CATEGORIES, i + (i % 3 + 1) / 10) for i in ra
 
 
 def test_groups_are_put_together_and_the_cache_grows(tmp_path, monkeypatch):
-    monkeypatch.setattr(spice, "IMAGES_PER_THREAD", 3)
+    monkeypatch.setattr(spice, "IMAGES_PER_GIB", 3)
     done: list[int] = []
     with pretend(tmp_path) as launcher:
         setup = setup_in(tmp_path)
@@ -143,6 +143,11 @@ def test_groups_are_put_together_and_the_cache_grows(tmp_path, monkeypatch):
         score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
         assert setup.snapshot.read_bytes() == b"parse " * 6
     assert [path.name for path in setup.snapshot.parent.iterdir()] == ["data.mdb"]
+
+
+def test_heaps_are_read_as_java_reads_them():
+    heaps = {"4G": 4, "1500m": 1500 / 1024, "1048576k": 1, "2147483648": 2, "1t": 1024, "4GB": 1}
+    assert {heap: spice._gib(heap) for heap in heaps} == heaps
 
 
 def test_the_cache_is_bounded_and_a_read_only_one_does_no_harm(tmp_path, monkeypatch):
@@ -239,7 +244,7 @@ def test_equals_the_official_jar_and_survives_odd_captions(tmp_path, monkeypatch
     hypotheses |= {1: "", 2: "a ||| b", 3: "😀 niño", 4: "two red dogs"}
     references |= {1: ["a cat"], 2: ["a dog", ""], 3: ["a niño"], 4: ["two dogs", "red dogs on a street"]}
     wanted = official_spice(tmp_path / "official", references, hypotheses)
-    monkeypatch.setattr(spice, "IMAGES_PER_THREAD", 9)
+    monkeypatch.setattr(spice, "IMAGES_PER_GIB", 3)  # groups of nine
     setup = SpiceSetup(find_corenlp(cache_home()), "3g", 1, SpiceSetup.find(cache_home()).snapshot)
     shared = setup.snapshot and tmp_path / "shared" / "data.mdb"
     setup = SpiceSetup(setup.corenlp, setup.memory, setup.threads, shared)

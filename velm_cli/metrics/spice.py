@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
@@ -29,8 +30,9 @@ CORENLP_JARS = (f"stanford-corenlp-{CORENLP_VERSION}.jar", f"stanford-corenlp-{C
 SPICE_FOLDER = PYCOCOEVALCAP / "spice"
 # The jar's names for the kinds of tuples that a score is split into; All is the score itself.
 CATEGORIES = ("All", "Object", "Attribute", "Relation", "Color", "Cardinality", "Size")
-IMAGES_PER_THREAD = 250  # images of one group, a thread: loading the models stays a small part of the time
-MAX_GROUP = 2000  # images: all parses of a group are in memory together
+# Images of one group, by the heap: all its parses are in memory together, but each group loads the models anew.
+IMAGES_PER_GIB = 250
+MAX_GROUP = 2000
 MAX_WORDS = 100  # of a caption: the parser's time and memory grow with the cube; COCO's longest has 50
 SNAPSHOT_LIMIT = 512 << 20  # bytes (about a million captions); a larger parse cache starts empty again
 ADD_OPENS = (
@@ -81,6 +83,12 @@ def _heap() -> str:
     return f"{min(8192, max(1024, memory_limit() // 2 >> 20))}m"
 
 
+def _gib(heap: str) -> float:
+    """What Java makes of `4G`, `1500m` or a number of bytes; 1 where Java itself will have to refuse it."""
+    match = re.fullmatch(r"(\d+)([kmgt]?)", heap.strip().lower())
+    return int(match[1]) * 1024.0 ** ("kmgt".find(match[2]) - 2 if match[2] else -3) if match else 1.0
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -123,7 +131,7 @@ def score_spice(
     images = list(references)
     scores: dict[Id, FScores] = {}
     warnings: list[str] = []
-    group_size = min(MAX_GROUP, IMAGES_PER_THREAD * setup.threads)
+    group_size = min(MAX_GROUP, max(1, int(_gib(setup.memory) * IMAGES_PER_GIB)))
     with tempfile.TemporaryDirectory(prefix="velm-spice-") as folder:
         work = Path(folder)
         snapshot = setup.snapshot if _borrow(setup.snapshot, work) else None
