@@ -45,7 +45,8 @@ class Observer:
             "data_wait": self.waiting / seconds,
         }
         self.record("train", step, figures)
-        losses = "  ".join(f"{key[5:]} {value:7.4f}" for key, value in figures.items() if key.startswith("loss_"))
+        shown = (key for key in figures if key.startswith("loss_") or key == "reward")
+        losses = "  ".join(f"{key.removeprefix('loss_')} {figures[key]:7.4f}" for key in shown)
         self.say(
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {losses}  lr {figures['lr']:.2e}  "
             f"norm {figures['grad_norm']:.2f}  {figures['captions_per_s']:.0f} captions/s  "

@@ -94,6 +94,7 @@ class FeatureCaching(Enum):
 class TextLoss(Enum):
     next_token = "next_token"
     masked = "masked"
+    self_critical = "self_critical"
 
 
 class ImageLoss(Enum):
@@ -400,7 +401,10 @@ class LossConfig:
     alpha: str = "1"  # weight of L_text: a number, learned, or linear|cosine|step(from,to,500), (from,to,5ep)
     beta: str = "0"  # weight of L_image
     gamma: str = "0"  # weight of L_joint
-    text: TextLoss = TextLoss.next_token  # L_text: next_token | masked (words hidden in the middle; generates nothing)
+    text: TextLoss = (
+        TextLoss.next_token
+    )  # next_token | masked (hidden words; generates nothing) | self_critical (CIDEr)
+    samples: int = 5  # L_text self_critical: captions drawn an image and step
     label_smoothing: float = 0.0  # L_text
     scheduled_sampling: str = "0"  # L_text: probability that an input word is the model's own: a number or a schedule
     masked_words: float = 0.15  # L_text masked: share of the words that are hidden

@@ -225,7 +225,7 @@ def _data(data: schema.DataConfig) -> Iterator[str]:
 def _objectives(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
     """What the forms of L_text and L_image ask of the model."""
     loss, vision = config.loss, config.vision
-    writes = loss.text is schema.TextLoss.next_token
+    writes = loss.text is not schema.TextLoss.masked
     learns_text = "alpha" in weights and not weights["alpha"].always_zero
     one_way = (schema.LSTMConfig, schema.GRUConfig, schema.CausalLMConfig)
     if not writes and isinstance(config.text, one_way):
@@ -247,6 +247,17 @@ def _objectives(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterato
             yield f"loss.scheduled_sampling={loss.scheduled_sampling}: a probability, so at most 1"
         elif not sampling.always_zero and not writes:
             yield "loss.scheduled_sampling is of no use with loss.text=masked: set it to 0"
+    if loss.text is schema.TextLoss.self_critical:
+        yield from _at_least("loss", loss, samples=2)
+        if (
+            isinstance(config.text, schema.PretrainedTextConfig)
+            or config.tokenizer.kind is not schema.TokenizerKind.word
+        ):
+            yield "loss.text=self_critical counts words: it needs tokenizer=word, and a text encoder from scratch"
+        if isinstance(vision, schema.NoVisionConfig):
+            yield "loss.text=self_critical rewards captions of images: it needs a vision encoder"
+        if loss.scheduled_sampling != "0":
+            yield "loss.scheduled_sampling is of no use with loss.text=self_critical: set it to 0"
     paints = "beta" in weights and not weights["beta"].always_zero and loss.image is schema.ImageLoss.masked_patches
     if paints and isinstance(vision, schema.RegionsConfig):
         yield "loss.image=masked_patches needs a grid, and regions are none: choose another vision encoder"

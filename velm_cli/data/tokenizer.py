@@ -107,6 +107,12 @@ class Tokenizer:
         return self._model.get_vocab(with_added_tokens=True)
 
     @property
+    def never_written(self) -> list[int]:
+        """Tokens that no caption holds: padding, BOS, unknown; not EOS, where it is one of these."""
+        specials = (self.pad_id, self.bos_id, self.unk_id)
+        return [token for token in specials if token is not None and token != self.eos_id]
+
+    @property
     def mask_id(self) -> int:
         """What stands where a word is hidden: the vocabulary's own mask, else PAD, which no text holds."""
         return next((self.word_ids[name] for name in ("[MASK]", "<mask>") if name in self.word_ids), self.pad_id)

@@ -118,6 +118,8 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Ten
             loss.backward()
         for name, term in terms.items():
             figures[f"loss_{name}"] = figures.get(f"loss_{name}", 0.0) + term.sum.detach() / total[name]
+            for key, value in term.figures.items():
+                figures[key] = figures.get(key, 0.0) + value / len(micro_batches)
 
     if log_variance:
         torch.stack(list(log_variance.values())).sum().backward()

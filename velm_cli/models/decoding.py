@@ -6,7 +6,7 @@ are finished leave the batch. Shapes: B images, K beams, N = B * K sequences, V 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -147,6 +147,48 @@ def _nucleus(
         if len(kept) < len(image_B):
             image_B, memory, state = image_B[kept], select(memory, kept), select(state, kept)
     return [_without_end(tokens, eos_id) for tokens in out]
+
+
+@torch.no_grad()
+def sample(
+    model: StepModel,
+    memory: tuple,
+    *,
+    images: int,
+    samples: int,
+    max_length: int,
+    bos_id: int,
+    eos_id: int,
+    banned: Sequence[int] = (),
+) -> tuple[Tensor, Tensor]:
+    """`samples` sequences an image, drawn from the model's own distribution: tokens (N, T) and lengths (N).
+
+    The length counts EOS; behind it stand more EOS. At most `max_length` tokens. Draws from torch's generator.
+    """
+    device = next(part for part in _tensors(memory)).device
+    tokens_N1 = torch.full((images * samples, 1), bos_id, device=device)
+    banned_ids = torch.tensor(list(banned), dtype=torch.long, device=device)
+    ended_N = torch.zeros(images * samples, dtype=torch.bool, device=device)
+    drawn, state = [], None
+    for _ in range(max_length):
+        logits_NV, state = model.step(tokens_N1, memory, state)
+        tokens_N1 = torch.multinomial(_log_probs(logits_NV, banned_ids).exp(), 1)
+        tokens_N1 = tokens_N1.masked_fill(ended_N[:, None], eos_id)
+        drawn.append(tokens_N1)
+        ended_N = ended_N | (tokens_N1[:, 0] == eos_id)
+        if ended_N.all():
+            break
+    tokens_NT = torch.cat(drawn, dim=1)
+    goes_on_NT = (tokens_NT != eos_id).cumprod(dim=1)
+    return tokens_NT, (goes_on_NT.sum(dim=1) + 1).clamp(max=tokens_NT.shape[1])
+
+
+def _tensors(nested) -> Iterator[Tensor]:
+    if isinstance(nested, Tensor):
+        yield nested
+    else:
+        for part in nested:
+            yield from _tensors(part)
 
 
 def nucleus_probabilities(p_NV: Tensor, *, top_p: float) -> Tensor:

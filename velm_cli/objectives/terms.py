@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -12,8 +13,9 @@ class Term:
     """One objective on one micro-batch: the loss summed over `count` items (tokens, images, captions).
 
     The loop divides sums by the *global* count, over micro-batches and ranks, so that a micro-batch
-    with short captions does not weigh too much.
+    with short captions does not weigh too much. `figures` are further numbers for the log.
     """
 
     sum: Tensor
     count: int
+    figures: Mapping[str, Tensor] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from velm_cli.models.text.scratch import EMBEDDING_STD
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.models.weights import load_state, save_state
+from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
 from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TextLoss, TokenizerConfig, TokenizerKind, TrainRoot
@@ -56,6 +57,8 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
     task = build_task(config, store, tokens.tokenizer, weights)
     notes = [*word_vectors(config, task, tokens.tokenizer), *initial_weights(config, task)]
     task.to(device)
+    if config.loss.text is TextLoss.self_critical:
+        task.critic = critic(config, store, tokens, device)
     features = cached_features(config, store, images_of_training(config, store), task, device, precision)
     loader = TrainLoader(
         store,
@@ -167,7 +170,7 @@ def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: d
         text=config.text,
         fusion=config.fusion,
         vocab_size=tokenizer.vocab_size,
-        causal=config.loss.text is TextLoss.next_token,
+        causal=config.loss.text is not TextLoss.masked,
     )
     active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
     learned = frozenset(name for name, weight in weights.items() if weight.learned)
@@ -178,6 +181,28 @@ def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: d
         active=active,
         learned=learned,
         mask_id=tokenizer.mask_id,
+    )
+
+
+def critic(config: TrainRoot, store: Store, tokens: Tokens, device: torch.device) -> SelfCritical:
+    """What rewards the captions of training images: CIDEr-D against their own, document frequencies of all."""
+    tokenizer = tokens.tokenizer
+    ids = tokenizer.word_ids
+    words = sorted(ids, key=ids.__getitem__)
+
+    def spelled(caption: int) -> str:
+        return " ".join(words[token] for token in tokens.caption(caption))
+
+    records = [int(record) for record in store.split("train")]
+    return SelfCritical(
+        {record: [spelled(caption) for caption in range(*store.caption_range(record))] for record in records},
+        words,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        banned=tokenizer.never_written,
+        samples=config.loss.samples,
+        max_length=config.decode.max_length,
+        device=device,
     )
 
 

@@ -17,6 +17,7 @@ from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
+from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.terms import Term
 from velm_cli.objectives.text import chunked_next_token_loss, hide_words, own_words
 from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, TextLoss
@@ -42,10 +43,11 @@ class CaptionTask(nn.Module):
         self.model = model
         self.loss = loss
         self.concepts = min(loss.num_concepts, concepts)
-        self.generates = "text" in active and loss.text is TextLoss.next_token and model.generates
+        self.generates = "text" in active and loss.text is not TextLoss.masked and model.generates
         matching = "joint" in active and loss.joint is JointLoss.matching
         patches = "image" in active and loss.image is ImageLoss.masked_patches
         self.mask_id = mask_id
+        self.critic: SelfCritical | None = None  # set it, and training learns from rewards instead of captions
         # Matching reads fused states, as the text's loss does, but predicts no words.
         model.freeze_unused(
             text="text" in active,
@@ -85,7 +87,13 @@ class CaptionTask(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """By objective, the number of items its sum runs over; known before any computing."""
-        return {"text": batch.num_tokens, "image": len(batch.image_ids), "joint": batch.num_captions}
+        text = batch.num_tokens if self._learns_from_text else len(batch.image_ids) * self.loss.samples
+        return {"text": text, "image": len(batch.image_ids), "joint": batch.num_captions}
+
+    @property
+    def _learns_from_text(self) -> bool:
+        """Whether L_text is of the batch's captions: always in validation."""
+        return self.critic is None or not self.training
 
     def forward(self, batch: Batch, active: frozenset[str], *, own_words_share: float = 0.0) -> dict[str, Term]:
         """The terms of the `active` objectives; `own_words_share` is the probability of scheduled sampling."""
@@ -102,15 +110,19 @@ class CaptionTask(nn.Module):
             tokens_NT = batch.tokens_BKT.view(B * K, T)
             masked = self.loss.text is TextLoss.masked
             text_NTD = None  # the text alone, needed by L_joint and by fusions that come after it
-            if "joint" in active or (self.model.fusion.after_text and not masked and not own_words_share):
+            reads = self._learns_from_text and not masked and not own_words_share
+            if "joint" in active or (self.model.fusion.after_text and reads):
                 text_NTD, _ = self.model.text(tokens_NT[:, :-1], lengths_N=batch.lengths_BK.view(-1) - 1)
             if "text" in active:
-                memory = self.model.memory(features)
+                memory, figures = self.model.memory(features), {}
                 if masked:
                     loss = self._hidden_words_loss(tokens_NT, memory, batch)
-                else:
+                elif self._learns_from_text:
                     loss = self._next_word_loss(tokens_NT[:, :-1], text_NTD, memory, batch, own_words_share)
-                terms["text"] = Term(loss, counts["text"])
+                else:
+                    assert self.critic is not None
+                    loss, figures["reward"] = self.critic(self.model, memory, batch.indices)
+                terms["text"] = Term(loss, counts["text"], figures)
             if "joint" in active:
                 assert features is not None and text_NTD is not None
                 terms["joint"] = Term(self._joint_loss(text_NTD, features, batch), counts["joint"])
@@ -207,8 +219,6 @@ class CaptionTask(nn.Module):
         generator: torch.Generator | None = None,
     ) -> list[str]:
         """A caption for each image of the batch."""
-        specials = (tokenizer.pad_id, tokenizer.bos_id, tokenizer.unk_id)
-        never = [i for i in specials if i is not None and i != tokenizer.eos_id]
         with torch.inference_mode():
             memory = self.model.memory(self.model.encode_image(batch.image_BCHW, batch.feature_BSD))
         sequences = decode(
@@ -218,7 +228,7 @@ class CaptionTask(nn.Module):
             config=decoding,
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
-            banned=never,
+            banned=tokenizer.never_written,
             device=batch.lengths_BK.device,
             generator=generator,
         )
