@@ -48,7 +48,8 @@ def decode(
         return _beam(model, memory, start, config, eos_id, banned_ids)
 
 
-def _log_probs(logits_NV: Tensor, banned: Tensor) -> Tensor:
+def log_probs(logits_NV: Tensor, banned: Tensor) -> Tensor:
+    """Log-probabilities of the tokens that may be produced; -inf for the `banned`."""
     return logits_NV.float().index_fill(1, banned, float("-inf")).log_softmax(-1)
 
 
@@ -80,7 +81,7 @@ def _beam(
 
     for length in range(1, config.max_length + 1):
         live, width = score_BK.shape
-        total_BKV = score_BK[:, :, None] + _log_probs(logits_NV, banned).view(live, width, -1)
+        total_BKV = score_BK[:, :, None] + log_probs(logits_NV, banned).view(live, width, -1)
         V = total_BKV.shape[-1]
         score, flat = total_BKV.view(live, -1).topk(min(2 * K, width * V))
         beam, token = flat // V, flat % V
@@ -136,7 +137,7 @@ def _nucleus(
     state = None
     for _ in range(config.max_length):
         logits_NV, state = model.step(tokens_B1, memory, state)
-        p_NV = nucleus_probabilities(_log_probs(logits_NV / config.temperature, banned).exp(), top_p=config.top_p)
+        p_NV = nucleus_probabilities(log_probs(logits_NV / config.temperature, banned).exp(), top_p=config.top_p)
         token = torch.multinomial(p_NV, 1, generator=generator)
         for image, value in zip(image_B.tolist(), token[:, 0].tolist(), strict=True):
             out[image].append(value)
@@ -172,7 +173,7 @@ def sample(
     drawn, state = [], None
     for _ in range(max_length):
         logits_NV, state = model.step(tokens_N1, memory, state)
-        tokens_N1 = torch.multinomial(_log_probs(logits_NV, banned_ids).exp(), 1)
+        tokens_N1 = torch.multinomial(log_probs(logits_NV, banned_ids).exp(), 1)
         tokens_N1 = tokens_N1.masked_fill(ended_N[:, None], eos_id)
         drawn.append(tokens_N1)
         ended_N = ended_N | (tokens_N1[:, 0] == eos_id)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from velm_cli.metrics.reward import CiderReward
-from velm_cli.models.decoding import sample
+from velm_cli.models.decoding import log_probs, sample
 from velm_cli.models.velm import VelmModel
 
 
@@ -56,8 +56,9 @@ class SelfCritical:
         inputs_NT = torch.cat([start_N1, tokens_NT[:, :-1]], dim=1)
         fused_NTD, _ = model.fusion.read(model.text, inputs_NT, memory)
         drawn_NT = torch.arange(tokens_NT.shape[1], device=tokens_NT.device) < lengths_N[:, None]
-        log_p_NTV = model.logits(fused_NTD).float().log_softmax(-1)
-        log_p_NT = log_p_NTV.gather(2, tokens_NT[..., None])[..., 0]
+        # Of the words that could have been drawn: else probability would flee to those that never are, unrewarded.
+        log_p_XV = log_probs(model.logits(fused_NTD).flatten(0, 1), torch.tensor(self.banned, device=tokens_NT.device))
+        log_p_NT = log_p_XV.gather(1, tokens_NT.reshape(-1, 1)).view_as(tokens_NT)
         return -(advantage_N[:, None] * log_p_NT * drawn_NT).sum(), reward_BK.mean()
 
     def _draw(self, model: VelmModel, memory: tuple, images: int) -> tuple[Tensor, Tensor]:
