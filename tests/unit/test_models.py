@@ -196,3 +196,16 @@ def test_more_positions_than_a_language_model_has_are_refused_with_a_line():
     _, state = text(tokens[:, :96])
     with pytest.raises(UserError, match="take 97"):
         text(tokens[:, :1], state)
+
+
+@pytest.mark.parametrize("weights", ["none", "pretrained"])
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_models_published_in_half_precision_are_float32_here(weights, lora_rank, tmp_path):
+    """Evaluation builds the model from its config alone, which names the dtype of the published weights."""
+    import transformers
+
+    transformers.LlamaForCausalLM.from_pretrained(folder("llama"), dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert transformers.AutoConfig.from_pretrained(tmp_path).dtype == torch.bfloat16
+    text = schema.CausalLMConfig(name=str(tmp_path), weights=weights, lora_rank=lora_rank)
+    model = VelmModel(vision=VISION["vit"], text=text, fusion=schema.PrefixConfig(length=2), vocab_size=VOCAB)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

@@ -36,7 +36,9 @@ def load_pretrained(
         for key, value in (changes or {}).items():
             setattr(config, key, value)
         if weights == "none" or on_meta():
-            return maker.from_config(config, **options) if auto_class.startswith("Auto") else maker(config, **options)
+            if auto_class.startswith("Auto"):  # which would take the config's dtype: bfloat16 of most published models
+                return maker.from_config(config, dtype=torch.float32, **options)
+            return maker(config, **options)
         source = name if weights == "pretrained" else weights
         return maker.from_pretrained(source, config=config, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
