@@ -167,9 +167,10 @@ class _Run:
         corpus = Corpus(references, hypotheses)
         if "bleu" in self.config.names:
             rows_IS = bleu_summands(corpus)
+            each_I4 = bleu_scores(rows_IS)
             for order, name in enumerate(COLUMNS["bleu"]):
                 summands = Summands(rows_IS, partial(_bleu, order=order))
-                self.results.append(Result(name, summands.total(), bleu_scores(rows_IS)[:, order].tolist(), summands))
+                self.results.append(Result(name, summands.total(), each_I4[:, order].tolist(), summands))
         if "rouge_l" in self.config.names:
             self.results.append(average("ROUGE_L", rouge_l(corpus)[1].tolist()))
         if "cider" in self.config.names:

@@ -39,10 +39,11 @@ def run(config: ScoreRoot) -> float | None:
     if config.instances is not None:
         invented = chair(scores.hypotheses, ground_truth(Path(config.instances), scores.references, images))
         print(f"\n{chair_table(invented)}")
-    others = None
+    others, p_values = None, {}
     if theirs is not None:
         others = _score(config, config.vs, images, references, theirs)
-        print(f"\n{comparison(scores, others)}")
+        p_values = {n: paired_permutation(scores.summands[n], others.summands[n]) for n in others.summands}
+        print(f"\n{comparison(scores, others, p_values)}")
     for note in dict.fromkeys([*notes, *scores.warnings]):
         print(f"note: {note}")
     if config.save_df is not None:
@@ -56,7 +57,7 @@ def run(config: ScoreRoot) -> float | None:
             write_json(Path(config.out) / "chair.json", figures | {"hallucinated": named})
         if domains:
             write_json(Path(config.out) / "domains.json", domains)
-        page = _page(config, scores, others, references)
+        page = _page(config, scores, others, p_values, references)
         print(f"written: {config.out}  (look at {page})")
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
@@ -76,12 +77,13 @@ def _score(
     return scores
 
 
-def _page(config: ScoreRoot, ours: Scores, theirs: Scores | None, references: References) -> Path:
+def _page(
+    config: ScoreRoot, ours: Scores, theirs: Scores | None, p_values: Mapping[str, float], references: References
+) -> Path:
     """report.html in `out`, with those images that lie in the folder `images`."""
     assert config.out is not None
     runs = [evaluated_of(ours, Path(config.predictions).stem)]
     if theirs is not None:
-        p_values = {name: difference(ours, theirs, name) for name in theirs.summands}
         runs.append(evaluated_of(theirs, Path(str(config.vs)).stem, p_values))
     pictures = {}
     if config.images is not None:
@@ -137,18 +139,13 @@ def domain_table(domains: Mapping[str, Mapping[str, float]]) -> str:
     return "\n".join(rows)
 
 
-def difference(ours: Scores, theirs: Scores, name: str) -> float:
-    """p of the hypothesis that both systems are equally good by this score."""
-    return paired_permutation(ours.summands[name], theirs.summands[name])
-
-
-def comparison(ours: Scores, theirs: Scores) -> str:
+def comparison(ours: Scores, theirs: Scores, p_values: Mapping[str, float]) -> str:
     """The differences as aligned text, with p of the paired permutation test."""
     rows = [f"{'against':<8}{'this':>7}{'that':>7}{'diff':>7}{'p':>9}"]
     for name in NAMES:
         mine, other = ours.corpus[name], theirs.corpus[name]
         if mine is None or other is None:
             continue
-        p = difference(ours, theirs, name)
+        p = p_values[name]
         rows.append(f"{LABELS[name]:<8}{100 * mine:>7.1f}{100 * other:>7.1f}{100 * (mine - other):>+7.1f}{p:>9.4f}")
     return "\n".join(rows)
