@@ -15,9 +15,10 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from velm_cli.errors import UserError
+from velm_cli.metrics import ptb
 from velm_cli.metrics.captions import fast_cider, save, score_captions, table
+from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.scores import NAMES
-from velm_cli.metrics.tokenize import simple_tokenize
 from velm_cli.schema import MetricsConfig
 
 ORDER = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE"]
@@ -57,15 +58,34 @@ def assert_equal(scores, wanted: dict) -> None:
 def test_without_java_scores_are_there_and_missing_ones_have_reasons(captions, no_java, capfd):
     references, hypotheses = captions
     scores = score_captions(references, hypotheses, MetricsConfig())
-    tokenized = {image: [simple_tokenize(c) for c in group] for image, group in references.items()}
-    assert_equal(scores, official(tokenized, {image: simple_tokenize(c) for image, c in hypotheses.items()}))
+    tokenized = {image: ptb.tokenize(group) for image, group in references.items()}
+    answers = ptb.tokenize(list(hypotheses.values()))
+    assert_equal(scores, official(tokenized, dict(zip(hypotheses, answers, strict=True))))
     assert list(scores.corpus) == list(NAMES) == ORDER
     assert {name for name, value in scores.corpus.items() if value is None} == {"METEOR", "SPICE"}
     assert set(scores.reasons) == {"METEOR", "SPICE"}
     assert all("install a Java runtime" in reason for reason in scores.reasons.values())
-    assert "simple" in scores.signature["tokenizer"]
-    assert any("PTBTokenizer" in warning for warning in scores.warnings)
+    assert scores.signature["tokenizer"] == "PTB, as stanford-corenlp-3.4.1"
     assert capfd.readouterr().out == ""  # pycocoevalcap's own prints are silenced
+
+
+def test_without_java_captions_beyond_velms_reader_are_counted(no_java):
+    references, hypotheses = {1: ["a dog", "ሀ dog"], 2: ["a cat"]}, {1: "a dog", 2: "ሁ"}
+    scores = score_captions(references, hypotheses, MetricsConfig(names=["bleu"]))
+    assert scores.signature["tokenizer"].endswith("but 2 captions are read by velm alone")
+    assert any("2 captions hold" in warning and "install a Java" in warning for warning in scores.warnings)
+
+
+def test_without_java_the_document_frequencies_of_a_file_count(captions, no_java, tmp_path):
+    references, hypotheses = captions
+    table = DocumentFrequency.of([["a dog runs"], ["a dog sits"], ["a cat"]], "three images")
+    table.save(tmp_path / "df.npz")
+    config = MetricsConfig(names=["cider"], df=str(tmp_path / "df.npz"))
+    scores = score_captions(references, hypotheses, config)
+    assert scores.signature["cider_df"] == "three images, 3 images"
+    assert (
+        scores.corpus["CIDEr"] != score_captions(references, hypotheses, MetricsConfig(names=["cider"])).corpus["CIDEr"]
+    )
 
 
 def test_order_of_the_hypotheses_does_not_matter(captions, no_java):
@@ -89,7 +109,7 @@ def test_with_java_everything_but_spice_equals_pycocoevalcap(captions):
     wanted["METEOR"] = Meteor().compute_score(tokenized, answers)
     scores = score_captions(references, hypotheses, MetricsConfig(names=[*IN_PYTHON, "meteor"]))
     assert_equal(scores, wanted)
-    assert scores.signature["tokenizer"] == "PTBTokenizer (stanford-corenlp-3.4.1)"
+    assert scores.signature["tokenizer"] == "PTB, as stanford-corenlp-3.4.1"
     assert scores.signature["java"]
     assert scores.reasons == {"SPICE": "not requested"}
 

@@ -9,9 +9,9 @@ import textwrap
 import pytest
 from java_support import fake_java, needs_java, random_captions
 
+from velm_cli.metrics import ptb
 from velm_cli.metrics.java import Java, JavaError, Launcher, find_java
 from velm_cli.metrics.meteor import Meteor
-from velm_cli.metrics.tokenize import simple_tokenize
 
 
 @pytest.mark.java
@@ -20,8 +20,8 @@ def test_equals_pycocoevalcap_and_survives_odd_captions():
     from pycocoevalcap.meteor.meteor import Meteor as Official
 
     references, hypotheses = random_captions(random.Random(), 40)
-    references = {image: [simple_tokenize(c) for c in group] for image, group in references.items()}
-    hypotheses = {image: simple_tokenize(c) for image, c in hypotheses.items()}
+    references = {image: ptb.tokenize(group) for image, group in references.items()}
+    hypotheses = dict(zip(hypotheses, ptb.tokenize(list(hypotheses.values())), strict=True))
     hypotheses |= {1: "", 2: "a ||| b", 3: "😀 niño", 4: "a dog"}
     references |= {1: ["a cat"], 2: ["a b", "b"], 3: ["niño ñ"], 4: ["", "a dog"]}
     official = Official()

@@ -259,6 +259,8 @@ def test_the_characters_it_does_not_know_are_named():
 
 
 @pytest.mark.java
-def test_a_caption_may_be_long_and_strange(jar):
+def test_a_caption_may_be_long_and_strange(jar, monkeypatch):
+    assert ptb.uncovered(["a " * 9000, "x" * 9000]) == [1]
+    monkeypatch.setattr(ptb, "_LONGEST", 10**6)
     pieces = ["word ", "x", "a,", "<a ", "1 ", "a-", "'", ".", "a.", "a@", "http://a", "(555) ", "é.", "😀", "b. The "]
     assert differences(apart(piece * 1500 for piece in pieces), jar) == []

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from java_support import fake_java, needs_java, needs_spice, random_captions
 
-from velm_cli.metrics import spice
+from velm_cli.metrics import ptb, spice
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.java import Java, JavaError, Launcher, cache_home, find_java
 from velm_cli.metrics.spice import CORENLP_JARS, SpiceSetup, command, find_corenlp, score_spice
 from velm_cli.metrics.spice_engine import ENGINE_JAR
 from velm_cli.metrics.spice_engine.build import build
-from velm_cli.metrics.tokenize import PYCOCOEVALCAP, simple_tokenize
+from velm_cli.metrics.tokenize import PYCOCOEVALCAP
 from velm_cli.schema import MetricsConfig
 
 # ------------------------------------------------------------------------------------ the engine
@@ -239,8 +239,8 @@ def official_spice(folder: Path, references: dict, hypotheses: dict) -> dict:
 def test_equals_the_official_jar_and_survives_odd_captions(tmp_path, monkeypatch):
     needs_spice()
     references, hypotheses = random_captions(random.Random(), 8)
-    references = {image: [simple_tokenize(c) for c in group] for image, group in references.items()}
-    hypotheses = {image: simple_tokenize(c) for image, c in hypotheses.items()}
+    references = {image: ptb.tokenize(group) for image, group in references.items()}
+    hypotheses = dict(zip(hypotheses, ptb.tokenize(list(hypotheses.values())), strict=True))
     hypotheses |= {1: "", 2: "a ||| b", 3: "😀 niño", 4: "two red dogs"}
     references |= {1: ["a cat"], 2: ["a dog", ""], 3: ["a niño"], 4: ["two dogs", "red dogs on a street"]}
     wanted = official_spice(tmp_path / "official", references, hypotheses)

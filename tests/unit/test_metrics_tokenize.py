@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
-from java_support import needs_java, random_captions
+from java_support import fake_java, needs_java, random_captions
 
-from velm_cli.metrics.java import Launcher, find_java
-from velm_cli.metrics.tokenize import flatten, one_line, ptb_tokenize, simple_tokenize, unflatten
+from velm_cli.metrics import ptb
+from velm_cli.metrics.java import Java, Launcher, find_java
+from velm_cli.metrics.tokenize import PtbTokenizer, flatten, one_line, ptb_tokenize, unflatten
 
 LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 
@@ -65,26 +67,33 @@ def test_one_line_leaves_no_line_end(end):
     assert len(one_line("été 😀 \ud800").encode()) > 0
 
 
-@pytest.mark.parametrize(
-    ("caption", "tokens"),
-    [
-        ("A man, riding (fast) on a red-haired horse!", "a man riding fast on a red-haired horse"),
-        ("It's 10,000 dollars; don't pay", "it 's 10,000 dollars do n't pay"),
-        ("Child’s “toy”", "child 's toy"),
-        ("", ""),
-        ("... ?!\n", ""),
-    ],
-)
-def test_simple_tokenize(caption, tokens):
-    assert simple_tokenize(caption) == tokens
+def test_plain_captions_need_no_java(rng):
+    references, _ = random_captions(rng, 20)
+    tokenize = PtbTokenizer(None, problem="no Java")
+    assert tokenize(flatten(references)) == ptb.tokenize(flatten(references))
+    assert (tokenize.from_jar, tokenize.unsure) == (0, 0)
 
 
 @pytest.mark.java
-def test_simple_tokenize_is_close_to_the_real_one(rng):
+def test_what_velm_does_not_read_the_jar_does():
     needs_java()
-    references, _ = random_captions(rng, 60)
-    captions = [caption for caption in flatten(references) if "u.s." not in caption.lower()]
+    captions = ["a dog.", "ሀ ሁ dog", "a cat", "x" * 5001, "a\u2028dog"]
+    assert ptb.uncovered(captions) == [1, 3, 4]
     with Launcher(find_java()) as launcher:
-        real = ptb_tokenize(captions, launcher, timeout=120)
-    same = [simple_tokenize(caption) == tokens for caption, tokens in zip(captions, real, strict=True)]
-    assert sum(same) / len(same) > 0.9  # PTB keeps some full stops, by the next line's first letter
+        tokenize = PtbTokenizer(launcher, timeout=60)
+        tokens = tokenize(captions)
+        assert tokens == ptb_tokenize(captions, launcher, timeout=60)
+        assert (tokenize.from_jar, tokenize.unsure) == (2, 0)  # `one_line` took the line end out
+    assert tokens[4] == "a dog"
+
+
+def test_without_the_jar_such_captions_are_counted(tmp_path, monkeypatch):
+    fake_java(tmp_path / "bin", "exit 3")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    java = Java(str(tmp_path / "bin" / "java"), "17.0.1", 17)
+    with Launcher(java) as launcher:
+        tokenize = PtbTokenizer(launcher, timeout=60)
+        assert tokenize(["a dog", "ሀ dog"])[0] == "a dog"
+    assert tokenize.unsure == 1
+    assert "exit code 3" in tokenize.problem

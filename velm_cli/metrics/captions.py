@@ -24,18 +24,18 @@ from velm_cli import __version__
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.metrics import language, meteor, spice
 from velm_cli.metrics.document_frequency import DocumentFrequency
-from velm_cli.metrics.frequencies import Tokenize, document_frequencies
+from velm_cli.metrics.frequencies import document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home, find_java
 from velm_cli.metrics.overlap import Corpus, bleu_scores, bleu_summands, cider, rouge_l
 from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores, save, table
 from velm_cli.metrics.significance import Summands, bootstrap, mean_of
-from velm_cli.metrics.tokenize import flatten, ptb_tokenize, simple_tokenize, unflatten
+from velm_cli.metrics.tokenize import PtbTokenizer, flatten, unflatten
 from velm_cli.schema import MetricsConfig
 
 __all__ = ["Scores", "fast_cider", "save", "score_captions", "table"]
 
-TOKENIZE_TIMEOUT = 300.0  # seconds; 25,000 captions take two
+TOKENIZE_TIMEOUT = 300.0  # seconds; 25,000 captions take the jar two
 MIN_DF_IMAGES = 100  # below this CIDEr's document frequencies say little
 
 
@@ -110,21 +110,10 @@ class _Run:
     def with_java(self, launcher: Launcher, pool: ThreadPoolExecutor) -> None:
         self.signature["java"] = launcher.java.version
         names = self.config.names
-        timeout = self.config.java_timeout
-        limit = min(timeout, TOKENIZE_TIMEOUT)
-        self._read_frequencies(lambda captions: ptb_tokenize(captions, launcher, timeout=limit))
         aligner = None
         if "meteor" in names:  # started first: it loads while captions are tokenised
-            aligner = self._attempt("METEOR", lambda: meteor.Meteor(launcher, timeout=timeout))
-        try:
-            # Two lists as pycocoevalcap has them: a caption's tokens can depend on its neighbour's.
-            tokens = pool.submit(ptb_tokenize, flatten(self.references), launcher, timeout=limit)
-            answers = ptb_tokenize(list(self.hypotheses.values()), launcher, timeout=limit)
-            references = unflatten(tokens.result(), self.references)
-        except JavaError as error:
-            self._tokenize_simply(str(error))
-        else:
-            self.tokens = references, dict(zip(self.hypotheses, answers, strict=True))
+            aligner = self._attempt("METEOR", lambda: meteor.Meteor(launcher, timeout=self.config.java_timeout))
+        self._tokenize(PtbTokenizer(launcher, timeout=min(self.config.java_timeout, TOKENIZE_TIMEOUT)))
         futures: dict[str, Future[Result]] = {}
         if aligner is not None:
             futures["METEOR"] = pool.submit(self._meteor, aligner)
@@ -137,13 +126,23 @@ class _Run:
                 self.results.append(result)
 
     def without_java(self, problem: str) -> None:
-        self._tokenize_simply(problem)
         self.reasons |= {n: problem for n in ("METEOR", "SPICE") if n not in self.reasons}
+        self._tokenize(PtbTokenizer(None, problem=problem))
         self._score_in_python()
 
-    def _read_frequencies(self, tokenize: Tokenize) -> None:
+    def _tokenize(self, tokenize: PtbTokenizer) -> None:
+        """The captions' tokens, as two lists like pycocoevalcap's: a caption's can depend on its neighbour's."""
         if "cider" in self.config.names:
             self.frequencies = document_frequencies(self.config.df, self.cache_dir, tokenize)
+        references = unflatten(tokenize(flatten(self.references)), self.references)
+        answers = tokenize(list(self.hypotheses.values()))
+        self.tokens = references, dict(zip(self.hypotheses, answers, strict=True))
+        if tokenize.unsure:
+            self.signature["tokenizer"] += f", but {tokenize.unsure} captions are read by velm alone"
+            self.warnings.append(
+                f"{tokenize.unsure} captions hold characters that velm's tokenizer leaves to Stanford's, so scores may "
+                f"differ slightly from published ones: {tokenize.problem}"
+            )
 
     def _attempt(self, name: str, do: Callable[[], Any]) -> Any:
         """`do()`, or None and a reason for `name` when that fails."""
@@ -152,15 +151,6 @@ class _Run:
         except (JavaError, OSError) as error:  # OSError: no room for its temporary files
             self.reasons[name] = str(error)
             return None
-
-    def _tokenize_simply(self, problem: str) -> None:
-        self.signature["tokenizer"] = "simple (approximates PTBTokenizer)"
-        self.warnings.append(
-            f"captions were tokenised without Stanford's PTBTokenizer, so scores may differ slightly from "
-            f"published ones: {problem}"
-        )
-        references = {image: [simple_tokenize(c) for c in group] for image, group in self.references.items()}
-        self.tokens = references, {image: simple_tokenize(c) for image, c in self.hypotheses.items()}
 
     def _score_in_python(self) -> None:
         references, hypotheses = self.tokens
@@ -274,12 +264,14 @@ def _bleu(sums_RS: np.ndarray, *, order: int) -> np.ndarray:
 
 
 def fast_cider(references: Mapping[ImageId, Sequence[str]], hypotheses: Mapping[ImageId, str]) -> float:
-    """CIDEr without Java, for validation while training, on `simple_tokenize`'s tokens.
+    """CIDEr-D for validation while training: no Java, no bootstrap, a second for 5,000 images.
 
-    Close to the reported number, not equal; its document frequencies come from `references`.
+    Its document frequencies come from `references`.
     """
-    tokenized = {image: [simple_tokenize(caption) for caption in group] for image, group in references.items()}
-    return cider(Corpus(tokenized, {image: simple_tokenize(hypotheses[image]) for image in tokenized}))[0]
+    tokenize = PtbTokenizer(None)
+    tokenized = unflatten(tokenize(flatten(references)), references)
+    answers = tokenize([hypotheses[image] for image in tokenized])
+    return cider(Corpus(tokenized, dict(zip(tokenized, answers, strict=True))))[0]
 
 
 def _check(references: Mapping[ImageId, list[str]], hypotheses: Mapping[ImageId, str], config: MetricsConfig) -> None:
@@ -313,7 +305,7 @@ def _signature(references: Mapping[ImageId, Sequence[str]]) -> dict[str, Any]:
     return {
         "velm": __version__,
         "pycocoevalcap": importlib.metadata.version("pycocoevalcap"),
-        "tokenizer": "PTBTokenizer (stanford-corenlp-3.4.1)",
+        "tokenizer": "PTB, as stanford-corenlp-3.4.1",
         "java": None,
         "images": len(counts),
         "references": sum(counts),

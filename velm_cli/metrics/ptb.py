@@ -218,6 +218,7 @@ RULES = (
 )
 
 _UNCOVERED = re.compile(f"[^ -~{SINGULAR}{BEYOND}{''.join(KINDS.values())}]|[\ud800-\udfff]")
+_LONGEST = 5000  # characters without a space: rules that look far ahead would take minutes for a hundred thousand
 # A word or compound, perhaps with 's, a comma or a full stop: most of what stands between two spaces.
 _SIMPLE = re.compile(rf"(?!{_A}\.){_A}+(?:-{_A}+)*(?:'s)?[.,]?")
 _NOT_SIMPLE = frozenset(f"{TITLES} {CLOSERS} {STATES} {COUNTERS}".lower().split()) | set(map("".join, BLENDS.items()))
@@ -262,15 +263,20 @@ class _Chunks(dict[str, str]):
 
 
 def uncovered(captions: Sequence[str]) -> list[int]:
-    """The indices of captions with characters for which `tokenize` is not known to equal the jar.
+    """The indices of captions for which `tokenize` is not known to equal the jar, or would be slow.
 
-    Control characters and line ends are among those: `one_line` takes them out.
+    The former have characters that the rules do not know. Control characters and line ends are among those:
+    `one_line` takes them out.
     """
-    return [
-        index
-        for index, caption in enumerate(captions)
-        if not (caption.isascii() and caption.isprintable()) and _UNCOVERED.search(caption)
-    ]
+    return [index for index, caption in enumerate(captions) if _beyond_rules(caption) or _too_long(caption)]
+
+
+def _beyond_rules(caption: str) -> bool:
+    return not (caption.isascii() and caption.isprintable()) and _UNCOVERED.search(caption) is not None
+
+
+def _too_long(caption: str) -> bool:
+    return len(caption) > _LONGEST and max(map(len, caption.split(" "))) > _LONGEST
 
 
 def tokenize(captions: Sequence[str]) -> list[str]:

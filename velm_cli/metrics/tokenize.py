@@ -1,13 +1,13 @@
 """Captions to tokens as the field's numbers have them: Stanford's PTB tokenizer, punctuation dropped.
 
-Every published score is computed on these tokens. The jar is the one inside the installed pycocoevalcap;
-velm runs it itself because pycocoevalcap writes into site-packages, shifts every later caption when one
-holds a line separator, and turns a missing Java into BLEU 0. Without Java, `simple_tokenize` stands in.
+Every published score is computed on these tokens. velm reads them itself (`ptb.py`), and asks the jar inside the
+installed pycocoevalcap where a caption holds what its own reader does not know. It runs the jar itself because
+pycocoevalcap writes into site-packages, shifts every later caption when one holds a line separator, and turns a
+missing Java into BLEU 0.
 """
 
 from __future__ import annotations
 
-import re
 import time
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
@@ -16,22 +16,15 @@ from typing import TypeVar
 
 import pycocoevalcap
 
+from velm_cli.metrics import ptb
 from velm_cli.metrics.java import JavaError, Launcher
 
 PYCOCOEVALCAP = Path(pycocoevalcap.__path__[0])
 PTB_JAR = PYCOCOEVALCAP / "tokenizer" / "stanford-corenlp-3.4.1.jar"
-# What pycocoevalcap drops, in PTB's spelling of brackets and quotes.
-PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-"]) | frozenset(
-    [".", "?", "!", ",", ":", "-", "--", "...", ";"]
-)
-DROPPED_BY_SIMPLE = frozenset("\"'`.?!,:;-()[]{}“”‘’…–—")
+# What pycocoevalcap drops; it also lists -LRB- and the like, which `-lowerCase` hides from it.
+PUNCTUATION = ptb.PUNCTUATION
 
 Id = TypeVar("Id", bound=Hashable)
-
-# don't -> do n't, it's -> it 's, as PTB does; hyphenated words and numbers such as 10,000 or 1/2 stay whole.
-_SIMPLE_TOKEN = re.compile(
-    r"n't\b|'(?:s|re|ve|ll|d|m)\b|\d+(?:[.,:/]\d+)+|(?:(?!n't\b)\w)+(?:[-/](?:(?!n't\b)\w)+)*|[^\w\s]"
-)
 
 
 def one_line(text: str) -> str:
@@ -44,14 +37,35 @@ def one_line(text: str) -> str:
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text)
 
 
-def simple_tokenize(text: str) -> str:
-    """Lower-case words separated by spaces, no punctuation: close to PTB, not equal; needs no Java."""
-    tokens = _SIMPLE_TOKEN.findall(one_line(text).lower().replace("’", "'"))
-    return " ".join(token for token in tokens if token not in DROPPED_BY_SIMPLE)
+class PtbTokenizer:
+    """Captions to space-separated tokens, equal to pycocoevalcap's PTBTokenizer on the same list.
+
+    `from_jar` counts the captions for whose sake Java was asked. `unsure` counts those that should have been asked
+    about when there was no Java (`problem` says why): velm's own reading of them may differ.
+    """
+
+    def __init__(self, launcher: Launcher | None, *, timeout: float = 0.0, problem: str = "") -> None:
+        """`timeout` in seconds, of the jar. `problem`: why there is no `launcher`."""
+        self.launcher, self.timeout, self.problem = launcher, timeout, problem
+        self.from_jar = self.unsure = 0
+
+    def __call__(self, captions: Sequence[str]) -> list[str]:
+        lines = [one_line(caption) for caption in captions]
+        if beyond := len(ptb.uncovered(lines)):
+            if self.launcher is not None:
+                try:
+                    tokens = ptb_tokenize(lines, self.launcher, timeout=self.timeout)
+                except JavaError as error:
+                    self.problem = str(error)
+                else:
+                    self.from_jar += beyond
+                    return tokens
+            self.unsure += beyond
+        return ptb.tokenize(lines)
 
 
 def ptb_tokenize(captions: Sequence[str], launcher: Launcher, *, timeout: float) -> list[str]:
-    """One string of space-separated tokens a caption, equal to pycocoevalcap's PTBTokenizer on this list.
+    """The jar's tokens of each caption, separated by spaces, equal to pycocoevalcap's PTBTokenizer on this list.
 
     The list is one text to the tokenizer, which looks a little ahead (a full stop after an abbreviation
     depends on the next line), so equality needs the same captions in the same order. Raises JavaError.
