@@ -203,7 +203,6 @@ class VisionConfig:
     weights: str = "none"  # pretrained | none | path of a state dict (.safetensors)
     freeze: str = "none"  # none | all | first:n (the first n stages or blocks)
     output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token an image
-    hide_tokens: float = 0.0  # share of an image's tokens that training hides from the fusion, drawn anew each step
 
 
 @dataclass

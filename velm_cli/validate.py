@@ -138,7 +138,6 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         count = vision.freeze.removeprefix("first:")
         if vision.freeze not in ("none", "all") and not (vision.freeze.startswith("first:") and count.isdigit()):
             yield f"vision.freeze={vision.freeze}: none, all or first:n"
-        yield from _hidden_tokens(config)
         is_there = os.path.isdir if isinstance(vision, schema.TransformersVisionConfig) else os.path.isfile
         if vision.weights not in ("none", "pretrained") and not is_there(vision.weights):
             yield f"vision.weights={vision.weights}: no such {is_there.__name__[2:]} (or none, pretrained)"
@@ -221,18 +220,6 @@ def _data(data: schema.DataConfig) -> Iterator[str]:
         yield f"data.crop_scale={data.crop_scale:g}: the smallest share of the area, above 0 and at most 1"
     if not 0 <= data.colour_jitter < 1:
         yield f"data.colour_jitter={data.colour_jitter:g}: must be at least 0 and below 1"
-
-
-def _hidden_tokens(config: schema.TrainRoot) -> Iterator[str]:
-    share, fusion = config.vision.hide_tokens, config.fusion
-    if not 0 <= share < 1:
-        yield f"vision.hide_tokens={share:g}: a share, at least 0 and below 1"
-    reads_one = (schema.ConcatConfig, schema.AddConfig, schema.MultiplyConfig, schema.WeightedSumConfig)
-    of_mlp = isinstance(fusion, schema.PrefixConfig) and fusion.mapper is schema.PrefixMapper.mlp
-    pooled = config.vision.output is schema.VisionOutput.pooled
-    if share and (pooled or of_mlp or isinstance(fusion, reads_one)):
-        reader = "vision.output=pooled" if pooled else f"fusion={fusion.kind}"
-        yield f"vision.hide_tokens={share:g} is of no use with {reader}, which sees one vector an image: set it to 0"
 
 
 def _objectives(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:

@@ -28,7 +28,6 @@ class VelmModel(nn.Module):
         self.fusion = build_fusion(fusion, self.vision.width if self.vision else None, self.text)
         self.image_size = vision.image_size
         self.one_token = vision.output is VisionOutput.pooled
-        self.hide_tokens = vision.hide_tokens
         self.output_bias = nn.Parameter(torch.zeros(vocab_size))
 
     def encode_image(self, image_BCHW: Tensor | None, feature_BSD: Tensor | None = None) -> ImageFeatures | None:
@@ -48,8 +47,6 @@ class VelmModel(nn.Module):
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         """What decoding needs of the images, image first; computed once."""
-        if self.training and self.hide_tokens and features is not None:
-            features = features.hiding(self.hide_tokens)
         return self.fusion.memory(features)
 
     def step(self, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:

@@ -24,17 +24,6 @@ class ImageFeatures:
     def select(self, index: Tensor) -> ImageFeatures:
         return ImageFeatures(self.tokens_BSD[index], self.pooled_BD[index])
 
-    def hiding(self, share: float) -> ImageFeatures:
-        """`share` of each image's tokens left out at random, the others in their order (Liu et al. 2022, PatchDropout).
-
-        It augments features that were computed once; pooled stays as it was.
-        """
-        B, S, D = self.tokens_BSD.shape
-        kept = max(1, round((1 - share) * S))
-        order_BS = torch.rand(B, S, device=self.tokens_BSD.device).argsort(dim=1)
-        index_BS1 = order_BS[:, :kept].sort(dim=1).values[..., None]
-        return ImageFeatures(self.tokens_BSD.gather(1, index_BS1.expand(-1, -1, D)), self.pooled_BD)
-
     def packed(self) -> Tensor:
         """[B, S + 1, D]: the tokens and, last, pooled; `unpacked` takes them apart."""
         return torch.cat([self.tokens_BSD, self.pooled_BD[:, None]], dim=1)
