@@ -11,6 +11,7 @@ import velm as harness
 from java_support import needs_java, random_captions
 from pycocoevalcap.cider.cider import Cider
 
+from velm_cli.metrics import ptb
 from velm_cli.metrics.coco_words import CATEGORIES
 from velm_cli.metrics.java import Launcher, find_java
 from velm_cli.metrics.tokenize import flatten, ptb_tokenize, unflatten
@@ -128,6 +129,34 @@ def test_files_that_do_not_fit_are_refused_or_cut(files, capsys):
 def test_what_is_not_set_is_asked_for(files, capsys):
     assert harness.call("score", "references=references.json") == 2
     assert "velm: predictions is not set" in capsys.readouterr().err
+
+
+def test_sets_and_training_captions_are_described(files, capsys):
+    _, good = files
+    lines = [{"image_id": image, "captions": [caption, "a zebra sings", caption]} for image, caption in good.items()]
+    Path("sets.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seen = [{"image_id": 1, "caption": caption.upper()} for caption in list(good.values())[:30]]
+    Path("seen.json").write_text(json.dumps({"annotations": seen}))
+    command = (
+        "score",
+        "predictions=sets.jsonl",
+        "references=references.json",
+        FAST,
+        "training=seen.json",
+        "out=scored",
+    )
+    assert harness.call(*command) == 0
+    found = json.loads(Path("scored/scores.json").read_text())["language"]
+    assert found["sets"] == len(good)
+    seen_again = set(ptb.tokenize([line["caption"] for line in seen]))
+    answers = ptb.tokenize(list(good.values()))
+    assert found["novel"] == pytest.approx(sum(answer not in seen_again for answer in answers) / len(answers))
+    assert found["novel"] < 1
+    words = [[*answer.split(), "a", "zebra", "sings", *answer.split()] for answer in answers]
+    assert found["div_1"] == pytest.approx(sum(len(set(each)) / len(each) for each in words) / len(words))
+    assert f"{len(good)} sets: Div-1 {found['div_1']:.3f}" in capsys.readouterr().out
+    assert harness.call(*command[:-2], "training=nothing.json") == 2
+    assert "velm: training=nothing.json does not exist" in capsys.readouterr().err
 
 
 def test_domains_are_scored_apart(files, capsys):

@@ -562,6 +562,7 @@ class ScoreRoot:
     vs: str | None = None  # another system's predictions: paired tests against it
     out: str | None = None  # folder for scores.json, per_image.jsonl and report.html
     mismatch: Mismatch = Mismatch.error  # images not exactly once in each file: error | ignore
+    training: str | None = None  # captions that the system learned from, as in `references`: how many are new?
     instances: str | None = None  # COCO's instances_*.json: which objects are named but not in the image (CHAIR)?
     images: str | None = None  # folder of the images, for the report
     save_df: str | None = None  # write the references' document frequencies to this .npz (metrics.df=FILE reads it)

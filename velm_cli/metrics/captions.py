@@ -28,12 +28,12 @@ from velm_cli.metrics.frequencies import document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home, find_java
 from velm_cli.metrics.overlap import Corpus, bleu_scores, bleu_summands, cider, rouge_l
 from velm_cli.metrics.result_files import listing
-from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores, save, table
+from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap, mean_of
 from velm_cli.metrics.tokenize import PtbTokenizer, flatten, unflatten
 from velm_cli.schema import MetricsConfig
 
-__all__ = ["Scores", "fast_cider", "save", "score_captions", "table"]
+__all__ = ["fast_cider", "score_captions"]
 
 TOKENIZE_TIMEOUT = 300.0  # seconds; 25,000 captions take the jar two
 MIN_DF_IMAGES = 100  # below this CIDEr's document frequencies say little
@@ -60,19 +60,22 @@ def score_captions(
     hypotheses: Mapping[ImageId, str],
     config: MetricsConfig,
     *,
+    sets: Mapping[ImageId, Sequence[str]] | None = None,
+    training: Sequence[str] | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Scores:
     """Scores one hypothesis an image against its references, raw captions both.
 
-    METEOR and SPICE run beside the others, so it takes as long as the slowest. `cache_dir` replaces
-    velm's cache folder. Raises UserError when the images differ or one has no references, and for unknown
-    metric names; a missing or failing Java program becomes a reason.
+    `sets` are several captions of an image each, whose diversity is then measured; `training` the captions that
+    the model learned from, to count those that are new. METEOR and SPICE run beside the others, so it takes as
+    long as the slowest. `cache_dir` replaces velm's cache folder. Raises UserError when the images
+    differ or one has no references, and for unknown metric names; a failing Java program becomes a reason.
     """
     _check(references, hypotheses, config)
     references = {image: list(captions) for image, captions in references.items()}
     hypotheses = {image: hypotheses[image] for image in references}
-    run = _Run(references, hypotheses, config, cache_dir or cache_home(), progress)
+    run = _Run(references, hypotheses, config, cache_dir or cache_home(), progress, sets or {}, training)
     with contextlib.ExitStack() as stack:
         # The order matters: an error or Ctrl-C first ends the Java processes, which frees the pool's threads.
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
@@ -95,9 +98,12 @@ class _Run:
         config: MetricsConfig,
         cache_dir: Path,
         progress: bool,
+        sets: Mapping[ImageId, Sequence[str]],
+        training: Sequence[str] | None,
     ) -> None:
         self.references, self.hypotheses, self.config = references, hypotheses, config
         self.cache_dir, self.progress = cache_dir, progress
+        self.sets, self.training = sets, training
         self.frequencies: DocumentFrequency | None = None  # None: those of the references
         self.results: list[Result] = []
         self.language: dict[str, float | None] = {}
@@ -135,6 +141,8 @@ class _Run:
         if "cider" in self.config.names:
             self.frequencies = document_frequencies(self.config.df, self.cache_dir, tokenize)
         references = unflatten(tokenize(flatten(self.references)), self.references)
+        self.sets = unflatten(tokenize(flatten(self.sets)), self.sets)
+        self.training = None if self.training is None else tokenize(self.training)
         answers = tokenize(list(self.hypotheses.values()))
         self.tokens = references, dict(zip(self.hypotheses, answers, strict=True))
         if tokenize.unsure:
@@ -165,7 +173,10 @@ class _Run:
             self.results.append(average("ROUGE_L", rouge_l(corpus)[1].tolist()))
         if "cider" in self.config.names:
             self._cider(corpus)
-        self.language = language.describe(list(hypotheses.values()), flatten(references))
+        training = None if self.training is None else frozenset(self.training)
+        self.language = language.describe(list(hypotheses.values()), flatten(references), training=training)
+        if self.sets:
+            self.language |= language.diversity_of_sets(self.sets, _bleu_4)
 
     def _cider(self, corpus: Corpus) -> None:
         if not any(caption for group in self.tokens[0].values() for caption in group):
@@ -257,6 +268,10 @@ class _Run:
             language=self.language,
             spice_categories=self.spice_categories,
         )
+
+
+def _bleu_4(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> Sequence[float]:
+    return bleu_scores(bleu_summands(Corpus(references, hypotheses)))[:, 3].tolist()
 
 
 def _bleu(sums_RS: np.ndarray, *, order: int) -> np.ndarray:

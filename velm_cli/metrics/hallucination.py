@@ -21,7 +21,7 @@ from velm_cli.errors import UserError
 from velm_cli.metrics.coco_words import CATEGORIES, LONGEST, MEANINGS
 from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import ImageId
-from velm_cli.metrics.significance import Summands
+from velm_cli.metrics.significance import Summands, bootstrap
 
 WORD = re.compile(r"[^\W_]+")
 # The end of a text whose next words are not said to be there ("no people", "shaped like a dog").
@@ -188,3 +188,18 @@ def _ratio(sums_RS: np.ndarray) -> np.ndarray:
 
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else value
+
+
+def hallucination_table(invented: Hallucination) -> str:
+    """Objects that the captions name and the images do not hold, with 95 % intervals."""
+    rows = ["objects named (velm's word table: not comparable with published CHAIR)"]
+    for name, meaning in (
+        ("CHAIR_i", "of all mentions: not in the image"),
+        ("CHAIR_s", "of all captions: with such a mention"),
+        ("recall", "of the images' categories: mentioned"),
+    ):
+        interval = bootstrap(invented.summands[name])
+        error_bars = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "-"
+        value = invented.summands[name].total()
+        rows.append(f"{name.replace('_', '-'):<8}{100 * value:>7.1f}   {error_bars:<14}  {meaning}")
+    return "\n".join(rows)

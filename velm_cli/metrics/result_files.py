@@ -60,18 +60,18 @@ def read_predictions(path: Path) -> Predictions:
     return predictions
 
 
-def read_references(path: Path) -> References:
+def read_references(path: Path, option: str = "references") -> References:
     """COCO's captions file ({"annotations": [...]}), or JSON lines of {"image_id", "captions": [...]}.
 
     Lines of one caption each, and velm's own per_image.jsonl ("references"), are read as well.
     """
     references = References({})
-    items, about = _load(path, "references")
+    items, about = _load(path, option)
     for where, item in items:
         texts = _texts(item, where, "references", "captions", "caption")
         references.captions.setdefault(_image_id(item, where), []).extend(texts)
     if not references.captions:
-        raise UserError(f"{path} holds no references")
+        raise UserError(f"{option}={path} holds no captions")
     for image in about.get("images", []):
         if isinstance(image, dict) and isinstance(image.get("id"), (int, str)):
             for found, key in ((references.domains, "domain"), (references.files, "file_name")):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,24 @@ def table(scores: Scores) -> str:
         elif scores.reasons[name] != NOT_REQUESTED:
             rows.append(f"{LABELS[name]:<8}{'-':>7}{'-':>8}   {scores.reasons[name]}")
     return "\n".join(rows)
+
+
+def language_line(language: Mapping[str, float | None]) -> str:
+    """What the captions are like, in one line: `9.4 words (references 10.5), 812 different, ...`."""
+    if not language:
+        return ""
+    shown = [f"{language['words'] or 0:.1f} words (references {language['reference_words'] or 0:.1f})"]
+    shown.append(f"vocabulary {language['vocabulary'] or 0:,.0f}")
+    shares = {"different": "different", "novel": "not in training", "bad_endings": "cut off", "empty": "empty"}
+    for name, meaning in shares.items():
+        share = language[name]
+        if share is not None and (share or name in ("different", "novel")):
+            shown.append(f"{100 * share:.1f} % {meaning}")
+    if "div_1" in language:
+        names = {"div_1": "Div-1", "div_2": "Div-2", "mbleu_4": "mBLEU-4"}
+        sets = " ".join(f"{name} {language[key]:.3f}" for key, name in names.items() if language[key] is not None)
+        shown.append(f"{language['sets'] or 0:,.0f} sets: {sets}")
+    return f"captions  {', '.join(shown)}"
 
 
 def missing_scores(scores: Scores, required: Sequence[str]) -> str:

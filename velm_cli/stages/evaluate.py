@@ -71,7 +71,14 @@ def run(config: EvaluateRoot) -> float | None:
             mark(path, "PREEMPTED", f"{stop.signal_name} after {len(captions)} images")
             print(f"stopped by {stop.signal_name}; the same command starts this evaluation again")
             return None
-        scores = score_and_save(captions, store, config.metrics, path, title=f"{config.checkpoint}  {config.split}")
+        scores = score_and_save(
+            captions,
+            store,
+            config.metrics,
+            path,
+            title=f"{config.checkpoint}  {config.split}",
+            trained_on=store_path(trained.dataset) == store.path,
+        )
         _check_facts(config, captions, path)
         if config.report.page:
             page = write_report(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from velm_cli.errors import StageError
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.document_frequency import DocumentFrequency
-from velm_cli.metrics.hallucination import Hallucination, chair, ground_truth
+from velm_cli.metrics.domains import by_domain, domain_table
+from velm_cli.metrics.hallucination import chair, ground_truth, hallucination_table
 from velm_cli.metrics.result_files import Predictions, References, matched, read_predictions, read_references
-from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores, missing_scores, save, table
-from velm_cli.metrics.significance import Summands, bootstrap, paired_permutation
+from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores, language_line, missing_scores, save, table
+from velm_cli.metrics.significance import paired_permutation
+from velm_cli.metrics.tokenize import flatten
 from velm_cli.report.evaluations import evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.schema import ScoreRoot
@@ -32,16 +32,17 @@ def run(config: ScoreRoot) -> float | None:
         images, more = matched(shared, theirs, config.mismatch, config.vs)
         notes += more
 
-    scores = _score(config, config.predictions, images, references, ours)
+    training = flatten(read_references(Path(config.training), "training").captions) if config.training else None
+    scores = _score(config, config.predictions, images, references, ours, training)
     domains = by_domain(scores, references.domains)
     if domains:
         print(f"\n{domain_table(domains)}")
     if config.instances is not None:
         invented = chair(scores.hypotheses, ground_truth(Path(config.instances), scores.references, images))
-        print(f"\n{chair_table(invented)}")
+        print(f"\n{hallucination_table(invented)}")
     others, p_values = None, {}
     if theirs is not None:
-        others = _score(config, config.vs, images, references, theirs)
+        others = _score(config, config.vs, images, references, theirs, training)
         p_values = {n: paired_permutation(scores.summands[n], others.summands[n]) for n in others.summands}
         print(f"\n{comparison(scores, others, p_values)}")
     for note in dict.fromkeys([*notes, *scores.warnings]):
@@ -65,15 +66,23 @@ def run(config: ScoreRoot) -> float | None:
 
 
 def _score(
-    config: ScoreRoot, title: str | None, images: list[ImageId], references: References, predictions: Predictions
+    config: ScoreRoot,
+    title: str | None,
+    images: list[ImageId],
+    references: References,
+    predictions: Predictions,
+    training: list[str] | None,
 ) -> Scores:
     scores = score_captions(
         {image: references.captions[image] for image in images},
         {image: predictions.captions[image] for image in images},
         config.metrics,
+        sets={image: predictions.sets[image] for image in images if image in predictions.sets},
+        training=training,
     )
     count = sum(len(references.captions[image]) for image in images)
-    print(f"{title}  {len(images):,} images, {count:,} references\n{table(scores)}", flush=True)
+    print(f"{title}  {len(images):,} images, {count:,} references\n{table(scores)}")
+    print(language_line(scores.language), flush=True)
     return scores
 
 
@@ -97,46 +106,6 @@ def _page(
     page = Path(config.out) / "report.html"
     write_page(page, runs, pictures, title=" against ".join(run.name for run in runs))
     return page
-
-
-def chair_table(invented: Hallucination) -> str:
-    """Objects that the captions name and the images do not hold, with 95 % intervals."""
-    rows = ["objects named (velm's word table: not comparable with published CHAIR)"]
-    for name, meaning in (
-        ("CHAIR_i", "of all mentions: not in the image"),
-        ("CHAIR_s", "of all captions: with such a mention"),
-        ("recall", "of the images' categories: mentioned"),
-    ):
-        interval = bootstrap(invented.summands[name])
-        error_bars = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else "-"
-        value = invented.summands[name].total()
-        rows.append(f"{name.replace('_', '-'):<8}{100 * value:>7.1f}   {error_bars:<14}  {meaning}")
-    return "\n".join(rows)
-
-
-def by_domain(scores: Scores, domains: Mapping[ImageId, str]) -> dict[str, dict[str, float]]:
-    """The scores of each domain's images (nocaps: in-domain, near-domain, out-domain), with their number.
-
-    CIDEr's document frequencies stay those of all images, so the whole is between its parts.
-    """
-    where = np.array([domains.get(image, "") for image in scores.per_image])
-    found = {}
-    for domain in dict.fromkeys(where.tolist()):
-        if domain:
-            parts = {n: Summands(s.rows_IS[where == domain], s.score).total() for n, s in scores.summands.items()}
-            found[domain] = {"images": int((where == domain).sum())} | parts
-    return found
-
-
-def domain_table(domains: Mapping[str, Mapping[str, float]]) -> str:
-    """One line a domain, scores times 100."""
-    shown = [name for name in NAMES if all(name in scores for scores in domains.values())]
-    width = max(map(len, ["domain", *domains]))
-    rows = [f"{'domain':<{width}}{'images':>8}" + "".join(f"{LABELS[name]:>9}" for name in shown)]
-    for domain, scores in domains.items():
-        cells = "".join(f"{100 * scores[name]:>9.1f}" for name in shown)
-        rows.append(f"{domain:<{width}}{scores['images']:>8,}{cells}")
-    return "\n".join(rows)
 
 
 def comparison(ours: Scores, theirs: Scores, p_values: Mapping[str, float]) -> str:

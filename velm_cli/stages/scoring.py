@@ -17,7 +17,8 @@ from velm_cli.engine.device import autocast
 from velm_cli.engine.loop import Run
 from velm_cli.engine.signals import StopRequest
 from velm_cli.files import write_json
-from velm_cli.metrics.captions import Scores, fast_cider, save, score_captions, table
+from velm_cli.metrics.captions import fast_cider, score_captions
+from velm_cli.metrics.scores import Scores, language_line, save, table
 from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision
 from velm_cli.tasks.caption import CaptionTask
@@ -132,16 +133,20 @@ def _validation_losses(
 
 
 def score_and_save(
-    captions: Captions, store: Store, config: MetricsConfig, folder: Path, *, title: str, extra: dict | None = None
+    captions: Captions, store: Store, config: MetricsConfig, folder: Path, *, title: str, trained_on: bool
 ) -> Scores:
-    """predictions.json, scores.json and per_image.jsonl in `folder`; the table on the console."""
+    """predictions.json, scores.json and per_image.jsonl in `folder`; the table on the console.
+
+    `trained_on`: the store's training part is what the model learned from, so novel captions can be counted.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     predictions = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
     write_json(folder / "predictions.json", predictions)
     by_id = {store.image_id(i): store.captions(i) for i in range(len(store)) if store.image_id(i) in captions}
-    scores = score_captions(by_id, captions, config)
+    training = [caption for i in store.split("train") for caption in store.captions(int(i))] if trained_on else None
+    scores = score_captions(by_id, captions, config, training=training)
     save(scores, folder)
-    print(f"\n{title}  {len(captions):,} images\n{table(scores)}")
+    print(f"\n{title}  {len(captions):,} images\n{table(scores)}\n{language_line(scores.language)}")
     for warning in scores.warnings:
         print(f"note: {warning}")
     return scores

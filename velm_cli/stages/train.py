@@ -148,7 +148,7 @@ def _finish(run: Run, store: Store, tokens: Tokens) -> None:
             seed=config.seed,
             features=run.features,
         )
-        score_and_save(captions, store, config.metrics, path, title=f"{path}  val")
+        score_and_save(captions, store, config.metrics, path, title=f"{path}  val", trained_on=True)
     mark(path, "DONE")
     print(f"done: {path}")
 
