@@ -1,14 +1,18 @@
 """preprocess, train, finetune, evaluate on the embedded data set: the files, the numbers, the second time."""
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
 from pycocotools.coco import COCO
 from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call, velm
+
+from velm_cli.metrics import submission
 
 RUN_FILES = {
     "config.yaml", "command.txt", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors",
@@ -48,6 +52,50 @@ def test_a_run_folder_explains_itself(place):
     validations = [line for line in lines if line["kind"] == "validation"]
     assert [line["step"] for line in validations] == [6, 12]
     assert all("cider" in line and "loss" in line for line in validations)
+
+
+def test_images_without_captions_are_captioned_and_submitted(place, monkeypatch, capsys):
+    monkeypatch.setattr(submission, "SPLITS", {"val2014": 3, "test2014": 2, "nocaps_val": 4, "nocaps_test": 5})
+    shutil.copytree(place / "data/shapes/val2014", place / "photos")
+    names = sorted(path.name for path in (place / "photos").iterdir())[:3]
+    fast = [
+        "checkpoint=runs/train/first",
+        "metrics.names=[bleu]",
+        "decode.beams=1",
+        "eval.submit=coco",
+        "report.page=false",
+    ]
+    captioned = {}
+    for file, count in (("captions_val2014", 3), ("image_info_test2014", 2)):
+        images = [{"id": 100 + number, "file_name": name} for number, name in enumerate(names[:count])]
+        annotations = [{"id": image["id"], "image_id": image["id"], "caption": "a red square"} for image in images]
+        # The last has no references: it is captioned like the others, and not scored.
+        content = {"images": images} | ({"annotations": annotations[:-1]} if count == 3 else {})
+        (place / f"{file}.json").write_text(json.dumps(content))
+        data = ["dataset=manifest", f"dataset.file={file}.json", "dataset.root=photos", f"dataset.store=stores/{file}"]
+        assert call("preprocess", *data, "dataset.image_size=64") == 0
+        assert "velm eval only" in capsys.readouterr().out
+        assert call("eval", *fast, *data, "dataset.image_size=64", f"name={file}") == 0
+        captioned[file] = capsys.readouterr().out
+        results = json.loads((place / f"runs/evaluate/{file}/predictions.json").read_text())
+        split = file.split("_")[-1]
+        sent = json.loads((place / f"runs/submit/first/captions_{split}_velm_results.json").read_text())
+        assert sent == sorted(results, key=lambda item: item["image_id"])
+        assert [item["image_id"] for item in sent] == [image["id"] for image in images]
+    assert "caption test2014 too" in captioned["captions_val2014"]
+    assert "1 images have no references" in captioned["captions_val2014"]
+    assert json.loads((place / "runs/evaluate/captions_val2014/scores.json").read_text())["images"] == 2
+    assert "2 images without references" in captioned["image_info_test2014"]
+    assert not (place / "runs/evaluate/image_info_test2014/scores.json").exists()
+    with zipfile.ZipFile(place / "runs/submit/first/results.zip") as packed:
+        assert len(packed.namelist()) == 2
+    again = [*fast, *data, "dataset.image_size=64", "name=image_info_test2014"]
+    assert call("eval", *again) == 0
+    assert "is complete" in capsys.readouterr().out
+    assert call("eval", *again, "limit=1") == 2
+    assert "the server takes whole splits only: val2014 3, test2014 2" in capsys.readouterr().err
+    assert call("eval", *again, "eval.system=my_system", "fresh=true") == 2
+    assert "'my_system' cannot stand in a submission's file name" in capsys.readouterr().err
 
 
 def test_learned_weights_follow_their_losses(place):

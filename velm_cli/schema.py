@@ -108,6 +108,12 @@ class JointLoss(Enum):
     matching = "matching"
 
 
+class Submission(Enum):
+    none = "none"
+    coco = "coco"
+    nocaps = "nocaps"
+
+
 class DecodeMethod(Enum):
     beam = "beam"  # beams=1 is greedy
     nucleus = "nucleus"
@@ -157,7 +163,7 @@ class FlickrConfig(DatasetConfig):
 @dataclass
 class ManifestConfig(DatasetConfig):
     kind: str = "manifest"
-    file: str | None = None  # JSON lines: {"image": path, "captions": [...], "split": "train"}
+    file: str | None = None  # JSON lines {"image": path, "captions": [...], "split": "train"}; COCO's JSON, to test on
 
 
 @dataclass
@@ -537,6 +543,12 @@ class ReportConfig:
 
 
 @dataclass
+class EvalConfig:
+    submit: Submission = Submission.none  # also write the file that a server takes: none | coco | nocaps
+    system: str = "velm"  # the system's name in the name of that file
+
+
+@dataclass
 class EvaluateRoot:
     stage: str = "evaluate"
     checkpoint: str = MISSING  # run folder, or a .safetensors file inside one
@@ -551,6 +563,7 @@ class EvaluateRoot:
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     experiment: Any = None
 
 

@@ -52,6 +52,36 @@ def test_manifest_gives_records_with_defaults(tmp_path):
     assert read(schema.ManifestConfig(file=str(file))).records[0].image == file.parent / "c.JPG"
 
 
+def test_a_manifest_may_be_cocos_json_with_or_without_captions(tmp_path):
+    touch(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    images = [{"id": 7, "file_name": "a.jpg", "domain": "in-domain"}, {"id": 3, "file_name": "b.jpg"}]
+    file = tmp_path / "image_info_test2014.json"
+    file.write_text(json.dumps({"images": images, "categories": []}))
+    corpus = read(schema.ManifestConfig(file=str(file)))
+    assert corpus.records == [Record(3, "test", tmp_path / "b.jpg"), Record(7, "test", tmp_path / "a.jpg")]
+    assert corpus.refused == []
+    annotations = [{"id": 1, "image_id": 7, "caption": "one"}]
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    corpus = read(schema.ManifestConfig(file=str(file)))
+    assert [record.targets for record in corpus.records] == [(), ("one",)]
+
+
+def test_only_images_to_test_on_may_lack_captions(tmp_path):
+    touch(*(tmp_path / f"{name}.jpg" for name in "abc"))
+    file = write_lines(
+        tmp_path / "data.jsonl",
+        {"image": "a.jpg", "captions": [], "split": "test"},
+        {"image": "b.jpg", "captions": [], "split": "val"},
+        {"image": "c.jpg", "captions": [" "], "split": "test"},
+    )
+    corpus = read(schema.ManifestConfig(file=str(file)))
+    assert [record.image_id for record in corpus.records] == ["a.jpg"]
+    assert [entry for entry in corpus.refused if entry[1] == "no usable caption"] == [
+        ("b.jpg", "no usable caption"),
+        ("c.jpg", "no usable caption"),
+    ]
+
+
 def test_bad_manifest_lines_are_refused_with_their_place(tmp_path):
     touch(tmp_path / "a.jpg", tmp_path / "b.jpg")
     file = write_lines(

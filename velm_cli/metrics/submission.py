@@ -36,7 +36,7 @@ def write_submission(
     control characters become single spaces, since a line break in a caption shifts or hangs a server's tokenizer.
     Raises UserError, which lists all that is wrong, and then writes nothing.
     """
-    path = folder / _file_name(split, algorithm)
+    path = submission_file(folder, split, algorithm)
     clean = {image: " ".join(one_line(text).split()) for image, text in captions.items() if isinstance(text, str)}
     if problems := _problems(split, captions, clean, expected):
         raise UserError(f"no submission of {split} was written: {'; '.join(problems)}")
@@ -50,7 +50,7 @@ def pack_submission(folder: Path, algorithm: str) -> Path:
 
     Raises UserError when one of them is missing: the server scores only both together.
     """
-    paths = [folder / _file_name(split, algorithm) for split in COCO_SPLITS]
+    paths = [submission_file(folder, split, algorithm) for split in COCO_SPLITS]
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is missing: COCO's server takes val2014 and test2014 together, so caption both")
@@ -62,14 +62,27 @@ def pack_submission(folder: Path, algorithm: str) -> Path:
     return folder / "results.zip"
 
 
-def _file_name(split: str, algorithm: str) -> str:
+def split_of(server: str, images: int) -> str:
+    """The split of `server` (coco | nocaps) that has so many images. Raises UserError when none has."""
+    splits = {name: count for name, count in SPLITS.items() if (name in COCO_SPLITS) == (server == "coco")}
+    for name, count in splits.items():
+        if count == images:
+            return name
+    sizes = ", ".join(f"{name} {count:,}" for name, count in splits.items())
+    raise UserError(
+        f"eval.submit={server}: these are {images:,} images, and the server takes whole splits only: {sizes}"
+    )
+
+
+def submission_file(folder: Path, split: str, algorithm: str) -> Path:
+    """Where the captions of `split` by the system `algorithm` are written. Raises UserError for other names."""
     if split not in SPLITS:
         raise UserError(f"there is no submission of {split!r}{did_you_mean(split, SPLITS)} ({', '.join(SPLITS)})")
     if not ALGORITHM.fullmatch(algorithm):
         raise UserError(
             f"the name {algorithm!r} cannot stand in a submission's file name: use letters, digits, '-' and '.'"
         )
-    return f"captions_{split}_{algorithm}_results.json"
+    return folder / f"captions_{split}_{algorithm}_results.json"
 
 
 def _problems(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 
@@ -19,9 +20,10 @@ from velm_cli.errors import StageError, UserError
 from velm_cli.files import write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
 from velm_cli.metrics.scores import NAMES, Scores, missing_scores, table
+from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
 from velm_cli.models.weights import load_state
 from velm_cli.objectives.weights import Weight
-from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, TrainRoot
+from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, Submission, TrainRoot
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
 from velm_cli.stages.showing import write_report
@@ -35,6 +37,7 @@ def run(config: EvaluateRoot) -> float | None:
     weights = weight_file(config.checkpoint)
     store = Store.open(store_path(config.dataset), config.dataset)
     indices = _indices(config, store)
+    submission = _submission(config, len(indices))
     if config.name is None:
         config.name = _default_name(config, compose.run_folder_of(config.checkpoint).name)
     if config.dry_run:
@@ -71,6 +74,8 @@ def run(config: EvaluateRoot) -> float | None:
             mark(path, "PREEMPTED", f"{stop.signal_name} after {len(captions)} images")
             print(f"stopped by {stop.signal_name}; the same command starts this evaluation again")
             return None
+        if submission:
+            _submit(config, submission, captions)
         scores = score_and_save(
             captions,
             store,
@@ -80,13 +85,13 @@ def run(config: EvaluateRoot) -> float | None:
             trained_on=store_path(trained.dataset) == store.path,
         )
         _check_facts(config, captions, path)
-        if config.report.page:
+        if config.report.page and scores:
             page = write_report(
                 path,
                 store,
                 task,
                 tokenizer,
-                indices,
+                np.array([index for index in indices if store.image_id(int(index)) in scores.per_image]),
                 captions,
                 attention=config.report.attention,
                 image_size=trained.vision.image_size,
@@ -95,9 +100,34 @@ def run(config: EvaluateRoot) -> float | None:
             print(f"report      {page}")
         mark(path, "DONE")
     print(f"done: {path}")
+    if scores is None:
+        return None
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
     return scores.corpus["CIDEr"]
+
+
+def _submission(config: EvaluateRoot, images: int) -> tuple[str, Path] | None:
+    """The server's name of the split and the folder for its file; what cannot be submitted is refused here."""
+    server = config.eval.submit
+    if server is Submission.none:
+        return None
+    split = split_of(server.value, images)
+    folder = Path(config.run.dir) / "submit" / compose.run_folder_of(config.checkpoint).name
+    submission_file(folder, split, config.eval.system)
+    return split, folder
+
+
+def _submit(config: EvaluateRoot, submission: tuple[str, Path], captions: Captions) -> None:
+    """Writes the file for the server; COCO's takes two, which are packed as soon as both are there."""
+    split, folder = submission
+    print(f"to submit   {write_submission(folder, split, config.eval.system, captions, None)}")
+    if split in COCO_SPLITS:
+        missing = [other for other in COCO_SPLITS if not submission_file(folder, other, config.eval.system).exists()]
+        if missing:
+            print(f"note: COCO's server takes both splits in one archive: caption {missing[0]} too")
+        else:
+            print(f"to submit   {pack_submission(folder, config.eval.system)}")
 
 
 def _load_task(
@@ -159,11 +189,15 @@ def _holds_another(path: Path, config: EvaluateRoot, digest: str) -> bool:
     saved = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
     asked = OmegaConf.to_container(OmegaConf.create(compose.to_yaml(config)))
     assert isinstance(saved, dict) and isinstance(asked, dict)
-    differs = any(saved[key] != asked[key] for key in ("split", "limit", "seed", "dataset", "decode", "metrics"))
+    options = ("split", "limit", "seed", "dataset", "decode", "metrics", "eval")
+    differs = any(saved.get(key, asked[key]) != asked[key] for key in options)
     return weights["sha256"] != digest or differs
 
 
 def _report_again(path: Path) -> float | None:
+    if not (path / "scores.json").exists():
+        print(f"{path} is complete (fresh=true captions again): {path / 'predictions.json'}")
+        return None
     saved = json.loads((path / "scores.json").read_text(encoding="utf-8"))
     corpus = {name: saved[name] for name in NAMES}
     intervals = {name: saved["intervals"][name] for name in NAMES}

@@ -32,16 +32,19 @@ def run(config: PreprocessRoot) -> float:
     path = store_path(config.dataset)
     was_complete = not config.fresh and read_manifest(path) is not None
     store = build_store(corpus, config.dataset, config.preprocess, path, fresh=config.fresh)
-    tokens = store.tokens(config.tokenizer)
     _say_counts(store.manifest["counts"]["splits"], config.dataset.images)
     rejects = path / "rejects.jsonl"
     _say_refused(_tally(rejects), rejects)
-    longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
-    _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
-    _say("tokens", f"{len(tokens.ids):,}, at most {longest} a caption")
-    _say("concepts", f"{len(store.concept_names):,}")
-    if config.preview:
-        _say("preview", str(_preview(store, tokens, config)))
+    if len(store.split("train")):
+        tokens = store.tokens(config.tokenizer)
+        longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
+        _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
+        _say("tokens", f"{len(tokens.ids):,}, at most {longest} a caption")
+        _say("concepts", f"{len(store.concept_names):,}")
+        if config.preview:
+            _say("preview", str(_preview(store, tokens, config)))
+    else:
+        _say("note", "there are no training examples, so this store is for velm eval only")
     _say("store", f"{path} is complete" if was_complete else str(path))
     _say("hash", store.hash)
     _say("time", f"{time.perf_counter() - start:.1f} s")

@@ -134,19 +134,27 @@ def _validation_losses(
 
 def score_and_save(
     captions: Captions, store: Store, config: MetricsConfig, folder: Path, *, title: str, trained_on: bool
-) -> Scores:
+) -> Scores | None:
     """predictions.json, scores.json and per_image.jsonl in `folder`; the table on the console.
+
+    Images without references are captioned and not scored; None when all are.
 
     `trained_on`: the store's training part is what the model learned from, so novel captions can be counted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     predictions = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
     write_json(folder / "predictions.json", predictions)
-    by_id = {store.image_id(i): store.captions(i) for i in range(len(store)) if store.image_id(i) in captions}
+    captioned = [i for i in range(len(store)) if store.image_id(i) in captions]
+    by_id = {store.image_id(i): references for i in captioned if (references := store.captions(i))}
+    if not by_id:
+        print(f"\n{title}  {len(captions):,} images without references: see {folder / 'predictions.json'}")
+        return None
+    if len(by_id) < len(captions):
+        print(f"note: {len(captions) - len(by_id):,} images have no references and are captioned only")
     training = [caption for i in store.split("train") for caption in store.captions(int(i))] if trained_on else None
-    scores = score_captions(by_id, captions, config, training=training)
+    scores = score_captions(by_id, {image: captions[image] for image in by_id}, config, training=training)
     save(scores, folder)
-    print(f"\n{title}  {len(captions):,} images\n{table(scores)}\n{language_line(scores.language)}")
+    print(f"\n{title}  {len(by_id):,} images\n{table(scores)}\n{language_line(scores.language)}")
     for warning in scores.warnings:
         print(f"note: {warning}")
     return scores

@@ -27,7 +27,10 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ud800-\udfff\ufeff\u200b
 
 @dataclass(slots=True)
 class Entry:
-    """One annotated image as a reader found it; `captions` are still raw, `image` may be absent."""
+    """One annotated image as a reader found it; `captions` are still raw, `image` may be absent.
+
+    No captions at all are right for an image to test on; elsewhere they are an error of the data.
+    """
 
     image_id: int | str
     split: str
@@ -107,7 +110,8 @@ def assemble(
             continue
         captions, reasons = clean_captions(entry.captions)
         corpus.refused += [(name, reason) for reason in reasons]
-        if not captions:
+        unlabelled = entry.split == "test" and not entry.captions and listing is not None
+        if not captions and not unlabelled:
             corpus.refused.append((name, "no usable caption"))
             continue
         captioned += 1

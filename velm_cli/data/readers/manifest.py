@@ -16,7 +16,8 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
     """Records of {"image": path, "captions": [...] or "caption": "...", "split": ..., "image_id": ...} lines.
 
     Paths are relative to `root`, or else to the folder of `file`. The image id defaults to the path as
-    written, the split to train. Lines about the same image add their captions together.
+    written, the split to train. Lines about the same image add their captions together. COCO's own JSON is a
+    manifest of test images.
     """
     corpus = Corpus(records=[])
     listing = Listing() if config.images else None

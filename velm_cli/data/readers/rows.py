@@ -1,4 +1,4 @@
-"""Tables of images and captions that people write themselves: JSON lines and CSV."""
+"""Tables of images and captions: JSON lines and CSV, as people write them, and COCO's JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from velm_cli.data.readers.files import Refused, text_lines
+from velm_cli.data.readers.captions_json import parse_captions
+from velm_cli.data.readers.files import Refused, load_json, text_lines
 from velm_cli.errors import UserError
 
 IMAGE_KEYS = ("image", "file_name", "filename", "file", "path")
@@ -28,8 +29,22 @@ class Row:
 
 
 def read_rows(path: Path, refused: Refused) -> Iterator[Row]:
-    """Rows of a .jsonl file, or of a .csv or .txt file with a header line; bad lines go to `refused`."""
+    """Rows of a .jsonl file, of a .csv or .txt file with a header line, or of COCO's .json(.gz).
+
+    Bad lines go to `refused`.
+    """
+    if path.name.lower().endswith((".json", ".json.gz")):
+        return _coco_rows(path, refused)
     return _jsonl_rows(path, refused) if path.suffix.lower() == ".jsonl" else _csv_rows(path, refused)
+
+
+def _coco_rows(path: Path, refused: Refused) -> Iterator[Row]:
+    """COCO's captions or image info, nocaps': a test set, with captions or without."""
+    data = load_json(path)
+    if isinstance(data, dict) and "annotations" not in data:
+        data["annotations"] = []  # image_info_test2014.json: what the evaluation server asks captions for
+    for image_id, image in parse_captions(data, str(path), refused).items():
+        yield Row(f"{path} image {image_id}", image.file_name, image.captions, "test", image_id)
 
 
 def _jsonl_rows(path: Path, refused: Refused) -> Iterator[Row]:
