@@ -139,6 +139,7 @@ def compare_corpus(captions: Captions, pairs: int) -> list[dict[str, Any]]:
 def whole_pycocoevalcap(captions: Captions, *, meteor: bool) -> dict[str, Any]:
     """Every image's scores from raw captions, as pycocoevalcap's own example does it."""
     references, hypotheses = captions
+    aligner = Meteor() if meteor else None  # its process loads while the others score
     tokenizer = PTBTokenizer()
     truth = tokenizer.tokenize({image: [{"caption": c} for c in group] for image, group in references.items()})
     answers = tokenizer.tokenize({image: [{"caption": caption}] for image, caption in hypotheses.items()})
@@ -146,8 +147,8 @@ def whole_pycocoevalcap(captions: Captions, *, meteor: bool) -> dict[str, Any]:
         found = dict(zip(COLUMNS["bleu"], Bleu(4).compute_score(truth, answers, verbose=0)[1], strict=True))
         found["ROUGE_L"] = Rouge().compute_score(truth, answers)[1]
         found["CIDEr"] = Cider().compute_score(truth, answers)[1]
-        if meteor:
-            found["METEOR"] = Meteor().compute_score(truth, answers)[1]
+        if aligner:
+            found["METEOR"] = aligner.compute_score(truth, answers)[1]
     return found
 
 

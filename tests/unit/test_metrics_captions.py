@@ -16,9 +16,9 @@ from pycocoevalcap.rouge.rouge import Rouge
 
 from velm_cli.errors import UserError
 from velm_cli.metrics import ptb
-from velm_cli.metrics.captions import fast_cider, save, score_captions, table
+from velm_cli.metrics.captions import fast_cider, score_captions
 from velm_cli.metrics.document_frequency import DocumentFrequency
-from velm_cli.metrics.scores import NAMES
+from velm_cli.metrics.scores import NAMES, save, table
 from velm_cli.schema import MetricsConfig
 
 ORDER = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE"]

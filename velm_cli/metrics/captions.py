@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,21 +22,24 @@ import numpy as np
 from tqdm import tqdm
 
 from velm_cli import __version__
+from velm_cli.data.processes import available_cores
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.metrics import language, meteor, spice
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.frequencies import document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home, find_java
 from velm_cli.metrics.overlap import Corpus, bleu_scores, bleu_summands, cider, rouge_l
+from velm_cli.metrics.paraphrases import ParaphraseTable
 from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores
-from velm_cli.metrics.significance import Summands, bootstrap, mean_of
+from velm_cli.metrics.significance import Summands, bootstrap_all, mean_of
 from velm_cli.metrics.tokenize import PtbTokenizer, flatten, unflatten
 from velm_cli.schema import MetricsConfig
 
 __all__ = ["fast_cider", "score_captions"]
 
 TOKENIZE_TIMEOUT = 300.0  # seconds; 25,000 captions take the jar two
+IMAGES_PER_METEOR, MOST_METEORS = 500, 4  # a process takes half a second to start, and 0.3 GB
 MIN_DF_IMAGES = 100  # below this CIDEr's document frequencies say little
 
 
@@ -116,13 +120,10 @@ class _Run:
     def with_java(self, launcher: Launcher, pool: ThreadPoolExecutor) -> None:
         self.signature["java"] = launcher.java.version
         names = self.config.names
-        aligner = None
-        if "meteor" in names:  # started first: it loads while captions are tokenised
-            aligner = self._attempt("METEOR", lambda: meteor.Meteor(launcher, timeout=self.config.java_timeout))
         self._tokenize(PtbTokenizer(launcher, timeout=min(self.config.java_timeout, TOKENIZE_TIMEOUT)))
         futures: dict[str, Future[Result]] = {}
-        if aligner is not None:
-            futures["METEOR"] = pool.submit(self._meteor, aligner)
+        if "meteor" in names:
+            futures["METEOR"] = pool.submit(self._meteor, launcher)
         if "spice" in names:
             futures["SPICE"] = pool.submit(self._spice, launcher)
         self._score_in_python()
@@ -193,11 +194,29 @@ class _Run:
             )
         self.results.append(average("CIDEr", cider(corpus, self.frequencies)[1].tolist()))
 
-    def _meteor(self, aligner: meteor.Meteor) -> Result:
+    def _meteor(self, launcher: Launcher) -> Result:
         tokens = self._shortened("METEOR", meteor.MAX_WORDS)
-        with aligner, self._bar("METEOR") as bar:
-            total, images, summands = aligner.score(*tokens, on_image=bar.update)
+        processes = max(1, min(available_cores(), MOST_METEORS, len(self.references) // IMAGES_PER_METEOR))
+        with tempfile.TemporaryDirectory(prefix="velm-meteor-") as folder:
+            table = self._paraphrases(Path(folder), *tokens)
+            aligner = meteor.Meteor(
+                launcher, timeout=self.config.java_timeout, processes=processes if table else 1, paraphrases=table
+            )
+            with aligner, self._bar("METEOR") as bar:
+                total, images, summands = aligner.score(*tokens, on_image=bar.update)
         return Result("METEOR", total, list(images.values()), summands)
+
+    def _paraphrases(
+        self, folder: Path, references: Mapping[ImageId, Sequence[str]], hypotheses: Mapping[ImageId, str]
+    ) -> Path | None:
+        """The part of METEOR's table that these captions can need; None, so all of it, where velm cannot cut it."""
+        try:
+            table = ParaphraseTable.cached(meteor.PARAPHRASES, self.cache_dir)
+            path = folder / "paraphrases.gz"
+            path.write_bytes(table.of([*flatten(references), *hypotheses.values()]))
+        except (OSError, ValueError):  # no room, no permission, a jar that was changed: slower, and as right
+            return None
+        return path
 
     def _spice(self, launcher: Launcher) -> Result:
         setup = spice.SpiceSetup.find(self.cache_dir, self.config.spice_memory, self.config.spice_threads)
@@ -250,10 +269,11 @@ class _Run:
         per_image: dict[ImageId, dict[str, float | None]] = {i: dict.fromkeys(NAMES) for i in self.references}
         for result in self.results:
             corpus[result.name] = _number(result.corpus)
-            if self.config.resamples and corpus[result.name] is not None:
-                intervals[result.name] = bootstrap(result.summands, resamples=self.config.resamples)
             for image, value in zip(per_image, result.images, strict=True):
                 per_image[image][result.name] = _number(value)
+        defined = {result.name: result.summands for result in self.results if corpus[result.name] is not None}
+        if self.config.resamples:
+            intervals |= bootstrap_all(defined, resamples=self.config.resamples)
         return Scores(
             corpus=corpus,
             intervals=intervals,

@@ -2,14 +2,17 @@
 
 The jar answers line by line: `SCORE ||| reference ||| ... ||| hypothesis` gives the statistics of one
 image, and `EVAL ||| statistics ||| ...` gives each image's score and then the score of all, which is
-computed from the summed statistics and is not the mean. Its paraphrase table takes seconds to load, so
-the process starts early and stays.
+computed from the summed statistics and is not the mean. Its paraphrase table takes longer to load than thousands
+of images to align, so it gets only the part that the captions can need (`paraphrases.py`), and then several
+processes can share the images.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +20,8 @@ from velm_cli.metrics.java import JavaError, Launcher
 from velm_cli.metrics.significance import Summands
 from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
 
-METEOR_JAR = PYCOCOEVALCAP / "meteor" / "meteor-1.5.jar"  # finds its paraphrases in the folder beside it
+METEOR_JAR = PYCOCOEVALCAP / "meteor" / "meteor-1.5.jar"
+PARAPHRASES = METEOR_JAR.parent / "data" / "paraphrase-en.gz"  # where the jar itself looks for them
 MAX_WORDS = 500  # of a caption: its aligner runs out of memory on a caption of thousands
 REPLY_TIMEOUT = 300.0  # seconds for one answer, the first of which includes loading the tables
 # Of its English task: recall's share in the mean, the fragmentation penalty's exponent and size, the weight of
@@ -31,23 +35,30 @@ CHUNKS, MATCHED, REFERENCE_MATCHED = 20, 21, 22
 
 
 class Meteor:
-    """A running METEOR, closed by its `with` block. `timeout` is the limit of one `score`, in seconds."""
+    """Running METEORs that share the images, closed by the `with` block."""
 
-    def __init__(self, launcher: Launcher, *, timeout: float, reply_timeout: float = REPLY_TIMEOUT) -> None:
-        self._launcher = launcher
+    def __init__(
+        self,
+        launcher: Launcher,
+        *,
+        timeout: float,
+        reply_timeout: float = REPLY_TIMEOUT,
+        processes: int = 1,
+        paraphrases: Path | None = None,
+    ) -> None:
+        """`timeout` is the limit of one `score`, in seconds; `paraphrases` replaces METEOR's own table."""
         self._timeout = timeout
-        self._reply_timeout = reply_timeout
-        self._start()
-
-    def _start(self) -> None:
         arguments = ["-Xmx2G", "-jar", str(METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
-        self._process = self._launcher.start(arguments)
+        if paraphrases is not None:
+            arguments += ["-a", str(paraphrases)]
+        self._workers = [_Worker(launcher, arguments, reply_timeout) for _ in range(processes)]
 
     def __enter__(self) -> Meteor:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        for worker in self._workers:
+            worker.close()
 
     def score(
         self,
@@ -66,30 +77,70 @@ class Meteor:
         deadline = time.monotonic() + self._timeout
         images = list(references)
         requests = [_request(references[image], hypotheses[image]) for image in images]
-        statistics: list[str] = []
+
+        def statistics_of(number: int, worker: _Worker) -> list[str]:
+            mine = slice(number, None, len(self._workers))
+            return worker.answers(requests[mine], deadline, lambda n: _named(images[mine], n, hypotheses), on_image)
+
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            parts = list(pool.map(statistics_of, range(len(self._workers)), self._workers))
+        statistics = [""] * len(images)
+        for number, part in enumerate(parts):
+            statistics[number :: len(parts)] = part
+        request = "EVAL ||| " + " ||| ".join(statistics) + "\n"
+        scores = list(map(float, self._workers[0].answers([request], deadline, replies=len(images) + 1)))
+        return scores[-1], dict(zip(images, scores, strict=False)), summands(statistics)
+
+
+class _Worker:
+    """One METEOR process, replaced once for every list of requests."""
+
+    def __init__(self, launcher: Launcher, arguments: Sequence[str], reply_timeout: float) -> None:
+        self._launcher, self._arguments, self._reply_timeout = launcher, arguments, reply_timeout
+        self._process = launcher.start(arguments)
+
+    def close(self) -> None:
+        self._process.kill()
+
+    def answers(
+        self,
+        requests: Sequence[str],
+        deadline: float,
+        where: Callable[[int], str] = lambda answered: "",
+        on_answer: Callable[[], object] = lambda: None,
+        *,
+        replies: int | None = None,
+    ) -> list[str]:
+        """The lines it answers, one a request unless `replies` says how many in all.
+
+        `where` names, for the error, the request after so many that were answered.
+        """
+        answers: list[str] = []
         for attempt in ("first", "last"):
             try:
                 # All at once: the process never waits for us, and the pipe's threads keep it from blocking.
-                self._process.send("".join(requests[len(statistics) :]))
-                while len(statistics) < len(images):
-                    statistics.append(self._reply(deadline))
-                    on_image()
-                self._process.send("EVAL ||| " + " ||| ".join(statistics) + "\n")
-                scores = [float(self._reply(deadline)) for _ in range(len(images) + 1)]
-                return scores[-1], dict(zip(images, scores, strict=False)), summands(statistics)
-            except (JavaError, ValueError) as error:
+                self._process.send("".join(requests if replies else requests[len(answers) :]))
+                while len(answers) < (replies or len(requests)):
+                    answers.append(self._reply(deadline))
+                    on_answer()
+                return answers
+            except JavaError as error:
                 self._process.kill()
                 if attempt == "last" or time.monotonic() >= deadline:
-                    raise JavaError(f"METEOR failed{_where(images, statistics, hypotheses)}: {error}") from None
-                self._start()
+                    raise JavaError(f"METEOR failed{where(len(answers))}: {error}") from None
+                if replies:
+                    answers.clear()
+                self._process = self._launcher.start(self._arguments)
         raise AssertionError("unreachable")
 
     def _reply(self, deadline: float) -> str:
         line = self._process.read_line(min(self._reply_timeout, deadline - time.monotonic()))
         if line is None:
             raise JavaError(f"its process ended: {self._process.complaint()}")
-        if line.startswith("Error"):
-            raise JavaError(line)
+        try:
+            list(map(float, line.split()))
+        except ValueError:
+            raise JavaError(line) from None
         return line
 
 
@@ -129,9 +180,9 @@ def _field(text: str) -> str:
     return one_line(text).replace("|||", "").replace("  ", " ")
 
 
-def _where(images: Sequence[Id], statistics: Sequence[str], hypotheses: Mapping[Id, str]) -> str:
-    """Names the image whose answer is missing; empty when the statistics of all are there."""
-    if len(statistics) == len(images):
+def _named(images: Sequence[Id], answered: int, hypotheses: Mapping[Id, str]) -> str:
+    """Names the image whose answer is missing; empty when all are there."""
+    if answered >= len(images):
         return ""
-    image = images[len(statistics)]
+    image = images[answered]
     return f" on image {image} ({hypotheses[image][:60]!r})"

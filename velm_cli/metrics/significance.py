@@ -9,7 +9,7 @@ Shapes: I images, S summands, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,20 +42,39 @@ def _mean(sums_RS: np.ndarray) -> np.ndarray:
         return sums_RS[:, 0] / sums_RS[:, 1]
 
 
-def bootstrap(summands: Summands, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float] | None:
+Interval = tuple[float, float]
+
+
+def bootstrap(summands: Summands, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
     """The 95 % percentile interval of the score over resampled images (Efron & Tibshirani 1993).
 
     None where there is too little for one: fewer than two images, or resamples without a score.
     """
-    images = len(summands.rows_IS)
+    return bootstrap_all({"": summands}, seed=seed, resamples=resamples)[""]
+
+
+def bootstrap_all(
+    columns: Mapping[str, Summands], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Interval | None]:
+    """`bootstrap` of several scores of the same images, all from the same resamples."""
+    images = max((len(summands.rows_IS) for summands in columns.values()), default=0)
+    assert all(len(summands.rows_IS) == images for summands in columns.values()), "scores of the same images"
     if images < 2:
-        return None
+        return dict.fromkeys(columns)
     random = np.random.default_rng(seed)
-    scores = []
+    scores: dict[str, list[np.ndarray]] = {name: [] for name in columns}
     for start in range(0, resamples, AT_ONCE):
-        drawn_RI = random.multinomial(images, np.full(images, 1 / images), size=min(AT_ONCE, resamples - start))
-        scores.append(summands.score(drawn_RI @ summands.rows_IS))
-    low, high = np.percentile(np.concatenate(scores), [2.5, 97.5])
+        count = min(AT_ONCE, resamples - start)
+        row_R1 = images * np.arange(count)[:, None]
+        drawn = (random.integers(images, size=(count, images), dtype=np.int32) + row_R1).ravel()
+        drawn_RI = np.bincount(drawn, minlength=count * images).reshape(count, images).astype(float)
+        for name, summands in columns.items():
+            scores[name].append(summands.score(drawn_RI @ summands.rows_IS))
+    return {name: _middle(np.concatenate(each)) for name, each in scores.items()}
+
+
+def _middle(scores_R: np.ndarray) -> Interval | None:
+    low, high = np.percentile(scores_R, [2.5, 97.5])
     return None if np.isnan(low + high) else (float(low), float(high))
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from velm_cli.data.processes import available_cores
 from velm_cli.metrics.java import JavaError, JavaTimeout, Launcher, memory_limit
 from velm_cli.metrics.spice_engine import ENGINE_JAR
 from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
@@ -67,7 +68,7 @@ class SpiceSetup:
             "amd64",
         )  # the jar's LMDB is built for x86
         snapshot = cache_dir / f"spice-parses-{CORENLP_VERSION}" / "data.mdb" if has_native_library else None
-        return cls(corenlp, _heap() if memory == "auto" else memory, threads or _cores(), snapshot)
+        return cls(corenlp, _heap() if memory == "auto" else memory, threads or available_cores(), snapshot)
 
 
 def find_corenlp(cache_dir: Path) -> Path | None:
@@ -87,10 +88,6 @@ def _gib(heap: str) -> float:
     """What Java makes of `4G`, `1500m` or a number of bytes; 1 where Java itself will have to refuse it."""
     match = re.fullmatch(r"(\d+)([kmgt]?)", heap.strip().lower())
     return int(match[1]) * 1024.0 ** ("kmgt".find(match[2]) - 2 if match[2] else -3) if match else 1.0
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def command(setup: SpiceSetup, work: Path, java_major: int, *, cached: bool) -> list[str]:

@@ -1,0 +1,174 @@
+"""METEOR's paraphrases, cut to those that the captions at hand can need.
+
+METEOR's table has 5.3 million pairs of phrases, and reading it takes longer than aligning the captions of five
+thousand images. A pair counts only where both of its phrases stand in captions; so velm keeps the table as numbers
+in its cache, chooses the pairs whose words stand side by side in the captions, and gives METEOR these alone. METEOR
+rewrites captions before it aligns them (hyphens, dots, numbers), so every way a token could come out is looked
+for: too many pairs cost milliseconds, one too few would change a score.
+
+Shapes: W words of the table, E pairs, P = 2 * E phrases.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import tempfile
+import unicodedata
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from velm_cli.files import write_bytes
+
+FORMAT = 1
+CHUNK = 1 << 24  # bytes of the table in hand at a time
+_PLAIN = re.compile("[a-z0-9 ]*")
+_PART = re.compile(r"[^\W_]+|[^\w\s]|_")
+
+
+@dataclass(frozen=True, eq=False)
+class ParaphraseTable:
+    """The whole table as numbers. A pair's phrases are adjacent, the words of all phrases stand in one row."""
+
+    vocabulary: list[str]
+    words_W: np.ndarray  # uint16
+    lengths_P: np.ndarray  # uint8, words
+    weights_E: np.ndarray  # float64
+
+    @classmethod
+    def cached(cls, table: Path, cache_dir: Path) -> ParaphraseTable:
+        """The table in METEOR's file `table`, read once into a folder of `cache_dir`.
+
+        Raises OSError or ValueError where it cannot be read or kept.
+        """
+        digest = hashlib.sha256(table.read_bytes()).hexdigest()
+        folder = cache_dir / f"meteor-paraphrases-{FORMAT}-{digest[:16]}"
+        if not folder.is_dir():
+            _keep(cls.parse(table), folder)
+        return cls(
+            (folder / "vocabulary.txt").read_text("utf-8").split("\n"),
+            *(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in ARRAYS),
+        )
+
+    @classmethod
+    def parse(cls, table: Path) -> ParaphraseTable:
+        """Three lines a pair: its weight, a phrase, the phrase that may stand for it."""
+        number: defaultdict[str, int] = defaultdict(lambda: len(number))
+        words, lengths, weights = [], [], []
+        try:
+            with gzip.open(table, "rt", encoding="utf-8", newline="\n") as file:
+                while lines := file.readlines(CHUNK):
+                    while len(lines) % 3:
+                        lines.append(file.readline())
+                    if not lines[-1]:
+                        raise ValueError(f"{table} ends within a pair")
+                    weights.append(np.array(lines[::3], dtype=float))
+                    del lines[::3]
+                    spaces = map(str.count, lines, itertools.repeat(" "))
+                    lengths.append(np.fromiter(spaces, np.uint8, len(lines)) + np.uint8(1))
+                    flat = "".join(lines).split()
+                    if len(flat) != lengths[-1].sum(dtype=np.int64):
+                        raise ValueError(f"{table} has a phrase whose words are not one space apart")
+                    words.append(np.fromiter(map(number.__getitem__, flat), np.uint16, len(flat)))
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"{table} is damaged: {error}") from error
+        if len(number) > np.iinfo(np.uint16).max:
+            raise ValueError(f"{table} has more different words than velm's numbers go")
+        return cls(list(number), np.concatenate(words), np.concatenate(lengths), np.concatenate(weights))
+
+    def of(self, captions: Iterable[str]) -> bytes:
+        """METEOR's file of the pairs that tokenised captions can need, compressed."""
+        number = {word: place for place, word in enumerate(self.vocabulary)}
+        known_V = np.zeros(len(number), dtype=bool)
+        beside = set()
+        for first, second in neighbours(captions):
+            left, right = number.get(first), number.get(second)
+            known_V[[place for place in (left, right) if place is not None]] = True
+            if left is not None and right is not None:
+                beside.add((left << 16) + right)
+        start_P = np.concatenate([[0], np.cumsum(self.lengths_P[:-1], dtype=np.int64)])
+        known_P = np.logical_and.reduceat(known_V[self.words_W], start_P)
+        pair_E = np.flatnonzero(known_P[::2] & known_P[1::2])
+        # Of these, the pairs whose words also follow each other somewhere.
+        phrase_P = (2 * pair_E[:, None] + [0, 1]).ravel()
+        start_P, length_P = start_P[phrase_P], self.lengths_P[phrase_P].astype(np.int64)
+        follows_P = np.ones(len(phrase_P), dtype=bool)
+        beside_sorted = np.sort(np.fromiter(beside, np.uint32, len(beside)))
+        for place in range(1, int(length_P.max(initial=1))):
+            longer = np.flatnonzero(follows_P & (length_P > place))
+            at = start_P[longer] + place
+            code = (self.words_W[at - 1].astype(np.uint32) << 16) + self.words_W[at]
+            follows_P[longer] = np.isin(code, beside_sorted)
+        kept_E = np.flatnonzero(follows_P[::2] & follows_P[1::2])
+        lines = []
+        for pair in kept_E.tolist():
+            lines.append(repr(float(self.weights_E[pair_E[pair]])))
+            for phrase in (2 * pair, 2 * pair + 1):
+                numbers = self.words_W[start_P[phrase] : start_P[phrase] + length_P[phrase]]
+                lines.append(" ".join(map(self.vocabulary.__getitem__, numbers.tolist())))
+        return gzip.compress("".join(f"{line}\n" for line in lines).encode(), compresslevel=1, mtime=0)
+
+
+ARRAYS = ("words_W", "lengths_P", "weights_E")
+
+
+def _keep(table: ParaphraseTable, folder: Path) -> None:
+    """Writes the folder whole or not at all; another process may have been quicker."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for name in ARRAYS:
+            np.save(part / f"{name}.npy", getattr(table, name), allow_pickle=False)
+        write_bytes(part / "vocabulary.txt", ["\n".join(table.vocabulary).encode()])
+        try:
+            os.rename(part, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def neighbours(captions: Iterable[str]) -> set[tuple[str, str]]:
+    """Words that may stand side by side once METEOR has rewritten the captions; "" is beside a caption's ends."""
+    found: set[tuple[str, str]] = set()
+    for caption in captions:
+        if _PLAIN.fullmatch(caption):
+            found.update(pairwise(["", *caption.split(), ""]))
+            continue
+        before = {""}
+        for token in [*caption.split(), ""]:
+            after: set[str] = set()
+            for words in _rewritten(token) if token else [[""]]:
+                if not words:  # taken out: its neighbours meet
+                    after |= before
+                else:
+                    found.update((word, words[0]) for word in before)
+                    found.update(pairwise(words))
+                    after.add(words[-1])
+            before = after
+    return found
+
+
+def _rewritten(token: str) -> list[list[str]]:
+    """What METEOR may make of a token: itself, without marks and accents, in parts with their marks or without."""
+    spelled = {token, token.lower()}
+    spelled |= {
+        "".join(c for c in unicodedata.normalize("NFKD", each) if not unicodedata.combining(c)) for each in spelled
+    }
+    ways = []
+    for each in spelled:
+        parts = _PART.findall(each)
+        bare = [part for part in parts if part.isalnum()]
+        ways += [[each], parts, bare, ["".join(bare)] if bare else []]
+    return ways
