@@ -40,6 +40,7 @@ SECTIONS = [
     ("init", "init.", ["InitConfig"]),
     ("decode", "decode.", ["DecodeConfig"]),
     ("metrics", "metrics.", ["MetricsConfig"]),
+    ("eval", "eval.", ["EvalConfig"]),
     ("report", "report.", ["ReportConfig"]),
 ]  # fmt: skip
 

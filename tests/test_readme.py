@@ -45,7 +45,7 @@ def shorter(command: str) -> str:
         more.append("tokenizer.min_count=1")
     if stage == "train":
         more.append(FEWER_STEPS)
-    if stage == "eval":
+    if stage == "eval" and "eval.submit" not in command:
         more.append("limit=4")
     if stage == "score":
         more.append("metrics=fast")
@@ -58,7 +58,11 @@ def place(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     program = folder / "bin" / "velm"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m velm_cli "$@"\n')
+    # COCO's server takes 40,775 test captions; here are four test images.
+    program.write_text(
+        f"#!{sys.executable}\nfrom velm_cli.cli import main\nfrom velm_cli.metrics import submission\n"
+        "submission.SPLITS['test2014'] = 4\nif __name__ == '__main__':\n    main()\n"
+    )
     program.chmod(0o755)
     words = ["a", "red", "dog", "sits", "on", "the", "green", "grass", "near", "two", "old", "trees"]
 
@@ -92,6 +96,10 @@ def place(tmp_path_factory) -> Path:
     for name, first in (("results", 1), ("other", 2)):
         results = [{"image_id": i, "caption": captions(i + first)[0]} for i in range(13, 21)]
         (folder / f"{name}.json").write_text(json.dumps(results))
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(4)]
+    (folder / "image_info_test2014.json").write_text(json.dumps({"images": images}))
+    for i in range(4):
+        photo(folder / "test2014" / f"{i}.jpg", i)
     flickr = folder / "data/flickr8k"
     for part, start in (("train", 100), ("dev", 200), ("test", 300)):
         ids = list(range(start, start + 6))

@@ -482,6 +482,7 @@ METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
 class MetricsConfig:
     names: list[str] = field(default_factory=lambda: [*METRIC_NAMES])  # which metrics to compute
     required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
+    clip: str | None = None  # folder of a CLIP-like transformers model: CLIPScore and RefCLIPScore too
     df: str = "corpus"  # CIDEr's document frequencies: corpus (of the references) | coco | file of velm score save_df=
     resamples: int = 1000  # of the images, for 95 % intervals; 0 = none
     java_timeout: float = 7200.0  # seconds before METEOR or SPICE is given up

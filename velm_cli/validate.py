@@ -99,6 +99,8 @@ def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
             yield f"metrics: no metric {name!r}{near} (there are {', '.join(schema.METRIC_NAMES)})"
     for name in set(metrics.required) - set(metrics.names):
         yield f"metrics.required names {name}, which metrics.names does not"
+    if metrics.clip is not None and not os.path.isdir(metrics.clip):
+        yield f"metrics.clip={metrics.clip}: no such folder (of a CLIP-like model, as save_pretrained writes it)"
     yield from _at_least("metrics", metrics, resamples=0)
 
 

@@ -21,7 +21,8 @@ from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.scores import NAMES, save, table
 from velm_cli.schema import MetricsConfig
 
-ORDER = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE"]
+CLIP = ["CLIPScore", "RefCLIPScore"]
+ORDER = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", *CLIP]
 IN_PYTHON = ["bleu", "rouge_l", "cider"]
 
 
@@ -62,9 +63,9 @@ def test_without_java_scores_are_there_and_missing_ones_have_reasons(captions, n
     answers = ptb.tokenize(list(hypotheses.values()))
     assert_equal(scores, official(tokenized, dict(zip(hypotheses, answers, strict=True))))
     assert list(scores.corpus) == list(NAMES) == ORDER
-    assert {name for name, value in scores.corpus.items() if value is None} == {"METEOR", "SPICE"}
-    assert set(scores.reasons) == {"METEOR", "SPICE"}
-    assert all("install a Java runtime" in reason for reason in scores.reasons.values())
+    missing = {"METEOR", "SPICE", *CLIP}
+    assert {name for name, value in scores.corpus.items() if value is None} == set(scores.reasons) == missing
+    assert all("install a Java runtime" in scores.reasons[name] for name in ("METEOR", "SPICE"))
     assert scores.signature["tokenizer"] == "PTB, as stanford-corenlp-3.4.1"
     assert capfd.readouterr().out == ""  # pycocoevalcap's own prints are silenced
 
@@ -111,7 +112,7 @@ def test_with_java_everything_but_spice_equals_pycocoevalcap(captions):
     assert_equal(scores, wanted)
     assert scores.signature["tokenizer"] == "PTB, as stanford-corenlp-3.4.1"
     assert scores.signature["java"]
-    assert scores.reasons == {"SPICE": "not requested"}
+    assert scores.reasons == dict.fromkeys(["SPICE", *CLIP], "not requested")
 
 
 @pytest.mark.java
@@ -141,7 +142,7 @@ def test_a_hung_java_costs_its_time_limit_and_only_its_scores(captions, monkeypa
     started = time.monotonic()
     scores = score_captions(references, hypotheses, MetricsConfig(java_timeout=1), cache_dir=tmp_path / "cache")
     assert time.monotonic() - started < 30
-    assert set(scores.reasons) == {"METEOR", "SPICE"}
+    assert set(scores.reasons) == {"METEOR", "SPICE", *CLIP}
     assert "no answer in 1 s" in scores.reasons["METEOR"]
     assert "raise metrics.java_timeout" in scores.reasons["SPICE"]
     assert scores.corpus["CIDEr"] > 0
@@ -214,7 +215,7 @@ def test_table_and_files(captions, no_java, tmp_path):
     scores.per_image[next(iter(scores.per_image))]["SPICE"] = None
     save(scores, tmp_path / "new" / "folder")
     saved = json.loads((tmp_path / "new" / "folder" / "scores.json").read_text())
-    assert list(saved)[:8] == ORDER
+    assert list(saved)[:10] == ORDER
     assert saved["METEOR"] is None
     assert saved["CIDEr"] == cider
     assert saved["images"] == 30

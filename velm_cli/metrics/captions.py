@@ -25,6 +25,7 @@ from velm_cli import __version__
 from velm_cli.data.processes import available_cores
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.metrics import language, meteor, spice
+from velm_cli.metrics.clip_score import ClipJudge, ReadImage
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.frequencies import document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home, find_java
@@ -66,20 +67,22 @@ def score_captions(
     *,
     sets: Mapping[ImageId, Sequence[str]] | None = None,
     training: Sequence[str] | None = None,
+    read_image: ReadImage | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
 ) -> Scores:
     """Scores one hypothesis an image against its references, raw captions both.
 
     `sets` are several captions of an image each, whose diversity is then measured; `training` the captions that
-    the model learned from, to count those that are new. METEOR and SPICE run beside the others, so it takes as
-    long as the slowest. `cache_dir` replaces velm's cache folder. Raises UserError when the images
-    differ or one has no references, and for unknown metric names; a failing Java program becomes a reason.
+    the model learned from, to count those that are new; `read_image` gives metrics.clip the images. METEOR and
+    SPICE run beside the others, so it takes as long as the slowest. `cache_dir` replaces velm's cache folder.
+    Raises UserError when the images differ or one has no references, and for unknown metric names; a failing
+    Java program becomes a reason.
     """
     _check(references, hypotheses, config)
     references = {image: list(captions) for image, captions in references.items()}
     hypotheses = {image: hypotheses[image] for image in references}
-    run = _Run(references, hypotheses, config, cache_dir or cache_home(), progress, sets or {}, training)
+    run = _Run(references, hypotheses, config, cache_dir or cache_home(), progress, sets or {}, training, read_image)
     with contextlib.ExitStack() as stack:
         # The order matters: an error or Ctrl-C first ends the Java processes, which frees the pool's threads.
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
@@ -104,15 +107,17 @@ class _Run:
         progress: bool,
         sets: Mapping[ImageId, Sequence[str]],
         training: Sequence[str] | None,
+        read_image: ReadImage | None,
     ) -> None:
         self.references, self.hypotheses, self.config = references, hypotheses, config
         self.cache_dir, self.progress = cache_dir, progress
-        self.sets, self.training = sets, training
+        self.sets, self.training, self.read_image = sets, training, read_image
         self.frequencies: DocumentFrequency | None = None  # None: those of the references
         self.results: list[Result] = []
         self.language: dict[str, float | None] = {}
         self.spice_categories: dict[str, float | None] = {}
-        self.reasons = {n: NOT_REQUESTED for k, names in COLUMNS.items() if k not in config.names for n in names}
+        wanted = [*config.names, *(["clip"] if config.clip else [])]
+        self.reasons = {n: NOT_REQUESTED for k, names in COLUMNS.items() if k not in wanted for n in names}
         self.warnings: list[str] = []
         self.signature = _signature(references)
         self.tokens: tuple[dict[ImageId, list[str]], dict[ImageId, str]] = {}, {}  # once tokenised
@@ -178,6 +183,24 @@ class _Run:
         self.language = language.describe(list(hypotheses.values()), flatten(references), training=training)
         if self.sets:
             self.language |= language.diversity_of_sets(self.sets, _bleu_4)
+        if self.config.clip:
+            self._clip(self.config.clip)
+
+    def _clip(self, folder: str) -> None:
+        if self.read_image is None:
+            self.reasons |= dict.fromkeys(COLUMNS["clip"], "it looks at the images: say where they are (images=FOLDER)")
+            return
+        judge = ClipJudge(folder)
+        with self._bar("CLIPScore") as bar:
+            columns = judge.score(self.references, self.hypotheses, self.read_image, on_images=bar.update)
+        unseen = columns[0].count(None)
+        if unseen == len(columns[0]):
+            self.reasons |= dict.fromkeys(COLUMNS["clip"], "none of the images was found")
+            return
+        if unseen:
+            self.warnings.append(f"CLIPScore leaves out {unseen} of {len(columns[0])} images, which were not found")
+        self.signature["clip"] = judge.signature
+        self.results += [average(name, values) for name, values in zip(COLUMNS["clip"], columns, strict=True)]
 
     def _cider(self, corpus: Corpus) -> None:
         if not any(caption for group in self.tokens[0].values() for caption in group):

@@ -19,6 +19,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "rouge_l": ("ROUGE_L",),
     "cider": ("CIDEr",),
     "spice": ("SPICE",),
+    "clip": ("CLIPScore", "RefCLIPScore"),
 }
 NAMES = tuple(name for columns in COLUMNS.values() for name in columns)
 LABELS = {name: name.replace("Bleu_", "BLEU-").replace("ROUGE_L", "ROUGE-L") for name in NAMES}
@@ -53,13 +54,15 @@ class Scores:
 def table(scores: Scores) -> str:
     """The requested scores as aligned text: name, fraction, percent, its 95 % interval; or `-` and a reason."""
     rows = []
-    for name in NAMES:
+    shown = [name for name in NAMES if scores.corpus[name] is not None or scores.reasons[name] != NOT_REQUESTED]
+    width = max([8, *(len(LABELS[name]) + 1 for name in shown)])
+    for name in shown:
         value, interval = scores.corpus[name], scores.intervals.get(name)
         if value is not None:
             error_bars = f"   {100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
-            rows.append(f"{LABELS[name]:<8}{value:>7.3f}{100 * value:>8.1f}{error_bars}")
-        elif scores.reasons[name] != NOT_REQUESTED:
-            rows.append(f"{LABELS[name]:<8}{'-':>7}{'-':>8}   {scores.reasons[name]}")
+            rows.append(f"{LABELS[name]:<{width}}{value:>7.3f}{100 * value:>8.1f}{error_bars}")
+        else:
+            rows.append(f"{LABELS[name]:<{width}}{'-':>7}{'-':>8}   {scores.reasons[name]}")
     return "\n".join(rows)
 
 

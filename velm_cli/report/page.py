@@ -33,6 +33,7 @@ THUMBNAIL_QUALITY = 60  # about 5 kB for a photo
 CURVE_POINTS = 400  # more than a chart a few hundred pixels wide can show
 
 _SHORT = {name: name.replace("Bleu_", "B@") if name.startswith("Bleu") else name[0] for name in NAMES}
+_SHORT |= {"CLIPScore": "CLIP", "RefCLIPScore": "RefCLIP"}
 
 
 @dataclass(frozen=True, slots=True)

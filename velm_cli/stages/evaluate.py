@@ -19,7 +19,7 @@ from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
-from velm_cli.metrics.scores import NAMES, Scores, missing_scores, table
+from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, table
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
 from velm_cli.models.weights import load_state
 from velm_cli.objectives.weights import Weight
@@ -199,9 +199,10 @@ def _report_again(path: Path) -> float | None:
         print(f"{path} is complete (fresh=true captions again): {path / 'predictions.json'}")
         return None
     saved = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-    corpus = {name: saved[name] for name in NAMES}
-    intervals = {name: saved["intervals"][name] for name in NAMES}
-    scores = Scores(corpus, intervals, saved["reasons"], {}, saved["signature"], saved["warnings"], {}, {})
+    corpus = {name: saved.get(name) for name in NAMES}
+    intervals = {name: saved["intervals"].get(name) for name in NAMES}
+    reasons = dict.fromkeys(NAMES, NOT_REQUESTED) | saved["reasons"]
+    scores = Scores(corpus, intervals, reasons, {}, saved["signature"], saved["warnings"], {}, {})
     print(f"{path} is complete (fresh=true evaluates again)\n{table(scores)}")
     return corpus["CIDEr"]
 

@@ -32,8 +32,9 @@ def run(config: ScoreRoot) -> float | None:
         images, more = matched(shared, theirs, config.mismatch, config.vs)
         notes += more
 
+    files = _images(config.images, references, images) if config.images else None
     training = flatten(read_references(Path(config.training), "training").captions) if config.training else None
-    scores = _score(config, config.predictions, images, references, ours, training)
+    scores = _score(config, config.predictions, images, references, ours, training, files)
     domains = by_domain(scores, references.domains)
     if domains:
         print(f"\n{domain_table(domains)}")
@@ -42,7 +43,7 @@ def run(config: ScoreRoot) -> float | None:
         print(f"\n{hallucination_table(invented)}")
     others, p_values = None, {}
     if theirs is not None:
-        others = _score(config, config.vs, images, references, theirs, training)
+        others = _score(config, config.vs, images, references, theirs, training, files)
         p_values = {n: paired_permutation(scores.summands[n], others.summands[n]) for n in others.summands}
         print(f"\n{comparison(scores, others, p_values)}")
     for note in dict.fromkeys([*notes, *scores.warnings]):
@@ -58,7 +59,7 @@ def run(config: ScoreRoot) -> float | None:
             write_json(Path(config.out) / "chair.json", figures | {"hallucinated": named})
         if domains:
             write_json(Path(config.out) / "domains.json", domains)
-        page = _page(config, scores, others, p_values, references)
+        page = _page(config, scores, others, p_values, files or {})
         print(f"written: {config.out}  (look at {page})")
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
@@ -72,6 +73,7 @@ def _score(
     references: References,
     predictions: Predictions,
     training: list[str] | None,
+    files: Mapping[ImageId, Path] | None,
 ) -> Scores:
     scores = score_captions(
         {image: references.captions[image] for image in images},
@@ -79,6 +81,7 @@ def _score(
         config.metrics,
         sets={image: predictions.sets[image] for image in images if image in predictions.sets},
         training=training,
+        read_image=None if files is None else lambda image: files[image].read_bytes() if image in files else None,
     )
     count = sum(len(references.captions[image]) for image in images)
     print(f"{title}  {len(images):,} images, {count:,} references\n{table(scores)}")
@@ -86,23 +89,24 @@ def _score(
     return scores
 
 
+def _images(folder: str, references: References, images: list[ImageId]) -> dict[ImageId, Path]:
+    """The files of those images that lie in `folder`."""
+    # The bare name: what a file from a stranger calls an image must not lead out of the folder.
+    paths = {image: Path(folder, Path(references.files[image]).name) for image in images if image in references.files}
+    there = {image: path for image, path in paths.items() if path.is_file()}
+    print(f"images: {len(there):,} of {len(images):,} in {folder}")
+    return there
+
+
 def _page(
-    config: ScoreRoot, ours: Scores, theirs: Scores | None, p_values: Mapping[str, float], references: References
+    config: ScoreRoot, ours: Scores, theirs: Scores | None, p_values: Mapping[str, float], files: Mapping[ImageId, Path]
 ) -> Path:
-    """report.html in `out`, with those images that lie in the folder `images`."""
+    """report.html in `out`, with the images in `files`."""
     assert config.out is not None
     runs = [evaluated_of(ours, Path(config.predictions).stem)]
     if theirs is not None:
         runs.append(evaluated_of(theirs, Path(str(config.vs)).stem, p_values))
-    pictures = {}
-    if config.images is not None:
-        # The bare name: what a file from a stranger calls an image must not lead out of the folder.
-        paths = {
-            i: Path(config.images, Path(references.files[i]).name) for i in ours.per_image if i in references.files
-        }
-        there = {image: path for image, path in paths.items() if path.is_file()}
-        print(f"images: {len(there):,} of {len(ours.per_image):,} in {config.images}")
-        pictures = {image: Picture(thumbnail(path.read_bytes())) for image, path in there.items()}
+    pictures = {image: Picture(thumbnail(path.read_bytes())) for image, path in files.items()}
     page = Path(config.out) / "report.html"
     write_page(page, runs, pictures, title=" against ".join(run.name for run in runs))
     return page

@@ -152,7 +152,14 @@ def score_and_save(
     if len(by_id) < len(captions):
         print(f"note: {len(captions) - len(by_id):,} images have no references and are captioned only")
     training = [caption for i in store.split("train") for caption in store.captions(int(i))] if trained_on else None
-    scores = score_captions(by_id, {image: captions[image] for image in by_id}, config, training=training)
+    record = {store.image_id(i): i for i in captioned}
+    scores = score_captions(
+        by_id,
+        {image: captions[image] for image in by_id},
+        config,
+        training=training,
+        read_image=lambda image: store.image_bytes(record[image]),
+    )
     save(scores, folder)
     print(f"\n{title}  {len(by_id):,} images\n{table(scores)}\n{language_line(scores.language)}")
     for warning in scores.warnings:
