@@ -166,6 +166,8 @@ def score_spice(
                     raise JavaError(f"SPICE gave scores of {len(found)} images for {len(group)}")
                 scores |= {image: found[i] for i, image in enumerate(group)}
                 on_images(len(group))
+                if cached and snapshot is not None:
+                    _publish(work, snapshot)  # parses are hours of work: a kill costs those of one group
         finally:
             if cached and snapshot is not None:
                 _publish(work, snapshot)
