@@ -145,6 +145,15 @@ def test_groups_are_put_together_and_the_cache_grows(tmp_path, monkeypatch):
     assert [path.name for path in setup.snapshot.parent.iterdir()] == ["data.mdb"]
 
 
+def test_parses_of_a_group_are_kept_before_the_next_one_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(spice, "IMAGES_PER_GIB", 3)
+    seen, kept = tmp_path / "seen", setup_in(tmp_path).snapshot
+    look = f"open({str(seen)!r}, 'a').write(f'{{os.path.getsize({str(kept)!r})}} ' if os.path.exists({str(kept)!r}) else '- ')"
+    with pretend(tmp_path, look) as launcher:
+        score_spice(launcher, setup_in(tmp_path), REFERENCES, HYPOTHESES, timeout=60)
+    assert seen.read_text().split() == ["-", str(len("parse ")), str(2 * len("parse "))]
+
+
 def test_heaps_are_read_as_java_reads_them():
     heaps = {"4G": 4, "1500m": 1500 / 1024, "1048576k": 1, "2147483648": 2, "1t": 1024, "4GB": 1}
     assert {heap: spice._gib(heap) for heap in heaps} == heaps
