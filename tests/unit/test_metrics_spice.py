@@ -148,7 +148,11 @@ def test_groups_are_put_together_and_the_cache_grows(tmp_path, monkeypatch):
 def test_parses_of_a_group_are_kept_before_the_next_one_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(spice, "IMAGES_PER_GIB", 3)
     seen, kept = tmp_path / "seen", setup_in(tmp_path).snapshot
-    look = f"open({str(seen)!r}, 'a').write(f'{{os.path.getsize({str(kept)!r})}} ' if os.path.exists({str(kept)!r}) else '- ')"
+    look = f"""
+kept = pathlib.Path({str(kept)!r})
+with open({str(seen)!r}, "a") as file:
+    print(kept.stat().st_size if kept.exists() else "-", file=file)
+"""
     with pretend(tmp_path, look) as launcher:
         score_spice(launcher, setup_in(tmp_path), REFERENCES, HYPOTHESES, timeout=60)
     assert seen.read_text().split() == ["-", str(len("parse ")), str(2 * len("parse "))]
