@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -61,14 +62,40 @@ def test_a_second_run_and_a_resumed_one_find_the_features(place, capsys):
     assert "complete" in out and "computed for" not in out and "resumed at step 8" in out
 
 
+def test_views_of_the_training_images_are_kept_beside_the_plain_one(place, capsys):
+    more = ["name=views", "data.cache=fp32", "data.views=3", "data.crop_scale=0.5", "data.flip=true"]
+    assert call(*COMMAND, *more) == 0
+    out = capsys.readouterr().out
+    assert "view 2 of 3  computed for 40 images" in out and "view 3 of 3  computed for 40 images" in out
+    plain, views = losses(place / "plain"), losses(place / "views")
+    # The text's loss of the first step is that of an untrained model; then other images tell in it.
+    assert plain[-2]["loss_text"] != pytest.approx(views[-2]["loss_text"], rel=1e-6)
+    folders = {
+        json.loads(file.read_text()).get("view", 0): file.parent
+        for file in (place.parents[1] / "stores/shapes/features").glob("*/about.json")
+        if json.loads(file.read_text())["dtype"] == "fp32"
+    }
+    assert set(folders) == {0, 1, 2}
+    first, second, third = (np.load(folders[view] / "part-00000.npy") for view in range(3))
+    assert first.shape == second.shape == third.shape
+    assert not np.allclose(first, second) and not np.allclose(second, third)
+    assert call(*COMMAND, *more, "run.max_steps=10") == 0
+    assert "view 3 of 3  complete" in capsys.readouterr().out
+    assert call("eval", "checkpoint=runs/train/views", "metrics.names=[cider]") == 0
+    assert "complete" in capsys.readouterr().out, "evaluation sees images as they are"
+
+
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
         ("vision.freeze=none", "data.cache=bf16 keeps what a frozen encoder says: use it with vision.freeze=all"),
         (
             "data.flip=true",
-            "data.cache=bf16 sees each image in one way: leave data.flip=false data.crop_scale=1 data.colour_jitter=0",
+            "data.cache=bf16 sees each image in one way: keep several with data.views=4, or leave "
+            "data.flip=false data.crop_scale=1 data.colour_jitter=0",
         ),
+        ("data.views=2", "data.views=2 would be alike: set data.crop_scale, data.flip or data.colour_jitter too"),
+        ("data.views=0", "data.views=0: must be at least 1"),
     ],
 )
 def test_what_cannot_be_cached_is_refused(place, wrong, line, capsys):

@@ -197,6 +197,7 @@ class DataConfig:
     colour_jitter: float = 0.0  # brightness, contrast and saturation change by factors from 1 - this to 1 + this
     workers: int = 0  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: a frozen encoder's features, computed once
+    views: int = 1  # of each training image in the cache: the first as it is, the others augmented; an epoch takes one
 
 
 # ---------------------------------------------------------------------------------------- model

@@ -269,15 +269,21 @@ def _objectives(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterato
 
 def _cache(config: schema.TrainRoot) -> Iterator[str]:
     data = config.data
+    yield from _at_least("data", data, views=1)
     if data.cache is schema.FeatureCaching.none:
+        if data.views > 1:
+            yield f"data.views={data.views} are kept in a cache: say data.cache=bf16 too (without, every view is new)"
         return
     if config.vision.freeze != "all":
         yield f"data.cache={data.cache.value} keeps what a frozen encoder says: use it with vision.freeze=all"
-    if data.flip or data.crop_scale < 1 or data.colour_jitter:
+    augments = data.flip or data.crop_scale < 1 or data.colour_jitter
+    if augments and data.views == 1:
         yield (
-            f"data.cache={data.cache.value} sees each image in one way: leave data.flip=false data.crop_scale=1 "
-            "data.colour_jitter=0"
+            f"data.cache={data.cache.value} sees each image in one way: keep several with data.views=4, or leave "
+            "data.flip=false data.crop_scale=1 data.colour_jitter=0"
         )
+    if data.views > 1 and not augments:
+        yield f"data.views={data.views} would be alike: set data.crop_scale, data.flip or data.colour_jitter too"
 
 
 def _at_least(group: str, node: Any, **bounds: float) -> Iterator[str]:

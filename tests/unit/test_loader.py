@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from velm_cli.data.batch import Batch
-from velm_cli.data.loader import TrainLoader, eval_batches
-from velm_cli.data.transforms import EvalTransform
+from velm_cli.data.loader import TrainLoader, eval_batches, view_batches
+from velm_cli.data.transforms import EvalTransform, TrainTransform
 from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig
 
@@ -275,6 +275,51 @@ def test_images_whose_captions_name_a_side_are_never_mirrored():
     assert store.sides & set(range(3, 33))
     assert mirrored[True] == 0
     assert mirrored[False] > 0
+
+
+def test_an_epoch_takes_one_of_the_cached_views_of_each_image():
+    class View:
+        shape = (1, 1)
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def empty(self, images: int) -> torch.Tensor:
+            return torch.empty(images, 1, 1)
+
+        def read_into(self, record: int, out_SD: torch.Tensor) -> None:
+            out_SD.fill_(100 * record + self.number)
+
+    store = FakeStore(30)
+    views = [View(number) for number in range(3)]
+    one = loader(store, features=views)
+    epoch = one.batches_per_epoch
+    batches = take(one.batches(), 12 * epoch)
+    drawn: dict[int, list[int]] = {}
+    for batch in batches:
+        for record, value in zip(batch.indices, batch.feature_BSD.flatten().tolist(), strict=True):
+            assert int(value) // 100 == record
+            drawn.setdefault(record, []).append(int(value) % 100)
+    counts = Counter(view for numbers in drawn.values() for view in numbers)
+    assert all(80 < counts[view] < 160 for view in range(3))  # of 360
+    assert len(set(map(tuple, drawn.values()))) > 25  # each image draws for itself
+    assert all_same(take(loader(store, features=views).batches(start=5 * epoch), 4), batches[5 * epoch : 5 * epoch + 4])
+    (first,) = take(loader(store, features=views[:1]).batches(), 1)
+    assert first.feature_BSD.flatten().tolist() == [100.0 * record for record in first.indices]
+
+
+def test_a_view_of_an_image_is_the_same_in_every_run_and_another_in_every_view():
+    store = FakeStore(12)
+    transform = TrainTransform(16, MEAN, STD, 0.6, True)
+    records = store.split("train")
+
+    def images(view: int, **options) -> torch.Tensor:
+        return torch.cat([batch.image_BCHW for batch in view_batches(store, records, transform, view, **options)])
+
+    first = images(1, batch_size=5)
+    assert first.shape == (12, 3, 16, 16)
+    assert torch.equal(first, images(1, batch_size=4, workers=2))
+    assert not any(torch.equal(a, b) for a, b in zip(first, images(2, batch_size=5), strict=True))
 
 
 def test_closing_ends_the_threads_and_errors_come_through():

@@ -33,7 +33,7 @@ from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig
 
 WINDOW = 50  # batches whose images are sorted by caption length together: the more, the less padding
-CAPTIONS, ORDER, BATCHES, AUGMENT = range(4)  # names of the random streams
+CAPTIONS, ORDER, BATCHES, AUGMENT, VIEW = range(5)  # names of the random streams
 
 Read = Callable[[int, int, Tensor], object]  # record, epoch, its row of the batch to fill
 
@@ -52,8 +52,9 @@ class TrainLoader:
 
     `batch_size` is that of a global batch, of which rank r gets the rows r::world. An epoch visits every
     image at most once and leaves out a random rest smaller than a batch; a split smaller than a batch is
-    one batch. `image_size=None` reads no images; with `features` these are read instead. `limit` keeps
-    the first so many images of the split, each with its first captions only.
+    one batch. `image_size=None` reads no images; with `features` these are read instead, in each epoch from one
+    of the views of an image. `limit` keeps the first so many images of the split, each with its first captions
+    only.
     Raises UserError when the split has no images, no captions, or too few for the processes.
     """
 
@@ -71,7 +72,7 @@ class TrainLoader:
         seed: int,
         split: str = "train",
         limit: int = 0,
-        features: FeatureCache | None = None,
+        features: Sequence[FeatureCache] = (),
         rank: int = 0,
         world: int = 1,
     ) -> None:
@@ -107,8 +108,9 @@ class TrainLoader:
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches number `start`, `start + 1`, ... since the beginning of training, without end."""
-        read = self._read_image if self._features is None else _read_features(self._features)
-        return _filled(self._planned(start), read, self._data.workers)
+        return _filled(
+            self._planned(start), self._read_view if self._features else self._read_image, self._data.workers
+        )
 
     def _planned(self, start: int) -> Iterator[tuple[int, Batch]]:
         """(epoch, batch) with room for the images or features instead of these."""
@@ -125,7 +127,7 @@ class TrainLoader:
                     epoch.drawn[mine],
                     self._num_concepts,
                     self._image_size,
-                    self._features,
+                    self._features[0] if self._features else None,
                 ),
             )
 
@@ -140,15 +142,15 @@ class TrainLoader:
             self._epoch = _Epoch(number, batches, drawn)
         return self._epoch
 
+    def _read_view(self, record: int, epoch: int, out_SD: Tensor) -> None:
+        view = 0
+        if len(self._features) > 1:
+            seeds = np.random.SeedSequence([self._seed, epoch, VIEW, record])
+            view = int(np.random.Philox(seeds).random_raw() % len(self._features))
+        self._features[view].read_into(record, out_SD)
+
     def _read_image(self, record: int, epoch: int, out_CHW: Tensor) -> None:
-        seeds = np.random.SeedSequence([self._seed, epoch, AUGMENT, record])
-        transform = partial(
-            self._transform,
-            generator=np.random.Generator(np.random.Philox(seeds)),
-            may_flip=self._data.flip and may_flip(self._store.captions(record)),
-            out_CHW=out_CHW.numpy(),
-        )
-        _read_image(self._store, record, transform)
+        _read_augmented(self._store, self._transform, record, [self._seed, epoch, AUGMENT, record], out_CHW)
 
 
 def eval_batches(
@@ -188,6 +190,23 @@ def eval_batches(
 
     transform = EvalTransform(image_size or 1, mean, std)
     return _filled(planned(), read_image if features is None else _read_features(features), workers)
+
+
+def view_batches(
+    store: Store, records: np.ndarray, transform: TrainTransform, view: int, *, batch_size: int, workers: int = 0
+) -> Iterator[Batch]:
+    """The images of `records` as `transform` shows them in their view number `view`, the same in every run."""
+
+    def planned() -> Iterator[tuple[int, Batch]]:
+        for start in range(0, len(records), batch_size):
+            rows = np.asarray(records[start : start + batch_size], np.int64)
+            none = np.zeros((len(rows), 0), np.int64)
+            yield 0, assemble(store, None, rows, none, 0, transform.image_size, None)
+
+    def read(record: int, epoch: int, out_CHW: Tensor) -> None:
+        _read_augmented(store, transform, record, [VIEW, view, record], out_CHW)
+
+    return _filled(planned(), read, workers)
 
 
 # ---------------------------------------------------------------------------------------- order
@@ -246,6 +265,18 @@ def _read_image(store: Store, record: int, transform: Callable[[bytes], Tensor])
             f"image {store.image_id(record)} of the store cannot be read ({error}): "
             "build the store again with velm preprocess ... fresh=true"
         ) from error
+
+
+def _read_augmented(
+    store: Store, transform: TrainTransform, record: int, seeds: Sequence[int], out_CHW: Tensor
+) -> None:
+    draw = partial(
+        transform,
+        generator=np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds))),
+        may_flip=transform.flip and may_flip(store.captions(record)),
+        out_CHW=out_CHW.numpy(),
+    )
+    _read_image(store, record, draw)
 
 
 def _read_features(features: FeatureCache) -> Read:

@@ -102,7 +102,7 @@ class TrainTransform:
         colour_jitter: float = 0.0,
     ) -> None:
         assert 0 < crop_scale <= 1 and 0 <= colour_jitter < 1
-        self.colour_jitter = colour_jitter
+        self.image_size, self.colour_jitter = image_size, colour_jitter
         self._plain = EvalTransform(image_size, mean, std)
         self.crop_scale = crop_scale
         self.flip = flip

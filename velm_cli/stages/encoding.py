@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from velm_cli.data.batch import Batch
 from velm_cli.data.features import FeatureCache
-from velm_cli.data.loader import eval_batches
+from velm_cli.data.loader import eval_batches, view_batches
 from velm_cli.data.store import Store
+from velm_cli.data.transforms import TrainTransform
 from velm_cli.engine.device import autocast
 from velm_cli.models.vision import VisionEncoder
 from velm_cli.schema import FeatureCaching, Precision, TrainRoot
@@ -29,43 +31,64 @@ def cached_features(
     task: CaptionTask,
     device: torch.device,
     precision: Precision,
+    *,
+    view: int = 0,
 ) -> FeatureCache | None:
     """Features of `records` by the encoder of the run `config`, computed now where they are not yet there.
 
-    None without `data.cache`. Leaves the task in evaluation mode.
+    `view` 0 is the image as it is evaluated, the others are augmented by the options of `data`. None without
+    `data.cache`. Leaves the task in evaluation mode.
     """
-    model = task.model
-    if config.data.cache is FeatureCaching.none or model.vision is None or not store.has_images:
+    model, data = task.model, config.data
+    if data.cache is FeatureCaching.none or model.vision is None or not store.has_images:
         return None
     task.eval()
     side = config.vision.image_size
-    cache = FeatureCache(
-        store.path,
-        len(store),
-        config.data.cache,
-        {"encoder": _fingerprint(model.vision), "one_token": model.one_token, "image_size": side}
-        | {"mean": list(task.image_mean), "std": list(task.image_std), "precision": precision.value},
-    )
+    about = {"encoder": _fingerprint(model.vision), "one_token": model.one_token, "image_size": side}
+    about |= {"mean": list(task.image_mean), "std": list(task.image_std), "precision": precision.value}
+    if view:
+        about |= {"view": view, "crop": data.crop_scale, "flip": data.flip, "jitter": data.colour_jitter}
+    cache = FeatureCache(store.path, len(store), data.cache, about)
+
+    def images(records: np.ndarray) -> Iterator[Batch]:
+        mean, std = task.image_mean, task.image_std
+        if view:
+            transform = TrainTransform(side, mean, std, data.crop_scale, data.flip, data.colour_jitter)
+            return view_batches(store, records, transform, view, batch_size=TOGETHER, workers=READERS)
+        return eval_batches(
+            store, None, records, batch_size=TOGETHER, image_size=side, mean=mean, std=std, workers=READERS
+        )
 
     def encode(records: np.ndarray) -> Iterator[Tensor]:
-        for batch in eval_batches(
-            store,
-            None,
-            records,
-            batch_size=TOGETHER,
-            image_size=side,
-            mean=task.image_mean,
-            std=task.image_std,
-            workers=READERS,
-        ):
+        for batch in images(records):
             with torch.inference_mode(), autocast(device, precision):
                 features = model.encode_image(batch.to(device).image_BCHW)
             assert features is not None
             yield features.packed()
 
     count = cache.fill(records, encode)
-    print(f"features    {cache.folder}  {f'computed for {count:,} images' if count else 'complete'}", flush=True)
+    which = f"view {view + 1} of {data.views}  " if view else ""
+    print(f"features    {cache.folder}  {which}{f'computed for {count:,} images' if count else 'complete'}", flush=True)
     return cache
+
+
+def training_views(
+    config: TrainRoot,
+    store: Store,
+    task: CaptionTask,
+    device: torch.device,
+    precision: Precision,
+) -> list[FeatureCache]:
+    """`cached_features` of all images that the run trains and validates on, and of the former's further views."""
+    first = cached_features(config, store, images_of_training(config, store), task, device, precision)
+    if first is None:
+        return []
+    train = store.split("train")[: config.run.overfit_images or None]
+    further = (
+        cached_features(config, store, train, task, device, precision, view=view)
+        for view in range(1, config.data.views)
+    )
+    return [first, *(cache for cache in further if cache is not None)]
 
 
 def images_of_training(config: TrainRoot, store: Store) -> np.ndarray:

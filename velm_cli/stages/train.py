@@ -26,7 +26,7 @@ from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
 from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TextLoss, TokenizerConfig, TokenizerKind, TrainRoot
-from velm_cli.stages.encoding import cached_features, images_of_training
+from velm_cli.stages.encoding import training_views
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
 from velm_cli.tasks.caption import CaptionTask
 
@@ -59,7 +59,7 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
     task.to(device)
     if config.loss.text is TextLoss.self_critical:
         task.critic = critic(config, store, tokens, device)
-    features = cached_features(config, store, images_of_training(config, store), task, device, precision)
+    views = training_views(config, store, task, device, precision)
     loader = TrainLoader(
         store,
         tokens,
@@ -71,13 +71,13 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         num_concepts=task.concepts,
         seed=config.seed,
         limit=config.run.overfit_images,
-        features=features,
+        features=views,
     )
     run = Run(
         config=config,
         folder=path,
         task=task,
-        features=features,
+        features=views[0] if views else None,
         optimizer=build_optimizer(task, config.optim),
         ema=Ema(task, config.run.ema_decay) if config.run.ema_decay else None,
         weights=weights,
