@@ -15,6 +15,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from velm_cli.errors import UserError
+from velm_cli.metrics import captions as metrics
 from velm_cli.metrics import ptb
 from velm_cli.metrics.captions import fast_cider, score_captions
 from velm_cli.metrics.document_frequency import DocumentFrequency
@@ -97,8 +98,12 @@ def test_order_of_the_hypotheses_does_not_matter(captions, no_java):
 
 
 @pytest.mark.java
-def test_with_java_everything_but_spice_equals_pycocoevalcap(captions):
+@pytest.mark.parametrize("large", [False, True])
+def test_with_java_everything_but_spice_equals_pycocoevalcap(captions, large, monkeypatch):
     needs_java()
+    if large:  # METEOR then shares the images among processes, each with a part of its paraphrases
+        monkeypatch.setattr(metrics, "IMAGES_PER_TABLE", 1)
+        monkeypatch.setattr(metrics, "IMAGES_PER_METEOR", 10)
     from pycocoevalcap.meteor.meteor import Meteor
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 

@@ -41,6 +41,7 @@ def test_only_phrases_that_stand_in_captions_are_kept(tmp_path):
 
 def test_the_cache_gives_what_was_read(tmp_path):
     file = write(tmp_path / "t.gz", TABLE)
+    assert ParaphraseTable.cached(file, tmp_path / "cache", make=False) is None
     first = ParaphraseTable.cached(file, tmp_path / "cache").of(["a dog", "dogs", "red haired man"])
     assert read(first) == [*TABLE[:2], TABLE[3]]
     assert len(list((tmp_path / "cache").iterdir())) == 1  # nothing temporary is left

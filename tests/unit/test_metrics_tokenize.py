@@ -69,7 +69,7 @@ def test_one_line_leaves_no_line_end(end):
 
 def test_plain_captions_need_no_java(rng):
     references, _ = random_captions(rng, 20)
-    tokenize = PtbTokenizer(None, problem="no Java")
+    tokenize = PtbTokenizer(None)
     assert tokenize(flatten(references)) == ptb.tokenize(flatten(references))
     assert (tokenize.from_jar, tokenize.unsure) == (0, 0)
 

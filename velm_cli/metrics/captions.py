@@ -12,7 +12,7 @@ import importlib.metadata
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from velm_cli.metrics import language, meteor, spice
 from velm_cli.metrics.clip_score import ClipJudge, ReadImage
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.frequencies import document_frequencies
-from velm_cli.metrics.java import JavaError, Launcher, cache_home, find_java
+from velm_cli.metrics.java import JavaError, Launcher, cache_home
 from velm_cli.metrics.overlap import Corpus, bleu_scores, bleu_summands, cider, rouge_l
 from velm_cli.metrics.paraphrases import ParaphraseTable
 from velm_cli.metrics.result_files import listing
@@ -41,6 +41,7 @@ __all__ = ["fast_cider", "score_captions"]
 
 TOKENIZE_TIMEOUT = 300.0  # seconds; 25,000 captions take the jar two
 IMAGES_PER_METEOR, MOST_METEORS = 500, 4  # a process takes half a second to start, and 0.3 GB
+IMAGES_PER_TABLE = 1000  # cutting METEOR's table takes ten seconds once a machine, and saves ten in every run
 MIN_DF_IMAGES = 100  # below this CIDEr's document frequencies say little
 
 
@@ -86,12 +87,7 @@ def score_captions(
     with contextlib.ExitStack() as stack:
         # The order matters: an error or Ctrl-C first ends the Java processes, which frees the pool's threads.
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=2))
-        try:
-            launcher = stack.enter_context(Launcher(find_java()))
-        except JavaError as error:
-            run.without_java(str(error))
-        else:
-            run.with_java(launcher, pool)
+        run.score(stack.enter_context(Launcher()), pool)
     return run.scores()
 
 
@@ -122,25 +118,21 @@ class _Run:
         self.signature = _signature(references)
         self.tokens: tuple[dict[ImageId, list[str]], dict[ImageId, str]] = {}, {}  # once tokenised
 
-    def with_java(self, launcher: Launcher, pool: ThreadPoolExecutor) -> None:
-        self.signature["java"] = launcher.java.version
-        names = self.config.names
+    def score(self, launcher: Launcher, pool: ThreadPoolExecutor) -> None:
         self._tokenize(PtbTokenizer(launcher, timeout=min(self.config.java_timeout, TOKENIZE_TIMEOUT)))
-        futures: dict[str, Future[Result]] = {}
-        if "meteor" in names:
-            futures["METEOR"] = pool.submit(self._meteor, launcher)
-        if "spice" in names:
-            futures["SPICE"] = pool.submit(self._spice, launcher)
+        programs = {"meteor": self._meteor, "spice": self._spice}
+        futures = {
+            COLUMNS[name][0]: pool.submit(work, launcher)
+            for name, work in programs.items()
+            if name in self.config.names
+        }
         self._score_in_python()
         for name, future in futures.items():
             result = self._attempt(name, future.result)
             if result is not None:
                 self.results.append(result)
-
-    def without_java(self, problem: str) -> None:
-        self.reasons |= {n: problem for n in ("METEOR", "SPICE") if n not in self.reasons}
-        self._tokenize(PtbTokenizer(None, problem=problem))
-        self._score_in_python()
+        if launcher.used:
+            self.signature["java"] = launcher.java.version
 
     def _tokenize(self, tokenize: PtbTokenizer) -> None:
         """The captions' tokens, as two lists like pycocoevalcap's: a caption's can depend on its neighbour's."""
@@ -218,6 +210,7 @@ class _Run:
         self.results.append(average("CIDEr", cider(corpus, self.frequencies)[1].tolist()))
 
     def _meteor(self, launcher: Launcher) -> Result:
+        _ = launcher.java  # without Java nothing has to be prepared
         tokens = self._shortened("METEOR", meteor.MAX_WORDS)
         processes = max(1, min(available_cores(), MOST_METEORS, len(self.references) // IMAGES_PER_METEOR))
         with tempfile.TemporaryDirectory(prefix="velm-meteor-") as folder:
@@ -234,7 +227,10 @@ class _Run:
     ) -> Path | None:
         """The part of METEOR's table that these captions can need; None, so all of it, where velm cannot cut it."""
         try:
-            table = ParaphraseTable.cached(meteor.PARAPHRASES, self.cache_dir)
+            worth_it = len(references) >= IMAGES_PER_TABLE
+            table = ParaphraseTable.cached(meteor.PARAPHRASES, self.cache_dir, make=worth_it)
+            if table is None:
+                return None
             path = folder / "paraphrases.gz"
             path.write_bytes(table.of([*flatten(references), *hypotheses.values()]))
         except (OSError, ValueError):  # no room, no permission, a jar that was changed: slower, and as right
@@ -242,6 +238,7 @@ class _Run:
         return path
 
     def _spice(self, launcher: Launcher) -> Result:
+        _ = launcher.java
         setup = spice.SpiceSetup.find(self.cache_dir, self.config.spice_memory, self.config.spice_threads)
         tokens = self._shortened("SPICE", spice.MAX_WORDS)
         with self._bar("SPICE") as bar:

@@ -135,11 +135,22 @@ def cache_home() -> Path:
 class Launcher:
     """Starts Java processes and ends every one of them when the `with` block is left, however it is left."""
 
-    def __init__(self, java: Java) -> None:
-        self.java = java
+    def __init__(self, java: Java | None = None) -> None:
+        """`java`: None for that of `find_java`, which is looked for when it is needed."""
+        self._given = java
         self._running: list[Process] = []
         self._lock = threading.Lock()
         self._closed = False
+
+    @functools.cached_property
+    def java(self) -> Java:
+        """Raises JavaError when there is none that works."""
+        return self._given or find_java()
+
+    @property
+    def used(self) -> bool:
+        """Whether anything was started, or Java asked for."""
+        return "java" in self.__dict__
 
     def __enter__(self) -> Launcher:
         return self

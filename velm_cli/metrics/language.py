@@ -37,7 +37,7 @@ def describe(
         "words": _mean(lengths),
         "words_p5": _percentile(lengths, 5),
         "words_p95": _percentile(lengths, 95),
-        "reference_words": _mean([len(caption.split()) for caption in references]),
+        "reference_words": _mean([caption.count(" ") + bool(caption) for caption in references]),
         "vocabulary": float(len(set(words))),
         "distinct_1": _ratio(len(set(words)), len(words)),
         "distinct_2": _ratio(len(set(pairs)), len(pairs)),

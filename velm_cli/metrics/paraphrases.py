@@ -46,14 +46,17 @@ class ParaphraseTable:
     weights_E: np.ndarray  # float64
 
     @classmethod
-    def cached(cls, table: Path, cache_dir: Path) -> ParaphraseTable:
+    def cached(cls, table: Path, cache_dir: Path, *, make: bool = True) -> ParaphraseTable | None:
         """The table in METEOR's file `table`, read once into a folder of `cache_dir`.
 
-        Raises OSError or ValueError where it cannot be read or kept.
+        None where it is not there yet and `make` is false. Raises OSError or ValueError where it cannot be read or
+        kept.
         """
         digest = hashlib.sha256(table.read_bytes()).hexdigest()
         folder = cache_dir / f"meteor-paraphrases-{FORMAT}-{digest[:16]}"
         if not folder.is_dir():
+            if not make:
+                return None
             _keep(cls.parse(table), folder)
         return cls(
             (folder / "vocabulary.txt").read_text("utf-8").split("\n"),

@@ -44,9 +44,9 @@ class PtbTokenizer:
     about when there was no Java (`problem` says why): velm's own reading of them may differ.
     """
 
-    def __init__(self, launcher: Launcher | None, *, timeout: float = 0.0, problem: str = "") -> None:
-        """`timeout` in seconds, of the jar. `problem`: why there is no `launcher`."""
-        self.launcher, self.timeout, self.problem = launcher, timeout, problem
+    def __init__(self, launcher: Launcher | None, *, timeout: float = 0.0) -> None:
+        """`launcher`: None never asks the jar. `timeout` in seconds, of the jar."""
+        self.launcher, self.timeout, self.problem = launcher, timeout, "it was not asked"
         self.from_jar = self.unsure = 0
 
     def __call__(self, captions: Sequence[str]) -> list[str]:

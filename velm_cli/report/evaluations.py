@@ -91,7 +91,7 @@ def read_evaluation(folder: Path) -> Evaluated:
             warnings=summary["warnings"],
             details=_details(summary),
             signature=summary["signature"],
-            curves=_curves_behind(folder),
+            curves=curves_behind(folder),
         )
     except FileNotFoundError as error:
         raise UserError(
@@ -101,7 +101,13 @@ def read_evaluation(folder: Path) -> Evaluated:
         raise UserError(f"{folder}: its scores are damaged ({error}); evaluate again with fresh=true") from error
 
 
-def evaluated_of(scores: Scores, name: str, p_values: Mapping[str, float | None] | None = None) -> Evaluated:
+def evaluated_of(
+    scores: Scores,
+    name: str,
+    p_values: Mapping[str, float | None] | None = None,
+    *,
+    curves: Curves | None = None,
+) -> Evaluated:
     """The same of scores at hand; `p_values` are of a test against the page's first run."""
     return Evaluated(
         name=name,
@@ -115,6 +121,7 @@ def evaluated_of(scores: Scores, name: str, p_values: Mapping[str, float | None]
         warnings=scores.warnings,
         details=_details({"language": scores.language, "spice_categories": scores.spice_categories}),
         signature=scores.signature,
+        curves=curves,
     )
 
 
@@ -150,7 +157,7 @@ def _points(values: Mapping[int, float | None]) -> list[Point]:
     return [(step, value) for step, value in sorted(values.items()) if value is not None and math.isfinite(value)]
 
 
-def _curves_behind(folder: Path) -> Curves | None:
+def curves_behind(folder: Path) -> Curves | None:
     """Those of the run itself, or of the run that it evaluates; None when that is gone or never was."""
     home = folder
     if (folder / "config.yaml").is_file():

@@ -88,6 +88,7 @@ def run(config: EvaluateRoot) -> float | None:
         if config.report.page and scores:
             page = write_report(
                 path,
+                scores,
                 store,
                 task,
                 tokenizer,

@@ -15,9 +15,9 @@ from velm_cli.data.loader import eval_batches
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import kept_box
-from velm_cli.metrics.scores import ImageId
+from velm_cli.metrics.scores import ImageId, Scores
 from velm_cli.models.looking import looks
-from velm_cli.report.evaluations import Attention, Evaluated, read_evaluation
+from velm_cli.report.evaluations import Attention, Evaluated, curves_behind, evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.stages.scoring import Captions
 from velm_cli.tasks.caption import CaptionTask
@@ -28,6 +28,7 @@ AT_ONCE = 32  # images looked at together
 
 def write_report(
     folder: Path,
+    scores: Scores,
     store: Store,
     task: CaptionTask,
     tokenizer: Tokenizer,
@@ -39,7 +40,7 @@ def write_report(
     features: FeatureCache | None,
 ) -> Path:
     """Write the page of the evaluation in `folder`; with attention maps for that many images, if the fusion has any."""
-    evaluated = read_evaluation(folder)
+    evaluated = evaluated_of(scores, folder.name, curves=curves_behind(folder))
     chosen = _chosen(evaluated, store, indices, attention)
     maps = dict(_attention(task, store, tokenizer, chosen, captions, image_size, features))
     pictures = {
