@@ -1,12 +1,18 @@
 """`data.cache`: training from cached features is the training that encodes every image every time."""
 
+import fcntl
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
+
+from velm_cli.data.features import LOCK
 
 COMMAND = [
     "train", *TINY, *TINY_MODEL, "vision.freeze=all", "run.max_steps=8", "run.validate_every=4", "loss.beta=0.1",
@@ -83,6 +89,29 @@ def test_views_of_the_training_images_are_kept_beside_the_plain_one(place, capsy
     assert "view 3 of 3  complete" in capsys.readouterr().out
     assert call("eval", "checkpoint=runs/train/views", "metrics.names=[cider]") == 0
     assert "complete" in capsys.readouterr().out, "evaluation sees images as they are"
+
+
+def test_a_signal_ends_the_computing_of_features_and_the_waiting_for_it(place):
+    folder = place.parents[1]
+    command = [*COMMAND, "name=stopped", "data.cache=fp32", "vision.width=40"]
+    assert call(*command, "run.max_steps=1") == 0
+    newest = max((folder / "stores/shapes/features").iterdir(), key=lambda path: path.stat().st_mtime)
+    for part in newest.glob("part-*.npy"):
+        part.unlink()
+    with (newest / LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as if another run computed them
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "velm_cli", *command], cwd=folder, stdout=subprocess.PIPE, text=True
+        )
+        while "waiting for it" not in (line := process.stdout.readline()):
+            assert line, "it ended before it waited"
+        process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped by SIGTERM; the same command goes on with the next features" in said
+    assert (place / "stopped/PREEMPTED").read_text().startswith("SIGTERM while features were computed")
+    assert call(*command) == 0
+    assert (place / "stopped/DONE").exists()
 
 
 @pytest.mark.parametrize(

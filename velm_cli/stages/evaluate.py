@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from velm_cli.data.store import Store, store_path
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_device, pick_precision, prepare
 from velm_cli.engine.folder import mark, open_run, run_path
-from velm_cli.engine.signals import stop_on_signals
+from velm_cli.engine.signals import Stopped, stop_on_signals
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
@@ -56,20 +57,23 @@ def run(config: EvaluateRoot) -> float | None:
         write_json(path / "weights.json", {"file": str(weights), "sha256": digest})
         tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
         task = _load_task(trained, store, tokenizer, weights, device)
-        features = cached_features(trained, store, indices, task, device, precision)
-        captions = caption_split(
-            task,
-            store,
-            tokenizer,
-            indices,
-            decoding=config.decode,
-            image_size=trained.vision.image_size,
-            device=device,
-            precision=precision,
-            seed=config.seed,
-            stop=stop,
-            features=features,
-        )
+        captions: Captions = {}
+        with contextlib.suppress(Stopped):
+            with stop.at_once():
+                features = cached_features(trained, store, indices, task, device, precision)
+            captions = caption_split(
+                task,
+                store,
+                tokenizer,
+                indices,
+                decoding=config.decode,
+                image_size=trained.vision.image_size,
+                device=device,
+                precision=precision,
+                seed=config.seed,
+                stop=stop,
+                features=features,
+            )
         if stop:
             mark(path, "PREEMPTED", f"{stop.signal_name} after {len(captions)} images")
             print(f"stopped by {stop.signal_name}; the same command starts this evaluation again")

@@ -15,7 +15,7 @@ from velm_cli.engine.device import pick_device, pick_precision, prepare
 from velm_cli.engine.folder import keep_lines_until, mark, open_run, run_path
 from velm_cli.engine.loop import Run, fit
 from velm_cli.engine.optim import Ema, build_optimizer
-from velm_cli.engine.signals import StopRequest, stop_on_signals
+from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
 from velm_cli.errors import UserError
 from velm_cli.models.hub import load_config
 from velm_cli.models.text.scratch import EMBEDDING_STD
@@ -59,7 +59,13 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
     task.to(device)
     if config.loss.text is TextLoss.self_critical:
         task.critic = critic(config, store, tokens, device)
-    views = training_views(config, store, task, device, precision)
+    try:
+        with stop.at_once():
+            views = training_views(config, store, task, device, precision)
+    except Stopped:
+        mark(path, "PREEMPTED", f"{stop.signal_name} while features were computed")
+        print(f"stopped by {stop.signal_name}; the same command goes on with the next features")
+        return None
     loader = TrainLoader(
         store,
         tokens,
