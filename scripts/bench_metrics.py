@@ -172,7 +172,9 @@ def compare_whole(captions: Captions, pairs: int, *, meteor: bool) -> dict[str, 
 def spice_twice(captions: Captions, rng: random.Random) -> dict[str, float]:
     """Seconds of SPICE with an empty cache of parses, and then of other captions of the same images."""
     references, _ = captions
-    others = {image: rng.choice(group) for image, group in references.items()}
+    words = " ".join(group[0] for group in references.values()).split()
+    # Edited: a reference as it stands would be in the cache of parses already.
+    others = {image: edited(rng.choice(group), words, rng) for image, group in references.items()}
     corenlp = find_corenlp(cache_home())
     assert corenlp, "velm doctor fix=spice"
     os.environ["VELM_CORENLP"] = str(corenlp)  # the cache of its own has none
