@@ -36,9 +36,9 @@ check: $(READY)  ## format, lint, types, configs, imports: seconds
 golden: $(READY)  ## thirty fixed steps against the stored losses
 	$(BIN)/python -m pytest tests/golden
 
-bench: $(READY)  ## speed on this machine: FLOPs, memory and time of a step (a dry run)
-	$(BIN)/velm preprocess dataset=shapes
-	$(BIN)/velm train dataset=shapes dry_run=true
+bench: $(READY)  ## speed on this machine, side by side: scores and pycocoevalcap's, a training step and transformers'
+	$(BIN)/python scripts/bench_metrics.py
+	$(BIN)/python scripts/bench_train.py
 
 gpu-check: $(READY)  ## right and fast on this machine's GPUs? parity, bf16, compile, NCCL, speed
 	$(BIN)/python scripts/gpu_check.py
