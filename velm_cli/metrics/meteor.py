@@ -22,6 +22,8 @@ from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
 
 METEOR_JAR = PYCOCOEVALCAP / "meteor" / "meteor-1.5.jar"
 PARAPHRASES = METEOR_JAR.parent / "data" / "paraphrase-en.gz"  # where the jar itself looks for them
+# The quick compiler and one thread: the thorough one costs as much time as it saves, on cores that the others need.
+FLAGS = ("-Xmx2G", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 MAX_WORDS = 500  # of a caption: its aligner runs out of memory on a caption of thousands
 REPLY_TIMEOUT = 300.0  # seconds for one answer, the first of which includes loading the tables
 # Of its English task: recall's share in the mean, the fragmentation penalty's exponent and size, the weight of
@@ -48,7 +50,7 @@ class Meteor:
     ) -> None:
         """`timeout` is the limit of one `score`, in seconds; `paraphrases` replaces METEOR's own table."""
         self._timeout = timeout
-        arguments = ["-Xmx2G", "-jar", str(METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
+        arguments = [*FLAGS, "-jar", str(METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
         if paraphrases is not None:
             arguments += ["-a", str(paraphrases)]
         self._workers = [_Worker(launcher, arguments, reply_timeout) for _ in range(processes)]

@@ -21,7 +21,7 @@ import tempfile
 import unicodedata
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -92,13 +92,12 @@ class ParaphraseTable:
     def of(self, captions: Iterable[str]) -> bytes:
         """METEOR's file of the pairs that tokenised captions can need, compressed."""
         number = {word: place for place, word in enumerate(self.vocabulary)}
+        pairs = [(number.get(first, -1), number.get(second, -1)) for first, second in neighbours(captions)]
+        pair_N2 = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         known_V = np.zeros(len(number), dtype=bool)
-        beside = set()
-        for first, second in neighbours(captions):
-            left, right = number.get(first), number.get(second)
-            known_V[[place for place in (left, right) if place is not None]] = True
-            if left is not None and right is not None:
-                beside.add((left << 16) + right)
+        known_V[pair_N2[pair_N2 >= 0]] = True
+        beside = pair_N2[(pair_N2 >= 0).all(axis=1)]
+        beside_sorted = np.sort((beside[:, 0] << 16) + beside[:, 1])
         start_P = np.concatenate([[0], np.cumsum(self.lengths_P[:-1], dtype=np.int64)])
         known_P = np.logical_and.reduceat(known_V[self.words_W], start_P)
         pair_E = np.flatnonzero(known_P[::2] & known_P[1::2])
@@ -106,20 +105,25 @@ class ParaphraseTable:
         phrase_P = (2 * pair_E[:, None] + [0, 1]).ravel()
         start_P, length_P = start_P[phrase_P], self.lengths_P[phrase_P].astype(np.int64)
         follows_P = np.ones(len(phrase_P), dtype=bool)
-        beside_sorted = np.sort(np.fromiter(beside, np.uint32, len(beside)))
         for place in range(1, int(length_P.max(initial=1))):
             longer = np.flatnonzero(follows_P & (length_P > place))
             at = start_P[longer] + place
-            code = (self.words_W[at - 1].astype(np.uint32) << 16) + self.words_W[at]
+            code = (self.words_W[at - 1].astype(np.int64) << 16) + self.words_W[at]
             follows_P[longer] = np.isin(code, beside_sorted)
         kept_E = np.flatnonzero(follows_P[::2] & follows_P[1::2])
-        lines = []
-        for pair in kept_E.tolist():
-            lines.append(repr(float(self.weights_E[pair_E[pair]])))
-            for phrase in (2 * pair, 2 * pair + 1):
-                numbers = self.words_W[start_P[phrase] : start_P[phrase] + length_P[phrase]]
-                lines.append(" ".join(map(self.vocabulary.__getitem__, numbers.tolist())))
-        return gzip.compress("".join(f"{line}\n" for line in lines).encode(), compresslevel=1, mtime=0)
+        kept_P = (2 * kept_E[:, None] + [0, 1]).ravel()
+        phrases = self._phrases(start_P[kept_P], length_P[kept_P])
+        weights = map(repr, self.weights_E[pair_E[kept_E]].tolist())
+        lines = [f"{weight}\n{next(phrases)}\n{next(phrases)}\n" for weight in weights]
+        return gzip.compress("".join(lines).encode(), compresslevel=1, mtime=0)
+
+    def _phrases(self, start_P: np.ndarray, length_P: np.ndarray) -> Iterator[str]:
+        """The phrases that begin at `start_P` in the row of words."""
+        first_P = np.cumsum(length_P) - length_P  # of each phrase, in the row of these phrases' words
+        word_W = np.repeat(start_P - first_P, length_P) + np.arange(int(length_P.sum()))
+        words = [self.vocabulary[number] for number in self.words_W[word_W].tolist()]
+        for first, length in zip(first_P.tolist(), length_P.tolist(), strict=True):
+            yield " ".join(words[first : first + length])
 
 
 ARRAYS = ("words_W", "lengths_P", "weights_E")
