@@ -28,12 +28,10 @@ def test_equals_pycocoevalcap_and_survives_odd_captions():
     wanted, wanted_each = official.compute_score(references, {i: [h] for i, h in hypotheses.items()})
     with Launcher(find_java()) as launcher, Meteor(launcher, timeout=300) as meteor:
         total, each, summands = meteor.score(references, hypotheses)
-        assert summands.total() == pytest.approx(total, abs=1e-9)
-        alone = summands.score(summands.rows_IS)
-        assert alone == pytest.approx(list(each.values()), abs=1e-9)
+        assert summands.total() == total
         assert list(each) == list(references)
-        assert total == pytest.approx(wanted, abs=1e-6)
-        assert list(each.values()) == pytest.approx(wanted_each, abs=1e-6)
+        assert total == pytest.approx(wanted, abs=1e-9)
+        assert list(each.values()) == pytest.approx(wanted_each, abs=1e-9)
         # What would block pycocoevalcap for ever; and the process stays good for another call.
         odd = {1: "a\ncat", 2: "|||", 3: "a \u2028 dog |||| b"}
         _, each, _ = meteor.score({1: ["a cat"], 2: ["a"], 3: ["a dog"]}, odd)
@@ -57,12 +55,7 @@ ANSWERS = """
         fields = line.strip().split(" ||| ")
         if fields[-1] == "hang" and {hangs}:
             {how}
-        if fields[0] == "EVAL":
-            for statistic in fields[1:]:
-                print(float(statistic.split()[0]))
-            print(0.5)
-        else:
-            print(len(fields[-1]), *[0] * 22)
+        print(len(fields[-1]), *[0] * 22)
 """
 
 
@@ -70,8 +63,9 @@ ANSWERS = """
 def test_a_process_that_fails_once_is_replaced_and_goes_on(tmp_path, how):
     java = jvm(tmp_path, ANSWERS.format(hangs="starts == 0", how=how))
     with Launcher(java) as launcher, Meteor(launcher, timeout=60, reply_timeout=3) as meteor:
-        total, each, _ = meteor.score({1: ["r"], 2: ["r"], 3: ["r"]}, {1: "ab", 2: "hang", 3: "abc"})
-    assert (total, each) == (0.5, {1: 2.0, 2: 4.0, 3: 3.0})
+        total, each, sums = meteor.score({1: ["r"], 2: ["r"], 3: ["r"]}, {1: "ab", 2: "hang", 3: "abc"})
+    assert sums.rows_IS[:, 0].tolist() == [2.0, 4.0, 3.0]
+    assert (total, each) == (0.0, {1: 0.0, 2: 0.0, 3: 0.0})  # nothing matched
     assert (tmp_path / "starts").read_text() == "xx"
 
 

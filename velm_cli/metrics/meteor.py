@@ -1,10 +1,9 @@
 """METEOR 1.5 (Denkowski and Lavie, 2014) through pycocoevalcap's jar, in a process that cannot hang velm.
 
-The jar answers line by line: `SCORE ||| reference ||| ... ||| hypothesis` gives the statistics of one
-image, and `EVAL ||| statistics ||| ...` gives each image's score and then the score of all, which is
-computed from the summed statistics and is not the mean. Its paraphrase table takes longer to load than thousands
-of images to align, so it gets only the part that the captions can need (`paraphrases.py`), and then several
-processes can share the images.
+The jar aligns the words: it answers `SCORE ||| reference ||| ... ||| hypothesis` with the statistics of one image.
+What follows is arithmetic, done here: the score of all is that of the summed statistics, not a mean. The jar's
+paraphrase table takes longer to load than thousands of images to align, so it gets only the part that the captions
+can need (`paraphrases.py`), and then several processes can share the images.
 """
 
 from __future__ import annotations
@@ -89,9 +88,8 @@ class Meteor:
         statistics = [""] * len(images)
         for number, part in enumerate(parts):
             statistics[number :: len(parts)] = part
-        request = "EVAL ||| " + " ||| ".join(statistics) + "\n"
-        scores = list(map(float, self._workers[0].answers([request], deadline, replies=len(images) + 1)))
-        return scores[-1], dict(zip(images, scores, strict=False)), summands(statistics)
+        sums = summands(statistics)
+        return sums.total(), dict(zip(images, sums.score(sums.rows_IS).tolist(), strict=True)), sums
 
 
 class _Worker:
@@ -110,19 +108,14 @@ class _Worker:
         deadline: float,
         where: Callable[[int], str] = lambda answered: "",
         on_answer: Callable[[], object] = lambda: None,
-        *,
-        replies: int | None = None,
     ) -> list[str]:
-        """The lines it answers, one a request unless `replies` says how many in all.
-
-        `where` names, for the error, the request after so many that were answered.
-        """
+        """The line it answers to each request. `where` names, for the error, the one after so many answers."""
         answers: list[str] = []
         for attempt in ("first", "last"):
             try:
                 # All at once: the process never waits for us, and the pipe's threads keep it from blocking.
-                self._process.send("".join(requests if replies else requests[len(answers) :]))
-                while len(answers) < (replies or len(requests)):
+                self._process.send("".join(requests[len(answers) :]))
+                while len(answers) < len(requests):
                     answers.append(self._reply(deadline))
                     on_answer()
                 return answers
@@ -130,8 +123,6 @@ class _Worker:
                 self._process.kill()
                 if attempt == "last" or time.monotonic() >= deadline:
                     raise JavaError(f"METEOR failed{where(len(answers))}: {error}") from None
-                if replies:
-                    answers.clear()
                 self._process = self._launcher.start(self._arguments)
         raise AssertionError("unreachable")
 
