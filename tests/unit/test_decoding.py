@@ -2,9 +2,13 @@
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
+import transformers
+from tiny_models import VOCAB as SIZE_OF_GPT2
+from tiny_models import folder
 
 from velm_cli import schema
 from velm_cli.models.decoding import decode, nucleus_probabilities
@@ -143,3 +147,36 @@ def test_nucleus_samples_follow_the_model():
         share = sum(sample == [token] for sample in samples) / draws
         sigma = math.sqrt(p[token] * (1 - p[token]) / draws) + 1e-9
         assert abs(share - p[token]) < 5 * sigma
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0])
+@pytest.mark.parametrize("beams", [1, 4])
+def test_captions_are_those_of_transformers_generate(beams, penalty):
+    """GPT-2 behind a prefix, the same weights in both: every image's caption, token by token."""
+    seed = random.SystemRandom().randrange(2**31)
+    print(f"seed {seed}")
+    torch.manual_seed(seed)
+    model = VelmModel(
+        vision=schema.ViTConfig(image_size=16, patch_size=8, width=24, layers=1, heads=2),
+        text=schema.CausalLMConfig(name=folder("gpt2")),
+        fusion=schema.PrefixConfig(length=3, dropout=0.0),
+        vocab_size=SIZE_OF_GPT2,
+    )
+    with torch.no_grad():
+        for parameter in model.text.parameters():
+            parameter.mul_(3)  # some words much likelier than others
+        model = model.double().eval()
+        memory = model.memory(model.encode_image(torch.randn(6, 3, 16, 16).double()))
+        found = decode(
+            model, memory, images=6, config=schema.DecodeConfig(beams=beams, max_length=12, length_penalty=penalty),
+            bos_id=BOS, eos_id=EOS, banned=[], device=torch.device("cpu"),
+        )  # fmt: skip
+        language_model = transformers.GPT2LMHeadModel.from_pretrained(folder("gpt2")).double().eval()
+        language_model.transformer.load_state_dict(model.text.net.state_dict())
+        embedded = torch.cat([memory[0], model.text.embed(torch.full((6, 1), BOS))], dim=1)
+        wanted = language_model.generate(
+            inputs_embeds=embedded, attention_mask=torch.ones(embedded.shape[:2]), num_beams=beams, max_new_tokens=12,
+            do_sample=False, eos_token_id=EOS, pad_token_id=EOS, length_penalty=penalty, early_stopping="never",
+        )  # fmt: skip
+    assert found == [row[: row.index(EOS)] if EOS in row else row for row in wanted.tolist()]
+    assert len(set(map(tuple, found))) > 1  # the image tells
