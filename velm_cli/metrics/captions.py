@@ -41,7 +41,7 @@ __all__ = ["fast_cider", "score_captions"]
 
 TOKENIZE_TIMEOUT = 300.0  # seconds; 25,000 captions take the jar two
 IMAGES_PER_METEOR, MOST_METEORS = 500, 4  # a process takes half a second to start, and 0.3 GB
-IMAGES_PER_TABLE = 1000  # cutting METEOR's table takes ten seconds once a machine, and saves ten in every run
+IMAGES_PER_TABLE = 1000  # reading METEOR's table takes 20 s once a machine, and saves ten in every run
 MIN_DF_IMAGES = 100  # below this CIDEr's document frequencies say little
 
 

@@ -23,6 +23,7 @@ from velm_cli.metrics.scores import ImageId
 WEIGHT = 2.5  # of the paper, which stretches cosines to about 0..1
 PROMPT = "A photo depicts "
 AT_ONCE = 64
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # None would ask on a terminal
 
 ReadImage = Callable[[ImageId], bytes | None]  # an image's file; None where there is none
 
@@ -36,8 +37,8 @@ class ClipJudge:
         import transformers
 
         try:
-            self.processor: Any = transformers.AutoProcessor.from_pretrained(folder, local_files_only=True)
-            model: Any = transformers.AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+            self.processor: Any = transformers.AutoProcessor.from_pretrained(folder, **LOCAL)
+            model: Any = transformers.AutoModel.from_pretrained(folder, **LOCAL, dtype=torch.float32)
         except (OSError, ValueError, KeyError) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
             raise UserError(

@@ -21,9 +21,6 @@ from velm_cli.metrics.java import JavaError, Launcher
 
 PYCOCOEVALCAP = Path(pycocoevalcap.__path__[0])
 PTB_JAR = PYCOCOEVALCAP / "tokenizer" / "stanford-corenlp-3.4.1.jar"
-# What pycocoevalcap drops; it also lists -LRB- and the like, which `-lowerCase` hides from it.
-PUNCTUATION = ptb.PUNCTUATION
-
 Id = TypeVar("Id", bound=Hashable)
 
 
@@ -96,7 +93,7 @@ def ptb_tokenize(captions: Sequence[str], launcher: Launcher, *, timeout: float)
 
 
 def _without_punctuation(line: str) -> str:
-    return " ".join(token for token in line.rstrip().split(" ") if token not in PUNCTUATION)
+    return " ".join(token for token in line.rstrip().split(" ") if token not in ptb.PUNCTUATION)
 
 
 def flatten(captions: Mapping[Id, Sequence[str]]) -> list[str]:
