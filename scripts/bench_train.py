@@ -1,32 +1,38 @@
-"""How fast is a training step beside transformers'? Captions a second, side by side in one run.
+"""How fast is a training step beside transformers' and open_clip's? Captions a second, side by side in one run.
 
-    python scripts/bench_train.py [--images 8] [--rounds 5] [--precision fp32|bf16] [--small] [--out bench_train.json]
+    python scripts/bench_train.py [--images 8] [--rounds 5] [--precision fp32|bf16] [--compile block] [--small]
+                                  [--out bench_train.json]
 
-One architecture for all: ViT-S/16 at 224 x 224 (12 blocks, width 384), a decoder of 6 blocks of width 384 with
-cross-attention in each, vocabulary 10,000, all parameters trained, 5 captions an image with the lengths of COCO's,
-dropout 0.1 in the decoder, AdamW, gradients clipped. The contestants take turns, so a busy machine slows all:
+ViT-S/16 at 224 x 224 (12 blocks, width 384), vocabulary 10,000, all parameters trained, 5 captions an image with the
+lengths of COCO's, AdamW, gradients clipped. The contestants take turns, so a busy machine slows all:
 
-velm      one step of `velm train`: the image is encoded once, its five captions share keys and values
-repeated  transformers' VisionEncoderDecoderModel (ViT and GPT-2) as it is used: one image with every caption
+velm      one step of `velm train`: the image is encoded once, its five captions share keys and values; a decoder of
+          6 blocks of width 384 with cross-attention in each, dropout 0.1
+repeated  transformers' VisionEncoderDecoderModel (ViT and GPT-2) of these sizes as it is used: one image with every
+          caption
 grouped   the same, its encoder run once an image and the states repeated: only the decoder's step counts
+both      velm with a contrastive loss too: 4 blocks of text alone, 3 with cross-attention
+coca      open_clip's CoCa, caption + contrastive loss, 3 blocks of text, 3 + 3 of its decoder (and an output matrix of
+          its own: 5 M parameters more); one image with every caption, the captions cut to the longest of the batch
+          (its own tokenizer pads to 76)
 
-Printed are medians, and the median and range of the ratios of each round.
+Printed are medians, the median and range of the ratios of each round, and what the ratio would be if both did their
+floating-point operations equally fast.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import benching
 import pycocoevalcap
 import torch
 from torch import Tensor
@@ -35,15 +41,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from velm_cli import schema
 from velm_cli.data.batch import Batch
 from velm_cli.engine.checkpoint import Progress
+from velm_cli.engine.compiling import compile_model
+from velm_cli.engine.device import prepare
 from velm_cli.engine.loop import Run, train_step
+from velm_cli.engine.meter import Meter, matrix_peak
 from velm_cli.engine.optim import build_optimizer
-from velm_cli.files import write_json
 from velm_cli.metrics import ptb
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.objectives.weights import Weight
 from velm_cli.tasks.caption import CaptionTask
 
 VOCAB, PAD, BOS, EOS, CAPTIONS = 10_000, 0, 1, 2, 5
+Step = Callable[[Batch], object]
 JAR = Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar"
 
 
@@ -92,19 +101,26 @@ def _batch(lengths: list[list[int]], side: int, draw: torch.Generator) -> Batch:
     )
 
 
-def velm_step(sizes: dict[str, int], precision: schema.Precision) -> tuple[Callable[[Batch], object], int]:
+def velm_step(
+    sizes: dict[str, int], precision: schema.Precision, how: schema.Compile, *, contrastive: bool
+) -> tuple[Step, int]:
     """A step of `velm train`, and the number of parameters."""
     torch.manual_seed(0)
-    width, heads = sizes["width"], sizes["heads"]
+    width, heads, device = sizes["width"], sizes["heads"], torch.device("cpu")
+    text_layers, fusion_layers = (
+        (0, sizes["text"]) if not contrastive else (sizes["text"] // 2 + 1, -(-sizes["text"] // 2))
+    )
     model = VelmModel(
         vision=schema.ViTConfig(
             image_size=sizes["side"], patch_size=16, width=width, layers=sizes["vision"], heads=heads, conv_stem=False
         ),
-        text=schema.TransformerConfig(width=width, layers=0, heads=heads, dropout=0.1),
-        fusion=schema.CrossModalConfig(layers=sizes["text"], heads=heads, dropout=0.1),
+        text=schema.TransformerConfig(width=width, layers=text_layers, heads=heads, dropout=0.1),
+        fusion=schema.CrossModalConfig(layers=fusion_layers, heads=heads, dropout=0.1),
         vocab_size=VOCAB,
     )
-    task = CaptionTask(model, schema.LossConfig(), concepts=1, active=frozenset({"text"})).train()
+    terms = frozenset({"text", "joint"} if contrastive else {"text"})
+    task = CaptionTask(model, schema.LossConfig(joint_width=width), concepts=1, active=terms).train()
+    compile_model(model, how, device)
     config = schema.TrainRoot(
         dataset=schema.ShapesConfig(), vision=schema.ViTConfig(), text=schema.TransformerConfig(),
         fusion=schema.CrossModalConfig(), task=schema.CaptionTaskConfig(),
@@ -116,19 +132,58 @@ def velm_step(sizes: dict[str, int], precision: schema.Precision) -> tuple[Calla
         features=None,
         optimizer=build_optimizer(task, config.optim),
         ema=None,
-        weights={"text": Weight(1.0, 1.0)},
+        weights={term: Weight(1.0, 1.0) for term in terms},
         own_words=Weight(0.0, 0.0),
         steps_per_epoch=1000,
-        device=torch.device("cpu"),
+        device=device,
         precision=precision,
         progress=Progress(),
+        meter=Meter(device, precision),
+        profiler=None,
     )
     return lambda batch: train_step(run, 500, [batch]), count_parameters(task)
 
 
-def transformers_steps(
-    sizes: dict[str, int], precision: schema.Precision
-) -> tuple[Callable[[Batch], object], Callable[[Batch], object], int]:
+def coca_step(sizes: dict[str, int], precision: schema.Precision) -> tuple[Step, int]:
+    """A step of open_clip's CoCa with both its losses, and the number of parameters."""
+    from open_clip import CoCa, CoCaLoss
+
+    torch.manual_seed(0)
+    width, heads = sizes["width"], sizes["heads"]
+    layers = -(-sizes["text"] // 2)
+    text = {"vocab_size": VOCAB, "width": width, "heads": heads, "layers": layers, "context_length": 76}
+    model = CoCa(
+        embed_dim=width,
+        multimodal_cfg=text,
+        text_cfg={**text, "embed_cls": True, "output_tokens": True},
+        vision_cfg={
+            "image_size": sizes["side"], "patch_size": 16, "width": width, "layers": sizes["vision"],
+            "head_width": width // heads, "output_tokens": True,
+        },
+        pad_id=PAD,
+    ).train()  # fmt: skip
+    judge = CoCaLoss(caption_loss_weight=1.0, clip_loss_weight=1.0, pad_id=PAD)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+
+    def step(batch: Batch) -> None:
+        assert batch.image_BCHW is not None
+        image_NCHW = batch.image_BCHW.repeat_interleave(CAPTIONS, dim=0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision is schema.Precision.bf16):
+            out = model(image_NCHW, batch.tokens_BKT.flatten(0, 1))
+            clip_loss, caption_loss = judge(**out)
+        _descend(model, optimizer, clip_loss + caption_loss)
+
+    return step, count_parameters(model)
+
+
+def _descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def transformers_steps(sizes: dict[str, int], precision: schema.Precision) -> tuple[Step, Step, int]:
     """Steps of VisionEncoderDecoderModel, every caption with its image and grouped; the number of parameters."""
     import transformers as t
     from transformers.modeling_outputs import BaseModelOutput
@@ -164,10 +219,7 @@ def transformers_steps(
                 assert batch.image_BCHW is not None
                 inputs["pixel_values"] = batch.image_BCHW.repeat_interleave(CAPTIONS, dim=0)
             loss: Tensor = model(**inputs, labels=labels_NT, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        _descend(model, optimizer, loss)
 
     def repeated(batch: Batch) -> None:
         step(batch, grouped=False)
@@ -178,16 +230,11 @@ def transformers_steps(
     return repeated, once, sum(p.numel() for p in model.parameters())
 
 
-def matrix_peak(precision: schema.Precision) -> float:
-    """FLOP/s of a large matrix product, the best of several."""
-    dtype = torch.bfloat16 if precision is schema.Precision.bf16 else torch.float32
-    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
-    best = 0.0
-    for _ in range(10):
-        began = time.perf_counter()
-        a @ b
-        best = max(best, 2 * 2048**3 / (time.perf_counter() - began))
-    return best
+def operations(step: Step, batch: Batch) -> int:
+    """Floating-point operations of a step, as written: a compiled step is not looked into."""
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counted:
+        step(batch)
+    return counted.get_total_flops()
 
 
 def main() -> int:
@@ -195,49 +242,55 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=8, help="images a batch, with five captions each")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", choices=["off", "block", "model"], default="off", help="velm's run.compile")
     parser.add_argument("--small", action="store_true", help="a small model, to try the script")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
-    precision = schema.Precision(options.precision)
+    prepare(torch.device("cpu"), 0)
+    precision, how = schema.Precision(options.precision), schema.Compile(options.compile)
     sizes = {"side": 224, "width": 384, "heads": 6, "vision": 12, "text": 6}
     if options.small:
-        sizes = {"side": 32, "width": 48, "heads": 2, "vision": 1, "text": 1}
+        sizes = {"side": 32, "width": 48, "heads": 2, "vision": 1, "text": 2}
     batches = make_batches(options.rounds + 1, options.images, sizes["side"])
-    velm, parameters = velm_step(sizes, precision)
-    repeated, grouped, their_parameters = transformers_steps(sizes, precision)
-    steps = {"velm": velm, "repeated": repeated, "grouped": grouped}
-    print(f"parameters  velm {parameters / 1e6:.2f} M, transformers {their_parameters / 1e6:.2f} M")
+    steps: dict[str, Step] = {}
+    size: dict[str, int] = {}
+    steps["velm"], size["velm"] = velm_step(sizes, precision, how, contrastive=False)
+    steps["repeated"], steps["grouped"], size["transformers"] = transformers_steps(sizes, precision)
+    steps["both"], size["both"] = velm_step(sizes, precision, how, contrastive=True)
+    steps["coca"], size["coca"] = coca_step(sizes, precision)
+    print("parameters  " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in size.items()))
 
     for step in steps.values():  # the first of each is slower
         step(batches[0])
-    peak = matrix_peak(precision)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    work = []
-    for batch in batches[1:]:
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step(batch)
-            seconds[name].append(time.perf_counter() - began)
-        with FlopCounterMode(display=False) as counted:
-            velm(batch)
-        work.append(counted.get_total_flops())
-        peak = max(peak, matrix_peak(precision))
+    peaks = [matrix_peak(torch.device("cpu"), precision)]
+    seconds = benching.take_turns(
+        {name: lambda number, step=step: step(batches[number + 1]) for name, step in steps.items()}, options.rounds
+    )
+    peaks.append(matrix_peak(torch.device("cpu"), precision))
+    work = {name: [operations(step, batch) for batch in batches[1:]] for name, step in steps.items()}
+    peaks.append(matrix_peak(torch.device("cpu"), precision))
 
     captions = options.images * CAPTIONS
-    result: dict[str, Any] = {"setting": {**vars(options), **sizes, "out": None}, "peak_flops": peak}
-    result["machine"] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": platform.processor()}
-    for name, times in seconds.items():
-        result[name] = {"captions_per_s": captions / statistics.median(times), "seconds": times}
-        print(f"{name:<9} {captions / statistics.median(times):8.1f} captions/s")
-    for name in ("repeated", "grouped"):
-        ratios = [theirs / ours for theirs, ours in zip(seconds[name], seconds["velm"], strict=True)]
-        result[f"against_{name}"] = {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-        print(f"against {name:<9} {statistics.median(ratios):5.2f} x  ({min(ratios):.2f} to {max(ratios):.2f})")
-    share = statistics.median(w / s / peak for w, s in zip(work, seconds["velm"], strict=True))
+    result: dict[str, Any] = {
+        "setting": {**vars(options), **sizes, "out": None},
+        "parameters": size,
+        "seconds": seconds,
+    }
+    result["peak_flops"] = statistics.median(peaks)
+    result["captions_per_s"] = {name: captions / statistics.median(times) for name, times in seconds.items()}
+    for name, speed in result["captions_per_s"].items():
+        print(f"{name:<9} {speed:8.1f} captions/s")
+    for ours, theirs, asked in (("velm", "repeated", 6), ("velm", "grouped", 1.5), ("both", "coca", 3)):
+        times = benching.ratio(seconds, ours, theirs)
+        times["by_operations"] = sum(work[theirs]) / sum(work[ours])
+        result[f"{ours}_against_{theirs}"] = times
+        print(f"{ours} against {theirs:<9} {benching.said(times, asked)}; by operations {times['by_operations']:.2f} x")
+    shares = (work / s / result["peak_flops"] for work, s in zip(work["velm"], seconds["velm"], strict=True))
+    share = statistics.median(shares)
     result["share_of_peak"] = share
-    print(f"velm's step uses {100 * share:.0f} % of {peak / 1e9:.0f} GFLOP/s ({options.precision})")
-    if options.out:
-        write_json(options.out, result)
+    peak = f"{result['peak_flops'] / 1e9:.0f} GFLOP/s"
+    print(f"velm's step uses {100 * share:.0f} % of {peak} ({options.precision}), asked 35 %")
+    benching.save(options.out, result)
     return 0
 
 

@@ -43,7 +43,7 @@ FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "
 HOUSEKEEPING = {
     "": "stage name seed fresh dry_run checkpoint experiment debug metrics decode",
     "run.": "dir max_steps log_every checkpoint_every keep_checkpoints validate_every validate_images patience "
-    "device threads tensorboard",
+    "device threads tensorboard compile profile",
     "data.": "workers",
     "preprocess.": "workers shard_images",
     "dataset.": "root missing store",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ from tqdm import tqdm
 class Observer:
     """Collects the figures of a run. Numbers arrive on log steps only, so nothing waits for the device."""
 
-    def __init__(self, folder: Path, *, max_steps: int, step: int, tensorboard: bool) -> None:
+    def __init__(
+        self, folder: Path, *, max_steps: int, step: int, tensorboard: bool, utilisation: Callable[[float], float]
+    ) -> None:
+        """`utilisation`: from captions a second to the share of the machine's peak."""
         self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (see close)
         self.bar = tqdm(total=max_steps, initial=step, unit="step", disable=None, mininterval=0.5, dynamic_ncols=True)
         self.max_steps = max_steps
+        self.utilisation = utilisation
+        self.began, self.first_step = time.perf_counter(), step
         self.board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -43,6 +49,7 @@ class Observer:
             "captions_per_s": self.captions / seconds,
             "images_per_s": self.images / seconds,
             "data_wait": self.waiting / seconds,
+            "utilisation": self.utilisation(self.captions / seconds),
         }
         self.record("train", step, figures)
         shown = (key for key in figures if key.startswith("loss_") or key == "reward")
@@ -50,9 +57,14 @@ class Observer:
         self.say(
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {losses}  lr {figures['lr']:.2e}  "
             f"norm {figures['grad_norm']:.2f}  {figures['captions_per_s']:.0f} captions/s  "
-            f"wait {100 * figures['data_wait']:.0f}%"
+            f"wait {100 * figures['data_wait']:.0f}%  mfu {100 * figures['utilisation']:.0f}%  {self._left(step)} left"
         )
         self._restart_clock()
+
+    def _left(self, step: int) -> str:
+        """Until the last step, at the pace so far of this process, validations included: 1:02:03."""
+        pace = (time.perf_counter() - self.began) / max(1, step - self.first_step)
+        return tqdm.format_interval(pace * (self.max_steps - step))
 
     def pause(self) -> PauseClock:
         """`with observer.pause():` keeps validation and saving out of the throughput."""

@@ -57,6 +57,12 @@ class Precision(Enum):
     bf16 = "bf16"
 
 
+class Compile(Enum):
+    off = "off"
+    block = "block"
+    model = "model"
+
+
 class LrSchedule(Enum):
     cosine = "cosine"
     linear = "linear"
@@ -455,8 +461,10 @@ class RunConfig:
     device: Device = Device.auto  # auto | cpu | cuda | mps
     precision: Precision = Precision.auto  # auto | fp32 | bf16 (autocast; weights stay float32)
     overfit_images: int = 0  # train and validate on the first so many images only; 0 = all
+    compile: Compile = Compile.off  # off | block | model: torch.compile for training steps (docs/performance.md)
     threads: int = 0  # CPU threads; 0 = as torch decides
     tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`)
+    profile: bool = False  # watch ten steps after the fifth: RUN/profile/summary.txt and trace.json.gz
 
 
 @dataclass

@@ -6,6 +6,7 @@ minimises sum_i weight_i * (sum of term i) / (global count of term i).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,9 @@ from velm_cli.data.batch import Batch
 from velm_cli.data.features import FeatureCache
 from velm_cli.engine.checkpoint import Progress, save_checkpoint
 from velm_cli.engine.device import autocast
+from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, learning_rate
+from velm_cli.engine.profile import StepProfiler, part
 from velm_cli.engine.signals import StopRequest
 from velm_cli.errors import StageError
 from velm_cli.models.weights import save_state
@@ -45,6 +48,8 @@ class Run:
     device: torch.device
     precision: Precision
     progress: Progress
+    meter: Meter
+    profiler: StepProfiler | None
 
 
 def fit(
@@ -74,18 +79,18 @@ def fit(
         if done:
             return
 
-        waited = time.perf_counter()
-        micro_batches = [next(batches).to(run.device) for _ in range(options.accumulation)]
-        waited = time.perf_counter() - waited
+        with run.profiler.step() if run.profiler else contextlib.nullcontext():
+            waited = time.perf_counter()
+            with part("wait for data"):
+                micro_batches = [next(batches).to(run.device) for _ in range(options.accumulation)]
+            waited = time.perf_counter() - waited
 
-        figures = train_step(run, progress.step, micro_batches)
+            captions = sum(batch.num_captions for batch in micro_batches)
+            with run.meter.watching(captions):
+                figures = train_step(run, progress.step, micro_batches)
         progress.step += 1
         progress.seconds = seconds_before + time.perf_counter() - began
-        observer.advance(
-            captions=sum(batch.num_captions for batch in micro_batches),
-            images=sum(len(batch.image_ids) for batch in micro_batches),
-            waited=waited,
-        )
+        observer.advance(captions=captions, images=sum(len(batch.image_ids) for batch in micro_batches), waited=waited)
         if progress.step % options.log_every == 0 or progress.step == options.max_steps:
             observer.log(progress.step, {key: float(value) for key, value in figures.items()})
 
@@ -110,12 +115,14 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Ten
 
     figures: dict[str, Tensor | float] = {}
     for batch in micro_batches:
-        with autocast(run.device, run.precision):
-            terms = run.task(batch, active, own_words_share=own_words)
-        factor = weight | {name: (-s).exp() for name, s in log_variance.items()}
-        loss = sum(factor[name] * term.sum / total[name] for name, term in terms.items())
+        with part("forward"):
+            with autocast(run.device, run.precision):
+                terms = run.task(batch, active, own_words_share=own_words)
+            factor = weight | {name: (-s).exp() for name, s in log_variance.items()}
+            loss = sum(factor[name] * term.sum / total[name] for name, term in terms.items())
         if isinstance(loss, Tensor) and loss.requires_grad:
-            loss.backward()
+            with part("backward"):
+                loss.backward()
         for name, term in terms.items():
             figures[f"loss_{name}"] = figures.get(f"loss_{name}", 0.0) + term.sum.detach() / total[name]
             for key, value in term.figures.items():
@@ -124,19 +131,25 @@ def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Ten
     if log_variance:
         torch.stack(list(log_variance.values())).sum().backward()
 
-    optim = run.config.optim
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip or math.inf, foreach=True)
-    if not torch.isfinite(norm):
-        _stop_at_nan(figures, micro_batches, step)
-    lr = learning_rate(optim, step, run.config.run.max_steps)
+    with part("optimiser"):
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.optim.grad_clip or math.inf, foreach=True)
+        if not torch.isfinite(norm):
+            _stop_at_nan(figures, micro_batches, step)
+        lr = _update(run, step)
+    return figures | {"lr": lr, "grad_norm": norm} | {f"weight_{name}": value for name, value in weight.items()}
+
+
+def _update(run: Run, step: int) -> float:
+    """Move the weights along their gradients, which are then gone; the learning rate."""
+    lr = learning_rate(run.config.optim, step, run.config.run.max_steps)
     for group in run.optimizer.param_groups:
         group["lr"] = lr * group["scale"]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     if run.ema is not None:
         run.ema.update()
-    return figures | {"lr": lr, "grad_norm": norm} | {f"weight_{name}": value for name, value in weight.items()}
+    return lr
 
 
 def save(run: Run) -> None:

@@ -11,10 +11,13 @@ from velm_cli.data.loader import TrainLoader
 from velm_cli.data.store import Store, Tokens, store_path
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import Progress, load_newest
+from velm_cli.engine.compiling import as_written, compile_model
 from velm_cli.engine.device import pick_device, pick_precision, prepare
 from velm_cli.engine.folder import keep_lines_until, mark, open_run, run_path
 from velm_cli.engine.loop import Run, fit
+from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, build_optimizer
+from velm_cli.engine.profile import StepProfiler
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
 from velm_cli.errors import UserError
 from velm_cli.models.hub import load_config
@@ -66,6 +69,7 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         mark(path, "PREEMPTED", f"{stop.signal_name} while features were computed")
         print(f"stopped by {stop.signal_name}; the same command goes on with the next features")
         return None
+    compile_model(task.model, config.run.compile, device)
     loader = TrainLoader(
         store,
         tokens,
@@ -92,6 +96,8 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         device=device,
         precision=precision,
         progress=Progress(),
+        meter=Meter(device, precision),
+        profiler=StepProfiler(path / "profile", device) if config.run.profile else None,
     )
     progress, damaged = load_newest(path / "checkpoints", task=task, optimizer=run.optimizer, ema=run.ema)
     if progress is not None:
@@ -103,28 +109,41 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         print(line, flush=True)
 
     observer = Observer(
-        path, max_steps=config.run.max_steps, step=run.progress.step, tensorboard=config.run.tensorboard
+        path,
+        max_steps=config.run.max_steps,
+        step=run.progress.step,
+        tensorboard=config.run.tensorboard,
+        utilisation=run.meter.utilisation,
     )
     if not (path / "metrics.jsonl").stat().st_size:
         sizes = {"parameters": count_parameters(task), "trained": count_parameters(task, trainable=True)}
         observer.record("start", 0, sizes)
+
+    def validate(step: int, stop: StopRequest) -> dict[str, float]:
+        with as_written(config.run.compile):
+            return validation_figures(run, store, tokens, step, stop)
+
     batches = loader.batches(start=run.progress.step * config.run.accumulation)
     try:
         fit(
             run,
             batches,
-            validate=lambda step, stop: validation_figures(run, store, tokens, step, stop),
+            validate=validate,
             observer=observer,
             stop=stop,
         )
     finally:
         batches.close()
+        if run.profiler is not None:
+            run.profiler.finish()
+            print(f"profile     {run.profiler.outcome}")
         observer.close()
     if stop and run.progress.step < config.run.max_steps and not run.progress.stopped_early:
         mark(path, "PREEMPTED", f"{stop.signal_name} at step {run.progress.step}")
         print(f"stopped by {stop.signal_name} at step {run.progress.step}; the same command goes on from there")
         return run.progress.best
-    _finish(run, store, tokens)
+    with as_written(config.run.compile):
+        _finish(run, store, tokens)
     return run.progress.best
 
 

@@ -1,0 +1,72 @@
+"""What the bench scripts share: contestants that take turns, ratios with their spread, the machine described.
+
+A busy machine slows all contestants of a round alike, so the ratios of single rounds say more than times do.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from velm_cli.data.processes import available_cores
+from velm_cli.files import write_json
+
+Seconds = dict[str, list[float]]
+
+
+def take_turns(contestants: Mapping[str, Callable[[int], object]], rounds: int) -> Seconds:
+    """Seconds of each contestant in each of `rounds` rounds: A B C, A B C ... Each is given the round's number."""
+    seconds: Seconds = {name: [] for name in contestants}
+    for number in tqdm(range(rounds), desc="rounds", disable=None):
+        for name, work in contestants.items():
+            began = time.perf_counter()
+            work(number)
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(seconds: Seconds, ours: str, theirs: str) -> dict[str, float]:
+    """How many times faster `ours` is than `theirs`: the median and the range of the rounds' ratios."""
+    ratios = [their / our for our, their in zip(seconds[ours], seconds[theirs], strict=True)]
+    return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def said(times: Mapping[str, float], asked: float | None = None) -> str:
+    """A ratio in words: `3.21 x  (2.90 to 3.55)`, and what the project asks of itself."""
+    words = f"{times['median']:6.2f} x  ({times['low']:.2f} to {times['high']:.2f})"
+    return words if asked is None else f"{words}, asked {asked:g}"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": available_cores(),
+        "torch_threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _cpu_name() -> str:
+    facts = Path("/proc/cpuinfo")
+    if facts.exists():
+        for line in facts.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def save(path: Path | None, result: dict[str, Any]) -> None:
+    """The figures as JSON, with the machine; nothing without a `path`."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"machine": machine()} | result)

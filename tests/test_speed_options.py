@@ -1,0 +1,121 @@
+"""What says how fast a run is, and what makes it faster, changes no result."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+import torch
+from torch import nn
+from velm import TINY, TINY_MODEL, call
+
+from velm_cli.engine.compiling import compile_model
+from velm_cli.engine.meter import Meter, matrix_peak
+from velm_cli.engine.profile import PARTS
+from velm_cli.errors import UserError
+from velm_cli.models.velm import VelmModel
+from velm_cli.schema import Compile, CrossModalConfig, Precision, TransformerConfig, ViTConfig
+
+STEPS = ["run.max_steps=17", "run.validate_every=0", "metrics.names=[cider]", "text.dropout=0", "fusion.dropout=0"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("speed")
+        patch.chdir(folder)
+        assert call("preprocess", "dataset=shapes", *TINY) == 0
+        assert call("train", "name=plain", *TINY, *TINY_MODEL, *STEPS) == 0
+        yield folder
+
+
+def steps(place, name: str) -> list[dict]:
+    lines = map(json.loads, (place / "runs/train" / name / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "train"]
+
+
+def test_a_profile_changes_nothing_and_says_where_a_step_went(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert call("train", "name=profiled", *TINY, *TINY_MODEL, *STEPS, "run.profile=true") == 0
+    assert [line["loss_text"] for line in steps(place, "profiled")] == [
+        line["loss_text"] for line in steps(place, "plain")
+    ]
+    folder = place / "runs/train/profiled/profile"
+    assert str(folder.relative_to(place) / "summary.txt") in capsys.readouterr().out
+    page = (folder / "summary.txt").read_text()
+    assert page.startswith("10 steps after the first 5")
+    assert all(name in page for name in (*PARTS, "matrix products", "attention", "aten::addmm"))
+    trace = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))
+    assert sum(event["name"] == "backward" for event in trace["traceEvents"]) == 10
+
+
+def test_a_run_too_short_to_be_profiled_leaves_no_page(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert call("train", "name=short", *TINY, *TINY_MODEL, *STEPS, "run.max_steps=4", "run.profile=true") == 0
+    assert not (place / "runs/train/short/profile").exists()
+    assert "too few steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # the C++ compiler takes a minute or more, whatever the model's size
+@pytest.mark.parametrize("how", ["block", "model"])
+def test_compiled_steps_lose_the_same(place, monkeypatch, how):
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    monkeypatch.chdir(place)
+    assert call("train", f"name={how}", *TINY, *TINY_MODEL, *STEPS, "run.max_steps=4", f"run.compile={how}") == 0
+    assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
+    for line, wanted in zip(steps(place, how), steps(place, "plain"), strict=False):
+        assert line["loss_text"] == pytest.approx(wanted["loss_text"], abs=2e-4)
+
+
+@pytest.mark.parametrize("how", list(Compile))
+def test_what_is_compiled(monkeypatch, how):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    model = VelmModel(
+        vision=ViTConfig(image_size=32, width=32, layers=2, heads=2),
+        text=TransformerConfig(width=32, layers=3, heads=2),
+        fusion=CrossModalConfig(layers=1, heads=2),
+        vocab_size=20,
+    )
+    assert model.vision is not None
+    blocks = [*model.vision.stages(), *model.text.get_submodule("blocks"), *model.fusion.get_submodule("blocks")]
+    wanted = {Compile.off: [], Compile.block: blocks, Compile.model: [model.vision, model.text, model.fusion]}
+    compile_model(model, how, torch.device("cpu"))
+    assert compiled == wanted[how]
+
+
+def test_a_machine_without_a_compiler_is_told(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="needs a C"):
+        compile_model(nn.Module(), Compile.block, torch.device("cpu"))
+
+
+def test_operations_of_a_linear_layer_are_counted_exactly():
+    meter = Meter(torch.device("cpu"), Precision.fp32)
+    layer, x_BD = nn.Linear(8, 16), torch.randn(4, 8)
+    with meter.watching(captions=2):
+        layer(x_BD).sum().backward()  # forward, and backward for the weights; x wants no gradient
+    assert meter.per_caption == 2 * (2 * 4 * 8 * 16) / 2
+    assert meter.utilisation(10.0) == pytest.approx(10 * meter.per_caption / meter.peak)
+    with meter.watching(captions=2):
+        layer(torch.randn(400, 8))
+    assert meter.per_caption == 2 * (2 * 4 * 8 * 16) / 2, "only the first step is counted"
+
+
+def test_the_peak_is_no_less_than_a_product_reaches_here():
+    assert matrix_peak(torch.device("cpu"), Precision.fp32) > 1e8
+
+
+def test_log_lines_say_what_is_used_and_what_is_left(place):
+    assert all(0 < line["utilisation"] < 1 for line in steps(place, "plain"))
+
+
+def test_the_time_left_reaches_zero(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert call("train", "name=left", *TINY, *TINY_MODEL, *STEPS, "run.max_steps=3") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ") and "mfu" in line]
+    assert len(lines) == 3
+    assert lines[-1].endswith("00:00 left")

@@ -1,0 +1,49 @@
+"""run.compile: torch.compile for what a training step spends its time in.
+
+Compiling fuses what lies between matrix products (activations, norms, dropout, casts). It costs up to minutes at the
+first steps and needs a C++ compiler, on GPUs Triton; whether it pays is said in docs/performance.md. Decoding and
+validation run as written: their shapes change with every word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from itertools import chain
+
+import torch
+from torch import nn
+
+from velm_cli.errors import UserError
+from velm_cli.models.velm import VelmModel
+from velm_cli.schema import Compile
+
+
+def compile_model(model: VelmModel, how: Compile, device: torch.device) -> None:
+    """Compile, in place, the three parts of the model (`model`) or the blocks that repeat in them (`block`)."""
+    if how is Compile.off:
+        return
+    if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError(
+            f"run.compile={how.value} needs a C++ compiler (g++ or clang++): install one, or run.compile=off"
+        )
+    parts = [model.vision, model.text, model.fusion]
+    for module in blocks_of(model) if how is Compile.block else filter(None, parts):
+        module.compile()
+
+
+def blocks_of(model: VelmModel) -> Iterator[nn.Module]:
+    """The repeated parts: stages of the vision encoder, and layers of the text encoder and the fusion."""
+    lists = (part for root in (model.text, model.fusion) for part in root.modules() if isinstance(part, nn.ModuleList))
+    return chain(model.vision.stages() if model.vision else (), chain.from_iterable(lists))
+
+
+@contextlib.contextmanager
+def as_written(how: Compile) -> Iterator[None]:
+    """Within it nothing is compiled, and what was compiled runs as it was written."""
+    if how is Compile.off:  # or torch's compiler would be imported, which takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

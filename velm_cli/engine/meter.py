@@ -1,0 +1,56 @@
+"""How much of the machine a step uses: floating-point operations counted, and the peak measured on the spot.
+
+Model FLOP utilisation (Chowdhery et al. 2022, appendix B) is the operations that a step's mathematics needs, a
+second, over those of large matrix products. What is computed twice to save memory counts once only where it is
+not asked for; masks, norms and activations count nothing, as is usual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import torch
+
+from velm_cli.schema import Precision
+
+SIDE = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # of the matrices: large enough for the peak, done in milliseconds
+REPEATS = 5
+
+
+def matrix_peak(device: torch.device, precision: Precision) -> float:
+    """FLOP/s of a large matrix product in `precision`, the best of a few."""
+    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    side = SIDE.get(device.type, 1024)
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        float((a @ a)[0, 0])  # reading a number waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 2 * side**3 / best
+
+
+class Meter:
+    """Counts the operations of a process's first step; later steps cost in proportion to their captions."""
+
+    def __init__(self, device: torch.device, precision: Precision) -> None:
+        self.peak = matrix_peak(device, precision)
+        self.per_caption: float | None = None
+
+    @contextlib.contextmanager
+    def watching(self, captions: int) -> Iterator[None]:
+        """Around a step of so many captions."""
+        if self.per_caption is not None:
+            yield
+            return
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with FlopCounterMode(display=False) as counted:
+            yield
+        self.per_caption = counted.get_total_flops() / max(1, captions)
+
+    def utilisation(self, captions_per_s: float) -> float:
+        """Share of the peak, 0 to 1; 0 before anything was counted."""
+        return (self.per_caption or 0.0) * captions_per_s / self.peak
