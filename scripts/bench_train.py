@@ -280,17 +280,19 @@ def main() -> int:
     result["captions_per_s"] = {name: captions / statistics.median(times) for name, times in seconds.items()}
     for name, speed in result["captions_per_s"].items():
         print(f"{name:<9} {speed:8.1f} captions/s")
+    rows = []
     for ours, theirs, asked in (("velm", "repeated", 6), ("velm", "grouped", 1.5), ("both", "coca", 3)):
         times = benching.ratio(seconds, ours, theirs)
-        times["by_operations"] = sum(work[theirs]) / sum(work[ours])
-        result[f"{ours}_against_{theirs}"] = times
-        print(f"{ours} against {theirs:<9} {benching.said(times, asked)}; by operations {times['by_operations']:.2f} x")
+        equally_fast = sum(work[theirs]) / sum(work[ours])
+        title = f"training step, {options.precision}: {ours} against {theirs}"
+        rows.append(benching.row(title, times, asked) | {"by_operations": equally_fast})
+        print(f"{theirs} does {equally_fast:.2f} times the floating-point operations of {ours}")
     shares = (work / s / result["peak_flops"] for work, s in zip(work["velm"], seconds["velm"], strict=True))
     share = statistics.median(shares)
     result["share_of_peak"] = share
     peak = f"{result['peak_flops'] / 1e9:.0f} GFLOP/s"
     print(f"velm's step uses {100 * share:.0f} % of {peak} ({options.precision}), asked 35 %")
-    benching.save(options.out, result)
+    benching.save(options.out, rows, result)
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,10 +39,15 @@ def ratio(seconds: Seconds, ours: str, theirs: str) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def said(times: Mapping[str, float], asked: float | None = None) -> str:
-    """A ratio in words: `3.21 x  (2.90 to 3.55)`, and what the project asks of itself."""
-    words = f"{times['median']:6.2f} x  ({times['low']:.2f} to {times['high']:.2f})"
-    return words if asked is None else f"{words}, asked {asked:g}"
+def row(what: str, times: Mapping[str, float], asked: float | None = None) -> dict[str, Any]:
+    """A line of docs/performance.md: what is compared, its ratio, and what the project asks of itself."""
+    return {"what": what, "asked": asked, **times}
+
+
+def said(row: Mapping[str, Any]) -> str:
+    """A row in words: `what  3.21 x  (2.90 to 3.55), asked 3`."""
+    words = f"{row['what']:<58} {row['median']:6.2f} x  ({row['low']:.2f} to {row['high']:.2f})"
+    return words if row["asked"] is None else f"{words}, asked {row['asked']:g}"
 
 
 def machine() -> dict[str, Any]:
@@ -65,8 +71,11 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def save(path: Path | None, result: dict[str, Any]) -> None:
-    """The figures as JSON, with the machine; nothing without a `path`."""
+def save(path: Path | None, rows: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    """Print the rows; write them and the other figures with the machine to `path`, if there is one."""
+    for each in rows:
+        print(said(each))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"machine": machine()} | result)
+        command = ["python", *map(str, [Path(sys.argv[0]).name, *sys.argv[1:]])]
+        write_json(path, {"command": " ".join(command), "machine": machine(), "rows": rows} | result)

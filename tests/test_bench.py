@@ -25,8 +25,9 @@ def test_training_beside_transformers(tmp_path):
     assert found["seconds"].keys() == {"velm", "repeated", "grouped", "both", "coca"}
     assert all(len(times) == 2 and min(times) > 0 for times in found["seconds"].values())
     assert 0 < found["share_of_peak"] < 1
-    ratio = found["velm_against_repeated"]
-    assert ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert len(found["rows"]) == 3
+    assert all(row["low"] <= row["median"] <= row["high"] for row in found["rows"])
+    assert all(row["by_operations"] > 1 for row in found["rows"]), "velm does no operation that the others save"
 
 
 @pytest.mark.java

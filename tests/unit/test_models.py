@@ -64,7 +64,7 @@ def test_resnet_tokens_equal_torchvision(tmp_path):
     save_file(reference.state_dict(), tmp_path / "resnet18.safetensors")
     config = schema.TorchvisionConfig(net="resnet18", weights=str(tmp_path / "resnet18.safetensors"))
     model = VelmModel(vision=config, text=TEXT["lstm"], fusion=FUSION["concat"], vocab_size=VOCAB).eval()
-    image = torch.randn(2, 3, 64, 64)
+    image = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)  # as velm lays it out
     features = model.encode_image(image)
     nodes = nn.Sequential(*list(reference.children())[:-2])(image)
     torch.testing.assert_close(features.tokens_BSD, nodes.flatten(2).transpose(1, 2))
@@ -80,7 +80,7 @@ def test_squeezenet_and_vgg_tokens_equal_torchvision(tmp_path):
         save_file(reference.features.state_dict(prefix="features."), tmp_path / f"{net}.safetensors")
         config = schema.TorchvisionConfig(net=net, weights=str(tmp_path / f"{net}.safetensors"))
         encoder = build_vision(config).eval()
-        image = torch.randn(1, 3, 64, 64)
+        image = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)  # as velm lays it out
         tokens = encoder(image).tokens_BSD
         assert encoder.width == tokens.shape[-1] == width
         torch.testing.assert_close(tokens, reference.features(image).flatten(2).transpose(1, 2))

@@ -43,6 +43,8 @@ class ConvClassifier(VisionEncoder):
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+        # A pixel's channels side by side in memory: what convolutions want, on CPUs and on tensor cores.
+        image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
         return of_grid(self._grid(image_BCHW, self.parts))
 
     def stages(self) -> list[nn.Module]:
