@@ -162,6 +162,7 @@ def coca_step(sizes: dict[str, int], precision: schema.Precision) -> tuple[Step,
         },
         pad_id=PAD,
     ).train()  # fmt: skip
+    torch.nn.init.normal_(model.text_decoder.text_projection, std=width**-0.5)  # CoCa leaves it as memory was
     judge = CoCaLoss(caption_loss_weight=1.0, clip_loss_weight=1.0, pad_id=PAD)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -119,3 +122,14 @@ def test_the_time_left_reaches_zero(place, monkeypatch, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ") and "mfu" in line]
     assert len(lines) == 3
     assert lines[-1].endswith("00:00 left")
+
+
+def test_tiny_numbers_cost_nothing_extra():
+    code = """
+import torch
+from velm_cli.engine.device import prepare
+prepare(torch.device("cpu"), 2)
+x = torch.full((2_000_000,), 1e-38)  # enough for both threads
+assert not (x * 0.1).any()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "2"})
