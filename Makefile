@@ -36,9 +36,14 @@ check: $(READY)  ## format, lint, types, configs, imports: seconds
 golden: $(READY)  ## thirty fixed steps against the stored losses
 	$(BIN)/python -m pytest tests/golden
 
-bench: $(READY)  ## speed on this machine, side by side: scores and pycocoevalcap's, a training step and transformers'
+bench: $(READY)  ## speed on this machine, beside other tools: an hour; writes docs/bench and docs/performance.md
 	$(BIN)/python scripts/bench_metrics.py
-	$(BIN)/python scripts/bench_train.py
+	$(BIN)/python scripts/bench_train.py --out docs/bench/train.json
+	$(BIN)/python scripts/bench_decode.py --out docs/bench/decode.json
+	$(BIN)/python scripts/bench_images.py --out docs/bench/images.json
+	$(BIN)/python scripts/bench_cache.py --out docs/bench/cache.json
+	$(BIN)/python scripts/bench_start.py --out docs/bench/start.json
+	$(BIN)/python scripts/bench_page.py
 
 gpu-check: $(READY)  ## right and fast on this machine's GPUs? parity, bf16, compile, NCCL, speed
 	$(BIN)/python scripts/gpu_check.py

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from java_support import needs_java
+from PIL import Image
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -30,6 +32,17 @@ def test_training_beside_transformers(tmp_path):
     assert all(row["by_operations"] > 1 for row in found["rows"]), "velm does no operation that the others save"
 
 
+def test_decoding_beside_transformers_and_open_clip(tmp_path):
+    found = bench("bench_decode.py", "--small", "--rounds", "2", "--images", "4", out=tmp_path / "decode.json")
+    assert all(len(times) == 2 and min(times) > 0 for times in found["seconds"].values())
+    assert len(found["rows"]) == 6
+    assert all(row["low"] <= row["median"] <= row["high"] for row in found["rows"])
+    for name, counts in found["agreement"].items():
+        assert sum(counts.values()) == 8
+        assert counts["other"] == 0 or "stopping" in name
+    assert 5 < found["tokens"]["mean"] < 20
+
+
 @pytest.mark.java
 def test_scores_beside_pycocoevalcap(tmp_path):
     needs_java()
@@ -38,3 +51,42 @@ def test_scores_beside_pycocoevalcap(tmp_path):
     assert {"all", "raw captions", "raw captions, METEOR"} <= rows.keys()
     assert all(row["largest_difference"] <= 1e-6 for row in rows.values() if "largest_difference" in row)
     assert found["reward"]["largest_difference"] <= 1e-6
+
+
+def test_images_beside_pillow_and_torchvision(tmp_path):
+    found = bench("bench_images.py", "--small", "--rounds", "1", out=tmp_path / "images.json")
+    assert [row["what"] for row in found["rows"]] == [
+        "preparing: velm against pillow", "preparing: velm against decoder", "preparing: velm against coarsest",
+        "reading: velm against coco", "reading: velm against shrunk", "reading: velm against decoder",
+    ]  # fmt: skip
+    assert all(row["median"] > 0 for row in found["rows"])
+    assert 1 < found["reading"]["bits_a_pixel"] < 10
+
+
+def test_pictures_made_of_own_photos(tmp_path):
+    for name, colour in (("a", "red"), ("b", "lime")):
+        Image.new("RGB", (50, 40), colour).save(tmp_path / f"{name}.jpg")
+    photos = sorted(tmp_path.glob("*.jpg"))
+    (path,) = runpy.run_path(str(SCRIPTS / "bench_images.py"))["make_pictures"](
+        tmp_path / "of", 1, (200, 90), 90, photos
+    )
+    picture = Image.open(path)
+    assert picture.size == (200, 90)
+    for x in (25, 75, 125, 175):
+        for y in (20, 60, 85):
+            red, green, blue = picture.getpixel((x, y))
+            assert max(red, green) > 245 and min(red, green) < 10 and blue < 10, (x, y)
+
+
+def test_training_from_cached_features_beside_encoding(tmp_path):
+    found = bench("bench_cache.py", "--small", "--rounds", "1", out=tmp_path / "cache.json")
+    assert found["seconds"].keys() == {"encode", "cached", "memory"}
+    against_encoding, against_memory = found["rows"]
+    assert against_encoding["median"] > against_memory["median"] > 0
+
+
+def test_start_and_growth(tmp_path):
+    found = bench("bench_start.py", "--small", "--rounds", "1", out=tmp_path / "start.json")
+    assert found["start"]["seconds"]["velm train"][0] > found["start"]["seconds"]["import torch"][0]
+    assert found["growth"]["runs"].keys() == {"64", "256"}
+    assert {row["what"].split(":")[0] for row in found["rows"]} >= {"training step"}

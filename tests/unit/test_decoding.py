@@ -1,5 +1,6 @@
-"""Beam search against a slow reference without cache, and against brute force; nucleus sampling."""
+"""Greedy and beam search against a slow reference without cache, brute force and transformers; nucleus sampling."""
 
+import functools
 import itertools
 import math
 import random
@@ -11,20 +12,47 @@ from tiny_models import VOCAB as SIZE_OF_GPT2
 from tiny_models import folder
 
 from velm_cli import schema
-from velm_cli.models.decoding import decode, nucleus_probabilities
+from velm_cli.models.decoding import _places, continuations, decode, nucleus_probabilities
+from velm_cli.models.state import BLOCK, KeyValue, Past, Rows
 from velm_cli.models.velm import VelmModel
 
 BOS, EOS, PAD, VOCAB = 1, 2, 0, 9
 
+TEXTS = {
+    "transformer": lambda: schema.TransformerConfig(width=16, layers=1, heads=2),
+    "no layers": lambda: schema.TransformerConfig(width=16, layers=0, heads=2),
+    "lstm": lambda: schema.LSTMConfig(width=16, layers=2),
+    "gru": lambda: schema.GRUConfig(width=16),
+    "bert": lambda: schema.BertConfig(name=folder("bert")),
+    "gpt2": lambda: schema.CausalLMConfig(name=folder("gpt2")),
+    "llama": lambda: schema.CausalLMConfig(name=folder("llama")),
+}
+FUSIONS = {
+    "cross_modal": schema.CrossModalConfig(layers=1, heads=2),
+    "prefix": schema.PrefixConfig(length=3),
+    "image as prefix": schema.PrefixConfig(mapper=schema.PrefixMapper.tokens),
+    "gated": schema.GatedConfig(heads=2),
+    "attention": schema.AttentionConfig(width=16),
+    "concat": schema.ConcatConfig(),
+}
+CELLS = [
+    ("transformer", "cross_modal"), ("transformer", "prefix"), ("transformer", "image as prefix"),
+    ("transformer", "gated"), ("no layers", "cross_modal"), ("lstm", "concat"), ("lstm", "cross_modal"),
+    ("gru", "attention"), ("gru", "cross_modal"), ("bert", "cross_modal"), ("bert", "prefix"), ("bert", "concat"),
+    ("gpt2", "prefix"), ("gpt2", "gated"), ("llama", "gated"), ("llama", "cross_modal"),
+]  # fmt: skip
 
-def model_and_memory(seed: int, images: int = 5):
+
+def model_and_memory(
+    seed: int, images: int = 5, *, text: str = "transformer", fusion: str = "cross_modal", vocab: int = VOCAB
+):
     """A random model whose distributions are peaked enough for EOS to come early for some images."""
     torch.manual_seed(seed)
     model = VelmModel(
         vision=schema.ViTConfig(image_size=8, patch_size=4, width=16, layers=1, heads=2),
-        text=schema.TransformerConfig(width=16, layers=1, heads=2),
-        fusion=schema.CrossModalConfig(layers=1, heads=2),
-        vocab_size=VOCAB,
+        text=TEXTS[text](),
+        fusion=FUSIONS[fusion],
+        vocab_size=vocab,
     )
     with torch.no_grad():
         for parameter in model.parameters():
@@ -33,6 +61,17 @@ def model_and_memory(seed: int, images: int = 5):
     with torch.no_grad():
         features = model.encode_image(torch.randn(images, 3, 8, 8).double())
         return model, features, model.memory(features)
+
+
+def model_with_varied_captions(text: str, fusion: str):
+    """The first of many random models by which six images get at least three captions, not all of one length."""
+    vocab = SIZE_OF_GPT2 if text in ("bert", "gpt2", "llama") else VOCAB
+    for seed in range(200):
+        model, features, memory = model_and_memory(seed, 6, text=text, fusion=fusion, vocab=vocab)
+        captions = {tuple(tokens) for tokens in run(model, memory, 6, beams=2, max_length=8)}
+        if len(captions) > 2 and len(set(map(len, captions))) > 1:
+            return model, features, memory
+    raise AssertionError("no such model")
 
 
 def log_probs(model, features, image: int, prefix: list[int]) -> torch.Tensor:
@@ -44,8 +83,8 @@ def log_probs(model, features, image: int, prefix: list[int]) -> torch.Tensor:
     return logits[0].float().log_softmax(-1)
 
 
-def slow_beam(model, features, image: int, beams: int, max_length: int, penalty: float) -> tuple[float, list]:
-    """The definition of `_beam`, one prefix at a time."""
+def slow_beam(model, features, image: int, beams: int, max_length: int, penalty: float, log_probs=log_probs):
+    """The definition of `_beam`, one prefix at a time: the best score and its tokens."""
     live, best = [(0.0, [])], (float("-inf"), [])
     penalty = penalty if beams > 1 else 0.0
     for length in range(1, max_length + 1):
@@ -81,6 +120,85 @@ def test_beam_search_equals_its_slow_definition(seed, beams, penalty):
     for image in range(5):
         _, tokens = slow_beam(model, features, image, beams, 7, penalty)
         assert fast[image] == [t for t in tokens if t != EOS]
+
+
+@pytest.mark.parametrize(("text", "fusion"), CELLS)
+def test_every_text_and_fusion_decodes_as_the_slow_definition_does(text, fusion):
+    """Greedy and 2 to 5 beams; the definition reads every prefix anew."""
+    model, features, memory = model_with_varied_captions(text, fusion)
+    known = functools.cache(lambda image, prefix: log_probs(model, features, image, list(prefix)))
+
+    def remembered(_model, _features, image: int, prefix: list[int]) -> torch.Tensor:
+        return known(image, tuple(prefix))
+
+    for beams in (1, 2, 3, 4, 5):
+        fast = run(model, memory, 6, beams=beams, max_length=8, length_penalty=0.6)
+        for image in range(6):
+            _, tokens = slow_beam(model, features, image, beams, 8, 0.6, remembered)
+            assert fast[image] == [t for t in tokens if t != EOS]
+
+
+def test_long_texts_outgrow_the_room_made_for_them():
+    model, features, memory = model_and_memory(0, images=2)
+    model.output_bias.data[EOS] = -1e9
+    length = 2 * BLOCK + 6
+    found = run(model, memory, 2, beams=3, max_length=length, length_penalty=0.0)
+    for image in range(2):
+        assert found[image] == slow_beam(model, features, image, 3, length, 0.0)[1]
+        assert len(found[image]) == length
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_large_vocabulary(beams):
+    """Which is searched in chunks."""
+    model, features, memory = model_and_memory(1, vocab=1511)
+    fast = run(model, memory, 5, beams=beams, max_length=5, length_penalty=1.0)
+    for image in range(5):
+        assert fast[image] == [t for t in slow_beam(model, features, image, beams, 5, 1.0)[1] if t != EOS]
+
+
+@pytest.mark.parametrize("words", [64 * 30, 64 * 30 + 1, 64 * 31 - 1])
+def test_continuations_are_the_best_of_all(words):
+    draw = torch.Generator().manual_seed(words)
+    log_p_NV = torch.randn(4 * 3, words, generator=draw)
+    score_BK = torch.randn(4, 3, generator=draw)
+    score, beam, token = continuations(log_p_NV, score_BK, 6)
+    total_BX = (score_BK[:, :, None] + log_p_NV.view(4, 3, words)).flatten(1)
+    wanted, place = total_BX.topk(6)
+    assert torch.equal(score, wanted)
+    assert torch.equal(beam * words + token, place)
+
+
+def test_the_last_images_take_the_places_of_those_that_leave():
+    draw = random.Random(0)
+    for _ in range(50):
+        goes_on = [draw.random() < 0.6 for _ in range(draw.randint(1, 9))]
+        if not any(goes_on):
+            continue
+        kept_B, holes, movers = _places(goes_on, torch.device("cpu"))
+        assert sorted(kept_B.tolist()) == [image for image, on in enumerate(goes_on) if on]
+        assert len(holes) == sum(place >= len(kept_B) for place in kept_B.tolist())
+        part_BX = torch.arange(len(goes_on))[:, None].repeat(1, 3)
+        assert torch.equal(Rows(kept_B[:, None], holes, movers).move(part_BX)[:, 0], kept_B)
+
+
+def test_beams_are_reordered_without_moving_what_they_see():
+    past = Past.of(KeyValue(*torch.randn(2, 1, 4, 7, 3)))  # one image, 4 heads, 7 positions
+    past = past.select(Rows(torch.tensor([[0, 0]])))
+    past = past.append(*torch.randn(2, 2, 4, 1, 3))
+    places = [part.data_ptr() for part in past.room]
+    for source in ([1, 0], [1, 1], [0, 0]):
+        past = past.select(Rows(torch.tensor([source]))).append(*torch.randn(2, 2, 4, 1, 3))
+        assert [part.data_ptr() for part in past.room] == places
+    assert past.slots == 7 + 2 * 4  # the first seven are there once
+
+
+def test_the_memory_given_stays_as_it_was():
+    model, _, memory = model_and_memory(1, images=8)
+    before = [part.clone() for part in memory[0]]
+    first = run(model, memory, 8, beams=3, max_length=9, length_penalty=0.0)
+    assert all(map(torch.equal, before, memory[0]))
+    assert run(model, memory, 8, beams=3, max_length=9, length_penalty=0.0) == first
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

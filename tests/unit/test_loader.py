@@ -17,9 +17,11 @@ from PIL import Image
 
 from velm_cli.data.batch import Batch
 from velm_cli.data.loader import TrainLoader, eval_batches, view_batches
+from velm_cli.data.records import Corpus, Record
+from velm_cli.data.store import build_store
 from velm_cli.data.transforms import EvalTransform, TrainTransform
 from velm_cli.errors import UserError
-from velm_cli.schema import DataConfig
+from velm_cli.schema import DataConfig, ManifestConfig, PreprocessConfig
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 PAD, BOS, EOS = 7, 8, 9
@@ -50,6 +52,9 @@ class FakeStore:
 
     def caption_range(self, i: int) -> tuple[int, int]:
         return self.starts[i], self.starts[i + 1]
+
+    def caption_ranges(self, records: np.ndarray) -> np.ndarray:
+        return np.array([self.caption_range(record) for record in records.tolist()], np.int64)
 
     def captions(self, i: int) -> list[str]:
         return ["a dog to the left" if i in self.sides else "a dog"] * self.counts[i]
@@ -231,6 +236,21 @@ def test_captions_and_their_slots_are_drawn_anew_each_epoch_whatever_the_batches
                     assert seen.setdefault((epoch, record), drawn) == drawn
     firsts = Counter(tuple(seen[epoch, 3][0]) for epoch in range(40))
     assert len(firsts) == len(set(map(tuple, store.words[store.starts[3] : store.starts[4]])))
+
+
+def test_captions_drawn_in_pieces_are_those_drawn_at_once(monkeypatch):
+    store = FakeStore(40)
+    whole = take(loader(store).batches(), 12)
+    monkeypatch.setattr("velm_cli.data.loader.TOGETHER", 7)
+    assert all_same(whole, take(loader(store).batches(), 12))
+
+
+def test_a_store_says_the_captions_of_many_records_as_it_says_those_of_one(tmp_path):
+    records = [Record(number, "train", None, ("a dog",) * (number % 4)) for number in range(30)]
+    dataset = ManifestConfig(images=False)
+    store = build_store(Corpus(records), dataset, PreprocessConfig(), tmp_path / "store", progress=False)
+    some = np.array([3, 0, 29, 17])
+    assert store.caption_ranges(some).tolist() == [list(store.caption_range(record)) for record in some.tolist()]
 
 
 def test_no_more_slots_than_some_image_can_fill():

@@ -32,6 +32,7 @@ from velm_cli.data.transforms import EvalTransform, TrainTransform, may_flip
 from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig
 
+TOGETHER = 8192  # images whose captions are drawn at once: sorting needs several times their memory
 WINDOW = 50  # batches whose images are sorted by caption length together: the more, the less padding
 CAPTIONS, ORDER, BATCHES, AUGMENT, VIEW = range(5)  # names of the random streams
 
@@ -88,7 +89,7 @@ class TrainLoader:
                 f"batches of {self._batch_size} images cannot be shared by {world} processes: raise "
                 f"run.batch_size={batch_size} or use fewer processes (the {split} split has {images} images)"
             )
-        self._ranges = _caption_ranges(store, self._records)
+        self._ranges = store.caption_ranges(self._records)
         if np.array_equal(self._ranges[:, 0], self._ranges[:, 1]):
             raise UserError(f"the {split} split has no captions to train on")
         self._captions_per_image = _slots(self._ranges, data.captions_per_image)
@@ -176,7 +177,7 @@ def eval_batches(
     image_size = image_size if store.has_images else None
     first = np.zeros((len(records), 0), np.int64)
     if tokens is not None and len(records):
-        ranges = _caption_ranges(store, records)
+        ranges = store.caption_ranges(records)
         first = ranges[:, :1] + np.arange(_slots(ranges, captions_per_image))
         first[first >= ranges[:, 1:]] = -1
 
@@ -217,11 +218,6 @@ def _random(seed: int, epoch: int, stream: int, count: int) -> np.ndarray:
     return np.random.Philox(np.random.SeedSequence([seed, epoch, stream])).random_raw(count)
 
 
-def _caption_ranges(store: Store, records: np.ndarray) -> np.ndarray:
-    """int64 [records, 2]: the caption numbers of each record, from and up to."""
-    return np.array([store.caption_range(record) for record in records.tolist()], np.int64)
-
-
 def _slots(ranges: np.ndarray, captions_per_image: int) -> int:
     """K: as many slots as asked for, but no more than some image can fill."""
     return max(1, min(captions_per_image, int((ranges[:, 1] - ranges[:, 0]).max())))
@@ -232,15 +228,17 @@ def _draw_captions(ranges: np.ndarray, slots: int, random: Callable[[int, int], 
 
     Each caption of the store has a random number in each epoch; a record's slots are its smallest ones.
     """
-    counts = ranges[:, 1] - ranges[:, 0]
-    owner = np.repeat(np.arange(len(ranges)), counts)
-    rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-    numbers = np.repeat(ranges[:, 0], counts) + rank
     keys = random(CAPTIONS, int(ranges[:, 1].max(initial=0)))
-    numbers = numbers[np.lexsort((keys[numbers], owner))]
-    kept = rank < slots
     drawn = np.full((len(ranges), slots), -1, np.int64)
-    drawn[owner[kept], rank[kept]] = numbers[kept]
+    for start in range(0, len(ranges), TOGETHER):
+        rows = slice(start, start + TOGETHER)
+        counts = ranges[rows, 1] - ranges[rows, 0]
+        owner = np.repeat(np.arange(len(counts)), counts)
+        rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = np.repeat(ranges[rows, 0], counts) + rank
+        numbers = numbers[np.lexsort((keys[numbers], owner))]
+        kept = rank < slots
+        drawn[rows][owner[kept], rank[kept]] = numbers[kept]
     return drawn
 
 

@@ -170,6 +170,10 @@ class Store:
         """Record i has the captions number start to stop - 1 (of the store, and of its Tokens)."""
         return int(self._record_captions[i]), int(self._record_captions[i + 1])
 
+    def caption_ranges(self, records: np.ndarray) -> np.ndarray:
+        """int64 [records, 2]: the `caption_range` of each."""
+        return np.stack([self._record_captions[records], self._record_captions[records + 1]], axis=1)
+
     def captions(self, i: int) -> list[str]:
         """Captions of record i, in the order of their annotation ids."""
         return [self._captions[c] for c in range(*self.caption_range(i))]

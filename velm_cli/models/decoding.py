@@ -1,19 +1,23 @@
 """From images to token sequences: greedy, beam and nucleus decoding with a key/value cache.
 
-The image's part of the work (`memory`) exists once an image and is shared by its beams; images that
-are finished leave the batch. Shapes: B images, K beams, N = B * K sequences, V vocabulary.
+The image's part of the work (`memory`) exists once an image and is shared by its beams; images that are finished
+leave the batch, and the last ones take their places. The device is asked once a step who goes on.
+
+Shapes: B images (live ones, in any order), K beams, N = B * K sequences, C candidates, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from velm_cli.models.layers import select
+from velm_cli.models.state import Rows, move, own, select
 from velm_cli.schema import DecodeConfig, DecodeMethod
+
+CHUNK = 64  # words whose best is found before the words themselves are looked at
 
 
 class StepModel(Protocol):
@@ -39,13 +43,26 @@ def decode(
     `memory` is what `model.memory(features)` gave for the `images` images. `banned` tokens (padding,
     BOS, unknown) are never produced. `generator` is needed by nucleus sampling only.
     """
-    start = torch.full((images, 1), bos_id, device=device)
+    start_B1 = torch.full((images, 1), bos_id, device=device)
     banned_ids = torch.tensor(list(banned), dtype=torch.long, device=device)
+
+    def likeliest(logits_BV: Tensor) -> Tensor:
+        return logits_BV.index_fill(1, banned_ids, float("-inf")).argmax(dim=1)
+
+    def drawn(logits_BV: Tensor) -> Tensor:
+        p_BV = log_probs(logits_BV / config.temperature, banned_ids).exp()
+        return torch.multinomial(nucleus_probabilities(p_BV, top_p=config.top_p), 1, generator=generator)[:, 0]
+
     with torch.inference_mode():
+        memory = own(memory)
         if config.method is DecodeMethod.nucleus:
             assert generator is not None, "nucleus sampling draws from the generator it is given"
-            return _nucleus(model, memory, start, config, eos_id, banned_ids, generator)
-        return _beam(model, memory, start, config, eos_id, banned_ids)
+            tokens_BT = _one_by_one(model, memory, start_B1, drawn, config.max_length, eos_id)
+        elif config.beams == 1:
+            tokens_BT = _one_by_one(model, memory, start_B1, likeliest, config.max_length, eos_id)
+        else:
+            tokens_BT = _beam(model, memory, start_B1, config, eos_id, banned_ids)
+    return [row[: row.index(eos_id)] if eos_id in row else row for row in tokens_BT.tolist()]
 
 
 def log_probs(logits_NV: Tensor, banned: Tensor) -> Tensor:
@@ -53,15 +70,57 @@ def log_probs(logits_NV: Tensor, banned: Tensor) -> Tensor:
     return logits_NV.float().index_fill(1, banned, float("-inf")).log_softmax(-1)
 
 
+def _one_by_one(
+    model: StepModel,
+    memory: tuple,
+    token_B1: Tensor,
+    choose: Callable[[Tensor], Tensor],
+    max_length: int,
+    eos_id: int,
+) -> Tensor:
+    """One sequence an image, of the tokens (B) that `choose` takes by their logits (B, V), until that is EOS.
+
+    Tokens (B, T) of all images; behind EOS stand more of it.
+    """
+    images, device = len(token_B1), token_B1.device
+    out_BT = torch.full((images, max_length), eos_id, device=device)
+    image_B, state = torch.arange(images, device=device), None  # which image a row of the live batch belongs to
+    for length in range(max_length):
+        logits_BV, state = model.step(token_B1, memory, state)
+        token_B = choose(logits_BV)
+        out_BT[image_B, length] = token_B
+        goes_on = (token_B != eos_id).tolist()
+        if not any(goes_on):
+            break
+        if not all(goes_on):
+            kept_B, holes, movers = _places(goes_on, device)
+            rows = Rows(kept_B[:, None], holes, movers)
+            image_B, token_B = image_B[kept_B], token_B[kept_B]
+            memory, state = move(memory, rows), select(state, rows)
+        token_B1 = token_B[:, None]
+    return out_BT
+
+
+def _places(goes_on: Sequence[bool], device: torch.device) -> tuple[Tensor, ...]:
+    """The images that go on, as they now stand, and the `holes` and `movers` of `Rows`."""
+    live = sum(goes_on)
+    holes = [place for place in range(live) if not goes_on[place]]
+    movers = [place for place in range(live, len(goes_on)) if goes_on[place]]
+    kept = list(range(live))
+    for hole, mover in zip(holes, movers, strict=True):
+        kept[hole] = mover
+    return tuple(torch.tensor(places, dtype=torch.long, device=device) for places in (kept, holes, movers))
+
+
 def _beam(
     model: StepModel,
     memory: tuple,
-    tokens_B1: Tensor,
+    token_B1: Tensor,
     config: DecodeConfig,
     eos_id: int,
     banned: Tensor,
-) -> list[list[int]]:
-    """Beam search; with one beam it is greedy decoding: the likeliest token, until that is EOS.
+) -> Tensor:
+    """Beam search: tokens (B, T) of all images; behind EOS stand more of it.
 
     A hypothesis scores sum(log p) / length ** length_penalty, EOS counted. Each step looks at the 2K
     best continuations of an image: of the first K those that end in EOS become hypotheses, the best K
@@ -69,85 +128,88 @@ def _beam(
     beat its best hypothesis; since log p <= 0, a live prefix's best possible future score is its present
     sum / max_length ** length_penalty.
     """
-    B, K, device = tokens_B1.shape[0], config.beams, tokens_B1.device
-    penalty = config.length_penalty if K > 1 else 0.0  # else a greedy caption could go on after its EOS
-    best_score = [float("-inf")] * B
-    best_tokens: list[list[int]] = [[] for _ in range(B)]
+    images, device = len(token_B1), token_B1.device
+    K, max_length, penalty = config.beams, config.max_length, config.length_penalty
+    best = _Best(images, max_length, eos_id, device)
+    image_B = torch.arange(images, device=device)  # which image a row of the live batch belongs to
+    logits_NV, state = model.step(token_B1, memory)
+    score_BK = torch.zeros(images, 1, device=device)  # at first each image has one prefix: BOS
+    prefix_BKT = torch.empty(images, 1, 0, dtype=torch.long, device=device)
 
-    image_B = torch.arange(B, device=device)  # which image a row of the live batch belongs to
-    logits_NV, state = model.step(tokens_B1, memory)
-    score_BK = torch.zeros(B, 1, device=device)  # at first each image has one prefix: BOS
-    prefix_BKT = torch.empty(B, 1, 0, dtype=torch.long, device=device)
+    for length in range(1, max_length + 1):
+        score_BC, beam_BC, token_BC = continuations(log_probs(logits_NV, banned), score_BK, 2 * K)
+        prefix_BCT = torch.cat([_of(prefix_BKT, beam_BC), token_BC[:, :, None]], dim=2)
+        ended_BC = token_BC == eos_id
 
-    for length in range(1, config.max_length + 1):
-        live, width = score_BK.shape
-        total_BKV = score_BK[:, :, None] + log_probs(logits_NV, banned).view(live, width, -1)
-        V = total_BKV.shape[-1]
-        score, flat = total_BKV.view(live, -1).topk(min(2 * K, width * V))
-        beam, token = flat // V, flat % V
-
-        prefix = prefix_BKT.gather(1, beam[:, :, None].expand(-1, -1, prefix_BKT.shape[2]))
-        prefix = torch.cat([prefix, token[:, :, None]], dim=2)
-        ended = token == eos_id
-
-        # The best hypothesis that ends here, an image.
-        complete = ended[:, :K] if length < config.max_length else torch.ones_like(ended[:, :K])
-        final = (score[:, :K] / length**penalty).masked_fill(~complete, float("-inf"))
-        final_score, final_row = final.max(dim=1)
-        final_tokens = prefix[torch.arange(live, device=device), final_row]
-        images, scores = image_B.tolist(), final_score.tolist()
-        for row, (image, value) in enumerate(zip(images, scores, strict=True)):
-            if value > best_score[image]:
-                best_score[image], best_tokens[image] = value, final_tokens[row].tolist()
-        if length == config.max_length:
+        complete_BK = ended_BC[:, :K] | (length == max_length)
+        best.offer(image_B, score_BC[:, :K] / length**penalty, complete_BK, prefix_BCT)
+        if length == max_length:
             break
 
         # The K best that go on; an ended one is pushed behind every living one.
-        score = score.masked_fill(ended, float("-inf"))
-        score_BK, best_BK = score.topk(min(K, score.shape[1]))
-        beam, token = beam.gather(1, best_BK), token.gather(1, best_BK)
-        prefix_BKT = prefix.gather(1, best_BK[:, :, None].expand(-1, -1, prefix.shape[2]))
+        width = score_BK.shape[1]
+        score_BK, best_BK = score_BC.masked_fill(ended_BC, float("-inf")).topk(min(K, score_BC.shape[1]))
+        token_BK, prefix_BKT = token_BC.gather(1, best_BK), _of(prefix_BCT, best_BK)
+        source_BK = beam_BC.gather(1, best_BK) + width * torch.arange(len(image_B), device=device)[:, None]
 
-        bound = (score_BK[:, 0] / config.max_length**penalty).tolist()
-        keep = [row for row, image in enumerate(images) if bound[row] > best_score[image]]
-        if not keep:
+        goes_on = (score_BK[:, 0] / max_length**penalty > best.score_B[image_B]).tolist()
+        if not any(goes_on):
             break
-        kept = torch.tensor(keep, device=device)
-        source = (kept[:, None] * width + beam[kept]).flatten()  # rows of the state that go on
-        if len(keep) < live:
-            image_B, score_BK, token, prefix_BKT = (part[kept] for part in (image_B, score_BK, token, prefix_BKT))
-            memory = select(memory, kept)
-        logits_NV, state = model.step(token.reshape(-1, 1), memory, select(state, source))
-    return [_without_end(tokens, eos_id) for tokens in best_tokens]
+        rows = Rows(source_BK)
+        if not all(goes_on):
+            kept_B, holes, movers = _places(goes_on, device)
+            rows = Rows(source_BK[kept_B], holes, movers)
+            image_B, score_BK, token_BK, prefix_BKT = (x[kept_B] for x in (image_B, score_BK, token_BK, prefix_BKT))
+            memory = move(memory, rows)
+        logits_NV, state = model.step(token_BK.reshape(-1, 1), memory, select(state, rows))
+    return best.tokens_BT
 
 
-def _nucleus(
-    model: StepModel,
-    memory: tuple,
-    tokens_B1: Tensor,
-    config: DecodeConfig,
-    eos_id: int,
-    banned: Tensor,
-    generator: torch.Generator,
-) -> list[list[int]]:
-    """Samples from the smallest set of tokens whose probability reaches top_p (Holtzman et al. 2020)."""
-    B, device = tokens_B1.shape[0], tokens_B1.device
-    out: list[list[int]] = [[] for _ in range(B)]
-    image_B = torch.arange(B, device=device)
-    state = None
-    for _ in range(config.max_length):
-        logits_NV, state = model.step(tokens_B1, memory, state)
-        p_NV = nucleus_probabilities(log_probs(logits_NV / config.temperature, banned).exp(), top_p=config.top_p)
-        token = torch.multinomial(p_NV, 1, generator=generator)
-        for image, value in zip(image_B.tolist(), token[:, 0].tolist(), strict=True):
-            out[image].append(value)
-        kept = (token[:, 0] != eos_id).nonzero()[:, 0]
-        if not len(kept):
-            break
-        tokens_B1 = token[kept]
-        if len(kept) < len(image_B):
-            image_B, memory, state = image_B[kept], select(memory, kept), select(state, kept)
-    return [_without_end(tokens, eos_id) for tokens in out]
+class _Best:
+    """The best hypothesis of each image."""
+
+    def __init__(self, images: int, max_length: int, eos_id: int, device: torch.device) -> None:
+        self.score_B = torch.full((images,), float("-inf"), device=device)
+        self.tokens_BT = torch.full((images, max_length), eos_id, device=device)
+
+    def offer(self, image_B: Tensor, score_BK: Tensor, complete_BK: Tensor, prefix_BCT: Tensor) -> None:
+        """Prefixes of the images `image_B`: the complete ones of the first K count. They never get shorter."""
+        score_B, place_B = score_BK.masked_fill(~complete_BK, float("-inf")).max(dim=1)
+        tokens_BT = _of(prefix_BCT, place_B[:, None])[:, 0]
+        T, before_B = tokens_BT.shape[1], self.score_B[image_B]
+        better_B = score_B > before_B
+        self.score_B[image_B] = torch.where(better_B, score_B, before_B)
+        self.tokens_BT[image_B, :T] = torch.where(better_B[:, None], tokens_BT, self.tokens_BT[image_B, :T])
+
+
+def continuations(log_p_NV: Tensor, score_BK: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `count` best continuations of each image's K prefixes: score, beam and token (B, C), best first.
+
+    A large vocabulary is searched in chunks of words: the best C are in the C chunks that have the best words.
+    """
+    B, K = score_BK.shape
+    V = log_p_NV.shape[1]
+    log_p_BKV = log_p_NV.view(B, K, V)
+    if count * CHUNK > V // 2:
+        score_BC, place_BC = (score_BK[:, :, None] + log_p_BKV).flatten(1).topk(min(count, K * V))
+        return score_BC, place_BC // V, place_BC % V
+
+    whole = (V - 1) // CHUNK * CHUNK  # words in whole chunks; the last chunk is what is left
+    best_BKM = log_p_BKV[:, :, :whole].unflatten(2, (-1, CHUNK)).amax(dim=3)
+    best_BKM = torch.cat([best_BKM, log_p_BKV[:, :, whole:].amax(dim=2, keepdim=True)], dim=2)
+    M = best_BKM.shape[2]
+    chunk_BC = (score_BK[:, :, None] + best_BKM).flatten(1).topk(count).indices
+    beam_BC = chunk_BC // M
+    token_BCX = (chunk_BC % M * CHUNK)[:, :, None] + torch.arange(CHUNK, device=log_p_NV.device)
+    place_BX = (beam_BC[:, :, None] * V + token_BCX.clamp(max=V - 1)).flatten(1)
+    score_BCX = score_BK.gather(1, beam_BC)[:, :, None] + log_p_BKV.flatten(1).gather(1, place_BX).view_as(token_BCX)
+    score_BC, place_BC = score_BCX.masked_fill(token_BCX >= V, float("-inf")).flatten(1).topk(count)
+    return score_BC, beam_BC.gather(1, place_BC // CHUNK), token_BCX.flatten(1).gather(1, place_BC)
+
+
+def _of(prefix_BKT: Tensor, index_BC: Tensor) -> Tensor:
+    """The prefixes (B, C, T) that `index` picks of each image's."""
+    return prefix_BKT.gather(1, index_BC[:, :, None].expand(-1, -1, prefix_BKT.shape[2]))
 
 
 @torch.no_grad()
@@ -197,7 +259,3 @@ def nucleus_probabilities(p_NV: Tensor, *, top_p: float) -> Tensor:
     ordered, index = p_NV.sort(dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered  # probability of all better tokens
     return torch.zeros_like(p_NV).scatter(-1, index, ordered.masked_fill(before >= top_p, 0.0))
-
-
-def _without_end(tokens: list[int], eos_id: int) -> list[int]:
-    return tokens[:-1] if tokens and tokens[-1] == eos_id else tokens

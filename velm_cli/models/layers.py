@@ -1,8 +1,7 @@
 """Transformer layers shared by the vision encoder, the text encoder and the fusions.
 
 Shape legend: B images, N sequences (N = B * K when each image has K captions or beams), T text
-positions, S image positions, D width, H heads, d = D / H. A *state* is a nested tuple of tensors with
-the sequence in dimension 0, so that decoding can reorder it without knowing what is inside.
+positions, S image positions, D width, H heads, d = D / H. What decoding carries along is in `state.py`.
 """
 
 from __future__ import annotations
@@ -11,16 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KeyValue = tuple[Tensor, Tensor]  # two tensors (N or B, H, T or S, d)
-
-
-def select(state, index: Tensor):
-    """The rows `index` (dimension 0) of every tensor in a nested tuple; None stays None."""
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return state.index_select(0, index)
-    return tuple(select(part, index) for part in state)
+from velm_cli.models.state import KeyValue, Past
+from velm_cli.models.state import select as select
 
 
 def sinusoids(start: int, length: int, width: int, device, dtype) -> Tensor:
@@ -41,19 +32,18 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x_NTD: Tensor, *, causal: bool, cache: KeyValue | None = None, visible_NT: Tensor | None = None
-    ) -> tuple[Tensor, KeyValue]:
+        self, x_NTD: Tensor, *, causal: bool, cache: KeyValue | Past | None = None, visible_NT: Tensor | None = None
+    ) -> tuple[Tensor, KeyValue | Past]:
         N, T, D = x_NTD.shape
         q, k, v = self.qkv(x_NTD).view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mask = None if visible_NT is None else visible_NT[:, None, None]
-        if cache is not None:
+        if cache is None:
+            mask = None if visible_NT is None else visible_NT[:, None, None]
+            y, cache = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal), KeyValue(k, v)
+        else:
             assert causal, "a cache of the past only makes sense for causal attention"
-            k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
-            if T > 1:
-                past = k.shape[2] - T
-                mask = torch.ones(T, k.shape[2], dtype=torch.bool, device=k.device).tril(past)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and cache is None)
-        return self.out(y.transpose(1, 2).reshape(N, T, D)), (k, v)
+            cache = Past.of(cache).append(k, v)
+            y = cache.attend(q)
+        return self.out(y.transpose(1, 2).reshape(N, T, D)), cache
 
 
 class CrossAttention(nn.Module):
@@ -74,7 +64,7 @@ class CrossAttention(nn.Module):
         """Keys and values of the image, each (B, H, S, d)."""
         B, S, _ = image_BSD.shape
         key, value = self.key_value(image_BSD).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return key, value
+        return KeyValue(key, value)
 
     def forward(self, x_NTD: Tensor, memory: KeyValue, visible_BS: Tensor | None = None) -> Tensor:
         N, T, D = x_NTD.shape
@@ -118,11 +108,11 @@ class Block(nn.Module):
         x_NTD: Tensor,
         *,
         causal: bool,
-        cache: KeyValue | None = None,
+        cache: KeyValue | Past | None = None,
         memory: KeyValue | None = None,
         visible_NT: Tensor | None = None,
         visible_memory_BS: Tensor | None = None,
-    ) -> tuple[Tensor, KeyValue]:
+    ) -> tuple[Tensor, KeyValue | Past]:
         """`visible`: True where a position (of the text, of the memory) may be looked at, for padded rows."""
         y, cache = self.attention(self.norm_attention(x_NTD), causal=causal, cache=cache, visible_NT=visible_NT)
         x_NTD = x_NTD + self.dropout(y)

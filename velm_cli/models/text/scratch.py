@@ -54,7 +54,7 @@ class TransformerText(_Scratch):
         before_layer: BeforeLayer | None = None,
         lengths_N: Tensor | None = None,
     ) -> tuple[Tensor, tuple]:
-        past = 0 if state is None else state[0][0].shape[2]
+        past = 0 if state is None else state[-1].shape[1]
         T, like = embedded_NTE.shape[1], embedded_NTE
         x_NTD = self.dropout(like + sinusoids(past, T, self.width, like.device, like.dtype))
         visible_NT = None if self.causal else within(lengths_N, T)
@@ -65,7 +65,8 @@ class TransformerText(_Scratch):
             cache = None if state is None else state[layer]
             x_NTD, cache = block(x_NTD, causal=self.causal, cache=cache, visible_NT=visible_NT)
             caches.append(cache)
-        return self.norm(x_NTD), tuple(caches)
+        # Last a tensor with nothing in it, whose shape says how far the text is: without layers nothing else does.
+        return self.norm(x_NTD), (*caches, like.new_empty(len(like), past + T, 0))
 
 
 class RecurrentText(_Scratch):
