@@ -43,7 +43,7 @@ from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 
 VOCAB, PAD, BOS, EOS, LENGTH, BEAMS = 10_000, 0, 1, 2, 20, 5
-MEAN_LENGTH, SPREAD = 11.3, 2.3  # tokens of COCO's captions with their end, and their standard deviation
+MEAN_LENGTH, SPREAD = 11.5, 2.4  # tokens of COCO's captions with their end, and their standard deviation
 Sizes = dict[str, int]
 Captions = list[list[int]]
 

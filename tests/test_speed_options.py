@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from velm import TINY, TINY_MODEL, call
 
 from velm_cli.engine.compiling import compile_model
@@ -18,7 +19,15 @@ from velm_cli.engine.meter import Meter, matrix_peak
 from velm_cli.engine.profile import PARTS
 from velm_cli.errors import UserError
 from velm_cli.models.velm import VelmModel
-from velm_cli.schema import Compile, CrossModalConfig, Precision, TransformerConfig, ViTConfig
+from velm_cli.schema import (
+    Compile,
+    CrossModalConfig,
+    LSTMConfig,
+    Precision,
+    TorchvisionConfig,
+    TransformerConfig,
+    ViTConfig,
+)
 
 STEPS = ["run.max_steps=17", "run.validate_every=0", "metrics.names=[cider]", "text.dropout=0", "fusion.dropout=0"]
 
@@ -106,6 +115,40 @@ def test_operations_of_a_linear_layer_are_counted_exactly():
     with meter.watching(captions=2):
         layer(torch.randn(400, 8))
     assert meter.per_caption == 2 * (2 * 4 * 8 * 16) / 2, "only the first step is counted"
+
+
+def test_operations_of_a_step_are_those_that_torch_counts():
+    torch.manual_seed(0)
+    model = VelmModel(
+        vision=TorchvisionConfig(net="resnet18", image_size=32, weights="none"),
+        text=LSTMConfig(width=32),
+        fusion=CrossModalConfig(layers=1, heads=2),
+        vocab_size=20,
+    ).train()
+    image_BCHW, tokens_NT = torch.randn(2, 3, 32, 32), torch.randint(20, (4, 6))
+
+    def step() -> None:
+        fused_NTD, _ = model.fusion.read(model.text, tokens_NT, model.memory(model.encode_image(image_BCHW)))
+        model.logits(fused_NTD).sum().backward()
+
+    meter = Meter(torch.device("cpu"), Precision.fp32)
+    with meter.watching(captions=1):
+        step()
+    with FlopCounterMode(display=False) as wanted:
+        step()
+    assert meter.per_caption == wanted.get_total_flops() > 0
+
+
+def test_a_run_does_not_import_the_compiler():
+    code = """
+import sys, torch
+from velm_cli.engine.meter import Meter
+from velm_cli.schema import Precision
+with Meter(torch.device("cpu"), Precision.fp32).watching(1):
+    torch.nn.Linear(2, 2)(torch.ones(1, 2)).sum().backward()
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_peak_is_no_less_than_a_product_reaches_here():

@@ -7,7 +7,8 @@ from torch import nn
 
 from velm_cli import schema
 from velm_cli.errors import UserError
-from velm_cli.models.layers import Block, SelfAttention, select
+from velm_cli.models.layers import Block, SelfAttention
+from velm_cli.models.state import select
 from velm_cli.models.text import build_text
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -32,6 +33,28 @@ def matrix_peak(device: torch.device, precision: Precision) -> float:
     return 2 * side**3 / best
 
 
+def _counting() -> Any:
+    """A context that counts, by torch's own formulas, the operations that are called within it."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    class Counter(TorchDispatchMode):
+        operations = 0
+
+        @classmethod
+        def _should_skip_dynamo(cls) -> bool:
+            return False  # else (as in torch's FlopCounterMode) the whole compiler is imported, for two seconds
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            formula = flop_registry.get(func._overloadpacket)
+            if formula is not None:
+                self.operations += formula(*args, **(kwargs or {}), out_val=out)
+            return out
+
+    return Counter()
+
+
 class Meter:
     """Counts the operations of a process's first step; later steps cost in proportion to their captions."""
 
@@ -45,11 +68,9 @@ class Meter:
         if self.per_caption is not None:
             yield
             return
-        from torch.utils.flop_counter import FlopCounterMode
-
-        with FlopCounterMode(display=False) as counted:
+        with _counting() as counted:
             yield
-        self.per_caption = counted.get_total_flops() / max(1, captions)
+        self.per_caption = counted.operations / max(1, captions)
 
     def utilisation(self, captions_per_s: float) -> float:
         """Share of the peak, 0 to 1; 0 before anything was counted."""

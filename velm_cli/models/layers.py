@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velm_cli.models.state import KeyValue, Past
-from velm_cli.models.state import select as select
 
 
 def sinusoids(start: int, length: int, width: int, device, dtype) -> Tensor:
