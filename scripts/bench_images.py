@@ -12,7 +12,6 @@ start counts.
 velm      what `velm preprocess` does with each file (`normalise_many`)
 pillow    the usual loop: open, convert to RGB, resize, save
 decoder   the limit: libjpeg alone, at the fraction of the size that velm decodes at
-coarsest  the same at the smallest fraction of at least 256 pixels
 
 Reading: an epoch of pictures of 640 x 480, in random order, randomly cropped to 224 x 224, mirrored, normalised, in
 batches of 32.
@@ -49,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from velm_cli.data.images import CHUNK, NormalisedImage, normalise_image, normalise_many
+from velm_cli.data.images import CHUNK, OVERSAMPLING, NormalisedImage, normalise_image, normalise_many
 from velm_cli.data.processes import available_cores, new_pool
 
 if TYPE_CHECKING:
@@ -61,6 +60,12 @@ CROP_SIDE, CROP_SCALE, BATCH = 224, 0.5, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FALL = 2**0.5  # a scale of the noise is this much stronger than the next finer one
 CONTRAST = (55.0, 8.0, 8.0)  # standard deviations of brightness and of the two colour differences
+
+TITLES = {"preparing": "preparing camera photos", "reading": "reading an epoch"}
+OTHERS = {
+    "pillow": "Pillow", "decoder": "libjpeg alone", "coco": "torchvision's CocoCaptions",
+    "shrunk": "CocoCaptions on files shrunk before",
+}  # fmt: skip
 
 Size = tuple[int, int]
 
@@ -182,8 +187,7 @@ def preparing(paths: Sequence[Path], workers: int) -> dict[str, Callable[[int], 
     return {
         "velm": lambda _: with_velm(paths, workers),
         "pillow": lambda _: in_processes(with_pillow, paths, workers),
-        "decoder": lambda _: in_processes(partial(decode, least=2 * SIDE), paths, workers),
-        "coarsest": lambda _: in_processes(partial(decode, least=SIDE), paths, workers),
+        "decoder": lambda _: in_processes(partial(decode, least=round(OVERSAMPLING * SIDE)), paths, workers),
     }
 
 
@@ -307,7 +311,7 @@ def compare(
     for name, value in speed.items():
         print(f"{what}  {name:<9} {value:8.1f} images/s")
     rows = [
-        benching.row(f"{what}: velm against {name}", benching.ratio(seconds, "velm", name), asked.get(name))
+        benching.row(f"{TITLES[what]}: {OTHERS[name]}", benching.ratio(seconds, "velm", name), asked.get(name))
         for name in contestants
         if name != "velm"
     ]

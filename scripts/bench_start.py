@@ -61,8 +61,8 @@ def first_step(folder: Path, name: str) -> None:
         process.wait()
 
 
-def compare_start(folder: Path, rounds: int) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The share of `import torch` as a row, and the seconds."""
+def compare_start(folder: Path, rounds: int) -> dict[str, Any]:
+    """The seconds of both."""
     import benching
 
     subprocess.run(
@@ -75,8 +75,7 @@ def compare_start(folder: Path, rounds: int) -> tuple[list[dict[str, Any]], dict
     seconds = benching.take_turns(contestants, rounds)
     for name, times in seconds.items():
         print(f"{name:<12} {statistics.median(times):6.2f} s")
-    share = benching.ratio(seconds, "velm train", "import torch")
-    return [benching.row("velm train to its first step against import torch alone", share)], {"seconds": seconds}
+    return {"seconds": seconds}
 
 
 # ---------------------------------------------------------------------------------------- growth
@@ -196,9 +195,9 @@ def main() -> int:
     sizes, steps = ([64, 256], 8) if options.small else (options.sizes, options.steps)
     result: dict[str, Any] = {"setting": {"rounds": options.rounds, "sizes": sizes, "steps": steps}}
     with tempfile.TemporaryDirectory() as temporary:
-        start, result["start"] = compare_start(Path(temporary), options.rounds)
+        result["start"] = compare_start(Path(temporary), options.rounds)
         growth, result["growth"] = compare_growth(Path(temporary), sizes, options.rounds, steps)
-    benching.save(options.out, start + growth, result)
+    benching.save(options.out, growth, result)
     return 0
 
 

@@ -56,8 +56,9 @@ def test_scores_beside_pycocoevalcap(tmp_path):
 def test_images_beside_pillow_and_torchvision(tmp_path):
     found = bench("bench_images.py", "--small", "--rounds", "1", out=tmp_path / "images.json")
     assert [row["what"] for row in found["rows"]] == [
-        "preparing: velm against pillow", "preparing: velm against decoder", "preparing: velm against coarsest",
-        "reading: velm against coco", "reading: velm against shrunk", "reading: velm against decoder",
+        "preparing camera photos: Pillow", "preparing camera photos: libjpeg alone",
+        "reading an epoch: torchvision's CocoCaptions", "reading an epoch: CocoCaptions on files shrunk before",
+        "reading an epoch: libjpeg alone",
     ]  # fmt: skip
     assert all(row["median"] > 0 for row in found["rows"])
     assert 1 < found["reading"]["bits_a_pixel"] < 10
