@@ -35,13 +35,9 @@ from velm_cli.data.batch import Batch
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import TrainLoader
 from velm_cli.data.store import Store
-from velm_cli.engine.checkpoint import Progress
 from velm_cli.engine.device import prepare
 from velm_cli.engine.loop import Run, train_step
-from velm_cli.engine.meter import Meter
-from velm_cli.engine.optim import build_optimizer
 from velm_cli.models.velm import VelmModel
-from velm_cli.objectives.weights import Weight
 from velm_cli.stages.encoding import cached_features
 from velm_cli.tasks.caption import CaptionTask
 
@@ -66,22 +62,7 @@ def make_run(config: schema.TrainRoot, vocab: int) -> Run:
     torch.manual_seed(0)
     model = VelmModel(vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=vocab)
     task = CaptionTask(model, config.loss, concepts=0, active=frozenset({"text"})).train()
-    return Run(
-        config=config,
-        folder=Path(),
-        task=task,
-        features=None,
-        optimizer=build_optimizer(task, config.optim),
-        ema=None,
-        weights={"text": Weight(1.0, 1.0)},
-        own_words=Weight(0.0, 0.0),
-        steps_per_epoch=1000,
-        device=CPU,
-        precision=schema.Precision.fp32,
-        progress=Progress(),
-        meter=Meter(CPU, schema.Precision.fp32),
-        profiler=None,
-    )
+    return benching.run_of(task, config)
 
 
 def loader_of(run: Run, store: Store, workers: int, features: list[FeatureCache]) -> TrainLoader:

@@ -40,15 +40,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli import schema
 from velm_cli.data.batch import Batch
-from velm_cli.engine.checkpoint import Progress
 from velm_cli.engine.compiling import compile_model
 from velm_cli.engine.device import prepare
-from velm_cli.engine.loop import Run, train_step
-from velm_cli.engine.meter import Meter, matrix_peak
-from velm_cli.engine.optim import build_optimizer
+from velm_cli.engine.loop import train_step
+from velm_cli.engine.meter import matrix_peak
 from velm_cli.metrics import ptb
 from velm_cli.models.velm import VelmModel, count_parameters
-from velm_cli.objectives.weights import Weight
 from velm_cli.tasks.caption import CaptionTask
 
 VOCAB, PAD, BOS, EOS, CAPTIONS = 10_000, 0, 1, 2, 5
@@ -130,22 +127,7 @@ def velm_step(
         dataset=schema.ShapesConfig(), vision=schema.ViTConfig(), text=schema.TransformerConfig(),
         fusion=schema.CrossModalConfig(), task=schema.CaptionTaskConfig(),
     )  # fmt: skip
-    run = Run(
-        config=config,
-        folder=Path(),
-        task=task,
-        features=None,
-        optimizer=build_optimizer(task, config.optim),
-        ema=None,
-        weights={term: Weight(1.0, 1.0) for term in terms},
-        own_words=Weight(0.0, 0.0),
-        steps_per_epoch=1000,
-        device=device,
-        precision=precision,
-        progress=Progress(),
-        meter=Meter(device, precision),
-        profiler=None,
-    )
+    run = benching.run_of(task, config, precision)
     return lambda batch: train_step(run, 500, [batch]), count_parameters(task)
 
 

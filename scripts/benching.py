@@ -17,7 +17,14 @@ import torch
 from tqdm import tqdm
 
 from velm_cli.data.processes import available_cores
+from velm_cli.engine.checkpoint import Progress
+from velm_cli.engine.loop import Run
+from velm_cli.engine.meter import Meter
+from velm_cli.engine.optim import build_optimizer
 from velm_cli.files import write_json
+from velm_cli.objectives.weights import Weight
+from velm_cli.schema import Precision, TrainRoot
+from velm_cli.tasks.caption import CaptionTask
 
 Seconds = dict[str, list[float]]
 
@@ -37,6 +44,27 @@ def ratio(seconds: Seconds, ours: str, theirs: str) -> dict[str, float]:
     """How many times faster `ours` is than `theirs`: the median and the range of the rounds' ratios."""
     ratios = [their / our for our, their in zip(seconds[ours], seconds[theirs], strict=True)]
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+
+
+def run_of(task: CaptionTask, config: TrainRoot, precision: Precision = Precision.fp32) -> Run:
+    """What `train_step` needs to train `task` on the CPU, L_text and, if it has one, L_joint weighted by 1."""
+    device = torch.device("cpu")
+    return Run(
+        config=config,
+        folder=Path(),
+        task=task,
+        features=None,
+        optimizer=build_optimizer(task, config.optim),
+        ema=None,
+        weights={"text": Weight(1.0, 1.0)} | ({"joint": Weight(1.0, 1.0)} if task.joint_loss else {}),
+        own_words=Weight(0.0, 0.0),
+        steps_per_epoch=1000,
+        device=device,
+        precision=precision,
+        progress=Progress(),
+        meter=Meter(device, precision),
+        profiler=None,
+    )
 
 
 def row(what: str, times: Mapping[str, float], asked: float | None = None) -> dict[str, Any]:
