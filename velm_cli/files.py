@@ -1,28 +1,44 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, and noticing when one has changed since."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
+import secrets
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+SEAL = "crc32"  # the key of a JSON object that seals the others
+
+
+def unique() -> str:
+    """Part of a temporary name that no other process uses, on this machine or on another with the same disk."""
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def write_bytes(path: Path, parts: Iterable[bytes]) -> None:
     """Replace `path` by the parts in a row; a kill at any moment leaves the old file or the new one.
 
-    The temporary name carries the process's number, so two processes may write the same file.
+    Several processes may write the same file, on any machines.
     """
-    part_path = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part_path = path.with_name(f".{path.name}.{unique()}.part")
     try:
         with open(part_path, "wb") as file:
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part_path, path)
+    except OSError as error:  # a full disk's error names no file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        part_path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part_path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,3 +49,83 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Replace `path` by strict JSON (no NaN), in ASCII: captions may hold what UTF-8 cannot."""
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def refused_by_the_system(error: OSError) -> str | None:
+    """One line for the user when a disk is full, read-only or failing; None when the error is something else."""
+    where = error.filename or "a file"
+    again = "and give the same command again: it goes on from what is there"
+    if error.errno in NO_ROOM:
+        return f"cannot write {where}: {error.strerror}; make room {again}"
+    if error.errno in NO_ACCESS:
+        return f"{where}: {error.strerror}; make it accessible, or name another folder, {again}"
+    return None
+
+
+# Checksums are against decay (disks, copies, memory), not against people: CRC-32 finds every change of up to 32 bits in
+# a row and all but one in four billion of the others, at ten times the speed of sha256 on machines without its
+# instructions.
+
+
+def crc32(path: Path) -> str:
+    """CRC-32 of a file, eight hexadecimal digits; a GB takes about 0.6 s."""
+    value = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            value = zlib.crc32(chunk, value)
+    return f"{value:08x}"
+
+
+def check_crc32(path: Path, expected: str | None) -> None:
+    """ValueError when the file is not as `expected` says; None (written by an older velm) says nothing."""
+    if expected is not None and crc32(path) != expected:
+        raise ValueError(f"{path.name} has changed since it was written")
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """`value`, which is plain JSON, with the CRC-32 of its other keys as `crc32`."""
+    return {**value, SEAL: _seal_of(json.dumps(value))}
+
+
+def unsealed(value: dict[str, Any]) -> dict[str, Any]:
+    """What was `sealed`; ValueError when it has changed since. Without a seal (an older velm's) as it is."""
+    content = {key: part for key, part in value.items() if key != SEAL}
+    if SEAL in value and value[SEAL] != _seal_of(json.dumps(content)):
+        raise ValueError("its content has changed since it was written")
+    return content
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The JSON object of a file that was written `sealed`. OSError or ValueError when it cannot be had whole."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    try:
+        return unsealed(value)
+    except ValueError:
+        raise ValueError(f"{path.name} has changed since it was written") from None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the metrics.jsonl of a run folder; OSError or ValueError when they are damaged.
+
+    A finished run's DONE has the log's checksum. That of another may end with a line that a kill has torn.
+    """
+    path = folder / "metrics.jsonl"
+    if (folder / "DONE").exists():
+        check_crc32(path, (folder / "DONE").read_text(encoding="utf-8", errors="replace").strip() or None)
+    lines = path.read_bytes().split(b"\n")
+    out = []
+    for number, line in enumerate(lines, 1):
+        try:
+            if line:
+                out.append(unsealed(json.loads(line)))
+        except (ValueError, AttributeError, RecursionError):
+            if number < len(lines):
+                raise ValueError(f"line {number} of {path.name} is damaged") from None
+    return out
+
+
+def _seal_of(text: str) -> str:
+    # through JSON and with sorted keys: what is read back is what counts, in whatever order
+    return f"{zlib.crc32(json.dumps(json.loads(text), sort_keys=True).encode()):08x}"

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from velm_cli.data.concepts import STOP_WORDS, mine_concepts
+from velm_cli.data.concepts import STOP_WORDS, concept_words, labels_of
 
 
 def reference(captions, train, n):
@@ -34,35 +34,31 @@ def test_random_captions_equal_the_reference():
     train = np.array([draw.random() < 0.8 for _ in captions])
     for n in (0, 10, 1000):
         names, labels = reference(captions, train, n)
-        concepts = mine_concepts(captions, train, n)
-        assert concepts.names == names
-        assert concepts.offsets.tolist() == [0, *np.cumsum([len(label) for label in labels])]
-        assert concepts.ids.tolist() == [label for record in labels for label in record]
-    assert (concepts.ids.dtype, concepts.offsets.dtype) == (np.uint16, np.int64)
+        assert concept_words(captions, train, n) == names
+        numbers = {name: number for number, name in enumerate(names)}
+        found = [labels_of(texts, numbers) for texts in captions]
+        assert [ids.tolist() for ids in found] == labels
+        assert {ids.dtype for ids in found} == {np.dtype(np.uint16)}
 
 
 def test_words_count_once_an_image_and_only_in_training():
     captions = [("a dog, a dog", "DOG!")] * 4 + [("dog and cat",)] * 4
-    train = np.array([True] * 4 + [False] * 4)
-    assert mine_concepts(captions, train, 9).names == []  # 4 training images: below 5
+    train = [True] * 4 + [False] * 4
+    assert concept_words(captions, train, 9) == []  # 4 training images: below 5
     train[4] = True
-    concepts = mine_concepts(captions, train, 9)
-    assert concepts.names == ["dog"]
-    assert concepts.ids.tolist() == [0] * 8  # labels for every record, whatever its split
+    assert concept_words(captions, train, 9) == ["dog"]
 
 
 def test_function_words_name_nothing():
     captions = [("This is a picture of the two of them doing something with their kites",)] * 5
-    assert mine_concepts(captions, np.ones(5, bool), 99).names == ["kites", "two"]
+    assert concept_words(captions, [True] * 5, 99) == ["kites", "two"]
 
 
 def test_other_alphabets_have_words_too():
     captions = [("Ein Mädchen im Café", "кошка спит")] * 5
-    assert {"mädchen", "café", "кошка"} <= set(mine_concepts(captions, np.ones(5, bool), 99).names)
+    assert {"mädchen", "café", "кошка"} <= set(concept_words(captions, [True] * 5, 99))
 
 
 def test_nothing_gives_nothing():
-    concepts = mine_concepts([], np.zeros(0, bool), 5)
-    assert (concepts.names, concepts.ids.tolist(), concepts.offsets.tolist()) == ([], [], [0])
-    concepts = mine_concepts([(), ("",)], np.ones(2, bool), 5)
-    assert (concepts.names, concepts.ids.tolist(), concepts.offsets.tolist()) == ([], [], [0, 0, 0])
+    assert concept_words([], [], 5) == concept_words([(), ("",)], [True] * 2, 5) == []
+    assert labels_of((), {"dog": 0}).tolist() == labels_of(("a cat",), {"dog": 0}).tolist() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import signal
@@ -17,8 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from velm_cli.data.images import CHUNK, ImageRefused, NormalisedImage, normalise_image, normalise_many
+from velm_cli.data.images import ImageRefused, NormalisedImage, normalise_image, normalise_many
+from velm_cli.data.processes import Limits
+from velm_cli.errors import StageError
 
+NO_LIMITS = Limits()
 normalise = partial(normalise_image, image_size=256, quality=95, max_pixels=10_000_000)
 
 
@@ -304,6 +308,10 @@ def pretend(path: Path) -> NormalisedImage:
         os.kill(os.getpid(), signal.SIGKILL)
     if path.name.startswith("bad"):
         raise ImageRefused("bad: as asked")
+    if path.name.startswith("hang"):
+        hashlib.pbkdf2_hmac("sha256", b"", b"", (1 << 31) - 1)  # half an hour of C code, which looks at no signal
+    if path.name.startswith("block"):
+        time.sleep(1000)
     return NormalisedImage(path.name.encode(), 1, 1)
 
 
@@ -313,9 +321,9 @@ def slow(path: Path) -> NormalisedImage:
 
 
 def test_many_keeps_the_order_and_refuses_what_kills_a_worker():
-    names = [f"fine{i}" for i in range(10 * CHUNK)]
+    names = [f"fine{i}" for i in range(160)]
     names[3], names[40], names[41], names[-1] = "bad", "crash-a", "bad", "crash-b"
-    results = list(normalise_many(map(Path, names), pretend, workers=2))
+    results = list(normalise_many(map(Path, names), pretend, 2, NO_LIMITS))
     assert len(results) == len(names)
     for name, result in zip(names, results, strict=True):
         if name.startswith("crash"):
@@ -327,17 +335,50 @@ def test_many_keeps_the_order_and_refuses_what_kills_a_worker():
 
 
 def test_many_survives_a_worker_that_is_killed_from_outside():
-    results = normalise_many((Path(str(i)) for i in range(20 * CHUNK)), slow, workers=2)
+    results = normalise_many((Path(str(i)) for i in range(320)), slow, 2, NO_LIMITS)
     os.kill(int(next(results).jpeg), signal.SIGKILL)
     rest = list(results)
-    assert len(rest) == 20 * CHUNK - 1
+    assert len(rest) == 320 - 1
     assert all(isinstance(result, NormalisedImage) for result in rest)
 
 
-def test_many_reads_ahead_by_a_few_chunks_only():
+def test_many_reads_ahead_by_a_few_images_only():
     taken = []
-    paths = (taken.append(i) or Path(str(i)) for i in range(1000 * CHUNK))
-    results = normalise_many(paths, pretend, workers=1)
+    paths = (taken.append(i) or Path(str(i)) for i in range(16_000))
+    results = normalise_many(paths, pretend, 1, NO_LIMITS)
     next(results)
-    assert len(taken) <= 5 * CHUNK
+    assert len(taken) <= 80
     results.close()
+
+
+def test_many_refuses_what_takes_too_long_and_goes_on():
+    names = [f"fine{i}" for i in range(100)]
+    names[5], names[30], names[31] = "hang-a", "block", "hang-b"
+    results = list(normalise_many(map(Path, names), pretend, 2, Limits(seconds=0.1)))
+    reason = "too slow: not decoded in preprocess.seconds_per_image=0.1"
+    expected = [NormalisedImage(name.encode(), 1, 1) if name[0] == "f" else reason for name in names]
+    assert [result if isinstance(result, NormalisedImage) else str(result) for result in results] == expected
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux counts a process's memory")
+def test_many_refuses_what_needs_too_much_memory_and_goes_on(tmp_path):
+    Image.new("RGB", (6000, 6000), "red").save(tmp_path / "large.png")  # 108 MB of pixels in a file of 100 KB
+    Image.new("RGB", (60, 60), "red").save(tmp_path / "small.png")
+    paths = [tmp_path / name for name in ("small.png", "large.png", "small.png")]
+    large = partial(normalise_image, image_size=64, quality=90, max_pixels=1 << 30)
+    first, refused, last = normalise_many(paths, large, 1, Limits(memory=64 << 20))
+    assert str(refused) == "too large: decoding it needs more than preprocess.memory_per_image"
+    assert isinstance(first, NormalisedImage) and first == last
+    assert all(isinstance(image, NormalisedImage) for image in normalise_many(paths, large, 1, Limits(memory=1 << 30)))
+
+
+class NotHere:
+    """Arrives in no other process."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_many_says_when_no_worker_starts():
+    with pytest.raises(StageError, match=r"worker processes die at their start \(exit\)"):
+        list(normalise_many([Path("a")], partial(pretend, NotHere()), 1, NO_LIMITS))

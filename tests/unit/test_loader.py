@@ -17,8 +17,8 @@ from PIL import Image
 
 from velm_cli.data.batch import Batch
 from velm_cli.data.loader import TrainLoader, eval_batches, view_batches
+from velm_cli.data.making import build_store
 from velm_cli.data.records import Corpus, Record
-from velm_cli.data.store import build_store
 from velm_cli.data.transforms import EvalTransform, TrainTransform
 from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig, ManifestConfig, PreprocessConfig
@@ -94,8 +94,9 @@ def take(batches, count: int) -> list[Batch]:
 
 def same(a: Batch, b: Batch) -> bool:
     """Bitwise."""
-    for field in fields(Batch):
-        x, y = getattr(a, field.name), getattr(b, field.name)
+    names = [field.name for field in fields(Batch) if field.name != "packing"]
+    pairs = [*((getattr(a, name), getattr(b, name)) for name in names), *zip(a.packing, b.packing, strict=True)]
+    for x, y in pairs:
         if isinstance(x, torch.Tensor) != isinstance(y, torch.Tensor):
             return False
         if not (torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y):
@@ -365,8 +366,10 @@ def test_splits_that_cannot_be_trained_on_are_explained():
         loader(FakeStore(20, captions=(0, 0)))
     with pytest.raises(UserError, match="cannot be shared by 4 processes"):
         loader(FakeStore(3), world=4)
-    with pytest.raises(UserError, match=r"raise run\.batch_size=2"):
+    with pytest.raises(UserError, match=r"change run\.batch_size=2"):
         loader(FakeStore(30), world=4, batch_size=2)
+    with pytest.raises(UserError, match="cannot be shared evenly by 4 processes"):
+        loader(FakeStore(30), world=4, batch_size=6, even=True)
 
 
 def test_limit_keeps_the_first_images():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_a_listing_follows_links_and_reads_a_folder_once(tmp_path, monkeypatch):
     found = {name for name in ("real", "link", "broken", "folder", "none") if tmp_path / f"{name}.jpg" in listing}
     assert found == {"real", "link"}
     assert tmp_path / "no folder" / "a.jpg" not in listing
-    assert calls == [tmp_path, tmp_path / "no folder"]
+    assert list(map(Path, calls)) == [tmp_path, tmp_path / "no folder"]
 
 
 @pytest.mark.parametrize(

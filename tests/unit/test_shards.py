@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 
 from velm_cli.data.images import ImageRefused, NormalisedImage
-from velm_cli.data.shards import ShardReader, index_path, shard_path, whole_file, write_shard
+from velm_cli.data.shards import (
+    ShardReader,
+    check_shard,
+    index_path,
+    read_index,
+    read_pieces,
+    shard_path,
+    whole_file,
+    write_array,
+    write_pieces,
+    write_shard,
+)  # fmt: skip
 from velm_cli.errors import UserError
 
 
@@ -37,7 +48,7 @@ def good(samples):
 
 def test_tarfile_reads_what_was_written(tmp_path):
     samples = random_samples(40, 30)
-    write_shard(tmp_path, 2, samples)
+    write_shard(tmp_path, 2, samples, "plan")
     with tarfile.open(shard_path(tmp_path, 2)) as tar:
         members = tar.getmembers()
         assert [member.name for member in members] == [
@@ -53,7 +64,7 @@ def test_tarfile_reads_what_was_written(tmp_path):
 def test_random_access_equals_the_tar(tmp_path):
     shards = [random_samples(0, 50), random_samples(50, 20)]
     for number, samples in enumerate(shards):
-        write_shard(tmp_path, number, samples)
+        write_shard(tmp_path, number, samples, "plan")
     reader = ShardReader(tmp_path)
     rows = [(shard, row) for shard in (0, 1) for row in range(len(good(shards[shard])))]
     np.random.default_rng().shuffle(rows)
@@ -67,7 +78,7 @@ def test_random_access_equals_the_tar(tmp_path):
 
 def test_readers_work_in_forked_and_spawned_processes(tmp_path):
     samples = good(random_samples(0, 9))
-    write_shard(tmp_path, 0, samples)
+    write_shard(tmp_path, 0, samples, "plan")
     reader = ShardReader(tmp_path)
     reader.read(0, 0)  # mapped before the fork
     child = os.fork()
@@ -84,7 +95,7 @@ def test_same_samples_same_files(tmp_path):
     samples = random_samples(0, 25)
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
-        write_shard(folder, 0, iter(samples))
+        write_shard(folder, 0, iter(samples), "plan")
     files = sorted(file.name for file in (tmp_path / "a").iterdir())
     assert files == ["shard-00000.idx.npy", "shard-00000.json", "shard-00000.tar"]
     for name in files:
@@ -93,19 +104,79 @@ def test_same_samples_same_files(tmp_path):
 
 def test_summary_names_size_digest_and_refusals(tmp_path):
     samples = random_samples(0, 25)
-    write_shard(tmp_path, 0, samples)
+    write_shard(tmp_path, 0, samples, "plan")
     tar = shard_path(tmp_path, 0).read_bytes()
-    assert json.loads((tmp_path / "shard-00000.json").read_text()) == {
+    summary = json.loads((tmp_path / "shard-00000.json").read_text())
+    assert len(summary.pop("summary")) == 64
+    assert summary == {
+        "plan": "plan",
         "rows": len(good(samples)),
         "bytes": len(tar),
         "sha256": hashlib.sha256(tar).hexdigest(),
+        "index": hashlib.sha256((tmp_path / "shard-00000.idx.npy").read_bytes()).hexdigest(),
         "refused": [[3, "bad: luck"], [10, "bad: luck"], [17, "bad: luck"], [24, "bad: luck"]],
     }
     assert len(tar) % tarfile.RECORDSIZE == 0
 
 
+def test_any_flipped_byte_of_a_shard_is_found(tmp_path):
+    samples = random_samples(0, 25)
+    write_shard(tmp_path, 0, samples, "plan")
+    summary = check_shard(tmp_path, 0, range(25), "plan")
+    index = read_index(shard_path(tmp_path, 0), summary["index"])
+    assert (summary["rows"], len(index)) == (len(good(samples)),) * 2
+    rng = np.random.default_rng()
+    for file in tmp_path.iterdir():
+        whole = file.read_bytes()
+        for where in rng.integers(0, len(whole), 40).tolist():
+            file.write_bytes(whole[:where] + bytes([whole[where] ^ 1 << int(rng.integers(8))]) + whole[where + 1 :])
+            with pytest.raises(ValueError, match="shard-00000"):
+                check_shard(tmp_path, 0, range(25), "plan")
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match="shard-00000"):
+            check_shard(tmp_path, 0, range(25), "plan")
+        file.write_bytes(whole)
+    for records, plan in ((range(24), "plan"), (range(1, 26), "plan"), (range(25), "other")):
+        with pytest.raises(ValueError, match=r"shard-00000\.tar (holds other records|was made from something else)"):
+            check_shard(tmp_path, 0, records, plan)
+
+
+@pytest.mark.parametrize("values", [np.arange(6.0).reshape(2, 3), np.zeros((0, 2), np.int32), np.zeros(3, np.uint8)])
+def test_arrays_are_written_as_numpy_does(tmp_path, values):
+    write_array(tmp_path / "ours.npy", values)
+    np.save(tmp_path / "theirs.npy", values)
+    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
+
+
+def test_an_array_is_the_same_in_pieces(tmp_path):
+    rng = np.random.default_rng()
+    for dtype, row in ((np.int64, ()), (np.uint8, (32,)), (np.int32, (2,))):
+        pieces = [rng.integers(0, 100, (int(rows), *row)).astype(dtype) for rows in rng.integers(0, 3000, 40)]
+        write_pieces(tmp_path / "pieces.npy", dtype, iter(pieces), row)
+        whole = np.concatenate(pieces)
+        write_array(tmp_path / "whole.npy", whole)
+        assert (tmp_path / "pieces.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+        found, shape, content = read_pieces(tmp_path / "pieces.npy")
+        assert (found, shape, b"".join(content)) == (whole.dtype, whole.shape, whole.tobytes())
+    write_pieces(tmp_path / "none.npy", np.int64, [])
+    assert np.load(tmp_path / "none.npy").shape == (0,)
+
+
+def test_a_full_disk_is_named(tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*x.npy: File too large; make room and run the same"):
+            write_array(tmp_path / "x.npy", np.zeros(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_shard_of_refusals_only_is_an_empty_tar(tmp_path):
-    write_shard(tmp_path, 0, [(0, {}, ImageRefused("bad: luck"))])
+    write_shard(tmp_path, 0, [(0, {}, ImageRefused("bad: luck"))], "plan")
     with tarfile.open(shard_path(tmp_path, 0)) as tar:
         assert tar.getmembers() == []
     assert len(np.load(index_path(shard_path(tmp_path, 0)))) == 0
@@ -117,7 +188,7 @@ def test_a_shard_that_breaks_off_does_not_exist(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_shard(tmp_path, 0, breaks_off())
+        write_shard(tmp_path, 0, breaks_off(), "plan")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,7 +196,7 @@ def test_the_index_is_there_before_the_tar(tmp_path, monkeypatch):
     order = []
     replace = os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: (order.append(b.suffix), replace(a, b)))
-    write_shard(tmp_path, 0, random_samples(0, 5))
+    write_shard(tmp_path, 0, random_samples(0, 5), "plan")
     assert order == [".npy", ".json", ".tar"]
 
 

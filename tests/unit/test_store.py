@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from velm_cli.data.making import build_store
 from velm_cli.data.records import Corpus, Record
-from velm_cli.data.store import Store, build_store, preprocess_command, store_path
+from velm_cli.data.store import Ids, Store, preprocess_command, store_path
 from velm_cli.errors import UserError
+from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.schema import (
     CocoConfig,
     CocoSplit,
@@ -77,10 +79,25 @@ def store(corpus, tmp_path_factory) -> Store:
     return build_store(corpus, DATASET, SMALL, tmp_path_factory.mktemp("stores") / "whole", progress=False)
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 32, 1000, 300_000])
+def test_ids_are_found_in_their_file(tmp_path, count):
+    rng = np.random.default_rng()
+    texts = ["a,b", "ü\n", '"],', "", "7", "\ud800"]
+    ids = [texts[n % 6] if n % 3 == 0 else n for n in rng.integers(-(2**62), 2**62, count).tolist()]
+    write_json(tmp_path / "ids.json", ids)
+    found = Ids(tmp_path / "ids.json")
+    assert len(found) == count
+    some = [*range(min(count, 200)), *rng.integers(0, count, 2000).tolist(), count - 1]
+    assert [found[i] for i in some] == [ids[i] for i in some]
+    for beyond in (-1, count):
+        with pytest.raises(IndexError):
+            found[beyond]
+
+
 def test_everything_readable_comes_back(corpus, store):
     kept = [record for record in corpus.records if record.image.stat().st_size > 300]
     assert len(kept) == len(store) == 180
-    assert store.ids == [record.image_id for record in kept]
+    assert list(store.ids) == [record.image_id for record in kept]
     assert store.has_images
     for i, record in enumerate(kept):
         assert store.image_id(i) == record.image_id
@@ -173,7 +190,7 @@ def test_hash_is_of_the_content(corpus, store, tmp_path):
 KILLED = """
 import sys, pickle
 from pathlib import Path
-from velm_cli.data.store import build_store
+from velm_cli.data.making import build_store
 corpus, dataset, preprocess = pickle.loads(Path(sys.argv[1]).read_bytes())
 build_store(corpus, dataset, preprocess, Path(sys.argv[2]), progress=False)
 """
@@ -300,11 +317,11 @@ def test_open_says_what_to_do(store, tmp_path):
     assert str(error.value).endswith(f"{command} dataset.split=official2014")
     path = tmp_path / "store"
     shutil.copytree(store.path, path)
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps({**manifest, "format": 99}))
+    manifest = read_sealed(path / "manifest.json")
+    (path / "manifest.json").write_text(json.dumps(sealed({**manifest, "format": 99})))
     with pytest.raises(UserError, match=r"has format 99.*fresh=true"):
         Store.open(path)
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    (path / "manifest.json").write_text(json.dumps(sealed(manifest)))
     os.truncate(path / "images" / "shard-00001.tar", 5000)
     with pytest.raises(UserError, match=r"is damaged \(shard-00001.tar .*fresh=true"):
         Store.open(path)
@@ -370,3 +387,39 @@ def test_vocabulary_comes_from_training_captions_only(tmp_path):
     tokens = store.tokens(TokenizerConfig(kind=TokenizerKind.word, min_count=1))
     unknown = tokens.tokenizer.unk_id
     assert (tokens.ids != unknown).tolist() == [True, False, False]
+
+
+def test_a_store_of_an_older_velm_without_checksums_still_opens(store, tmp_path):
+    path = tmp_path / "store"
+    shutil.copytree(store.path, path)
+    manifest = read_sealed(path / "manifest.json")
+    del manifest["crc32_of"]
+    for shard in manifest["shards"]:
+        del shard["index"]
+        index_file = (path / "images" / shard["file"]).with_suffix(".idx.npy")
+        np.save(index_file, np.load(index_file)[["record", "offset", "length", "sha256"]])
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    old = Store.open(path)
+    assert [old.image_bytes(i) for i in range(len(old))] == [store.image_bytes(i) for i in range(len(store))]
+    tar = path / "images/shard-00000.tar"
+    data = bytearray(tar.read_bytes())
+    data[np.load(tar.with_suffix(".idx.npy"))["offset"][0] + 99] ^= 4
+    tar.write_bytes(data)
+    with pytest.raises(UserError, match=r"image .* cannot be read .*changed since it was stored.*fresh=true"):
+        [Store.open(path).image_bytes(i) for i in range(len(old))]
+
+
+def test_doctor_reads_every_byte_of_a_store(store, tmp_path, capsys):
+    from velm_cli.schema import DoctorRoot
+    from velm_cli.stages.doctor import run
+
+    path = tmp_path / "store"
+    shutil.copytree(store.path, path)
+    assert run(DoctorRoot(store=str(path))) == 0
+    assert "all bytes are as they were written" in capsys.readouterr().out
+    tar = path / "images/shard-00000.tar"
+    data = bytearray(tar.read_bytes())
+    data[5] ^= 1  # in the name of a member, which velm itself never reads
+    tar.write_bytes(data)
+    assert run(DoctorRoot(store=str(path))) == 1
+    assert "shard-00000.tar has changed since it was written" in capsys.readouterr().out

@@ -7,14 +7,31 @@ image_BCHW, CHW is channels, height, width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from velm_cli.data.features import FeatureCache
-from velm_cli.data.store import Store
-from velm_cli.data.tokens import Tokens
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.models.packing import Packing
+
+
+class Examples(Protocol):
+    """What a batch asks of a Store, or of samples that stream by, about record i."""
+
+    def image_id(self, i: int) -> int | str: ...
+
+    def concepts(self, i: int) -> np.ndarray: ...
+
+
+class Captions(Protocol):
+    """Captions as `Tokens` holds them: number c is `ids[offsets[c]:offsets[c + 1]]`."""
+
+    tokenizer: Tokenizer
+    ids: np.ndarray
+    offsets: np.ndarray
 
 
 @dataclass
@@ -25,15 +42,20 @@ class Batch:
     """
 
     image_ids: list[int | str]
-    indices: list[int]  # records of the store
+    indices: list[int]  # records of the store, or training samples of a stream in the order of its shards
     image_BCHW: Tensor | None  # float32, normalised; None without images or with features
     tokens_BKT: Tensor  # int64: BOS, words, EOS, then pad_id
     lengths_BK: Tensor  # int64
-    positions_M: Tensor  # int64: where in the flat (B * K * (T-1)) inputs a token is to be predicted
+    packing: Packing  # of the inputs (B * K, T-1): where a token is to be predicted
     concepts_BC: Tensor | None  # float32, 1 where an image has the concept; None without concepts
     num_captions: int  # non-empty slots
     num_tokens: int  # tokens to predict: words and EOS of all captions
-    feature_BSD: Tensor | None = None  # instead of the image: what a frozen encoder said of it
+    feature_BSD: Tensor | None = None  # instead of the image: what frozen layers said of it (`VelmModel.kept`)
+
+    @property
+    def positions_M(self) -> Tensor:
+        """int64: where in the flat (B * K * (T-1)) inputs a token is to be predicted."""
+        return self.packing.positions_M
 
     @property
     def visual(self) -> Tensor | None:
@@ -42,14 +64,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """This batch with its tensors on `device`; the copy may still be under way (pinned memory)."""
-        names = ("image_BCHW", "feature_BSD", "tokens_BKT", "lengths_BK", "positions_M", "concepts_BC")
+        names = ("image_BCHW", "feature_BSD", "tokens_BKT", "lengths_BK", "packing", "concepts_BC")
         tensors = {name: getattr(self, name) for name in names}
         return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
 
 
 def assemble(
-    store: Store,
-    tokens: Tokens | None,
+    store: Examples,
+    tokens: Captions | None,
     records: np.ndarray,
     captions_BK: np.ndarray,
     num_concepts: int,
@@ -71,21 +93,22 @@ def assemble(
             labels = store.concepts(record)
             flags_BC[row, labels[labels < num_concepts]] = 1
         concepts_BC = torch.from_numpy(flags_BC)
+    packing = Packing.of(np.maximum(lengths_BK - 1, 0), max(tokens_BKT.shape[2], 1) - 1)
     return Batch(
         image_ids=[store.image_id(record) for record in indices],
         indices=indices,
         image_BCHW=image_BCHW,
         tokens_BKT=torch.from_numpy(tokens_BKT),
         lengths_BK=torch.from_numpy(lengths_BK),
-        positions_M=torch.from_numpy(_predicting(lengths_BK, tokens_BKT.shape[2])),
+        packing=packing,
         concepts_BC=concepts_BC,
         num_captions=int(np.count_nonzero(lengths_BK)),
-        num_tokens=int(np.maximum(lengths_BK - 1, 0).sum()),
+        num_tokens=len(packing.positions_M),
         feature_BSD=feature_BSD,
     )
 
 
-def _fill_tokens(tokens: Tokens | None, captions_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _fill_tokens(tokens: Captions | None, captions_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """int64 [B, K, T] and [B, K]; T is that of the longest caption, at least 2."""
     if tokens is None:
         return np.zeros((*captions_BK.shape, 0), np.int64), np.zeros(captions_BK.shape, np.int64)
@@ -106,8 +129,3 @@ def _fill_tokens(tokens: Tokens | None, captions_BK: np.ndarray) -> tuple[np.nda
     places = np.repeat(begins_N - (np.cumsum(words_N) - words_N), words_N) + np.arange(words_N.sum())
     tokens_NT[(column_T >= 1) & (column_T <= words_N[:, None])] = tokens.ids[places]
     return tokens_NT.reshape(*captions_BK.shape, T), lengths_N.reshape(captions_BK.shape)
-
-
-def _predicting(lengths_BK: np.ndarray, T: int) -> np.ndarray:
-    """int64 [M]: flat positions in (B, K, T-1) from which a word or EOS follows, found here on the CPU."""
-    return np.flatnonzero(np.arange(1, max(T, 1)) < lengths_BK[:, :, None])

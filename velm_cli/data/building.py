@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from array import array
-from collections.abc import Iterator
-from contextlib import closing
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from enum import Enum
-from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
-from tqdm import tqdm
 
 from velm_cli import __version__
-from velm_cli.data.concepts import MAX_CONCEPTS, Concepts, mine_concepts
-from velm_cli.data.images import ImageRefused, NormalisedImage, normalise_image, normalise_many
-from velm_cli.data.records import Corpus, Record
-from velm_cli.data.shards import ShardReader, shard_path, whole_file, write_array, write_shard
+from velm_cli.data.concepts import concept_words, labels_of
+from velm_cli.data.image_shards import ImageShards, Say, completed, look_up, merged
+from velm_cli.data.parts import MERGE
+from velm_cli.data.records import Corpus, Records
+from velm_cli.data.shards import read_index, read_pieces, whole_file, write_pieces
 from velm_cli.errors import UserError
-from velm_cli.files import write_json
+from velm_cli.files import crc32, sealed, write_bytes, write_json
 from velm_cli.schema import DatasetConfig, PreprocessConfig
 
 STORE_FORMAT = 1
@@ -44,6 +42,11 @@ ARRAYS = (  # each NAME.npy
     "concept_ids",  # uint16: labels of every record in a row
     "concept_offsets",  # int64, records + 1
 )
+Pieces = Iterator[np.ndarray]  # of an array that is never in memory whole
+T = TypeVar("T")
+TOGETHER = 10_000  # records that are in memory at once
+# Small files that are read whole or at random: their CRC-32 is in the manifest and checked when a store is opened.
+CHECKED = (*(f"{name}.npy" for name in ARRAYS), "ids.json", "concepts.json", REJECTS)
 # What a plan says beside the options, in words for the user.
 CONTENT = {
     "records": "image ids or splits",
@@ -68,11 +71,12 @@ def make_plan(corpus: Corpus, dataset: DatasetConfig, preprocess: PreprocessConf
         plan["preprocess.shard_images"] = preprocess.shard_images
         for option in ("image_size", "image_quality", "max_pixels"):
             plan[f"dataset.{option}"] = getattr(dataset, option)
-        for record in corpus.records:
-            files.update(_stamp(_image_of(record)))
-    texts = flat_captions(corpus.records)
-    plan["records"] = hashlib.sha256(_id_list(corpus.records, corpus.splits)).hexdigest()
-    plan["captions"] = hashlib.sha256(b"".join(values.tobytes() for values in texts)).hexdigest()
+        for image in corpus.records.paths():
+            assert image is not None, "a record of a data set with images has none"
+            files.update(_stamp(image))
+    plan["records"] = _digest(_id_list(corpus.records, corpus.splits))
+    texts = (_caption_text, _caption_offsets, _record_captions)
+    plan["captions"] = _digest(values.data for pieces in texts for values in pieces(corpus.records))
     plan["files"] = files.hexdigest()
     return plan
 
@@ -84,165 +88,187 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(parts + [f"other {words}" for key, words in CONTENT.items() if old.get(key) != new.get(key)])
 
 
-def build(corpus: Corpus, dataset: DatasetConfig, preprocess: PreprocessConfig, path: Path, *, progress: bool) -> None:
-    """Write the store of `corpus` into the folder `path`, continuing from whole shards found there."""
-    if not 0 <= preprocess.num_concepts <= MAX_CONCEPTS:
-        raise UserError(f"preprocess.num_concepts={preprocess.num_concepts}: must lie in 0 to {MAX_CONCEPTS}")
-    if preprocess.shard_images < 1:
-        raise UserError(f"preprocess.shard_images={preprocess.shard_images}: must be at least 1")
+def build(
+    corpus: Corpus,
+    dataset: DatasetConfig,
+    preprocess: PreprocessConfig,
+    path: Path,
+    plan: dict[str, Any],
+    *,
+    command: str,
+    say: Say,
+    progress: bool,
+) -> None:
+    """Write the store of `corpus` into the folder `path`, continuing from whole shards found there.
+
+    Every shard is checked before the manifest is written. With preprocess.part=merge none is made: UserError
+    with the `command` that makes those that are missing or damaged. Else damaged ones are made again.
+    """
     refused = [{"image_id": name, "file": None, "reason": reason} for name, reason in corpus.refused]
+    kept = corpus.records
+    summaries: list[dict[str, Any]] = []
     if dataset.images:
-        kept, locations, image_hashes, shards = _build_images(corpus, dataset, preprocess, path, refused, progress)
-    else:
-        kept, shards = corpus.records, []
-        locations, image_hashes = np.zeros((0, 2), np.int32), np.zeros((0, 32), np.uint8)
+        shards = ImageShards(corpus, dataset, preprocess, path / "images", plan, progress)
+        complete = merged if preprocess.part == MERGE else completed
+        kept, summaries = look_up(corpus, complete(shards, path, command, say), refused)
     _write_rejects(path / REJECTS, refused)
     if not kept:
         first = f" (the first: {refused[0]['reason']})" if refused else ""
         raise UserError(f"nothing left to store: all {len(refused)} examples were refused{first}, see {path / REJECTS}")
 
-    splits = np.array([corpus.splits.index(record.split) for record in kept], np.uint8)
-    train = splits == corpus.splits.index("train") if "train" in corpus.splits else np.zeros(len(kept), bool)
-    concepts = mine_concepts([record.targets for record in kept], train, preprocess.num_concepts)
-    arrays = (*flat_captions(kept), splits, locations, concepts.ids, concepts.offsets)
-    for name, values in zip(ARRAYS, arrays, strict=True):
-        write_array(path / f"{name}.npy", values)
-    write_json(path / "ids.json", [record.image_id for record in kept])
-    write_json(path / "concepts.json", concepts.names)
+    train = (split == "train" for split in kept.splits())
+    names = concept_words(kept.targets(), train, preprocess.num_concepts)
+    write_json(path / "concepts.json", names)
+    _write_ids(path / "ids.json", kept)
+    for name, (dtype, row, pieces) in _arrays(kept, corpus.splits, summaries, names).items():
+        write_pieces(path / f"{name}.npy", dtype, pieces, row)
+    counts = count_splits(kept, corpus.splits)
 
     manifest = {
         "format": STORE_FORMAT,
-        "hash": _content_hash(kept, corpus.splits, image_hashes, concepts),
+        "hash": _content_hash(path, kept, corpus.splits, summaries, names),
         "counts": {
             "records": len(kept),
             "images": len(kept) if dataset.images else 0,
-            "captions": sum(len(record.targets) for record in kept),
+            "captions": sum(count["captions"] for count in counts.values()),
             "refused": len(refused),
-            "concepts": len(concepts.names),
-            "splits": count_splits(kept, corpus.splits),
+            "concepts": len(names),
+            "splits": counts,
         },
         "splits": corpus.splits,
         "options": {option.name: _plain(getattr(dataset, option.name)) for option in fields(dataset)},
         "notes": corpus.notes,
-        "shards": shards,
+        "shards": summaries,
         "made_with": {"velm": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
+        "crc32_of": {name: crc32(path / name) for name in CHECKED},
         "complete": True,
     }
-    write_json(path / MANIFEST, manifest)
+    write_json(path / MANIFEST, sealed(manifest))
 
 
-def _build_images(
-    corpus: Corpus,
-    dataset: DatasetConfig,
-    preprocess: PreprocessConfig,
-    path: Path,
-    refused: list[dict[str, Any]],
-    progress: bool,
-) -> tuple[list[Record], np.ndarray, np.ndarray, list[dict[str, Any]]]:
-    """Write the missing shards; then say of all of them which records have an image, and where.
-
-    Appends to `refused`. Returns the kept Records, int32 [records, 2] locations, uint8 [records, 32]
-    sha256 of each JPEG, and a summary a shard for the manifest.
-    """
-    folder = path / "images"
-    folder.mkdir(exist_ok=True)
-    records, size = corpus.records, preprocess.shard_images
-    ranges = [range(start, min(start + size, len(records))) for start in range(0, len(records), size)]
-    missing = [shard for shard in range(len(ranges)) if not shard_path(folder, shard).exists()]
-    if missing:
-        normalise = partial(
-            normalise_image,
-            image_size=dataset.image_size,
-            quality=dataset.image_quality,
-            max_pixels=dataset.max_pixels,
-        )
-        paths = (_image_of(records[number]) for shard in missing for number in ranges[shard])
-        bar = tqdm(
-            total=len(records),
-            initial=len(records) - sum(len(ranges[shard]) for shard in missing),
-            desc="images",
-            unit="image",
-            disable=None if progress else True,
-            mininterval=0.5,
-        )
-        with closing(normalise_many(paths, normalise, preprocess.workers)) as results, bar:
-            for shard in missing:
-                images = islice(results, len(ranges[shard]))
-                write_shard(folder, shard, _samples(records, ranges[shard], images, bar))
-
-    reader = ShardReader(folder)
-    summaries = [
-        json.loads(shard_path(folder, shard).with_suffix(".json").read_text(encoding="utf-8"))
-        for shard in range(len(ranges))
-    ]
-    for summary in summaries:
-        for number, reason in summary.pop("refused"):
-            record = records[number]
-            refused.append({"image_id": record.image_id, "file": str(record.image), "reason": reason})
-    indexes = [reader.index(shard) for shard in range(len(ranges))]
-    locations = [(shard, row) for shard, index in enumerate(indexes) for row in range(len(index))]
-    rows = np.concatenate(indexes)
-    kept = [records[number] for number in rows["record"]]
-    shards = [{"file": shard_path(folder, shard).name, **summary} for shard, summary in enumerate(summaries)]
-    return kept, np.array(locations, np.int32).reshape(-1, 2), rows["sha256"], shards
+def _arrays(
+    kept: Records, splits: tuple[str, ...], shards: list[dict[str, Any]], concepts: list[str]
+) -> dict[str, tuple[type[np.generic], tuple[int, ...], Pieces]]:
+    """Of each of ARRAYS: type, shape of a row, and the content in pieces, made as they are asked for."""
+    return {
+        "caption_text": (np.uint8, (), _caption_text(kept)),
+        "caption_offsets": (np.int64, (), _caption_offsets(kept)),
+        "record_captions": (np.int64, (), _record_captions(kept)),
+        "record_splits": (np.uint8, (), _split_numbers(kept, splits)),
+        "image_locations": (np.int32, (2,), _locations(shards)),
+        "concept_ids": (np.uint16, (), chain.from_iterable(_labels(kept, concepts))),
+        "concept_offsets": (np.int64, (), _offsets([len(ids) for ids in some] for some in _labels(kept, concepts))),
+    }
 
 
-def _samples(
-    records: list[Record], numbers: range, images: Iterator[NormalisedImage | ImageRefused], bar: tqdm
-) -> Iterator[tuple[int, dict[str, Any], NormalisedImage | ImageRefused]]:
-    for number, image in zip(numbers, images, strict=True):
-        record = records[number]
-        yield number, {"image_id": record.image_id, "split": record.split, "captions": record.targets}, image
-        bar.update()
+def _caption_text(records: Records) -> Pieces:
+    for some in _batches(records.encoded_targets()):
+        yield np.frombuffer(b"".join(chain.from_iterable(some)), np.uint8)
 
 
-def flat_captions(records: list[Record]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`caption_text`, `caption_offsets` and `record_captions` of the store (see ARRAYS)."""
-    text = bytearray()
-    offsets, ranges = array("q", [0]), array("q", [0])
-    for record in records:
-        assert record.source is None, "captioning has no source text; a store for such tasks is to be designed"
-        for caption in record.targets:
-            text += caption.encode(errors="replace")  # a lone surrogate from JSON has no UTF-8
-            offsets.append(len(text))
-        ranges.append(len(offsets) - 1)
-    return np.frombuffer(bytes(text), np.uint8), np.array(offsets, np.int64), np.array(ranges, np.int64)
+def _caption_offsets(records: Records) -> Pieces:
+    return _offsets([len(text) for texts in some for text in texts] for some in _batches(records.encoded_targets()))
 
 
-def _content_hash(kept: list[Record], splits: tuple[str, ...], image_hashes: np.ndarray, concepts: Concepts) -> str:
+def _record_captions(records: Records) -> Pieces:
+    return _offsets([len(texts) for texts in some] for some in _batches(records.encoded_targets()))
+
+
+def _split_numbers(records: Records, splits: tuple[str, ...]) -> Pieces:
+    for some in _batches(records.splits()):
+        yield np.array([splits.index(split) for split in some], np.uint8)
+
+
+def _locations(shards: list[dict[str, Any]]) -> Pieces:
+    for shard, summary in enumerate(shards):
+        yield np.stack([np.full(summary["rows"], shard), np.arange(summary["rows"])], axis=1).astype(np.int32)
+
+
+def _labels(records: Records, concepts: list[str]) -> Iterator[list[np.ndarray]]:
+    numbers = {word: number for number, word in enumerate(concepts)}
+    for some in _batches(records.targets()):
+        yield [labels_of(captions, numbers) for captions in some]
+
+
+def _offsets(batches: Iterable[list[int]]) -> Pieces:
+    """0 and the sum of the lengths so far, after each."""
+    last = 0
+    yield np.zeros(1, np.int64)
+    for lengths in batches:
+        ends = last + np.cumsum(lengths, dtype=np.int64)
+        yield ends
+        last = int(ends[-1]) if len(ends) else last
+
+
+def _batches(values: Iterable[T]) -> Iterator[list[T]]:
+    several = iter(values)
+    while some := list(islice(several, TOGETHER)):
+        yield some
+
+
+def _content_hash(
+    path: Path, kept: Records, splits: tuple[str, ...], shards: list[dict[str, Any]], concepts: list[str]
+) -> str:
     """sha256 over what training can see; neither paths, times, shard sizes nor the source's format."""
     content = hashlib.sha256(f"velm store {STORE_FORMAT}\n".encode())
-    content.update(_id_list(kept, splits))
-    for values in (*flat_captions(kept), image_hashes, concepts.ids, concepts.offsets):
-        content.update(f"{values.dtype.str} {values.shape}\n".encode())
-        content.update(np.ascontiguousarray(values).data)
-    content.update(json.dumps(concepts.names).encode())
+
+    def update(dtype: np.dtype, shape: tuple[int, ...], pieces: Iterable[Any]) -> None:
+        content.update(f"{dtype.str} {shape}\n".encode())
+        for piece in pieces:
+            content.update(piece)
+
+    for piece in _id_list(kept, splits):
+        content.update(piece)
+    for name in ("caption_text", "caption_offsets", "record_captions"):
+        update(*read_pieces(path / f"{name}.npy"))
+    images = sum(summary["rows"] for summary in shards)
+    update(np.dtype(np.uint8), (images, 32), _image_hashes(path / "images", shards))
+    for name in ("concept_ids", "concept_offsets"):
+        update(*read_pieces(path / f"{name}.npy"))
+    content.update(json.dumps(concepts).encode())
     return content.hexdigest()
 
 
-def _id_list(records: list[Record], splits: tuple[str, ...]) -> bytes:
-    return json.dumps([splits, [(record.image_id, record.split) for record in records]]).encode()
+def _image_hashes(folder: Path, shards: list[dict[str, Any]]) -> Iterator[bytes]:
+    for summary in shards:
+        yield read_index(folder / summary["file"], summary["index"])["sha256"].tobytes()
 
 
-def _image_of(record: Record) -> Path:
-    assert record.image is not None, f"record {record.image_id} of a data set with images has none"
-    return record.image
+def _id_list(records: Records, splits: tuple[str, ...]) -> Iterator[bytes]:
+    """JSON of the splits and of every record's id and split, in pieces."""
+    yield f"[{json.dumps(splits)}, [".encode()
+    for number, some in enumerate(_batches(zip(records.ids(), records.splits(), strict=True))):
+        yield (", " * (number > 0) + json.dumps(some)[1:-1]).encode()
+    yield b"]]"
 
 
-def _stamp(image: Path) -> bytes:
+def _digest(pieces: Iterable[Any]) -> str:
+    content = hashlib.sha256()
+    for piece in pieces:
+        content.update(piece)
+    return content.hexdigest()
+
+
+def _write_ids(path: Path, records: Records) -> None:
+    """A JSON list, one id a line."""
+    ids = (b"," * (n > 0) + f"\n {json.dumps(image_id)}".encode() for n, image_id in enumerate(records.ids()))
+    write_bytes(path, chain([b"["], ids, [b"\n]\n"]))
+
+
+def _stamp(image: str) -> bytes:
     try:
-        status = image.stat()
+        status = os.stat(image)
     except OSError:
         return b"absent\n"
     return f"{status.st_size} {status.st_mtime_ns}\n".encode()
 
 
-def count_splits(records: list[Record], splits: tuple[str, ...]) -> dict[str, dict[str, int]]:
+def count_splits(records: Records, splits: tuple[str, ...]) -> dict[str, dict[str, int]]:
     """Number of `records` and `captions` in each split, zeros included."""
     counts = {split: {"records": 0, "captions": 0} for split in splits}
-    for record in records:
-        counts[record.split]["records"] += 1
-        counts[record.split]["captions"] += len(record.targets)
+    for split, captions in zip(records.splits(), records.encoded_targets(), strict=True):
+        counts[split]["records"] += 1
+        counts[split]["captions"] += len(captions)
     return counts
 
 

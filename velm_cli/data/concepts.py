@@ -6,10 +6,10 @@ serve everywhere (Fang et al. 2015, "From captions to visual concepts and back")
 
 from __future__ import annotations
 
+import heapq
 import re
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,42 +38,25 @@ wouldn yet you your yours
 STOP_WORDS = frozenset(_STOP_TEXT.split())
 
 
-@dataclass(frozen=True)
-class Concepts:
-    """`names` by falling frequency; the labels of record i are `ids[offsets[i]:offsets[i + 1]]`, sorted."""
+def concept_words(captions: Iterable[Sequence[str]], train: Iterable[bool], n: int) -> list[str]:
+    """The `n` content words that most training images have in a caption, the most frequent first.
 
-    names: list[str]
-    ids: np.ndarray  # uint16
-    offsets: np.ndarray  # int64, one more than there are records
-
-
-def mine_concepts(captions: Sequence[Sequence[str]], train: np.ndarray, n: int) -> Concepts:
-    """The `n` content words that most training images have in a caption, and every record's share of them.
-
-    `captions`: those of each record. `train`: bool a record, whether it counts. Words are lowercase, of
-    two letters or more, and count once an image, in at least 5 images; ties go by the alphabet.
+    `captions`: those of each record. `train`: whether it counts. Words are lowercase, of two letters or more, and
+    count once an image, in at least 5 images; ties go by the alphabet.
     """
-    assert len(captions) == len(train)
     assert 0 <= n <= MAX_CONCEPTS
-    number: dict[str, int] = {}  # every content word -> order of appearance
-    seen = array("I")  # word numbers, record after record, each once a record
-    sizes = np.empty(len(captions), np.int64)
-    for record, texts in enumerate(captions):
-        content = set(WORD.findall("\n".join(texts).lower())) - STOP_WORDS
-        seen.extend([number.setdefault(word, len(number)) for word in content])
-        sizes[record] = len(content)
+    count: Counter[str] = Counter()
+    for texts, counts in zip(captions, train, strict=True):
+        if counts:
+            count.update(_content_words(texts))
+    often = (word for word, images in count.items() if images >= MIN_IMAGES)
+    return heapq.nsmallest(n, often, key=lambda word: (-count[word], word))
 
-    words = np.array(list(number), np.str_)
-    word = np.array(seen, np.uintc)
-    owner = np.repeat(np.arange(len(captions)), sizes)
-    count = np.bincount(word[train[owner]], minlength=len(words))
-    best = np.lexsort((words, -count))[:n]
-    best = best[count[best] >= MIN_IMAGES]
 
-    rank = np.full(len(words), -1, np.int64)
-    rank[best] = np.arange(len(best))
-    label = rank[word]
-    owner, label = owner[label >= 0], label[label >= 0]
-    offsets = np.zeros(len(captions) + 1, np.int64)
-    np.cumsum(np.bincount(owner, minlength=len(captions)), out=offsets[1:])
-    return Concepts(words[best].tolist(), label[np.lexsort((label, owner))].astype(np.uint16), offsets)
+def labels_of(captions: Sequence[str], numbers: Mapping[str, int]) -> np.ndarray:
+    """Labels (uint16, rising) of an image with these captions; `numbers` are those of the concept words."""
+    return np.array(sorted([numbers[word] for word in numbers.keys() & _content_words(captions)]), np.uint16)
+
+
+def _content_words(captions: Sequence[str]) -> set[str]:
+    return set(WORD.findall("\n".join(captions).lower())) - STOP_WORDS

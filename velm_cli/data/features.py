@@ -1,9 +1,9 @@
-"""What a frozen vision encoder says of the images: computed once, mapped into memory ever after.
+"""What frozen layers say of the images: computed once, mapped into memory ever after.
 
-`STORE/features/KEY/part-00003.npy` holds the features of records 3 * PART to 4 * PART - 1. KEY is a hash of
-all that they depend on (encoder, weights, transform, precision), so other weights or another image size
-find a folder of their own, and nothing stale is ever read. A part appears when it is whole; a run that was
-killed goes on with the next, and runs that start together wait for the one that computes.
+`STORE/features/KEY/part-00003.npy` holds the features of records 3 * PART to 4 * PART - 1, and `.crc32.npy` beside it
+the CRC-32 of each. KEY is a hash of all that they depend on (layers, weights, transform, precision), so other weights
+or another image size find a folder of their own, and nothing stale is ever read. A part appears when it is whole; a
+run that was killed goes on with the next, and runs that start together wait for the one that computes.
 
 Suffixes: B images, S image positions, D width.
 """
@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 import shutil
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from velm_cli.data.shards import write_array
 from velm_cli.errors import UserError
-from velm_cli.files import write_json
+from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.schema import FeatureCaching
 
 PART = 256  # records; what a kill can cost, and what lies in memory while features are computed
@@ -53,11 +54,15 @@ class FeatureCache:
         key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = store / "features" / key
         self._part = functools.lru_cache(maxsize=OPEN_PARTS)(self._map)
+        self._checked: dict[int, np.ndarray] = {}  # part -> bool a row: its checksum was right in this process
 
     @functools.cached_property
     def shape(self) -> tuple[int, int]:
         """(S, D), the same for all records."""
-        positions, width = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))["shape"]
+        try:
+            positions, width = read_sealed(self.folder / "about.json")["shape"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.folder} is damaged ({error}): delete it, and it is made again") from error
         return positions, width
 
     def empty(self, images: int) -> Tensor:
@@ -65,32 +70,48 @@ class FeatureCache:
         return torch.empty((images, *self.shape), dtype=self.dtype, pin_memory=torch.cuda.is_available())
 
     def read_into(self, record: int, out_SD: Tensor) -> None:
-        """Copy the features of a record."""
+        """Copy the features of a record; they are checked when they are read for the first time in a process."""
         part, row = divmod(record, PART)
-        _bits(out_SD)[...] = self._part(part)[row]
+        rows_BSD, sums = self._part(part)
+        _bits(out_SD)[...] = rows_BSD[row]
+        if sums is None or self._checked[part][row]:
+            return
+        if zlib.crc32(_bits(out_SD).data) != sums[row]:
+            raise self._damaged(part, f"the features of record {record} have changed")
+        self._checked[part][row] = True
 
-    def fill(self, records: np.ndarray, encode: Encode) -> int:
-        """Compute whatever is missing of `records`; how many records that were. Shows its progress."""
+    @contextmanager
+    def missing(self, records: np.ndarray) -> Iterator[list[int]]:
+        """The parts with `records` that are not there, while no other run writes any."""
         parts = sorted(set((np.asarray(records) // PART).tolist()))
-        if not self._missing(parts):
-            return 0
+        if not self._absent(parts):
+            yield []
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._sole_writer():
-            for left_by_a_kill in self.folder.glob(".*.tmp"):
+            for left_by_a_kill in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.part")):
                 left_by_a_kill.unlink()
-            missing = self._missing(parts)  # another process may have written some meanwhile
-            wanted = [np.arange(part * PART, min((part + 1) * PART, self.records)) for part in missing]
-            count = sum(map(len, wanted))
+            yield self._absent(parts)  # another process may have written some meanwhile
+
+    def write(self, parts: Sequence[int], encode: Encode) -> int:
+        """Compute these parts; how many records they have. Several processes may share what is `missing`. Shows its
+        progress."""
+        wanted = [np.arange(part * PART, min((part + 1) * PART, self.records)) for part in parts]
+        count = sum(map(len, wanted))
+        if count:
             with tqdm(total=count, desc="features", unit="image", disable=None, mininterval=0.5) as bar:
-                for part, numbers in zip(missing, wanted, strict=True):
+                for part, numbers in zip(parts, wanted, strict=True):
                     self._write(part, len(parts), encode(numbers), bar)
         return count
 
-    def _missing(self, parts: Sequence[int]) -> list[int]:
+    def _absent(self, parts: Sequence[int]) -> list[int]:
         return [part for part in parts if not self._path(part).exists()]
 
     def _path(self, part: int) -> Path:
         return self.folder / f"part-{part:05d}.npy"
+
+    def _sums(self, part: int) -> Path:
+        return self.folder / f"part-{part:05d}.crc32.npy"
 
     def _write(self, part: int, parts: int, pieces: Iterator[Tensor], bar: tqdm[Any]) -> None:
         rows = []
@@ -99,7 +120,7 @@ class FeatureCache:
             bar.update(len(piece_BSD))
         array = np.concatenate(rows)
         if not (self.folder / "about.json").exists():
-            write_json(self.folder / "about.json", {**self.about, "shape": array.shape[1:]})
+            write_json(self.folder / "about.json", sealed({**self.about, "shape": array.shape[1:]}))
         free = shutil.disk_usage(self.folder).free
         if free < array.nbytes + ROOM_LEFT:
             raise UserError(
@@ -107,13 +128,27 @@ class FeatureCache:
                 f"{array.nbytes / 1e6:,.0f} MB in {self.folder.parent}) and {free / 1e9:.1f} GB are free; "
                 "make room, or use data.cache=none"
             )
-        write_array(self._path(part), array)
+        write_array(self._sums(part), np.array([zlib.crc32(row.data) for row in array], np.uint32))
+        write_array(self._path(part), array)  # last: a part that exists has its checksums
 
-    def _map(self, part: int) -> np.ndarray:
+    def _map(self, part: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The rows of a part and their CRC-32; None for the latter where an older velm wrote none."""
         try:
-            return np.asarray(np.load(self._path(part), mmap_mode="r"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self._path(part)} cannot be read ({error}): delete it, and it is made again") from error
+            rows_BSD = np.asarray(np.load(self._path(part), mmap_mode="r"))
+            sums = np.load(self._sums(part)) if self._sums(part).exists() else None
+        except Exception as error:  # numpy raises nearly every type on a damaged header
+            raise self._damaged(part, str(error)) from error
+        count = min(PART, self.records - part * PART)
+        dtype = _bits(torch.empty(0, dtype=self.dtype)).dtype
+        if rows_BSD.shape != (count, *self.shape) or rows_BSD.dtype != dtype or not rows_BSD.flags.c_contiguous:
+            raise self._damaged(part, f"it holds {rows_BSD.dtype} {rows_BSD.shape}")
+        if sums is not None and sums.shape != (count,):
+            raise self._damaged(part, f"its checksums are {sums.dtype} {sums.shape}")
+        self._checked.setdefault(part, np.zeros(count, bool))
+        return rows_BSD, sums
+
+    def _damaged(self, part: int, why: str) -> UserError:
+        return UserError(f"{self._path(part)} cannot be read ({why}): delete it, and it is made again")
 
     @contextmanager
     def _sole_writer(self) -> Iterator[None]:

@@ -10,26 +10,22 @@ from __future__ import annotations
 import io
 import stat
 import warnings
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
-from velm_cli.data.processes import available_cores, new_pool
+from velm_cli.data.processes import Died, Limits, work_in_order
 
 MIN_SIDE = 8  # pixels; below it a file is a tracking pixel or a placeholder, not a photo
 MAX_ASPECT = 8  # a longer strip is cut to its middle, so that no image is many times the others' size
 FULL_CHROMA_SIDE = 128  # up to this shorter side a colour is worth more than the bytes 4:2:0 saves
 OVERSAMPLING = 1.5  # pixels decoded along a side, for each that is kept
-CHUNK = 16  # images a job: long enough to hide the cost of sending it, short enough to repeat
 
 # Only formats of photos: Pillow's others include EPS, which starts Ghostscript.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -61,18 +57,49 @@ class NormalisedImage:
 Normalise = Callable[[Path], NormalisedImage]
 
 
-def normalise_image(path: Path, *, image_size: int, quality: int, max_pixels: int) -> NormalisedImage:
-    """The image of `path`, upright, RGB, its shorter side at most `image_size`, as JPEG.
+def normalise_image(source: Path | bytes, *, image_size: int, quality: int, max_pixels: int) -> NormalisedImage:
+    """The image of a path or of a file's content, upright, RGB, its shorter side at most `image_size`, as JPEG.
 
     Smaller images keep their size; of animations the first frame counts; transparency becomes white;
     strips beyond 8:1 are cut to their middle. The same file gives the same bytes. Raises ImageRefused
     for whatever cannot be decoded to its end, has a side under 8 pixels or more than `max_pixels`.
     """
-    _check_file(path)
+    with _opened(source, max_pixels) as image:
+        small = _resized(image, image_size)
+        upright = UPRIGHT.get(_orientation(image))
+        return _encoded(small.transpose(upright) if upright is not None else small, quality)
+
+
+def check_image(content: bytes, *, max_pixels: int) -> None:
+    """Raise ImageRefused for what `normalise_image` would refuse; a JPEG is decoded at an eighth of its size."""
+    with _opened(content, max_pixels) as image:
+        image.draft(None, (1, 1))
+        image.load()
+        _check_range(image)
+
+
+def is_plain(content: bytes) -> bool:
+    """Whether a checked image can be shown as it is: RGB or grey of 8 bits, upright, opaque, no long strip."""
+    with Image.open(io.BytesIO(content), formats=_formats()) as image:
+        return (
+            image.mode in ("RGB", "L")
+            and not image.has_transparency_data
+            and max(image.size) <= MAX_ASPECT * min(image.size)
+            and _orientation(image) not in UPRIGHT
+        )
+
+
+@contextmanager
+def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """An image of a size that is allowed; whatever is wrong with it, then or in the block, as ImageRefused."""
+    if isinstance(source, Path):
+        _check_file(source)
+    elif not source:
+        raise ImageRefused("empty: the file has 0 bytes")
     try:
         with (
             _bounded_pillow(max_pixels),
-            path.open("rb") as file,
+            source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
             Image.open(file, formats=_formats()) as image,
         ):
             width, height = image.size
@@ -80,14 +107,14 @@ def normalise_image(path: Path, *, image_size: int, quality: int, max_pixels: in
                 raise ImageRefused(f"too small: {width}x{height} pixels, both sides must have {MIN_SIDE}")
             if width * height > max_pixels:
                 raise ImageRefused(f"too many pixels: {width}x{height}, dataset.max_pixels={max_pixels}")
-            small = _resized(image, image_size)
-            upright = UPRIGHT.get(_orientation(image))
-            return _encoded(small.transpose(upright) if upright is not None else small, quality)
+            yield image
     except ImageRefused:
         raise
     except UnidentifiedImageError:
-        with path.open("rb") as file:
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
             raise ImageRefused(f"not an image: the file starts with {file.read(8)!r}") from None
+    except MemoryError:
+        raise ImageRefused("too large: decoding it needs more than preprocess.memory_per_image") from None
     except Image.DecompressionBombError:
         raise ImageRefused(f"too many pixels: over twice dataset.max_pixels={max_pixels}") from None
     except Exception as error:  # decoders raise nearly every type on damaged input
@@ -147,16 +174,23 @@ def _resized(image: Image.Image, image_size: int) -> Image.Image:
 
 def _interpolable(image: Image.Image) -> Image.Image:
     """`image` in one of the modes L, RGB, LA, RGBA, CMYK."""
+    _check_range(image)
     if image.mode.startswith("I"):  # 16 bits, which `convert` would clip at 255
         values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ImageRefused("unsupported: more than 16 bits a pixel")
         return Image.fromarray((values >> 8).astype(np.uint8))  # as Pillow does for 16-bit colour
-    if image.mode == "F":
-        raise ImageRefused("unsupported: floating-point pixels have no agreed range")
     if image.has_transparency_data:
         return image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+
+
+def _check_range(image: Image.Image) -> None:
+    """Raise ImageRefused for pixels whose values have no agreed range."""
+    if image.mode == "F":
+        raise ImageRefused("unsupported: floating-point pixels have no agreed range")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ImageRefused("unsupported: more than 16 bits a pixel")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -196,75 +230,25 @@ def _from_cmyk(image: Image.Image) -> Image.Image:
 
 
 def normalise_many(
-    paths: Iterable[Path], normalise: Normalise, workers: int
+    paths: Iterable[Path], normalise: Normalise, workers: int, limits: Limits
 ) -> Generator[NormalisedImage | ImageRefused, None, None]:
-    """`normalise` of every path, in order, in `workers` processes (0 = one a core).
+    """`normalise` of every path, in order, in `workers` processes (0 = one a core) within `limits` an image.
 
-    A few chunks of images are in flight, whatever the number of paths. If a worker dies (a crash in a
-    decoder, the machine's memory), the images it took along are repeated one at a time in a process of
-    their own, and one that kills this process too is refused.
+    An image that takes too long, or over which a process dies again and again (a crash in a decoder, the
+    machine's memory), is refused, and the others go on.
     """
-    workers = workers or available_cores()
-    remaining = iter(paths)
-    chunks = iter(lambda: list(islice(remaining, CHUNK)), [])
-    flying: deque[tuple[list[Path], Future | None]] = deque()  # None: to be had from `rescued`
-    rescued = _one_by_one(normalise, [])
-    pool = new_pool(workers)
-    try:
-        while True:
-            while len(flying) < 4 * workers and (chunk := next(chunks, None)) is not None:
-                flying.append((chunk, _submit(pool, normalise, chunk)))
-            if not flying:
-                return
-            chunk, job = flying.popleft()
-            try:
-                results = job.result() if job else list(islice(rescued, len(chunk)))
-            except BrokenProcessPool:
-                pool.shutdown()
-                pool = new_pool(workers)
-                flying.appendleft((chunk, job))
-                flying = deque((chunk, None if _is_lost(job) else job) for chunk, job in flying)
-                rescued.close()
-                rescued = _one_by_one(normalise, [path for chunk, job in flying if not job for path in chunk])
-                continue
-            yield from results
-    finally:
-        rescued.close()
-        pool.shutdown(cancel_futures=True)
-
-
-def _one_by_one(normalise: Normalise, paths: list[Path]) -> Generator[NormalisedImage | ImageRefused, None, None]:
-    pool = new_pool(1)
-    try:
-        for path in paths:
-            try:
-                yield from pool.submit(_normalise_chunk, normalise, [path]).result()
-            except BrokenProcessPool:
-                pool.shutdown()
-                pool = new_pool(1)
+    with closing(work_in_order(paths, partial(_answer, normalise), workers, limits)) as results:
+        for result in results:
+            if not isinstance(result, Died):
+                yield result
+            elif result.too_slow:
+                yield ImageRefused(f"too slow: not decoded in preprocess.seconds_per_image={limits.seconds:g}")
+            else:
                 yield ImageRefused("fatal: the process that decoded it died (a crash, or out of memory)")
-    finally:
-        pool.shutdown()
 
 
-def _submit(pool: ProcessPoolExecutor, normalise: Normalise, chunk: list[Path]) -> Future:
+def _answer(normalise: Normalise, path: Path) -> NormalisedImage | ImageRefused:
     try:
-        return pool.submit(_normalise_chunk, normalise, chunk)
-    except BrokenProcessPool as error:  # died since the last result was taken: the same as dying later
-        job: Future = Future()
-        job.set_exception(error)
-        return job
-
-
-def _is_lost(job: Future | None) -> bool:
-    return job is None or isinstance(job.exception(), BrokenProcessPool)
-
-
-def _normalise_chunk(normalise: Normalise, chunk: list[Path]) -> list[NormalisedImage | ImageRefused]:
-    results: list[NormalisedImage | ImageRefused] = []
-    for path in chunk:
-        try:
-            results.append(normalise(path))
-        except ImageRefused as refusal:
-            results.append(refusal)
-    return results
+        return normalise(path)
+    except ImageRefused as refusal:
+        return refusal

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from typing import TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -36,7 +37,8 @@ TOGETHER = 8192  # images whose captions are drawn at once: sorting needs severa
 WINDOW = 50  # batches whose images are sorted by caption length together: the more, the less padding
 CAPTIONS, ORDER, BATCHES, AUGMENT, VIEW = range(5)  # names of the random streams
 
-Read = Callable[[int, int, Tensor], object]  # record, epoch, its row of the batch to fill
+From = TypeVar("From")
+Read = Callable[[int, From, Tensor], object]  # record, epoch (or what else it comes from), its row of the batch to fill
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class _Epoch:
 class TrainLoader:
     """Endless training batches of a split, for one of `world` processes.
 
-    `batch_size` is that of a global batch, of which rank r gets the rows r::world. An epoch visits every
+    `batch_size` is that of a global batch, of which rank r gets the rows r::world, all of them equally many when the
+    shares must be `even`. An epoch visits every
     image at most once and leaves out a random rest smaller than a batch; a split smaller than a batch is
     one batch. `image_size=None` reads no images; with `features` these are read instead, in each epoch from one
     of the views of an image. `limit` keeps the first so many images of the split, each with its first captions
@@ -76,6 +79,7 @@ class TrainLoader:
         features: Sequence[FeatureCache] = (),
         rank: int = 0,
         world: int = 1,
+        even: bool = False,
     ) -> None:
         self._store, self._tokens, self._data = store, tokens, data
         self._num_concepts, self._seed, self._rank, self._world = num_concepts, seed, rank, world
@@ -84,10 +88,11 @@ class TrainLoader:
         if images == 0:
             raise UserError(f"the {split} split has no images to train on")
         self._batch_size = min(batch_size, images)
-        if self._batch_size < world:
+        if self._batch_size < world or (even and self._batch_size % world):
+            how = "shared evenly" if even else "shared"
             raise UserError(
-                f"batches of {self._batch_size} images cannot be shared by {world} processes: raise "
-                f"run.batch_size={batch_size} or use fewer processes (the {split} split has {images} images)"
+                f"batches of {self._batch_size} images cannot be {how} by {world} processes: "
+                f"change run.batch_size={batch_size} or the number of processes (the {split} split has {images} images)"
             )
         self._ranges = store.caption_ranges(self._records)
         if np.array_equal(self._ranges[:, 0], self._ranges[:, 1]):
@@ -109,9 +114,7 @@ class TrainLoader:
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches number `start`, `start + 1`, ... since the beginning of training, without end."""
-        return _filled(
-            self._planned(start), self._read_view if self._features else self._read_image, self._data.workers
-        )
+        return filled(self._planned(start), self._read_view if self._features else self._read_image, self._data.workers)
 
     def _planned(self, start: int) -> Iterator[tuple[int, Batch]]:
         """(epoch, batch) with room for the images or features instead of these."""
@@ -167,8 +170,13 @@ def eval_batches(
     captions_per_image: int = 0,
     workers: int = 0,
     features: FeatureCache | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Batch]:
     """Every record of `indices` exactly once, in that order, with its first captions.
+
+    Of `world` processes each gets every `world`-th batch, from its `rank` on: batches are the same ones however
+    many share them.
 
     Without `tokens` (to describe images) batches have K = T = 0. `image_size=None` reads no images; with
     `features` these are read instead.
@@ -182,7 +190,7 @@ def eval_batches(
         first[first >= ranges[:, 1:]] = -1
 
     def planned() -> Iterator[tuple[int, Batch]]:
-        for start in range(0, len(records), batch_size):
+        for start in range(rank * batch_size, len(records), world * batch_size):
             rows = slice(start, start + batch_size)
             yield 0, assemble(store, tokens, records[rows], first[rows], num_concepts, image_size, features)
 
@@ -190,7 +198,7 @@ def eval_batches(
         _read_image(store, record, partial(transform, out_CHW=out_CHW.numpy()))
 
     transform = EvalTransform(image_size or 1, mean, std)
-    return _filled(planned(), read_image if features is None else _read_features(features), workers)
+    return filled(planned(), read_image if features is None else _read_features(features), workers)
 
 
 def view_batches(
@@ -207,7 +215,7 @@ def view_batches(
     def read(record: int, epoch: int, out_CHW: Tensor) -> None:
         _read_augmented(store, transform, record, [VIEW, view, record], out_CHW)
 
-    return _filled(planned(), read, workers)
+    return filled(planned(), read, workers)
 
 
 # ---------------------------------------------------------------------------------------- order
@@ -277,17 +285,17 @@ def _read_augmented(
     _read_image(store, record, draw)
 
 
-def _read_features(features: FeatureCache) -> Read:
+def _read_features(features: FeatureCache) -> Read[int]:
     return lambda record, epoch, out_SD: features.read_into(record, out_SD)
 
 
-def _filled(planned: Iterable[tuple[int, Batch]], read: Read, workers: int) -> Generator[Batch, None, None]:
+def filled(planned: Iterable[tuple[From, Batch]], read: Read[From], workers: int) -> Generator[Batch, None, None]:
     """The batches of (epoch, batch) pairs in order, images or features read by `workers` threads ahead of use.
 
     0 workers read each batch when it is asked for. Closing the iterator ends the threads.
     """
 
-    def jobs(epoch: int, batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
+    def jobs(epoch: From, batch: Batch) -> Iterator[tuple[int, From, Tensor]]:
         if batch.visual is not None:
             for record, row in zip(batch.indices, batch.visual, strict=True):
                 yield record, epoch, row

@@ -7,12 +7,11 @@ content: the same records with the same pixels have the same hash, whatever fold
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
+import mmap
 import re
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import fields
 from enum import Enum
 from functools import cached_property
@@ -21,13 +20,17 @@ from typing import Any
 
 import numpy as np
 
-from velm_cli.data.building import ARRAYS, MANIFEST, PLAN, STORE_FORMAT, build, differences, make_plan
-from velm_cli.data.records import Corpus
+from velm_cli.data.building import (
+    ARRAYS,
+    MANIFEST,
+    PLAN,
+    STORE_FORMAT,
+)
 from velm_cli.data.shards import ShardReader
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens, encoded_in, tokens_in
 from velm_cli.errors import UserError
-from velm_cli.files import write_json
+from velm_cli.files import SEAL, check_crc32, unsealed
 from velm_cli.schema import (
     KINDS,
     CocoConfig,
@@ -37,8 +40,6 @@ from velm_cli.schema import (
     PreprocessConfig,
     TokenizerConfig,
 )
-
-LOCK = ".writing"  # in a folder that is being built
 
 
 def store_path(dataset: DatasetConfig) -> Path:
@@ -51,7 +52,7 @@ def store_path(dataset: DatasetConfig) -> Path:
     return Path("stores") / (name if dataset.images else f"{name}-text")
 
 
-def preprocess_command(dataset: DatasetConfig) -> str:
+def preprocess_command(dataset: DatasetConfig, preprocess: PreprocessConfig | None = None) -> str:
     """The command line that builds the store of `dataset`: every option that is not the default."""
     default = KINDS["dataset"][dataset.kind]()
     choice = dataset.kind
@@ -64,6 +65,9 @@ def preprocess_command(dataset: DatasetConfig) -> str:
             text = value.name if isinstance(value, Enum) else str(value)
             plain = re.fullmatch(r"[\w./:+-]+", text)
             words.append(f"dataset.{name}={text}" if plain else f"""'dataset.{name}="{text}"'""")
+    for option in fields(preprocess) if preprocess else ():
+        if option.name != "part" and (value := getattr(preprocess, option.name)) != option.default:
+            words.append(f"preprocess.{option.name}={value}")
     return " ".join(words)
 
 
@@ -80,6 +84,34 @@ class Captions(Sequence[str]):
         return self.text[self.offsets[c] : self.offsets[c + 1]].tobytes().decode()
 
 
+class Ids(Sequence[int | str]):
+    """The ids in a JSON file of one a line, by number. Of the lines' places only every 16th is held."""
+
+    EVERY = 16
+
+    def __init__(self, path: Path) -> None:
+        lines, position, starts = 0, 0, []
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + position
+                starts.append(ends[-lines % self.EVERY :: self.EVERY] + 1)  # id 0 follows the first line, which is [
+                lines += len(ends)
+                position += len(chunk)
+            self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._starts = np.concatenate([*starts, [position]])
+        self._count = lines - 2  # without [ and ]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, i):  # int -> int | str; slices are of no use here
+        if not 0 <= i < self._count:
+            raise IndexError(i)
+        block, line = divmod(i, self.EVERY)
+        lines = self._text[self._starts[block] : self._starts[block + 1]].split(b"\n", line + 1)
+        return json.loads(lines[line].rstrip(b","))
+
+
 class Store:
     """A complete store. Record numbers run from 0 in the order of (split, image id)."""
 
@@ -94,7 +126,7 @@ class Store:
         self._record_splits = arrays["record_splits"]
         self._image_locations = arrays["image_locations"]
         self._concept_ids, self._concept_offsets = arrays["concept_ids"], arrays["concept_offsets"]
-        self._shards = ShardReader(path / "images")
+        self._shards = ShardReader(path / "images", [shard.get("index") for shard in manifest["shards"]])
 
     @classmethod
     def open(cls, path: Path, dataset: DatasetConfig | None = None) -> Store:
@@ -107,6 +139,10 @@ class Store:
         if manifest is None:
             what = "is not finished" if (path / PLAN).exists() else "does not exist"
             raise UserError(f"the store {path} {what}; run: {command}")
+        if "stream" in manifest:
+            from velm_cli.data.stream_store import open_stream  # which builds on this module
+
+            return open_stream(path, manifest, dataset)
         if manifest["format"] != STORE_FORMAT:
             raise UserError(
                 f"the store {path} has format {manifest['format']}, this velm reads {STORE_FORMAT}; "
@@ -116,8 +152,10 @@ class Store:
             for shard in manifest["shards"]:
                 if (path / "images" / shard["file"]).stat().st_size != shard["bytes"]:
                     raise ValueError(f"{shard['file']} has another size than when it was written")
+            for name, expected in manifest.get("crc32_of", {}).items():  # an older velm's store has none
+                check_crc32(path / name, expected)
             return cls(path, manifest)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"the store {path} is damaged ({error}); run: {command} fresh=true") from error
 
     def __reduce__(self):
@@ -148,9 +186,9 @@ class Store:
         return json.loads((self.path / "concepts.json").read_text(encoding="utf-8"))
 
     @cached_property
-    def ids(self) -> list[int | str]:
+    def ids(self) -> Sequence[int | str]:
         """The image id of every record, as result files carry it."""
-        return json.loads((self.path / "ids.json").read_text(encoding="utf-8"))
+        return Ids(self.path / "ids.json")
 
     def __len__(self) -> int:
         return len(self._record_splits)
@@ -179,9 +217,27 @@ class Store:
         return [self._captions[c] for c in range(*self.caption_range(i))]
 
     def image_bytes(self, i: int) -> bytes:
-        """JPEG of record i."""
+        """JPEG of record i; UserError when it is no longer the one that was stored."""
         assert self.has_images
-        return self._shards.read(*self._image_locations[i].tolist())
+        try:
+            return self._shards.read(*self._image_locations[i].tolist())
+        except (OSError, ValueError) as error:  # it was whole when the store was built, but disks decay
+            raise UserError(
+                f"image {self.image_id(i)} of the store {self.path} cannot be read ({error}): "
+                "build the store again with velm preprocess ... fresh=true"
+            ) from error
+
+    def damage(self) -> Iterator[str | None]:
+        """Read every byte of the image shards: for each shard a line about what has changed, or None.
+
+        What lies beside the images was checked when the store was opened.
+        """
+        for shard in self.manifest["shards"]:
+            with open(self.path / "images" / shard["file"], "rb") as file:
+                digest = hashlib.sha256()
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            yield None if digest.hexdigest() == shard["sha256"] else f"{shard['file']} has changed since it was written"
 
     def concepts(self, i: int) -> np.ndarray:
         """Labels of record i (uint16, rising): the concept words its captions contain."""
@@ -203,95 +259,18 @@ class Store:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of the store at `path`, None if it has none (yet)."""
-    return _read_json(path / MANIFEST)
-
-
-# ------------------------------------------------------------------------------------------ build
-
-
-def build_store(
-    corpus: Corpus,
-    dataset: DatasetConfig,
-    preprocess: PreprocessConfig,
-    path: Path,
-    *,
-    fresh: bool = False,
-    progress: bool = True,
-) -> Store:
-    """The store of `corpus` at `path`: opened if it is there, continued if it was begun, else built.
-
-    `fresh` builds beside it and puts the new one in its place when it is complete. UserError if `path`
-    is taken by another store or by something else.
-    """
-    if not corpus.records:
-        raise UserError(f"dataset.kind={dataset.kind}: no examples found in {dataset.root}")
-    plan = make_plan(corpus, dataset, preprocess)
-    old, new = path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.new")
-    if old.exists() and not path.exists():
-        old.rename(path)  # a swap was interrupted half-way
-    if _is_foreign(path):
-        raise UserError(f"{path} exists and is not a store; name another folder with dataset.store=...")
-    if not fresh and read_manifest(path) is not None:
-        if differs := differences(_read_json(path / PLAN) or {}, plan):
-            raise UserError(
-                f"the store {path} was made from something else: {differs}; "
-                "replace it with fresh=true or keep both with dataset.store=..."
-            )
-        return Store.open(path, dataset)
-
-    place = new if fresh else path
+    """The manifest of the store at `path`, None if it has none (yet); UserError if it is damaged."""
+    manifest = read_json(path / MANIFEST)
     try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create the store {place}: {error.strerror}") from error
-    with _sole_writer(place):
-        if _read_json(place / PLAN) != plan:
-            _clear(place)
-            write_json(place / PLAN, plan)
-        for left_by_a_kill in place.glob("**/.*.tmp"):
-            left_by_a_kill.unlink()
-        build(corpus, dataset, preprocess, place, progress=progress)
-    if fresh:
-        if old.exists():
-            shutil.rmtree(old)
-        if path.exists():
-            path.rename(old)
-        place.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    return Store.open(path, dataset)
+        if manifest is not None and "crc32_of" in manifest and SEAL not in manifest:
+            raise ValueError("its own checksum is gone")
+        return None if manifest is None else unsealed(manifest)
+    except ValueError as error:
+        raise UserError(f"{path / MANIFEST} is damaged ({error}); delete this store and preprocess again") from error
 
 
-@contextmanager
-def _sole_writer(path: Path) -> Iterator[None]:
-    """Two builds in one folder would replace each other's files."""
-    lock = path / LOCK
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another velm preprocess is writing {path}; wait for it or stop it") from None
-        yield
-        lock.unlink()
-
-
-def _clear(path: Path) -> None:
-    """Empty the folder of an earlier, unfinished build."""
-    for entry in path.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif entry.name != LOCK:
-            entry.unlink()
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether something lies at `path` that no build has made; hidden files are no obstacle."""
-    if not path.is_dir():
-        return path.exists()
-    return not (path / PLAN).exists() and any(not entry.name.startswith(".") for entry in path.iterdir())
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object of a store's JSON file; None if there is none. UserError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):

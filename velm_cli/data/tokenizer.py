@@ -9,7 +9,6 @@ tokens it lacks. Imports no torch: preprocessing needs none.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter
@@ -22,7 +21,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from velm_cli.errors import UserError
-from velm_cli.files import write_json, write_text
+from velm_cli.files import read_sealed, sealed, write_json, write_text
 from velm_cli.hub import hub_has
 from velm_cli.schema import TokenizerConfig, TokenizerKind
 
@@ -86,8 +85,12 @@ class Tokenizer:
         """The tokenizer that `save` wrote to `folder`. Raises UserError when it is absent or damaged."""
         folder = Path(folder)
         try:
-            special_ids = SpecialIds(**json.loads((folder / IDS_FILE).read_text("utf-8")))
-            return cls((folder / MODEL_FILE).read_text("utf-8"), special_ids)
+            saved = read_sealed(folder / IDS_FILE)
+            digest = saved.pop("digest", None)  # None: an older velm's
+            tokenizer = cls((folder / MODEL_FILE).read_text("utf-8"), SpecialIds(**saved))
+            if digest not in (None, tokenizer.digest):
+                raise ValueError(f"{MODEL_FILE} has changed since it was written")
+            return tokenizer
         except FileNotFoundError as error:
             raise UserError(f"no tokenizer in {folder}: {Path(error.filename).name} is missing") from None
         except Exception as error:  # `tokenizers` raises bare Exceptions
@@ -99,7 +102,7 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / MODEL_FILE, self._json)
         special_ids = SpecialIds(self.pad_id, self.bos_id, self.eos_id, self.unk_id)
-        write_json(folder / IDS_FILE, special_ids._asdict())
+        write_json(folder / IDS_FILE, sealed({**special_ids._asdict(), "digest": self.digest}))
 
     @property
     def word_ids(self) -> dict[str, int]:
@@ -275,7 +278,7 @@ def _load_transformers(name: str) -> Any:
 
     is_folder = Path(name).is_dir()
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+        return AutoTokenizer.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # OSError, ValueError and more, by version
         if is_folder:
             has_file = (Path(name) / MODEL_FILE).exists()
@@ -283,7 +286,7 @@ def _load_transformers(name: str) -> Any:
             raise UserError(f"no tokenizer can be loaded from the folder {name}: {reason}") from error
     try:
         if hub_has(name):
-            return AutoTokenizer.from_pretrained(name)
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         problem: Exception | None = None
     except Exception as error:
         problem = error

@@ -6,24 +6,28 @@ that brings its checkpoint's tokenizer finds the tokens of the run that trained 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from velm_cli.data.shards import whole_file, write_array
+from velm_cli.data.shards import write_array
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
+from velm_cli.files import check_crc32, crc32, read_sealed, sealed, unique, write_json
 from velm_cli.schema import TokenizerConfig, TokenizerKind
 
 TOKENS_FORMAT = 1
+LOCK = ".writing"
+SUMS = "crc32.json"  # of the arrays beside it
 CHUNK = 20_000  # captions encoded at once: lists of Python numbers are 30 times the array's size
 
 
@@ -37,8 +41,14 @@ class Tokens:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.tokenizer = Tokenizer.load(folder)
-        self.ids = np.asarray(np.load(folder / "ids.npy", mmap_mode="r"))
-        self.offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
+        try:
+            sums = read_sealed(folder / SUMS) if (folder / SUMS).exists() else {}  # an older velm's have none
+            for name, expected in sums.items():
+                check_crc32(folder / name, expected)
+            self.ids = np.asarray(np.load(folder / "ids.npy", mmap_mode="r"))
+            self.offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"the tokens in {folder} are damaged ({error}): delete it, and it is made again") from error
 
     def caption(self, c: int) -> np.ndarray:
         """Token ids of caption number `c` of the store."""
@@ -59,22 +69,41 @@ def tokens_in(folder: Path, config: TokenizerConfig, captions: Sequence[str], tr
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
     built = folder / f"{key}.json"  # which tokenizer these options have led to
     if built.exists():
-        place = folder / json.loads(built.read_text(encoding="utf-8"))["tokens"]
+        try:
+            place = folder / read_sealed(built)["tokens"]
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{built} is damaged ({error}): delete it, and it is made again") from error
         if place.exists():
             return Tokens(place)
     tokenizer = Tokenizer.build(config, (captions[c] for c in train))
-    tokens = encoded_in(folder, tokenizer, config.max_tokens, captions)
-    with whole_file(built) as file:
-        file.write(json.dumps({"options": options, "tokens": tokens.folder.name}).encode())
-    return tokens
+    return encoded_in(folder, tokenizer, config.max_tokens, captions, (built, options))
 
 
-def encoded_in(folder: Path, tokenizer: Tokenizer, max_tokens: int, captions: Sequence[str]) -> Tokens:
-    """The tokens of `captions` by `tokenizer`, from `folder`, where they are made if absent."""
+def encoded_in(
+    folder: Path,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    captions: Sequence[str],
+    named: tuple[Path, dict[str, Any]] | None = None,
+) -> Tokens:
+    """The tokens of `captions` by `tokenizer`, from `folder`, where they are made if absent.
+
+    `named`: a file that says which options have led to this tokenizer, and these options.
+    """
     place = folder / f"{tokenizer.digest[:12]}-{max_tokens}"
-    if not place.exists():
+    if named or not place.exists():
         try:
-            _write(place, tokenizer, max_tokens, captions)
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / LOCK).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # others that ask at the same time wait, and find them made
+                for left_by_a_kill in folder.glob(".*.tmp"):
+                    shutil.rmtree(left_by_a_kill)
+                for left_by_a_kill in folder.glob(".*.part"):
+                    left_by_a_kill.unlink()
+                if not place.exists():
+                    _write(place, tokenizer, max_tokens, captions)
+                if named:
+                    write_json(named[0], sealed({"options": named[1], "tokens": place.name}))
         except OSError as error:
             raise UserError(f"cannot write tokens into {folder}: {error.strerror or error}") from error
     return Tokens(place)
@@ -91,14 +120,17 @@ def _write(place: Path, tokenizer: Tokenizer, max_tokens: int, captions: Sequenc
         parts.append(np.fromiter(chain.from_iterable(encoded), dtype))
         lengths[start + 1 : stop + 1] = [len(ids) for ids in encoded]
 
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    temporary.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(temporary)
-    write_array(temporary / "ids.npy", np.concatenate(parts))
-    write_array(temporary / "offsets.npy", np.cumsum(lengths))
+    temporary = place.with_name(f".{place.name}.{unique()}.tmp")
     try:
+        temporary.mkdir(parents=True)
+        tokenizer.save(temporary)
+        write_array(temporary / "ids.npy", np.concatenate(parts))
+        write_array(temporary / "offsets.npy", np.cumsum(lengths))
+        write_json(temporary / SUMS, sealed({name: crc32(temporary / name) for name in ("ids.npy", "offsets.npy")}))
         temporary.rename(place)
-    except OSError:
-        shutil.rmtree(temporary)
+    except (OSError, UserError):
         if not place.exists():  # else another process was quicker, with the same result
             raise
+    finally:
+        for left in place.parent.glob(f".{place.name}.*.tmp") if place.exists() else [temporary]:
+            shutil.rmtree(left, ignore_errors=True)  # ours, those of the killed, and of those who come too late

@@ -6,15 +6,16 @@ or an absent file is treated alike whatever format it came from.
 
 from __future__ import annotations
 
+import heapq
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from velm_cli import schema
-from velm_cli.data.records import Corpus, Record
+from velm_cli.data.records import Corpus, Records
 from velm_cli.errors import UserError
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
@@ -42,10 +43,11 @@ class Listing:
     """Which files exist, from one listing a folder: a stat an image takes minutes on network disks."""
 
     def __init__(self) -> None:
-        self._names: dict[Path, frozenset[str]] = {}
+        self._names: dict[str, frozenset[str]] = {}
 
-    def names(self, folder: Path) -> frozenset[str]:
+    def names(self, folder: str | Path) -> frozenset[str]:
         """Names of the files in `folder` (links followed); none if there is no such folder."""
+        folder = os.fspath(folder) or "."
         if folder not in self._names:
             try:
                 with os.scandir(folder) as found:
@@ -57,7 +59,8 @@ class Listing:
         return self._names[folder]
 
     def __contains__(self, path: Path) -> bool:
-        return path.name in self.names(path.parent)
+        folder, name = os.path.split(path)
+        return name in self.names(folder)
 
 
 def clean_captions(captions: Iterable[object]) -> tuple[tuple[str, ...], list[str]]:
@@ -85,10 +88,10 @@ def id_order(image_id: int | str) -> tuple[bool, Any]:
     return isinstance(image_id, str), image_id
 
 
-def first_few(ids: Collection[int | str], show: int = 5) -> str:
+def first_few(ids: Iterable[int | str], show: int = 5) -> str:
     """`first: 9, 25, 30, ...`: the beginning of what may be a long list."""
-    shown = [str(image_id) for image_id in sorted(ids, key=id_order)[:show]]
-    return f"first: {', '.join(shown)}{', ...' if len(ids) > show else ''}"
+    first = [str(image_id) for image_id in heapq.nsmallest(show + 1, ids, key=id_order)]
+    return f"first: {', '.join(first[:show])}{', ...' if first[show:] else ''}"
 
 
 def assemble(
@@ -100,9 +103,7 @@ def assemble(
     Raises UserError for absent images (unless `missing` is skip; auto is an error here, a reader that means
     to skip says so), for an id that two images share, and when nothing remains.
     """
-    absent: list[Entry] = []
-    owners: dict[str, Path] = {}
-    captioned = 0
+    found = Records()
     for entry in entries:
         name = str(entry.image_id)
         if (writable := name.encode(errors="backslashreplace").decode()) != name:
@@ -114,30 +115,24 @@ def assemble(
         if not captions and not unlabelled:
             corpus.refused.append((name, "no usable caption"))
             continue
-        captioned += 1
-        other = owners.setdefault(name, entry.image)
-        if other is not entry.image:
-            raise UserError(f"{where}: the image id {entry.image_id} stands for both {other} and {entry.image}")
-        if listing is None:
-            corpus.records.append(Record(entry.image_id, entry.split, None, captions))
-        elif entry.image in listing:
-            corpus.records.append(Record(entry.image_id, entry.split, entry.image, captions))
-        else:
-            absent.append(entry)
+        present = listing is None or entry.image in listing
+        found.append(entry.image_id, entry.split, entry.image, captions, present=present)
+    for one, other in found.doubles():
+        raise UserError(f"{where}: the image id {other.image_id} stands for both {one.image} and {other.image}")
 
+    absent, captioned = found.select(present=False), len(found)
     if absent and missing is not schema.Missing.skip:
         raise UserError(
             f"{len(absent):,} of {captioned:,} annotated images are missing, first {absent[0].image}; "
             "add them, or leave them out with dataset.missing=skip"
         )
+    corpus.records = found.select(present=True, order=corpus.splits, images=listing is not None)
     if not corpus.records:
         refused = f"; {len(corpus.refused):,} entries refused" if corpus.refused else ""
         example = ", first {} ({})".format(*corpus.refused[0]) if corpus.refused else ""
         looked = f", but none has its file (first {absent[0].image})" if absent else ""
         raise UserError(f"{where}: no example is left: {captioned:,} images have captions{looked}{refused}{example}")
     if absent:
-        ids = first_few([entry.image_id for entry in absent])
+        ids = first_few(absent.ids())
         corpus.notes.append(f"skipped {len(absent):,} of {captioned:,} annotated images whose file is missing ({ids})")
-    order = {split: position for position, split in enumerate(corpus.splits)}
-    corpus.records.sort(key=lambda r: (order[r.split], id_order(r.image_id)))
     return corpus

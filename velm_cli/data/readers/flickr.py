@@ -12,7 +12,7 @@ from velm_cli.data.readers.captions_json import parse_captions
 from velm_cli.data.readers.files import Refused, load_json, text_lines
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS, Split, read_split
-from velm_cli.data.records import Corpus
+from velm_cli.data.records import Corpus, Records
 from velm_cli.errors import UserError
 
 IMAGE_FOLDERS = (
@@ -40,7 +40,7 @@ class _Photo:
 
 def read_flickr(config: schema.FlickrConfig, root: Path) -> Corpus:
     """Records of Flickr8k or Flickr30k; the image id is the photo's number, with which its name begins."""
-    corpus = Corpus(records=[])
+    corpus = Corpus(Records())
     split = _find_split(config, root)
     photos = _read_photos(split, root, corpus.refused)
     if split is None and not all(photo.part for photo in photos.values()):

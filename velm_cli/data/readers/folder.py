@@ -12,7 +12,7 @@ from velm_cli.data.readers.assemble import IMAGE_EXTENSIONS, Entry, Listing, ass
 from velm_cli.data.readers.files import Refused, text_lines
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS
-from velm_cli.data.records import Corpus
+from velm_cli.data.records import Corpus, Records
 from velm_cli.errors import UserError
 
 TABLES = ("captions.txt", "captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
@@ -31,7 +31,7 @@ def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
             f"dataset.val_fraction={config.val_fraction} and dataset.test_fraction={config.test_fraction} "
             "must not be negative and must leave something to train on"
         )
-    corpus = Corpus(records=[])
+    corpus = Corpus(Records())
     images, tables = _walk(root)
     captions: dict[str, list[object]] = {
         image_id: _read_sidecar(path, corpus.refused) for image_id, path in images.items()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.readers.assemble import Entry, Listing, assemble
+from velm_cli.data.readers.files import Refused
 from velm_cli.data.readers.rows import Row, read_rows
 from velm_cli.data.readers.splits import PARTS
-from velm_cli.data.records import Corpus
+from velm_cli.data.records import Corpus, Records
+from velm_cli.data.spool import Spool
 from velm_cli.errors import did_you_mean
 
 
@@ -19,26 +23,32 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
     written, the split to train. Lines about the same image add their captions together. COCO's own JSON is a
     manifest of test images.
     """
-    corpus = Corpus(records=[])
+    corpus = Corpus(Records())
     listing = Listing() if config.images else None
-    entries: dict[int | str, Entry] = {}
-    origin: dict[int | str, Row] = {}
-    for row in read_rows(file, corpus.refused):
+    folders = [folder for folder in (root, file.parent) if folder]
+    entries = _entries(read_rows(file, corpus.refused), corpus.refused, folders, listing)
+    return assemble(corpus, entries, listing, config.missing, where=str(file))
+
+
+def _entries(rows: Iterable[Row], refused: Refused, folders: list[Path], listing: Listing | None) -> Iterator[Entry]:
+    """An Entry an image, in the order of their first lines; millions of lines need no memory."""
+    lines = Spool("id", "content")
+    for row in rows:
         image_id = row.image if row.image_id is None else row.image_id
         part = PARTS.get((row.split or "train").strip().lower())
         if part is None:
             reason = f"split {row.split!r} is not train, val or test{did_you_mean(row.split or '', PARTS)}"
-            corpus.refused.append((row.where, reason))
-        elif image_id not in entries:
-            image = _locate(row.image, [folder for folder in (root, file.parent) if folder], listing)
-            entries[image_id] = Entry(image_id, part, image, row.captions)
-            origin[image_id] = row
-        elif (origin[image_id].image, entries[image_id].split) != (row.image, part):
-            reason = f"{origin[image_id].where} gave image id {image_id} to another image or split"
-            corpus.refused.append((row.where, reason))
-        else:
-            entries[image_id].captions.extend(row.captions)
-    return assemble(corpus, entries.values(), listing, config.missing, where=str(file))
+            refused.append((row.where, reason))
+        else:  # JSON in ASCII: what is no UTF-8 gets through
+            lines.add(json.dumps(image_id), json.dumps([row.where, image_id, row.image, part, row.captions]))
+    for group in lines.groups("id"):
+        (origin, image_id, image, part, captions), *others = (json.loads(content) for _, _, content in group)
+        for where, _, other_image, other_part, more in others:
+            if (other_image, other_part) == (image, part):
+                captions += more
+            else:
+                refused.append((where, f"{origin} gave image id {image_id} to another image or split"))
+        yield Entry(image_id, part, _locate(image, folders, listing), captions)
 
 
 def _locate(image: str, folders: list[Path], listing: Listing | None) -> Path:
