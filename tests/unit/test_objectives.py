@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli.errors import UserError
+from velm_cli.objectives import text
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
-from velm_cli.objectives.text import chunked_next_token_loss, hide_words, next_token_loss, own_words
+from velm_cli.objectives.text import hide_words, next_token_loss, own_words, words_loss
 from velm_cli.objectives.weights import parse_weight
 
 
@@ -25,16 +27,53 @@ def test_next_token_loss_is_the_cross_entropy_with_the_smoothed_target(smoothing
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 11, 50])
-def test_the_chunked_loss_and_its_gradients_equal_the_plain_one(chunk):
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk", [0, 1, 4, 11, 50])
+def test_the_chunked_loss_and_its_gradients_equal_the_plain_one(chunk, smoothing, monkeypatch):
+    monkeypatch.setattr(text, "ALL_AT_ONCE", 0)
+    monkeypatch.setitem(text.LOGITS, "cpu", 20)  # chunk=0: two positions
     layer, targets = torch.nn.Linear(5, 7).double(), torch.randint(0, 7, (11,))
     states = torch.randn(11, 5).double().requires_grad_()
-    plain = next_token_loss(layer(states), targets, label_smoothing=0.1)
-    expected = torch.autograd.grad(plain, [states, *layer.parameters()])
-    found = chunked_next_token_loss(layer, states, targets, chunk=chunk, label_smoothing=0.1)
-    torch.testing.assert_close(found, plain, rtol=1e-6, atol=1e-6)
-    for one, other in zip(torch.autograd.grad(found, [states, *layer.parameters()]), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+    parameters = (layer.weight, layer.bias)
+    # in float64, where next_token_loss would compute in float32
+    plain = torch.nn.functional.cross_entropy(layer(states), targets, label_smoothing=smoothing, reduction="sum")
+    found = words_loss(states, *parameters, targets, chunk=chunk, label_smoothing=smoothing)
+    torch.testing.assert_close(found, plain)
+    expected = torch.autograd.grad(plain / 3, [states, *parameters])
+    for one, other in zip(torch.autograd.grad(found / 3, [states, *parameters]), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_chunked_loss_computes_in_the_precision_of_autocast_and_only_gradients_that_are_wanted():
+    layer, targets = torch.nn.Linear(32, 70), torch.randint(0, 70, (40,))
+    states = torch.randn(40, 32).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = next_token_loss(layer(states), targets)
+        found = words_loss(states, layer.weight, layer.bias, targets, chunk=16)
+    assert found.dtype is torch.float32
+    torch.testing.assert_close(found, plain)
+    for one, other in zip(
+        torch.autograd.grad(found, [states, *layer.parameters()]),
+        torch.autograd.grad(plain, [states, *layer.parameters()]), strict=True,
+    ):  # fmt: skip
+        assert one.dtype is torch.float32
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2)
+    with FlopCounterMode(display=False) as counter:
+        words_loss(states, layer.weight, layer.bias, targets, chunk=16).backward()
+    assert counter.get_total_flops() == 3 * 2 * 40 * 32 * 70, "all that the step's utilisation (mfu) is made of"
+    layer.requires_grad_(False)
+    states.grad = layer.weight.grad = None
+    words_loss(states, layer.weight, layer.bias, targets, chunk=16).backward()
+    assert states.grad is not None and layer.weight.grad is None
+    with torch.no_grad():
+        assert not words_loss(states, layer.weight, layer.bias, targets, chunk=16).requires_grad
+
+
+def test_the_chunked_loss_computes_on_the_meta_device_as_dry_runs_do():
+    with torch.device("meta"):
+        layer, states = torch.nn.Linear(8, 70), torch.empty(40, 8)
+        words_loss(states, layer.weight, layer.bias, torch.zeros(40, dtype=torch.long), chunk=16).backward()
+    assert layer.weight.grad is not None and layer.weight.grad.shape == (70, 8)
 
 
 def test_concept_loss_is_binary_cross_entropy_summed():

@@ -35,8 +35,12 @@ def compile_model(model: VelmModel, how: Compile, device: torch.device) -> None:
 
 def blocks_of(model: VelmModel) -> Iterator[nn.Module]:
     """The repeated parts: stages of the vision encoder, and layers of the text encoder and the fusion."""
-    lists = (part for root in (model.text, model.fusion) for part in root.modules() if isinstance(part, nn.ModuleList))
-    return chain(model.vision.stages() if model.vision else (), chain.from_iterable(lists))
+    return chain(model.vision.stages() if model.vision else (), layers_in(model.text), layers_in(model.fusion))
+
+
+def layers_in(part: nn.Module) -> Iterator[nn.Module]:
+    """What stands in the lists of a part of the model."""
+    return chain.from_iterable(module for module in part.modules() if isinstance(module, nn.ModuleList))
 
 
 @contextlib.contextmanager

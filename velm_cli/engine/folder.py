@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.errors import UserError
-from velm_cli.files import write_json, write_text
+from velm_cli.files import crc32, read_log, write_bytes, write_json, write_text
 
 MARKERS = ("DONE", "PREEMPTED", "FAILED")
 
@@ -41,30 +41,54 @@ def run_path(config: Any) -> Path:
 
 
 @contextlib.contextmanager
-def open_run(path: Path, config: Any) -> Iterator[Path]:
+def open_run(path: Path, config: Any, *, writes: bool = True) -> Iterator[Path]:
     """The run's folder, locked, with the config in it; marks it FAILED when the block raises.
 
-    UserError when the folder belongs to another experiment or another process works in it.
+    UserError when the folder belongs to another experiment or another process works in it. A rank that does not
+    write leaves all that to the one that does.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    with _lock(path):
+    if not writes:
+        yield path
+        return
+    with lock_folder(path):
         _refuse_other_experiment(path, config)
         for marker in MARKERS:
             (path / marker).unlink(missing_ok=True)
-        write_text(path / "config.yaml", compose.to_yaml(config))
+        for left_by_a_kill in (*path.glob(".*.part"), *path.glob("*.safetensors.part")):
+            left_by_a_kill.unlink()
+        compose.write_config(path / "config.yaml", config)
         with open(path / "command.txt", "a", encoding="utf-8") as file:
             file.write(shlex.join([*sys.argv[0].split(), *sys.argv[1:]]) + "\n")
         write_json(path / "environment.json", environment())
         try:
             yield path
         except BaseException as error:
-            mark(path, "FAILED", str(error) or type(error).__name__)
+            with contextlib.suppress(OSError):  # of a full disk: the error itself is what matters
+                mark(path, "FAILED", str(error) or type(error).__name__)
             raise
 
 
+def is_complete(path: Path, config: Any) -> bool:
+    """Whether the command of `config` has been carried out to its end: the same to the last option, and DONE."""
+    try:  # in this order: open_run removes the marker before it writes another config
+        same = (path / "config.yaml").read_text(encoding="utf-8") == compose.sealed_yaml(config)
+    except OSError:
+        return False
+    return same and (path / "DONE").exists()
+
+
+def best_figure(path: Path) -> float | None:
+    """What the training run in `path` returned: the best of its validations; None if it had none."""
+    lines = (line for line in read_log(path) if line["kind"] == "validation")
+    figures = [line.get("cider", -line.get("loss", 0.0)) for line in lines]
+    return max(figures, default=None)
+
+
 def mark(path: Path, marker: str, text: str = "") -> None:
-    """Leave exactly this marker."""
+    """Leave exactly this marker; DONE holds the CRC-32 of the run's log, which nobody writes any more."""
     assert marker in MARKERS
+    if marker == "DONE" and (path / "metrics.jsonl").exists():
+        text = crc32(path / "metrics.jsonl")
     for other in MARKERS:
         (path / other).unlink(missing_ok=True)
     write_text(path / marker, text + "\n" if text else "")
@@ -101,17 +125,26 @@ def keep_lines_until(path: Path, step: int) -> None:
     """Drop the lines of a metrics.jsonl that a resume from `step` is going to write again."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(ValueError):  # a line torn by a kill
+    kept, dropped = [], []
+    for line in path.read_bytes().split(b"\n")[:-1]:  # after the last end of line: nothing, or what a kill has torn
+        try:
             if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-    write_text(path, "".join(kept))
+                kept.append(line + b"\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            dropped.append(line)
+    if dropped:
+        print(f"note: {len(dropped)} damaged lines of {path} are left out")
+    write_bytes(path, kept)
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock of a dead process is gone with it."""
+def lock_folder(path: Path) -> Iterator[None]:
+    """Make the folder and hold it for this process; UserError when another one does.
+
+    The lock of a dead process is gone with it: no program that it started has the file (Python's files are not
+    inherited), and no time or process number is compared.
+    """
+    path.mkdir(parents=True, exist_ok=True)
     with open(path / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -134,7 +167,7 @@ def _refuse_other_experiment(path: Path, config: Any) -> None:
     file = path / "config.yaml"
     if not file.exists() or not _has_begun(path):
         return
-    saved = compose.experiment_of(OmegaConf.to_container(OmegaConf.load(file)))
+    saved = compose.experiment_of(OmegaConf.to_container(compose.read_config(file)))
     asked = compose.experiment_of(config)
     differing = sorted(key for key in saved.keys() & asked.keys() if saved[key] != asked[key])
     if differing:

@@ -1,7 +1,7 @@
 """The training loop, as a story: batches in, weights out, nothing lost on the way.
 
 The loop knows no loss: a task turns a batch into terms (a sum over `count` items each), and the loop
-minimises sum_i weight_i * (sum of term i) / (global count of term i).
+minimises sum_i weight_i * (sum of term i) / (global count of term i), over all micro-batches and ranks.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from torch import Tensor
 
 from velm_cli.data.batch import Batch
 from velm_cli.data.features import FeatureCache
-from velm_cli.engine.checkpoint import Progress, save_checkpoint
+from velm_cli.engine.checkpoint import Checkpoints, Progress
 from velm_cli.engine.device import autocast
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, learning_rate
+from velm_cli.engine.parallel import Replica, whole_tensors
 from velm_cli.engine.profile import StepProfiler, part
+from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
 from velm_cli.errors import StageError
 from velm_cli.models.weights import save_state
@@ -30,6 +32,8 @@ from velm_cli.objectives.weights import Weight
 from velm_cli.observe import Observer
 from velm_cli.schema import Precision, TrainRoot
 from velm_cli.tasks.caption import CaptionTask
+
+Validate = Callable[[CaptionTask, int, StopRequest], dict[str, float]]
 
 
 @dataclass(slots=True)
@@ -39,24 +43,30 @@ class Run:
     config: TrainRoot
     folder: Path
     task: CaptionTask
+    ranks: Ranks
+    replica: Replica
+    checkpoints: Checkpoints
     features: FeatureCache | None
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     weights: dict[str, Weight]  # alpha, beta, gamma by the name of their term
     own_words: Weight  # probability of scheduled sampling
     steps_per_epoch: float
-    device: torch.device
     precision: Precision
     progress: Progress
     meter: Meter
     profiler: StepProfiler | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.ranks.device
 
 
 def fit(
     run: Run,
     batches: Iterator[Batch],
     *,
-    validate: Callable[[int, StopRequest], dict[str, float]],
+    validate: Validate,
     observer: Observer,
     stop: StopRequest,
 ) -> None:
@@ -71,12 +81,13 @@ def fit(
             with observer.pause():
                 _validate(run, validate, observer, stop)
                 run.task.train()
-        done = progress.step >= options.max_steps or progress.stopped_early or bool(stop)
+        done = progress.step >= options.max_steps or progress.stopped_early or run.ranks.stopping(stop)
         if progress.step > saved_step and (done or progress.step % options.checkpoint_every == 0):
             with observer.pause():
-                save(run)
+                run.checkpoints.save(run.task, run.optimizer, run.ema, progress)
             saved_step = progress.step
         if done:
+            run.checkpoints.finish()
             return
 
         with run.profiler.step() if run.profiler else contextlib.nullcontext():
@@ -85,14 +96,36 @@ def fit(
                 micro_batches = [next(batches).to(run.device) for _ in range(options.accumulation)]
             waited = time.perf_counter() - waited
 
-            captions = sum(batch.num_captions for batch in micro_batches)
-            with run.meter.watching(captions):
-                figures = train_step(run, progress.step, micro_batches)
+            size = {
+                "captions": sum(batch.num_captions for batch in micro_batches),
+                "images": sum(len(batch.image_ids) for batch in micro_batches),
+            }
+            counts = [run.task.counts(batch) for batch in micro_batches]
+            size |= {f"count of {name}": sum(count[name] for count in counts) for name in counts[0]}
+            told = run.ranks.counted(size, stop)
+            totals = {name: told[f"count of {name}"] for name in counts[0]}
+            with run.meter.watching(size["captions"]):
+                figures = train_step(run, progress.step, micro_batches, totals)
         progress.step += 1
         progress.seconds = seconds_before + time.perf_counter() - began
-        observer.advance(captions=captions, images=sum(len(batch.image_ids) for batch in micro_batches), waited=waited)
+        observer.advance(captions=told["captions"], images=told["images"], waited=waited)
         if progress.step % options.log_every == 0 or progress.step == options.max_steps:
-            observer.log(progress.step, {key: float(value) for key, value in figures.items()})
+            observer.log(progress.step, _of_all_ranks(run.ranks, figures))
+
+
+def _of_all_ranks(ranks: Ranks, figures: dict[str, Tensor | float]) -> dict[str, float]:
+    """Losses are sums of the ranks' shares; of other figures that the ranks differ in, the mean is shown."""
+    own = {key: float(value) for key, value in figures.items()}
+    if ranks.world == 1:
+        return own
+    summed = ranks.added_up(own)
+    return {key: value if key.startswith("loss_") else value / ranks.world for key, value in summed.items()}
+
+
+def is_over(run: Run) -> bool:
+    """Whether nothing is left to train: all steps done, and the last validation not cut short by a signal."""
+    progress = run.progress
+    return progress.stopped_early or (progress.step >= run.config.run.max_steps and not _validation_due(run))
 
 
 def _validation_due(run: Run) -> bool:
@@ -103,37 +136,41 @@ def _validation_due(run: Run) -> bool:
     return progress.step >= options.max_steps or (every > 0 and progress.step % every == 0)
 
 
-def train_step(run: Run, step: int, micro_batches: list[Batch]) -> dict[str, Tensor | float]:
-    """One optimiser step over the micro-batches; the figures of the step, not yet fetched."""
+def train_step(run: Run, step: int, micro_batches: list[Batch], totals: dict[str, int]) -> dict[str, Tensor | float]:
+    """One optimiser step over the micro-batches; the figures of the step, not yet fetched.
+
+    `totals`: the items of each objective, in the micro-batches of all ranks.
+    """
     weight: dict[str, Tensor | float] = {name: w.at(step, run.steps_per_epoch) for name, w in run.weights.items()}
     active = frozenset(name for name, value in weight.items() if value > 0)
     own_words = run.own_words.at(step, run.steps_per_epoch)
     log_variance = run.task.log_variance  # of the terms with learned weights: sum_i exp(-s_i) L_i + s_i
     weight |= {name: (-s.detach()).exp() for name, s in log_variance.items()}
-    counts = [run.task.counts(batch) for batch in micro_batches]
-    total = {name: max(1, sum(count[name] for count in counts)) for name in active}
+    total = {name: max(1, totals[name]) for name in active}
 
     figures: dict[str, Tensor | float] = {}
-    for batch in micro_batches:
-        with part("forward"):
-            with autocast(run.device, run.precision):
-                terms = run.task(batch, active, own_words_share=own_words)
-            factor = weight | {name: (-s).exp() for name, s in log_variance.items()}
-            loss = sum(factor[name] * term.sum / total[name] for name, term in terms.items())
-        if isinstance(loss, Tensor) and loss.requires_grad:
-            with part("backward"):
-                loss.backward()
+    for number, batch in enumerate(micro_batches, start=1):
+        with run.replica.micro_batch(last=number == len(micro_batches)):
+            with part("forward"):
+                with autocast(run.device, run.precision):
+                    terms = run.replica(batch, active, own_words_share=own_words)
+                factor = weight | {name: (-s).exp() for name, s in log_variance.items()}
+                loss = sum(factor[name] * term.sum / total[name] for name, term in terms.items())
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                with part("backward"):
+                    run.replica.backward(loss)
         for name, term in terms.items():
             figures[f"loss_{name}"] = figures.get(f"loss_{name}", 0.0) + term.sum.detach() / total[name]
             for key, value in term.figures.items():
                 figures[key] = figures.get(key, 0.0) + value / len(micro_batches)
 
+    run.replica.add_up_the_rest()
     if log_variance:
         torch.stack(list(log_variance.values())).sum().backward()
 
     with part("optimiser"):
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, run.config.optim.grad_clip or math.inf, foreach=True)
+        norm = run.replica.clip(parameters, run.config.optim.grad_clip or math.inf)
         if not torch.isfinite(norm):
             _stop_at_nan(figures, micro_batches, step)
         lr = _update(run, step)
@@ -152,29 +189,17 @@ def _update(run: Run, step: int) -> float:
     return lr
 
 
-def save(run: Run) -> None:
-    """A checkpoint of this very moment."""
-    save_checkpoint(
-        run.folder / "checkpoints",
-        task=run.task,
-        optimizer=run.optimizer,
-        ema=run.ema,
-        progress=run.progress,
-        keep=run.config.run.keep_checkpoints,
-    )
-
-
-def _validate(
-    run: Run, validate: Callable[[int, StopRequest], dict[str, float]], observer: Observer, stop: StopRequest
-) -> None:
+def _validate(run: Run, validate: Validate, observer: Observer, stop: StopRequest) -> None:
     """Score the (averaged) weights; keep them when they are the best so far; count towards patience."""
     progress = run.progress
     if run.ema is not None:
         run.ema.swap()
     try:
         run.task.eval()
-        figures = validate(progress.step, stop)
-        if stop:  # cut short: no figure worth keeping
+        run.replica.same_buffers()
+        with run.replica.undivided() as task:
+            figures = validate(task, progress.step, stop)
+        if run.ranks.any_stopped(stop):  # cut short: no figure worth keeping
             return
         progress.validated_step = progress.step
         if not figures:  # the data set has no validation images
@@ -182,7 +207,9 @@ def _validate(
         score = figures.get("cider", -figures.get("loss", 0.0))
         if progress.best is None or score > progress.best:
             progress.best, progress.best_step, progress.bad_validations = score, progress.step, 0
-            save_state(run.task.state_dict(), run.folder / "best.safetensors")
+            weights = whole_tensors(run.task.state_dict(), run.ranks)
+            if run.ranks.first:
+                save_state(weights, run.folder / "best.safetensors")
         else:
             progress.bad_validations += 1
     finally:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from velm_cli.engine.parallel import is_slice, slice_like
 from velm_cli.schema import LrSchedule, OptimConfig
 
 
@@ -37,10 +38,12 @@ def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     Matrices decay; biases, gains, embeddings of positions and other vectors do not. The vision encoder
     learns at `vision_lr_scale` times the rate. Each group carries its `scale` of the rate.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
-            key = (name.startswith("model.vision."), parameter.ndim >= 2 and not name.endswith("position"))
+            decays = parameter.ndim >= 2 and not name.endswith("position")
+            # Slices and whole tensors (fsdp) cannot be updated in one call.
+            key = (name.startswith("model.vision."), decays, is_slice(parameter))
             groups.setdefault(key, []).append(parameter)
     return AdamW(
         [
@@ -49,7 +52,7 @@ def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
                 "scale": config.vision_lr_scale if vision else 1.0,
                 "weight_decay": config.weight_decay if decay else 0.0,
             }
-            for (vision, decay), parameters in sorted(groups.items())
+            for (vision, decay, _), parameters in sorted(groups.items())
         ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),
@@ -91,4 +94,4 @@ class Ema:
 
     def load(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self.average.items():
-            tensor.copy_(state[name])
+            tensor.copy_(slice_like(tensor, state[name]))

@@ -34,24 +34,36 @@ class StopRequest:
         return self.signal_name is not None
 
 
+_open: list[StopRequest] = []  # of the blocks that are being executed: a sweep's, and that of its point
+
+
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block signals set the request; outside it the former handlers are back."""
+    """Within the block signals set the request, and those of blocks around it.
+
+    Outside it the former handlers are back, or the signals ignored if one of them has made a request.
+    """
     request = StopRequest()
 
     def handle(number: int, frame) -> None:
         if number == signal.SIGINT and request:
             raise KeyboardInterrupt
-        request.signal_name = signal.Signals(number).name
+        for each in _open:
+            each.signal_name = signal.Signals(number).name
         if request.raises:
+            request.raises = False  # once: of ten signals in a row the others must not disturb the cleaning up
             raise Stopped
 
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
         yield request
         return
+    _open.append(request)
     former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     try:
         yield request
     finally:
+        _open.remove(request)
         for number, handler in former.items():
-            signal.signal(number, handler)
+            # A request has been obeyed, and the process is about to end well: repetitions must not change that.
+            repeated = request and number != signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if repeated else handler)

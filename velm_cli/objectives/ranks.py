@@ -5,15 +5,30 @@ Without torch.distributed, or with one rank, a tensor's rows are all the rows th
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
+_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it a rank's rows are all there are: for validation, where the ranks see unlike batches."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
 
 def rank_and_ranks() -> tuple[int, int]:
     """This process's rank, and how many there are."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if _alone or not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
 

@@ -5,12 +5,16 @@ Shapes: N captions, T positions, M predicted positions, V vocabulary, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+
+LOGITS = {"cpu": 1 << 22}  # logits that exist at once: 16 MB, about what a CPU's cache holds
+MANY_LOGITS = 1 << 27  # elsewhere
+ALL_AT_ONCE = 1 << 21  # so few are not worth any care
 
 
 def next_token_loss(logits_MV: Tensor, targets_M: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -21,27 +25,84 @@ def next_token_loss(logits_MV: Tensor, targets_M: Tensor, *, label_smoothing: fl
     return F.cross_entropy(logits_MV.float(), targets_M, label_smoothing=label_smoothing, reduction="sum")
 
 
-def chunked_next_token_loss(
-    logits: Callable[[Tensor], Tensor],
+def words_loss(
     states_MD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor,
     targets_M: Tensor,
     *,
-    chunk: int,
+    chunk: int = 0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`next_token_loss(logits(states), targets)` with the logits of at most `chunk` positions in memory at once.
+    """`next_token_loss(states @ weight^T + bias, targets)`, the logits of only `chunk` positions in memory at once.
 
-    They are computed again in backward, so memory falls from M * V to chunk * V floats and the output
-    layer's work rises by half. `chunk=0` is the plain loss.
+    `chunk=0` takes what the device holds close by. Gradients are computed with the loss, chunk by chunk, so that
+    backward neither needs the logits nor computes them again.
     """
+    vocab = len(weight_VD)
+    if not chunk and len(states_MD) * vocab <= ALL_AT_ONCE:
+        return next_token_loss(F.linear(states_MD, weight_VD, bias_V), targets_M, label_smoothing=label_smoothing)
+    chunk = chunk or max(1, LOGITS.get(states_MD.device.type, MANY_LOGITS) // vocab)
+    return _WordsLoss.apply(states_MD, weight_VD, bias_V, targets_M, chunk, label_smoothing, torch.is_grad_enabled())  # type: ignore[no-any-return]  # torch types no Function's result
 
-    def of(states: Tensor, targets: Tensor) -> Tensor:
-        return next_token_loss(logits(states), targets, label_smoothing=label_smoothing)
 
-    if not chunk or len(states_MD) <= chunk:
-        return of(states_MD, targets_M)
-    parts = zip(states_MD.split(chunk), targets_M.split(chunk), strict=True)
-    return torch.stack([checkpoint(of, *part, use_reentrant=False) for part in parts]).sum()
+class _WordsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states_MD: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        targets_M: Tensor,
+        chunk: int,
+        smoothing: float,
+        learns: bool,
+    ) -> Tensor:
+        device = states_MD.device.type
+        # A dry run's meta device knows no autocast, and torch raises where it is asked.
+        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if casts else weight_VD.dtype
+        inputs_MD, matrix_VD, offset_V = (tensor.to(dtype) for tensor in (states_MD, weight_VD, bias_V))
+        wants_states, wants_weight, wants_bias = (learns and wanted for wanted in ctx.needs_input_grad[:3])
+        exact = torch.promote_types(weight_VD.dtype, torch.float32)  # of sums over chunks
+        grad_MD = torch.empty_like(states_MD) if wants_states else None
+        grad_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
+        grad_V = torch.zeros_like(bias_V, dtype=exact) if wants_bias else None
+        loss = torch.zeros((), dtype=exact, device=states_MD.device)
+        for start in range(0, len(states_MD), chunk):
+            rows = slice(start, start + chunk)
+            target_C1 = targets_M[rows, None]
+            log_p_CV = F.linear(inputs_MD[rows], matrix_VD, offset_V).to(exact).log_softmax(-1)
+            loss -= (1 - smoothing) * log_p_CV.gather(1, target_C1).sum()
+            if smoothing:
+                loss -= smoothing * log_p_CV.mean(-1).sum()
+            if not (wants_states or wants_weight or wants_bias):
+                continue
+            grad_CV = log_p_CV.exp_().sub_(smoothing / len(weight_VD))  # p - the distribution that is wanted
+            grad_CV.scatter_add_(1, target_C1, grad_CV.new_full((), smoothing - 1).expand_as(target_C1))
+            if grad_V is not None:
+                grad_V += grad_CV.sum(0)
+            grad_CV = grad_CV.to(dtype)
+            if grad_MD is not None:
+                grad_MD[rows] = grad_CV @ matrix_VD
+            if grad_VD is not None and dtype == exact:
+                torch.addmm(
+                    grad_VD, grad_CV.t(), inputs_MD[rows], out=grad_VD
+                )  # addmm_ would escape the count of flops
+            elif grad_VD is not None:
+                grad_VD += grad_CV.t() @ inputs_MD[rows]
+        ctx.save_for_backward(grad_MD, grad_VD, grad_V)
+        ctx.dtypes = (states_MD.dtype, weight_VD.dtype, bias_V.dtype)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = (
+            None if found is None else (found * grad).to(dtype)
+            for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return (*gradients, None, None, None, None)
 
 
 def hide_words(
