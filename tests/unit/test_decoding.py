@@ -12,9 +12,10 @@ from tiny_models import VOCAB as SIZE_OF_GPT2
 from tiny_models import folder
 
 from velm_cli import schema
-from velm_cli.models.decoding import _places, continuations, decode, nucleus_probabilities
+from velm_cli.models.decoding import _places, continuations, decode, laid_out_for_steps, nucleus_probabilities
 from velm_cli.models.state import BLOCK, KeyValue, Past, Rows
 from velm_cli.models.velm import VelmModel
+from velm_cli.models.vision import ImageFeatures
 
 BOS, EOS, PAD, VOCAB = 1, 2, 0, 9
 
@@ -33,6 +34,7 @@ FUSIONS = {
     "image as prefix": schema.PrefixConfig(mapper=schema.PrefixMapper.tokens),
     "gated": schema.GatedConfig(heads=2),
     "attention": schema.AttentionConfig(width=16),
+    "look": schema.AttentionConfig(score=schema.AttentionScore.dot, heads=2),
     "concat": schema.ConcatConfig(),
 }
 CELLS = [
@@ -103,6 +105,10 @@ def slow_beam(model, features, image: int, beams: int, max_length: int, penalty:
     return best
 
 
+def tensors(nested) -> list[torch.Tensor]:
+    return [nested] if isinstance(nested, torch.Tensor) else [each for part in nested for each in tensors(part)]
+
+
 def run(model, memory, images, **options) -> list[list[int]]:
     config = schema.DecodeConfig(**options)
     generator = torch.Generator().manual_seed(0)
@@ -136,6 +142,40 @@ def test_every_text_and_fusion_decodes_as_the_slow_definition_does(text, fusion)
         for image in range(6):
             _, tokens = slow_beam(model, features, image, beams, 8, 0.6, remembered)
             assert fast[image] == [t for t in tokens if t != EOS]
+
+
+@pytest.mark.parametrize(("text", "fusion"), [("transformer", "cross_modal"), ("gpt2", "gated"), ("lstm", "look")])
+def test_few_words_look_at_the_image_itself(text, fusion):
+    """And say the same as with keys and values."""
+    model, features, memory = model_with_varied_captions(text, fusion)
+    for beams in (1, 2, 3):
+        options = {"beams": beams, "max_length": 8, "length_penalty": 0.6}
+        config = schema.DecodeConfig(**options)
+        by_image = model.memory_for(features, config)
+        assert sum(part.numel() for part in tensors(by_image)) < sum(part.numel() for part in tensors(memory))
+        assert run(model, by_image, 6, **options) == run(model, memory, 6, **options)
+    many = model.memory_for(features, schema.DecodeConfig(beams=5, max_length=300))
+    assert all(map(torch.equal, tensors(many), tensors(memory)))
+
+
+@pytest.mark.parametrize(("text", "fusion"), [("transformer", "gated"), ("bert", "cross_modal"), ("llama", "concat")])
+def test_matrices_laid_out_for_steps_say_the_same_and_come_back(text, fusion):
+    model, features, _ = model_with_varied_captions(text, fusion)
+    with torch.no_grad():
+        memory = model.float().memory(ImageFeatures(features.tokens_BSD.float(), features.pooled_BD.float()))
+    weights = {name: (weight, weight.data_ptr(), weight.clone()) for name, weight in model.named_parameters()}
+    found = [run(model, memory, 6, beams=beams, max_length=8) for beams in (1, 3)]
+    with laid_out_for_steps(model):
+        inner = model.fusion.get_submodule("out.2" if fusion == "concat" else "blocks.0.mlp.2").weight
+        assert not inner.is_contiguous()
+        assert not model.text.output_weight.is_contiguous()
+        assert all(torch.equal(weight, value) for weight, _, value in weights.values())
+        assert [run(model, memory, 6, beams=beams, max_length=8) for beams in (1, 3)] == found
+    for name, weight in model.named_parameters():
+        kept, place, _ = weights[name]
+        assert weight is kept
+        assert weight.data_ptr() == place
+        assert weight.is_contiguous()
 
 
 def test_long_texts_outgrow_the_room_made_for_them():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch
 
 from velm_cli.data import features
 from velm_cli.data.features import LOCK, PART, FeatureCache
+from velm_cli.engine.signals import Stopped, StopRequest
 from velm_cli.errors import UserError
 from velm_cli.schema import FeatureCaching
+from velm_cli.stages.encoding import _fill
 
 RECORDS = 2 * PART + 37
 TABLE = torch.randn(RECORDS, 3, 5, generator=torch.Generator().manual_seed(1))
@@ -31,6 +34,11 @@ class Encoder:
             yield TABLE[records[start : start + 100]]
 
 
+def fill(cache: FeatureCache, records: np.ndarray, encode) -> int:
+    with cache.missing(records) as parts:
+        return cache.write(parts, encode)
+
+
 def read(cache: FeatureCache, records) -> torch.Tensor:
     out = cache.empty(len(records))
     for row, record in zip(out, records, strict=True):
@@ -41,7 +49,7 @@ def read(cache: FeatureCache, records) -> torch.Tensor:
 @pytest.mark.parametrize(("kind", "dtype"), [(FeatureCaching.bf16, torch.bfloat16), (FeatureCaching.fp32, torch.float)])
 def test_what_was_encoded_is_read_back(tmp_path, kind, dtype):
     cache = FeatureCache(tmp_path, RECORDS, kind, {"encoder": "a"})
-    assert cache.fill(np.arange(RECORDS), Encoder()) == RECORDS
+    assert fill(cache, np.arange(RECORDS), Encoder()) == RECORDS
     again = FeatureCache(tmp_path, RECORDS, kind, {"encoder": "a"})  # as another process would
     records = [RECORDS - 1, 0, PART, PART - 1, 7]
     assert again.shape == (3, 5)
@@ -51,10 +59,10 @@ def test_what_was_encoded_is_read_back(tmp_path, kind, dtype):
 def test_only_the_parts_of_the_records_asked_for_are_encoded_and_only_once(tmp_path):
     cache = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {})
     first, second = Encoder(), Encoder()
-    assert cache.fill(np.array([PART + 3, 2 * PART + 1]), first) == PART + 37
+    assert fill(cache, np.array([PART + 3, 2 * PART + 1]), first) == PART + 37
     assert sorted(first.asked) == list(range(PART, RECORDS))
-    assert cache.fill(np.array([PART + 3, 2 * PART + 1]), second) == 0 and not second.asked
-    assert cache.fill(np.arange(RECORDS), second) == PART
+    assert fill(cache, np.array([PART + 3, 2 * PART + 1]), second) == 0 and not second.asked
+    assert fill(cache, np.arange(RECORDS), second) == PART
     assert second.asked == list(range(PART))
     (cache.folder / "part-00001.npy").write_bytes(b"torn")
     with pytest.raises(UserError, match=r"cannot be read.*delete it"):
@@ -81,9 +89,9 @@ def test_killed_between_parts_it_goes_on_with_the_next(tmp_path):
 
     cache = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {})
     with pytest.raises(KeyboardInterrupt):
-        cache.fill(np.arange(RECORDS), dies)
+        fill(cache, np.arange(RECORDS), dies)
     encoder = Encoder()
-    assert cache.fill(np.arange(RECORDS), encoder) == RECORDS - PART
+    assert fill(cache, np.arange(RECORDS), encoder) == RECORDS - PART
     assert 0 not in encoder.asked
     assert torch.equal(read(cache, range(RECORDS)), TABLE)
 
@@ -96,7 +104,7 @@ def test_two_runs_do_the_work_once(tmp_path, capfd):
     encoder = Encoder()
     with (cache.folder / LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=other.fill, args=(np.arange(RECORDS), encoder))
+        waiting = threading.Thread(target=fill, args=(other, np.arange(RECORDS), encoder))
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive() and not encoder.asked
@@ -112,5 +120,70 @@ def test_a_full_disk_is_said_before_it_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(features, "ROOM_LEFT", 1 << 60)
     cache = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {})
     with pytest.raises(UserError, match=r"data.cache: features take .* GB are free; make room, or use data.cache=none"):
-        cache.fill(np.arange(RECORDS), Encoder())
+        fill(cache, np.arange(RECORDS), Encoder())
     assert not list(cache.folder.glob("part-*"))
+
+
+class Threads:
+    """Ranks that are threads of this process, with `engine.ranks.Ranks`' way to talk."""
+
+    def __init__(self, world: int) -> None:
+        self.world, self._here = world, threading.Barrier(world, timeout=60)
+        self._said: dict[int, object] = {}
+
+    def rank(self, number: int) -> SimpleNamespace:
+        def of_all(value):
+            self._said[number] = value
+            self._here.wait()
+            said = [self._said[rank] for rank in range(self.world)]
+            self._here.wait()
+            return said
+
+        return SimpleNamespace(
+            rank=number, world=self.world, first=number == 0, of_all=of_all, same=lambda value: of_all(value)[0]
+        )
+
+
+def fill_together(folder, encoders) -> list[int | str]:
+    """What `_fill` gives on each rank: the count, or that it was stopped."""
+    threads, found = Threads(len(encoders)), [None] * len(encoders)
+
+    def one(number: int) -> None:
+        cache = FeatureCache(folder, RECORDS, FeatureCaching.fp32, {})
+        try:
+            found[number] = _fill(cache, np.arange(RECORDS), encoders[number], threads.rank(number), StopRequest())
+        except Stopped:
+            found[number] = "stopped"
+
+    ranks = [threading.Thread(target=one, args=(number,)) for number in range(len(encoders))]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    return found
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_ranks_share_the_work(tmp_path, world):
+    encoders = [Encoder() for _ in range(world)]
+    assert fill_together(tmp_path, encoders) == [RECORDS] * world
+    asked = [record for encoder in encoders for record in encoder.asked]
+    assert sorted(asked) == list(range(RECORDS))  # each once
+    assert sum(bool(encoder.asked) for encoder in encoders) == min(world, -(-RECORDS // PART))
+    straight = FeatureCache(tmp_path / "straight", RECORDS, FeatureCaching.fp32, {})
+    fill(straight, np.arange(RECORDS), Encoder())
+    assert {file.name: file.read_bytes() for file in straight.folder.glob("*.npy")} == {
+        file.name: file.read_bytes() for file in FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {}).folder.glob("*.npy")
+    }  # fmt: skip
+    assert fill_together(tmp_path, [Encoder() for _ in range(world)]) == [0] * world
+
+
+def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(tmp_path):
+    def told(records: np.ndarray):
+        raise Stopped
+
+    assert fill_together(tmp_path, [Encoder(), told]) == ["stopped", "stopped"]
+    encoders = [Encoder(), Encoder()]
+    again = fill_together(tmp_path, encoders)
+    asked = sorted(record for encoder in encoders for record in encoder.asked)
+    assert again == [len(asked)] * 2 and 0 < len(asked) < RECORDS

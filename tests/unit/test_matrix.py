@@ -163,6 +163,9 @@ def check_states(model: VelmModel, features: ImageFeatures, of_nothing: ImageFea
         for start, stop in [(0, 1), (1, 4), (4, 5), (5, 6), (6, 7)]:
             logits, state = model.step(tokens[:, start:stop], memory, state)
             torch.testing.assert_close(logits, whole[:, stop - 1], rtol=1e-6, atol=1e-7)
+        # What serves few words says the same.
+        logits, _ = model.step(tokens, model.fusion.memory_for(features, 1))
+        torch.testing.assert_close(logits, whole[:, -1], rtol=1e-6, atol=1e-7)
         # The captions of an image share it, and not each other.
         for row in (0, 3):
             alone = full_logits(model, tokens[row : row + 1], features.select(torch.tensor([row // 2])))

@@ -9,12 +9,15 @@ Shapes: B images (live ones, in any order), K beams, N = B * K sequences, C cand
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from velm_cli.models.state import Rows, move, own, select
+from velm_cli.models.velm import VelmModel
 from velm_cli.schema import DecodeConfig, DecodeMethod
 
 CHUNK = 64  # words whose best is found before the words themselves are looked at
@@ -24,6 +27,31 @@ class StepModel(Protocol):
     """What decoding needs of a model: see `VelmModel.step`."""
 
     def step(self, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]: ...
+
+
+@contextmanager
+def laid_out_for_steps(model: VelmModel) -> Iterator[None]:
+    """Within it, the matrices of text and fusion lie in a CPU's memory as products with few rows read them fastest.
+
+    A step multiplies one row a live text. torch's linear layers keep their matrices by output, and MKL multiplies 8 to
+    48 float32 rows with matrices that lie by input 1.7 to 2.6 times as fast (from 64 rows on it makes no difference).
+    The numbers are the same, and the parameters get their own memory back. Laying out takes the time of a word or two,
+    so this is for many batches, not for each.
+    """
+    linear = (
+        part.weight for part in chain(model.text.modules(), model.fusion.modules()) if isinstance(part, nn.Linear)
+    )
+    kept = {}
+    try:
+        for weight in {id(each): each for each in (*linear, model.text.output_weight)}.values():
+            # Anything else than a plain tensor, such as one that is spread over processes, stays as it is.
+            if type(weight.data) is Tensor and weight.device.type == "cpu" and weight.dtype == torch.float32:
+                kept[weight] = weight.data
+                weight.data = weight.data.t().contiguous().t()
+        yield
+    finally:
+        for weight, data in kept.items():
+            weight.data = data
 
 
 def decode(
@@ -40,7 +68,7 @@ def decode(
 ) -> list[list[int]]:
     """One token sequence an image, without BOS and EOS, at most `config.max_length` tokens with EOS.
 
-    `memory` is what `model.memory(features)` gave for the `images` images. `banned` tokens (padding,
+    `memory` is what `model.memory_for(features, config)` gave for the `images` images. `banned` tokens (padding,
     BOS, unknown) are never produced. `generator` is needed by nucleus sampling only.
     """
     start_B1 = torch.full((images, 1), bos_id, device=device)

@@ -40,7 +40,13 @@ def load_pretrained(
                 return maker.from_config(config, dtype=torch.float32, **options)
             return maker(config, **options)
         source = name if weights == "pretrained" else weights
-        return maker.from_pretrained(source, config=config, dtype=torch.float32, **options)
+        try:
+            return maker.from_pretrained(source, config=config, dtype=torch.float32, **options)
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # of pickle (which torch was told not to obey), of safetensors, of torch
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"its weights cannot be read ({type(error).__name__}: {said})") from error
     except (OSError, ValueError) as error:
         raise UserError(_line(group, name if weights in ("pretrained", "none") else weights, error)) from error
 

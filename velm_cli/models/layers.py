@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from velm_cli.models.packing import Packing
 from velm_cli.models.state import KeyValue, Past
 
 
@@ -31,10 +32,18 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(
-        self, x_NTD: Tensor, *, causal: bool, cache: KeyValue | Past | None = None, visible_NT: Tensor | None = None
+        self,
+        x_NTD: Tensor,
+        *,
+        causal: bool,
+        cache: KeyValue | Past | None = None,
+        visible_NT: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, KeyValue | Past]:
-        N, T, D = x_NTD.shape
-        q, k, v = self.qkv(x_NTD).view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        """With `packing` x and the result are (1, M, D)."""
+        qkv_NTX = self.qkv(x_NTD) if packing is None else packing.pad(self.qkv(x_NTD))
+        (N, T, _), D = qkv_NTX.shape, x_NTD.shape[-1]
+        q, k, v = qkv_NTX.view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         if cache is None:
             mask = None if visible_NT is None else visible_NT[:, None, None]
             y, cache = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal), KeyValue(k, v)
@@ -42,7 +51,8 @@ class SelfAttention(nn.Module):
             assert causal, "a cache of the past only makes sense for causal attention"
             cache = Past.of(cache).append(k, v)
             y = cache.attend(q)
-        return self.out(y.transpose(1, 2).reshape(N, T, D)), cache
+        y_NTD = y.transpose(1, 2).reshape(N, T, D)
+        return self.out(y_NTD if packing is None else packing.pack(y_NTD)), cache
 
 
 class CrossAttention(nn.Module):
@@ -65,14 +75,53 @@ class CrossAttention(nn.Module):
         key, value = self.key_value(image_BSD).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
         return KeyValue(key, value)
 
-    def forward(self, x_NTD: Tensor, memory: KeyValue, visible_BS: Tensor | None = None) -> Tensor:
-        N, T, D = x_NTD.shape
+    def memory_for(self, image_BSD: Tensor, positions: int) -> KeyValue | tuple[Tensor]:
+        """What serves `positions` text positions an image in all: on a CPU the image itself, where that is less work.
+
+        Multiplications of an image position: heads * image_width a text position for the image itself (`_look_at`);
+        width a text position for keys and values, and width * image_width for making them (all of it twice).
+        """
+        image_width, width = self.key_value.in_features, self.query.in_features
+        by_image = positions * self.heads * image_width
+        by_keys = positions * width + width * image_width
+        return (image_BSD,) if image_BSD.device.type == "cpu" and by_image < by_keys else self.memory(image_BSD)
+
+    def forward(
+        self,
+        x_NTD: Tensor,
+        memory: KeyValue | tuple[Tensor],
+        visible_BS: Tensor | None = None,
+        packing: Packing | None = None,
+    ) -> Tensor:
+        """With `packing` x and the result are (1, M, D)."""
+        if len(memory) == 1:
+            assert visible_BS is None and packing is None, "every position of an image may be looked at"
+            return self._look_at(memory[0], x_NTD)
+        query_NTD = self.query(x_NTD) if packing is None else packing.by_image(self.query(x_NTD))
+        N, T, D = query_NTD.shape
         key, value = memory
         B = key.shape[0]
-        q = self.query(x_NTD).view(B, N // B * T, self.heads, D // self.heads).transpose(1, 2)
+        q = query_NTD.view(B, N // B * T, self.heads, D // self.heads).transpose(1, 2)
         mask = None if visible_BS is None else visible_BS[:, None, None]
-        y = F.scaled_dot_product_attention(q, key, value, attn_mask=mask)
-        return self.out(y.transpose(1, 2).reshape(N, T, D))
+        y_NTD = F.scaled_dot_product_attention(q, key, value, attn_mask=mask).transpose(1, 2).reshape(N, T, D)
+        return self.out(y_NTD if packing is None else packing.pack_images(y_NTD))
+
+    def _look_at(self, image_BSI: Tensor, x_NTD: Tensor) -> Tensor:
+        """The same without keys and values: q . (W_k x + b_k) = (W_k^T q) . x + what is the same at every position x.
+
+        So the heads' queries look at the image itself, and W_v takes the mean that each head saw. All layers read the
+        same image, which is `2 * layers` times smaller than their keys and values.
+        """
+        N, T, D = x_NTD.shape
+        B, _, width = image_BSI.shape
+        H, d = self.heads, D // self.heads
+        key_HdI, value_HdI = self.key_value.weight.view(2, H, d, width)
+        query_HXd = self.query(x_NTD).view(N * T, H, d).transpose(0, 1)  # X = N * T
+        query_BYI = (query_HXd @ key_HdI).transpose(0, 1).reshape(B, 1, -1, width)  # Y: the image's texts and heads
+        image_BSI = image_BSI[:, None]
+        seen_BYI = F.scaled_dot_product_attention(query_BYI, image_BSI, image_BSI, scale=d**-0.5)
+        y_HXd = seen_BYI.view(N * T, H, width).transpose(0, 1) @ value_HdI.transpose(1, 2)
+        return self.out(y_HXd.transpose(0, 1).reshape(N, T, D) + self.key_value.bias[D:])
 
     def weights(self, x_NTD: Tensor, memory: KeyValue) -> Tensor:
         """(N, T, S): the share of each image position in what a text position sees, mean over heads."""
@@ -102,22 +151,30 @@ class Block(nn.Module):
         assert self.cross is not None
         return self.cross.memory(image_BSD)
 
+    def image_memory_for(self, image_BSD: Tensor, positions: int) -> KeyValue | tuple[Tensor]:
+        assert self.cross is not None
+        return self.cross.memory_for(image_BSD, positions)
+
     def forward(
         self,
         x_NTD: Tensor,
         *,
         causal: bool,
         cache: KeyValue | Past | None = None,
-        memory: KeyValue | None = None,
+        memory: KeyValue | tuple[Tensor] | None = None,
         visible_NT: Tensor | None = None,
         visible_memory_BS: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, KeyValue | Past]:
-        """`visible`: True where a position (of the text, of the memory) may be looked at, for padded rows."""
-        y, cache = self.attention(self.norm_attention(x_NTD), causal=causal, cache=cache, visible_NT=visible_NT)
+        """`visible`: True where a position (of the text, of the memory) may be looked at, for padded rows. With
+        `packing` x and the result are (1, M, D)."""
+        y, cache = self.attention(
+            self.norm_attention(x_NTD), causal=causal, cache=cache, visible_NT=visible_NT, packing=packing
+        )
         x_NTD = x_NTD + self.dropout(y)
         if self.cross is not None:
             assert memory is not None
-            x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory, visible_memory_BS))
+            x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory, visible_memory_BS, packing))
         return x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD))), cache
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from velm_cli.models.fusion import build_fusion
 from velm_cli.models.text import build_text
-from velm_cli.models.vision import ImageFeatures, build_vision
-from velm_cli.schema import FusionConfig, TextConfig, VisionConfig, VisionOutput
+from velm_cli.models.vision import ImageFeatures, build_vision, count_frozen
+from velm_cli.schema import DecodeConfig, DecodeMethod, FusionConfig, TextConfig, VisionConfig, VisionOutput
 
 
 class VelmModel(nn.Module):
@@ -28,26 +28,53 @@ class VelmModel(nn.Module):
         self.fusion = build_fusion(fusion, self.vision.width if self.vision else None, self.text)
         self.image_size = vision.image_size
         self.one_token = vision.output is VisionOutput.pooled
+        self.frozen_stages = count_frozen(vision.freeze)
         self.output_bias = nn.Parameter(torch.zeros(vocab_size))
 
     def encode_image(self, image_BCHW: Tensor | None, feature_BSD: Tensor | None = None) -> ImageFeatures | None:
-        """What the encoder says of the images, or has said (`ImageFeatures.packed`); None without vision."""
-        if feature_BSD is not None:
+        """What the encoder says of the images, or of those that `kept` these features; None without vision."""
+        if feature_BSD is not None and not self.frozen_stages:
             return ImageFeatures.unpacked(feature_BSD.float())
         if self.vision is None:
             return None
         # A frozen encoder needs no graph; torch then keeps no activations either.
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trainable(self.vision)):
-            features = self.vision(image_BCHW)
+            if feature_BSD is not None:
+                features = self.vision.finish(feature_BSD.float(), self.frozen_stages)
+            else:
+                features = self.vision(image_BCHW)
         return ImageFeatures(features.pooled_BD[:, None], features.pooled_BD) if self.one_token else features
+
+    @torch.no_grad()
+    def kept(self, image_BCHW: Tensor) -> Tensor:
+        """(B, S, D): what a cache keeps of images, which training does not change: all that a frozen encoder says,
+        or what comes out of the stages that are frozen."""
+        assert self.vision is not None
+        if self.frozen_stages:
+            return self.vision.begin(image_BCHW, self.frozen_stages)
+        features = self.encode_image(image_BCHW)
+        assert features is not None
+        return features.packed()
 
     def logits(self, fused: Tensor) -> Tensor:
         """(..., D) -> (..., V); the text's own output matrix, mostly that of its embedding (Press & Wolf 2017)."""
-        return F.linear(fused, self.text.output_weight[: len(self.output_bias)], self.output_bias)
+        return F.linear(fused, self.output_weight, self.output_bias)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(V, D)"""
+        weight = self.text.output_weight
+        # A slice of all of it would be whole in forward, but written anew in backward.
+        return weight if len(weight) == len(self.output_bias) else weight[: len(self.output_bias)]
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         """What decoding needs of the images, image first; computed once."""
         return self.fusion.memory(features)
+
+    def memory_for(self, features: ImageFeatures | None, config: DecodeConfig) -> tuple:
+        """The same for captions that are decoded as `config` says, made as is least work for so many of their words."""
+        beams = config.beams if config.method is DecodeMethod.beam else 1
+        return self.fusion.memory_for(features, beams * config.max_length // 2)  # captions end before they have to
 
     def step(self, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
         """Logits (N, V) after the last of further tokens, and the state that goes on from there."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import zlib
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from velm_cli.errors import UserError
+from velm_cli.errors import StageError, UserError
+
+SEAL = "velm_crc32"  # in a weight file's metadata
 
 
 def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[str, Tensor]:
@@ -26,7 +30,9 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[
         raise UserError(f"weights: {path} does not exist; give a .safetensors or .pth file")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            state = load_file(path)
+            _check(path, state)
+            return state
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise UserError(f"weights: {path} is not a readable weight file ({_first_line(error)})") from error
@@ -37,7 +43,10 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[
 
 
 def save_state(state: dict[str, Tensor], path: Path) -> None:
-    """Write tensors as safetensors: whole or not at all. Shared tensors are stored once a name."""
+    """Write tensors as safetensors: whole or not at all. Shared tensors are stored once a name.
+
+    The file's metadata has a CRC-32 of all names, types, shapes and values, which `load_state` compares.
+    """
     part = path.with_name(path.name + ".part")
     seen: set[int] = set()
     out = {}
@@ -47,10 +56,33 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
             tensor = tensor.clone()
         seen.add(tensor.data_ptr())
         out[name] = tensor
-    save_file(out, part)
-    with open(part, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        save_file(out, part, metadata={SEAL: _seal_of(out)})
+        with open(part, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)  # half a weight file would take the room that is missing
+        said = error.strerror if isinstance(error, OSError) else _first_line(error)
+        raise StageError(f"cannot write {path}: {said}; make room, and the same command goes on") from error
+
+
+def _check(path: Path, state: dict[str, Tensor]) -> None:
+    """ValueError when the tensors are not those that `save_state` wrote; other programs' files say nothing."""
+    with safe_open(path, framework="pt") as file:
+        seal = (file.metadata() or {}).get(SEAL)
+    if seal not in (None, _seal_of(state)):
+        raise ValueError("its content has changed since it was written")
+
+
+def _seal_of(state: dict[str, Tensor]) -> str:
+    seal = 0
+    for name in sorted(state):
+        tensor = state[name]
+        seal = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), seal)
+        seal = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, seal)
+    return f"{seal:08x}"
 
 
 def on_meta() -> bool:

@@ -5,6 +5,8 @@ Shapes: B images, K captions an image, N = B * K, T positions, M predicted token
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +21,7 @@ from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
 from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.terms import Term
-from velm_cli.objectives.text import chunked_next_token_loss, hide_words, own_words
+from velm_cli.objectives.text import hide_words, own_words, words_loss
 from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, TextLoss
 
 TERMS = ("text", "image", "joint")  # weighted by alpha, beta, gamma
@@ -112,7 +114,10 @@ class CaptionTask(nn.Module):
             text_NTD = None  # the text alone, needed by L_joint and by fusions that come after it
             reads = self._learns_from_text and not masked and not own_words_share
             if "joint" in active or (self.model.fusion.after_text and reads):
-                text_NTD, _ = self.model.text(tokens_NT[:, :-1], lengths_N=batch.lengths_BK.view(-1) - 1)
+                packing = batch.packing if self.model.text.causal else None
+                text_NTD, _ = self.model.text(
+                    tokens_NT[:, :-1], lengths_N=batch.lengths_BK.view(-1) - 1, packing=packing
+                )
             if "text" in active:
                 memory, figures = self.model.memory(features), {}
                 if masked:
@@ -141,22 +146,21 @@ class CaptionTask(nn.Module):
         self, tokens_NT: Tensor, text_NTD: Tensor | None, memory: tuple, batch: Batch, own_words_share: float
     ) -> Tensor:
         fusion = self.model.fusion
+        packed: dict[str, Any] = {"packing": batch.packing} if fusion.packs else {}
         if own_words_share:
             with torch.no_grad():
-                fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory)
+                fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
                 logits_MV = self.model.logits(fused_NTD.flatten(0, 1).index_select(0, batch.positions_M))
             tokens_NT = own_words(tokens_NT, logits_MV, batch.positions_M, probability=own_words_share)
-            fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory)
+            fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
         elif fusion.after_text and text_NTD is not None:
-            fused_NTD, _ = fusion(text_NTD, memory)
+            fused_NTD, _ = fusion(text_NTD, memory, **packed)
         else:
-            fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory)
+            fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
         # The vocabulary is only computed at the M positions where something is predicted.
         fused_MD = fused_NTD.flatten(0, 1).index_select(0, batch.positions_M)
         targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.positions_M)
-        return chunked_next_token_loss(
-            self.model.logits, fused_MD, targets_M, chunk=self.loss.chunk, label_smoothing=self.loss.label_smoothing
-        )
+        return self._words_loss(fused_MD, targets_M)
 
     def _hidden_words_loss(self, tokens_NT: Tensor, memory: tuple, batch: Batch) -> Tensor:
         """Scaled from the hidden words to all, since the loop divides L_text by the number of these."""
@@ -170,14 +174,21 @@ class CaptionTask(nn.Module):
             vocab_size=len(self.model.output_bias),
         )
         fused_NTD, _ = self.model.fusion.read(self.model.text, hidden_NT, memory, lengths_N=lengths_N)
-        loss = chunked_next_token_loss(
-            self.model.logits,
-            fused_NTD.flatten(0, 1).index_select(0, chosen_M),
-            tokens_NT.flatten().index_select(0, chosen_M),
-            chunk=self.loss.chunk,
-            label_smoothing=self.loss.label_smoothing,
+        loss = self._words_loss(
+            fused_NTD.flatten(0, 1).index_select(0, chosen_M), tokens_NT.flatten().index_select(0, chosen_M)
         )
         return loss * (batch.num_tokens / max(1, len(chosen_M)))
+
+    def _words_loss(self, fused_MD: Tensor, targets_M: Tensor) -> Tensor:
+        model, loss = self.model, self.loss
+        return words_loss(
+            fused_MD,
+            model.output_weight,
+            model.output_bias,
+            targets_M,
+            chunk=loss.chunk,
+            label_smoothing=loss.label_smoothing,
+        )
 
     def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
         assert self.joint_loss is not None
@@ -220,7 +231,7 @@ class CaptionTask(nn.Module):
     ) -> list[str]:
         """A caption for each image of the batch."""
         with torch.inference_mode():
-            memory = self.model.memory(self.model.encode_image(batch.image_BCHW, batch.feature_BSD))
+            memory = self.model.memory_for(self.model.encode_image(batch.image_BCHW, batch.feature_BSD), decoding)
         sequences = decode(
             self.model,
             memory,

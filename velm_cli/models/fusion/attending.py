@@ -1,6 +1,6 @@
 """Fusions in which text positions look at image positions: attention, cross_modal, and both ways co_attention.
 
-Shapes: B images, N = B * K texts, T text and S image positions, A attention width, D width.
+Shapes: B images, N = B * K texts, T text and S image positions, D width.
 """
 
 from __future__ import annotations
@@ -8,8 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from velm_cli.models.fusion.additive import AdditiveAttention
 from velm_cli.models.fusion.interface import Fusion
 from velm_cli.models.layers import Block, CrossAttention, initialise, within
+from velm_cli.models.packing import Packing
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
 from velm_cli.schema import AttentionConfig, AttentionScore, CoAttentionConfig, CrossModalConfig
@@ -18,11 +20,12 @@ from velm_cli.schema import AttentionConfig, AttentionScore, CoAttentionConfig, 
 class Attention(Fusion):
     """fused_t = norm(text_t + W2 gelu(W1 [text_t ; c_t])), c_t = sum_i softmax_i(score(text_t, image_i)) W_v image_i.
 
-    `score=additive`: u . tanh(W_q text_t + W_k image_i) (Bahdanau et al. 2015; Xu et al. 2015); its largest
-    tensor has N * T * S * A numbers. `score=dot`: scaled dot product with heads (Vaswani et al. 2017).
+    `score=additive`: u . tanh(W_q text_t + W_k image_i) (Bahdanau et al. 2015; Xu et al. 2015). `score=dot`: scaled
+    dot product with heads (Vaswani et al. 2017).
     """
 
     uses = frozenset({"tokens"})
+    packs = True
 
     def __init__(self, config: AttentionConfig, image_width: int, width: int) -> None:
         super().__init__()
@@ -41,37 +44,26 @@ class Attention(Fusion):
         assert features is not None
         return self.look.memory(self.norm_image(features.tokens_BSD))
 
+    def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
+        assert features is not None
+        return self.look.memory_for(self.norm_image(features.tokens_BSD), positions)
+
     def forward(
-        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+        self,
+        text_NTD: Tensor,
+        memory: tuple,
+        state=None,
+        *,
+        lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
-        context_NTD = self.look(text_NTD, memory)
-        return self.norm(text_NTD + self.join(torch.cat([text_NTD, context_NTD], dim=-1))), ()
-
-
-class AdditiveAttention(nn.Module):
-    """c = sum_i softmax_i(u . tanh(W_q q + W_k image_i)) W_v image_i (Bahdanau et al. 2015)."""
-
-    def __init__(self, width: int, image_width: int, inner: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(width, inner)
-        self.key = nn.Linear(image_width, inner, bias=False)
-        self.value = nn.Linear(image_width, width)
-        self.score = nn.Linear(inner, 1, bias=False)
-
-    def memory(self, image_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        return self.key(image_BSD), self.value(image_BSD)
-
-    def forward(self, x_NTD: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        return (self._weights(x_NTD, memory[0]) @ memory[1]).view(*x_NTD.shape[:2], -1)
-
-    def weights(self, x_NTD: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        """(N, T, S): the share of each image position in what a text position sees."""
-        return self._weights(x_NTD, memory[0]).view(*x_NTD.shape[:2], -1)
-
-    def _weights(self, x_NTD: Tensor, key_BSA: Tensor) -> Tensor:
-        """(B, K * T, S)"""
-        query_BXA = self.query(x_NTD).view(len(key_BSA), -1, key_BSA.shape[-1])  # X = K * T
-        return self.score((query_BXA[:, :, None] + key_BSA[:, None]).tanh())[..., 0].softmax(-1)
+        if packing is not None:
+            text_NTD = packing.pack(text_NTD)
+            context_NTD = packing.pack_images(self.look(packing.by_image(text_NTD), memory))
+        else:
+            context_NTD = self.look(text_NTD, memory)
+        fused_NTD = self.norm(text_NTD + self.join(torch.cat([text_NTD, context_NTD], dim=-1)))
+        return fused_NTD if packing is None else packing.pad(fused_NTD), ()
 
 
 class CrossModal(Fusion):
@@ -82,6 +74,7 @@ class CrossModal(Fusion):
     """
 
     uses = frozenset({"tokens"})
+    packs = True
 
     def __init__(self, config: CrossModalConfig, image_width: int, text: TextEncoder) -> None:
         super().__init__()
@@ -98,16 +91,31 @@ class CrossModal(Fusion):
         image_BSD = self.norm_image(features.tokens_BSD)
         return tuple(block.image_memory(image_BSD) for block in self.blocks)
 
+    def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
+        assert features is not None
+        image_BSD = self.norm_image(features.tokens_BSD)
+        return tuple(block.image_memory_for(image_BSD, positions) for block in self.blocks)
+
     def forward(
-        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+        self,
+        text_NTD: Tensor,
+        memory: tuple,
+        state=None,
+        *,
+        lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
-        x_NTD, caches = text_NTD, []
+        assert packing is None or (self.causal and state is None)
+        x_NTD, caches = (text_NTD if packing is None else packing.pack(text_NTD)), []
         visible_NT = None if self.causal else within(lengths_N, text_NTD.shape[1])
         for layer, block in enumerate(self.blocks):
             cache = None if state is None else state[layer]
-            x_NTD, cache = block(x_NTD, causal=self.causal, cache=cache, memory=memory[layer], visible_NT=visible_NT)
+            x_NTD, cache = block(
+                x_NTD, causal=self.causal, cache=cache, memory=memory[layer], visible_NT=visible_NT, packing=packing
+            )
             caches.append(cache)
-        return self.norm(x_NTD), tuple(caches)
+        x_NTD = self.norm(x_NTD)
+        return x_NTD if packing is None else packing.pad(x_NTD), tuple(caches)
 
 
 class CoAttention(Fusion):

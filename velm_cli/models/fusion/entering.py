@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from velm_cli.models.fusion.interface import Fusion
 from velm_cli.models.layers import Block, CrossAttention, initialise
+from velm_cli.models.packing import Packing
+from velm_cli.models.state import KeyValue
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
 from velm_cli.schema import GatedConfig, PrefixConfig, PrefixMapper
@@ -63,7 +65,14 @@ class Prefix(Fusion):
         return (self.scale * self.norm(x_BPD),)
 
     def read(
-        self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+        self,
+        text: TextEncoder,
+        tokens_NT: Tensor,
+        memory: tuple,
+        state=None,
+        *,
+        lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
         x_NTD = text.embed(tokens_NT)
         if state is None:
@@ -99,8 +108,20 @@ class Gated(Fusion):
         image_BSD = self.norm_image(features.tokens_BSD)
         return tuple(block.cross.memory(image_BSD) for block in self.blocks)
 
+    def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
+        assert features is not None
+        image_BSD = self.norm_image(features.tokens_BSD)
+        return tuple(block.cross.memory_for(image_BSD, positions) for block in self.blocks)
+
     def read(
-        self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+        self,
+        text: TextEncoder,
+        tokens_NT: Tensor,
+        memory: tuple,
+        state=None,
+        *,
+        lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
         def before_layer(layer: int, x_NTD: Tensor) -> Tensor:
             number, rest = divmod(layer, self.every)
@@ -120,6 +141,6 @@ class GatedBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.gate_cross, self.gate_mlp = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
-    def forward(self, x_NTD: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_NTD: Tensor, memory: KeyValue | tuple[Tensor]) -> Tensor:
         x_NTD = x_NTD + self.gate_cross.tanh() * self.dropout(self.cross(self.norm_cross(x_NTD), memory))
         return x_NTD + self.gate_mlp.tanh() * self.dropout(self.mlp(self.norm_mlp(x_NTD)))

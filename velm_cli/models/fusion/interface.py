@@ -7,8 +7,11 @@ rows without knowing what is inside.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
+from velm_cli.models.packing import Packing
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
 
@@ -22,10 +25,15 @@ class Fusion(nn.Module):
 
     uses: frozenset[str] = frozenset()  # of {"tokens", "pooled"}: what it takes of the image
     after_text = True  # whether the text passes its encoder without the image
+    packs = False  # whether `forward` takes a `packing`: `read` then gets one, too
     generates = True  # False: fused states of a position know later words
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         raise NotImplementedError
+
+    def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
+        """`memory` for decoding about `positions` tokens an image, of all its texts together, in steps of one each."""
+        return self.memory(features)
 
     def forward(
         self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
@@ -34,22 +42,41 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
     def read(
-        self, text: TextEncoder, tokens_NT: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+        self,
+        text: TextEncoder,
+        tokens_NT: Tensor,
+        memory: tuple,
+        state=None,
+        *,
+        lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
-        """From tokens to fused states (N, T, D), the text encoder included."""
+        """From tokens to fused states (N, T, D), the text encoder included.
+
+        With `packing` only the states of the positions that it has are of use, those of the others are anything.
+        """
         text_state, own_state = (None, None) if state is None else state
-        text_NTD, text_state = text(tokens_NT, text_state, lengths_N=lengths_N)
-        fused_NTD, own_state = self(text_NTD, memory, own_state, lengths_N=lengths_N)
+        text_NTD, text_state = text(tokens_NT, text_state, lengths_N=lengths_N, packing=packing)
+        more: dict[str, Any] = {} if packing is None else {"packing": packing}
+        fused_NTD, own_state = self(text_NTD, memory, own_state, lengths_N=lengths_N, **more)
         return fused_NTD, (text_state, own_state)
 
 
 class NoFusion(Fusion):
     """fused_t = text_t: a language model, or an image model beside it."""
 
+    packs = True
+
     def memory(self, features: ImageFeatures | None) -> tuple:
         return ()
 
     def forward(
-        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+        self,
+        text_NTD: Tensor,
+        memory: tuple,
+        state=None,
+        *,
+        lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
         return text_NTD, ()

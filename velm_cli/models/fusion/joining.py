@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.models.fusion.interface import Fusion
+from velm_cli.models.packing import Packing
 from velm_cli.models.vision.interface import ImageFeatures
 from velm_cli.schema import AddConfig, ConcatConfig, MultiplyConfig, SumWeights, WeightedSumConfig
 
@@ -17,6 +18,7 @@ class _Joining(Fusion):
     """text_t and the image's vector v in, `join(text_t, v)` out."""
 
     uses = frozenset({"pooled"})
+    packs = True
 
     def __init__(self, image_width: int, inner: int, *, bias: bool = True) -> None:
         super().__init__()
@@ -28,10 +30,19 @@ class _Joining(Fusion):
         return (self.image(self.norm_image(features.pooled_BD)),)
 
     def forward(
-        self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
+        self,
+        text_NTD: Tensor,
+        memory: tuple,
+        state=None,
+        *,
+        lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
         (image_BD,) = memory
         # The K texts of an image stand side by side, so its vector is broadcast and never copied.
+        if packing is not None:
+            text_M1D, image_MD = packing.pack(text_NTD).transpose(0, 1), image_BD.index_select(0, packing.image_M)
+            return packing.pad(self.join(text_M1D, image_MD[:, None]).transpose(0, 1)), ()
         fused = self.join(text_NTD.reshape(image_BD.shape[0], -1, text_NTD.shape[-1]), image_BD[:, None])
         return fused.view(*text_NTD.shape[:2], -1), ()
 

@@ -10,9 +10,12 @@ Shapes: N sequences, T positions, E width of the embeddings, D width of the stat
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from velm_cli.models.packing import Packing
 
 BeforeLayer = Callable[[int, Tensor], Tensor]  # (number of the layer, its input) -> what it gets instead
 
@@ -24,6 +27,7 @@ class TextEncoder(nn.Module):
     embedding_width: int  # E
     num_layers: int  # places for `before_layer`; 0 where nothing can enter between layers
     causal: bool = True
+    packs: bool = False  # whether `run` takes a `packing`
     head: nn.Linear | None  # the output layer, where it does not share the embedding's weights
 
     @property
@@ -51,8 +55,12 @@ class TextEncoder(nn.Module):
         """States of further positions after those that made `state`, and the state that goes on from there."""
         raise NotImplementedError
 
-    def forward(self, tokens_NT: Tensor, state=None, *, lengths_N: Tensor | None = None) -> tuple[Tensor, tuple]:
-        return self.run(self.embed(tokens_NT), state, lengths_N=lengths_N)
+    def forward(
+        self, tokens_NT: Tensor, state=None, *, lengths_N: Tensor | None = None, packing: Packing | None = None
+    ) -> tuple[Tensor, tuple]:
+        """With `packing` only the states of the positions that it has are of use, those of the others are anything."""
+        more: dict[str, Any] = {"packing": packing} if self.packs and packing is not None else {}
+        return self.run(self.embed(tokens_NT), state, lengths_N=lengths_N, **more)
 
 
 def mean_of_text(states_NTD: Tensor, lengths_N: Tensor) -> Tensor:

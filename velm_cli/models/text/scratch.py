@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from velm_cli.models.layers import Block, initialise, sinusoids, within
+from velm_cli.models.packing import Packing
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.schema import GRUConfig, LSTMConfig, TransformerConfig
 
@@ -37,6 +38,8 @@ class _Scratch(TextEncoder):
 class TransformerText(_Scratch):
     """Pre-norm transformer (Vaswani et al. 2017) with sinusoidal positions; causal unless told otherwise."""
 
+    packs = True
+
     def __init__(self, config: TransformerConfig, vocab_size: int, *, causal: bool = True) -> None:
         super().__init__(config.width, vocab_size)
         self.causal = causal
@@ -53,20 +56,27 @@ class TransformerText(_Scratch):
         *,
         before_layer: BeforeLayer | None = None,
         lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
+        assert packing is None or (self.causal and state is None and before_layer is None)
         past = 0 if state is None else state[-1].shape[1]
         T, like = embedded_NTE.shape[1], embedded_NTE
         x_NTD = self.dropout(like + sinusoids(past, T, self.width, like.device, like.dtype))
         visible_NT = None if self.causal else within(lengths_N, T)
+        if packing is not None:
+            x_NTD = packing.pack(x_NTD)
         caches = []
         for layer, block in enumerate(self.blocks):
             if before_layer is not None:
                 x_NTD = before_layer(layer, x_NTD)
             cache = None if state is None else state[layer]
-            x_NTD, cache = block(x_NTD, causal=self.causal, cache=cache, visible_NT=visible_NT)
+            x_NTD, cache = block(x_NTD, causal=self.causal, cache=cache, visible_NT=visible_NT, packing=packing)
             caches.append(cache)
         # Last a tensor with nothing in it, whose shape says how far the text is: without layers nothing else does.
-        return self.norm(x_NTD), (*caches, like.new_empty(len(like), past + T, 0))
+        x_NTD = self.norm(x_NTD)
+        if packing is not None:
+            x_NTD = packing.pad(x_NTD)
+        return x_NTD, (*caches, like.new_empty(len(like), past + T, 0))
 
 
 class RecurrentText(_Scratch):

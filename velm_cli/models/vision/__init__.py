@@ -20,7 +20,7 @@ from velm_cli.schema import (
     ViTConfig,
 )
 
-__all__ = ["ImageFeatures", "VisionEncoder", "build_vision", "frozen_stages"]
+__all__ = ["ImageFeatures", "VisionEncoder", "build_vision", "count_frozen", "frozen_stages"]
 
 
 def build_vision(config: VisionConfig) -> VisionEncoder | None:
@@ -46,14 +46,17 @@ def build_vision(config: VisionConfig) -> VisionEncoder | None:
     return encoder
 
 
-def frozen_stages(encoder: VisionEncoder, freeze: str) -> list[nn.Module]:
-    """The parts that `freeze` (none | all | first:n) keeps from training."""
-    if freeze == "none":
-        return []
+def count_frozen(freeze: str) -> int:
+    """How many stages `freeze` names: n of first:n, else 0."""
+    return int(freeze.removeprefix("first:")) if freeze.startswith("first:") else 0
+
+
+def frozen_stages(encoder: VisionEncoder, freeze: str) -> list[nn.Module | nn.Parameter]:
+    """The parts that `freeze` (none | all | first:n) keeps from training: all that comes before the stage after."""
     if freeze == "all":
         return [encoder]
-    count = int(freeze.removeprefix("first:"))
+    count = count_frozen(freeze)
     stages = encoder.stages()
     if count > len(stages):
         raise UserError(f"vision.freeze={freeze}: this encoder has only {len(stages)} stages")
-    return stages[:count]
+    return [*encoder.entrance(), *stages[:count]] if count else []

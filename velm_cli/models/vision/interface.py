@@ -5,6 +5,7 @@ Shapes: B images, C channels, H x W pixels, S image positions (or regions), D wi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -43,14 +44,36 @@ class VisionEncoder(nn.Module):
     pooled_only: tuple[str, ...] = ()  # ... of which `tokens` know nothing
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+        return self.finish(self.begin(image_BCHW, 1), 1)
+
+    def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
+        """(B, S, D): what comes out of the first so many stages; what no gradient has to pass if they are frozen."""
+        raise NotImplementedError
+
+    def finish(self, hidden_BSD: Tensor, stages: int) -> ImageFeatures:
+        """What the encoder says of images that have passed so many stages."""
         raise NotImplementedError
 
     def stages(self) -> list[nn.Module]:
         """The parts in the order in which the image passes them, as `freeze=first:n` counts them."""
         raise NotImplementedError
 
+    def entrance(self) -> list[nn.Module | nn.Parameter]:
+        """What the image passes before the second stage beside the first: positions, a class token, a norm."""
+        return []
+
+
+def as_rows(x_BDhw: Tensor) -> Tensor:
+    """(B, h * w, D), a view: a grid's positions in a row."""
+    return x_BDhw.flatten(2).transpose(1, 2)
+
+
+def as_grid(x_BSD: Tensor) -> Tensor:
+    """(B, D, h, w), a view: the square grid that `as_rows` has put in a row."""
+    return x_BSD.transpose(1, 2).unflatten(2, (math.isqrt(x_BSD.shape[1]), -1))
+
 
 def of_grid(x_BDhw: Tensor) -> ImageFeatures:
     """tokens = the grid's positions, pooled = their mean."""
-    x_BSD = x_BDhw.flatten(2).transpose(1, 2)
+    x_BSD = as_rows(x_BDhw)
     return ImageFeatures(x_BSD, x_BSD.mean(dim=1))

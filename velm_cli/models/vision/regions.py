@@ -83,5 +83,8 @@ class Regions(VisionEncoder):
         heads = self.net.roi_heads
         return heads.box_head(heads.box_roi_pool(maps, boxes, sizes)).unflatten(0, (len(boxes), self.regions))
 
+    def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
+        raise AssertionError("boxes and maps of several sizes are no rows; validate refuses to cache them")
+
     def stages(self) -> list[nn.Module]:
         return [self.net.backbone, self.net.roi_heads.box_head]

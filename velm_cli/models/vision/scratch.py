@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.models.layers import Block, initialise
-from velm_cli.models.vision.interface import ImageFeatures, VisionEncoder
+from velm_cli.models.vision.interface import ImageFeatures, VisionEncoder, as_grid, as_rows
 from velm_cli.schema import ConvNetConfig, ViTConfig
 
 
@@ -35,15 +35,23 @@ class ViT(VisionEncoder):
         initialise(self, config.layers)
         nn.init.normal_(self.position, std=0.02)
 
-    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
-        x_BSD = self.stem(image_BCHW).flatten(2).transpose(1, 2) + self.position
-        for block in self.blocks:
-            x_BSD, _ = block(x_BSD, causal=False)
-        x_BSD = self.norm(x_BSD)
+    def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
+        return self._through(as_rows(self.stem(image_BCHW)) + self.position, list(self.blocks)[: stages - 1])
+
+    def finish(self, hidden_BSD: Tensor, stages: int) -> ImageFeatures:
+        x_BSD = self.norm(self._through(hidden_BSD, list(self.blocks)[stages - 1 :]))
         return ImageFeatures(x_BSD, x_BSD.amax(dim=1))
+
+    def _through(self, x_BSD: Tensor, blocks: list[nn.Module]) -> Tensor:
+        for block in blocks:
+            x_BSD, _ = block(x_BSD, causal=False)
+        return x_BSD
 
     def stages(self) -> list[nn.Module]:
         return [self.stem, *self.blocks, self.norm]
+
+    def entrance(self) -> list[nn.Module | nn.Parameter]:
+        return [self.position]
 
 
 def _conv_stem(patch_size: int, width: int) -> nn.Sequential:
@@ -80,11 +88,17 @@ class ConvNet(VisionEncoder):
         side = -(-config.image_size // 2**config.stages)
         self.position = nn.Parameter(0.5 * torch.randn(1, 1 + side * side, config.width))
 
-    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+    def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
         x_BDhw = image_BCHW
-        for convolution in self.convolutions:
+        for convolution in list(self.convolutions)[:stages]:
             x_BDhw = convolution(x_BDhw)
-        x_BSD = x_BDhw.flatten(2).transpose(1, 2)
+        return as_rows(x_BDhw)
+
+    def finish(self, hidden_BSD: Tensor, stages: int) -> ImageFeatures:
+        x_BDhw = as_grid(hidden_BSD)
+        for convolution in list(self.convolutions)[stages:]:
+            x_BDhw = convolution(x_BDhw)
+        x_BSD = as_rows(x_BDhw)
         pooled_BD = self.pool(torch.cat([x_BSD.amax(dim=1), x_BSD.mean(dim=1)], dim=-1))
         tokens_BSD = torch.cat([pooled_BD[:, None], x_BSD], dim=1) + self.position
         return ImageFeatures(tokens_BSD, pooled_BD)

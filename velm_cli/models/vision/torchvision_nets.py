@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from velm_cli.errors import UserError
-from velm_cli.models.vision.interface import IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, VisionEncoder, of_grid
+from velm_cli.models.vision.interface import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ImageFeatures,
+    VisionEncoder,
+    as_grid,
+    as_rows,
+    of_grid,
+)
 from velm_cli.models.weights import load_state, on_meta
 from velm_cli.schema import TorchvisionConfig
 
@@ -37,15 +46,21 @@ class ConvClassifier(VisionEncoder):
             probe = nn.ModuleList(_stages(_torchvision_net(config))[: config.layer or None]).eval()
             self.width = self._grid(torch.empty(1, 3, config.image_size, config.image_size), probe).shape[1]
 
-    def _grid(self, x: Tensor, parts: nn.ModuleList) -> Tensor:
+    def _grid(self, x: Tensor, parts: Iterable[nn.Module]) -> Tensor:
         for part in parts:
             x = part(x)
         return x.permute(0, 3, 1, 2) if self.channels_last else x
 
-    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+    def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
         # A pixel's channels side by side in memory: what convolutions want, on CPUs and on tensor cores.
         image_BCHW = image_BCHW.contiguous(memory_format=torch.channels_last)
-        return of_grid(self._grid(image_BCHW, self.parts))
+        return as_rows(self._grid(image_BCHW, list(self.parts)[:stages]))
+
+    def finish(self, hidden_BSD: Tensor, stages: int) -> ImageFeatures:
+        x_BDhw = as_grid(hidden_BSD)
+        if rest := list(self.parts)[stages:]:
+            x_BDhw = self._grid(x_BDhw.permute(0, 2, 3, 1) if self.channels_last else x_BDhw, rest)
+        return of_grid(x_BDhw)
 
     def stages(self) -> list[nn.Module]:
         return list(self.parts)
@@ -79,14 +94,26 @@ class TorchvisionViT(VisionEncoder):
         self.net.heads = nn.Identity()
         self.width = self.net.hidden_dim
 
-    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+    def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
         x_BSD = self.net._process_input(image_BCHW)
         x_BSD = torch.cat([self.net.class_token.expand(len(x_BSD), -1, -1), x_BSD], dim=1)
-        x_BSD = self.net.encoder(x_BSD)
+        x_BSD = self.net.encoder.dropout(x_BSD + self.net.encoder.pos_embedding)
+        for block in list(self.net.encoder.layers)[: stages - 1]:
+            x_BSD = block(x_BSD)
+        return x_BSD
+
+    def finish(self, hidden_BSD: Tensor, stages: int) -> ImageFeatures:
+        x_BSD = hidden_BSD
+        for block in list(self.net.encoder.layers)[stages - 1 :]:
+            x_BSD = block(x_BSD)
+        x_BSD = self.net.encoder.ln(x_BSD)
         return ImageFeatures(x_BSD, x_BSD[:, 0])
 
     def stages(self) -> list[nn.Module]:
         return [self.net.conv_proj, *self.net.encoder.layers]
+
+    def entrance(self) -> list[nn.Module | nn.Parameter]:
+        return [self.net.class_token, self.net.encoder.pos_embedding]
 
 
 def _state(config: TorchvisionConfig) -> dict[str, Tensor] | None:

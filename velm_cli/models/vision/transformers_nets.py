@@ -20,17 +20,19 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class Family(NamedTuple):
-    """The image half of a model_type: its class, how its images are normalised when no file says so, and the
-    part that only its pooled output passes."""
+    """The image half of a model_type: its class, how its images are normalised when no file says so, and the names of
+    its parts beside embeddings and blocks: a norm before the blocks, one after, what makes the pooled output."""
 
     class_name: str
     mean: tuple
     std: tuple
-    pooled_part: str | None = None
+    before: str | None = None
+    after: str | None = "layernorm"
+    pooled: str | None = None
 
 
-CLIP = Family("CLIPVisionModel", CLIP_MEAN, CLIP_STD, "post_layernorm")
-SIGLIP = Family("SiglipVisionModel", HALF, HALF, "head")
+CLIP = Family("CLIPVisionModel", CLIP_MEAN, CLIP_STD, "pre_layrnorm", None, "post_layernorm")
+SIGLIP = Family("SiglipVisionModel", HALF, HALF, None, "post_layernorm", "head")
 FAMILIES = {
     "clip": CLIP,
     "clip_vision_model": CLIP,
@@ -42,7 +44,7 @@ FAMILIES = {
 
 
 class TransformersVision(VisionEncoder):
-    """tokens = last_hidden_state; pooled = pooler_output, or the class token where a net has no pooler.
+    """tokens = the net's last_hidden_state; pooled = its pooler_output, or the class token where it has no pooler.
 
     `layer=n` drops the blocks after the n-th, so the net's own last norm, where it has one, follows block n.
     Image sizes other than the weights' own get interpolated positions.
@@ -62,28 +64,47 @@ class TransformersVision(VisionEncoder):
             raise UserError(f"vision.layer={config.layer}: {config.name} has {len(self.blocks)} blocks")
         if config.layer:
             del self.blocks[config.layer :]
-        self.interpolates = family.class_name == "Dinov2Model"  # always, and takes no argument that says so
+        self.family = family
         for name, parameter in self.net.named_parameters():
             if name.endswith("mask_token"):  # of its pretraining
                 parameter.requires_grad_(False)
-        if family.pooled_part:
-            parts = [name for name, _ in self.net.named_modules() if name.endswith(family.pooled_part)]
-            self.pooled_only = tuple(f"net.{name}" for name in parts)
+        paths = [path for path, _ in self.net.named_modules()]
+        parts = {path.rpartition(".")[2]: path for path in reversed(paths)}  # of several of a name the first
+        self._paths = {name: parts[name] for name in ("embeddings", *family[3:]) if name in parts}
+        self.pooled_only = tuple(f"net.{parts[name]}" for name in (family.pooled,) if name in parts)
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The transformer's blocks: the longest list of modules that there is."""
         return max((m for m in self.net.modules() if isinstance(m, nn.ModuleList)), key=len)
 
-    def forward(self, image_BCHW: Tensor) -> ImageFeatures:
-        out = self.net(image_BCHW) if self.interpolates else self.net(image_BCHW, interpolate_pos_encoding=True)
-        tokens_BSD = out.last_hidden_state
-        pooled = getattr(out, "pooler_output", None)
-        return ImageFeatures(tokens_BSD, tokens_BSD[:, 0] if pooled is None else pooled)
+    def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
+        always = self.family.class_name == "Dinov2Model"  # positions are interpolated, and no argument says so
+        embeddings = self.net.get_submodule(self._paths["embeddings"])
+        x_BSD = embeddings(image_BCHW) if always else embeddings(image_BCHW, interpolate_pos_encoding=True)
+        return self._through(self._pass(self.family.before, x_BSD), list(self.blocks)[: stages - 1])
+
+    def finish(self, hidden_BSD: Tensor, stages: int) -> ImageFeatures:
+        tokens_BSD = self._pass(self.family.after, self._through(hidden_BSD, list(self.blocks)[stages - 1 :]))
+        if "head" in self._paths:  # SigLIP's: attention over all positions
+            return ImageFeatures(tokens_BSD, self._pass("head", tokens_BSD))
+        return ImageFeatures(tokens_BSD, self._pass(self.family.pooled, tokens_BSD[:, 0]))
+
+    def _through(self, x_BSD: Tensor, blocks: list[nn.Module]) -> Tensor:
+        for block in blocks:
+            x_BSD = block(x_BSD, None)  # without a mask
+        return x_BSD
+
+    def _pass(self, part: str | None, x: Tensor) -> Tensor:
+        """`x` through the part of this name, if there is one."""
+        return self.net.get_submodule(self._paths[part])(x) if part in self._paths else x
 
     def stages(self) -> list[nn.Module]:
-        embeddings = next(m for name, m in self.net.named_modules() if name.endswith("embeddings"))
-        return [embeddings, *self.blocks]
+        return [self.net.get_submodule(self._paths["embeddings"]), *self.blocks]
+
+    def entrance(self) -> list[nn.Module | nn.Parameter]:
+        before = self.family.before
+        return [self.net.get_submodule(self._paths[before])] if before in self._paths else []
 
 
 def _normalisation(name: str) -> tuple[tuple, tuple] | None:
