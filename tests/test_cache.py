@@ -114,10 +114,40 @@ def test_a_signal_ends_the_computing_of_features_and_the_waiting_for_it(place):
     assert (place / "stopped/DONE").exists()
 
 
+def test_the_layers_above_frozen_ones_learn_from_what_those_say(place, capsys):
+    command = [*COMMAND, "vision.freeze=first:2"]
+    assert call(*command, "name=part-plain") == 0
+    assert call(*command, "name=part", "data.cache=fp32") == 0
+    assert "computed for 40 images" in capsys.readouterr().out
+    plain, cached = losses(place / "part-plain"), losses(place / "part")
+    assert len(plain) == len(cached) > 8
+    for a, b in zip(plain, cached, strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+    weights, found = (load_file(place / name / "model.safetensors") for name in ("part-plain", "part"))
+    apart = torch.cat([(tensor - found[name]).abs().flatten() for name, tensor in weights.items()])
+    assert apart.mean() < 0.02 * WAY
+    # those above have learned: the encoder that was frozen whole has other weights now
+    assert any(not torch.equal(found[name], whole) for name, whole in load_file(place / "plain/model.safetensors").items()
+               if name.startswith("model.vision.") and name in found)  # fmt: skip
+    assert call("eval", "checkpoint=runs/train/part", "metrics.names=[cider]") == 0
+    assert "complete" in capsys.readouterr().out, "after training the frozen layers are the same, and so is their cache"
+    assert call("eval", "checkpoint=runs/train/part-plain", "metrics.names=[cider]") == 0
+    plain_captions, captions = (
+        json.loads((place.parent / f"evaluate/{name}-shapes-test-beam5/predictions.json").read_text())
+        for name in ("part-plain", "part")
+    )
+    assert captions == plain_captions
+
+
 @pytest.mark.parametrize(
     ("wrong", "line"),
     [
-        ("vision.freeze=none", "data.cache=bf16 keeps what a frozen encoder says: use it with vision.freeze=all"),
+        (
+            "vision.freeze=none",
+            "data.cache=bf16 keeps what frozen layers say: use it with vision.freeze=all, or with "
+            "vision.freeze=first:n for those below the others",
+        ),
+        ("vision.freeze=first:1 loss.image=masked_patches", "data.cache=bf16 keeps none: leave it out"),
         (
             "data.flip=true",
             "data.cache=bf16 sees each image in one way: keep several with data.views=4, or leave "
@@ -128,8 +158,13 @@ def test_a_signal_ends_the_computing_of_features_and_the_waiting_for_it(place):
     ],
 )
 def test_what_cannot_be_cached_is_refused(place, wrong, line, capsys):
-    assert call(*COMMAND, "data.cache=bf16", wrong) == 2
+    assert call(*COMMAND, "data.cache=bf16", *wrong.split()) == 2
     assert line in capsys.readouterr().err
+
+
+def test_half_a_detector_is_not_cached(place, capsys):
+    assert call("train", *TINY, "vision=rcnn", "vision.freeze=first:1", "data.cache=bf16") == 2
+    assert "data.cache=bf16 keeps regions of a wholly frozen detector only" in capsys.readouterr().err
 
 
 def test_a_dry_run_counts_no_encoder(place, capsys):

@@ -144,6 +144,15 @@ def test_multirun_under_torchrun_is_refused(tmp_path):
     assert "start one torchrun a point" in done.stderr
 
 
+@pytest.mark.parametrize("look", [["--cfg", "job"], ["--cfg=job"], ["--info", "all"]])
+def test_looking_at_a_sweep_is_refused_in_one_line(tmp_path, look):
+    done = harness.velm("train", *look, "-m", "seed=0,1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"velm: {look[0]} tells of one config: leave out -m (velm train -m ... --where lists the points)\n"
+    )
+
+
 def test_nothing_is_written_by_looking(tmp_path):
     harness.velm("train", "--cfg", "job", cwd=tmp_path)
     harness.velm("train", cwd=tmp_path)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import re
 import sys
-from pathlib import Path
 from typing import NoReturn
 
 from velm_cli import __version__
 from velm_cli.errors import StageError, UserError, did_you_mean
+from velm_cli.files import refused_by_the_system
+from velm_cli.place import place
 
 STAGES = {
     "preprocess": "check, resize and pack a data set's images; tokenise its captions",
@@ -22,6 +24,7 @@ STAGES = {
     "doctor": "say what works on this machine and how to mend what does not",
 }
 ALIASES = {"eval": "evaluate"}
+SWEEP_FLAGS = ("-m", "--where", "--point", "--jobs")  # of train and finetune: sweep.py
 
 HELP = """velm {version}: train vision-enhanced language models, and report the field's numbers
 
@@ -35,13 +38,14 @@ examples:
   velm finetune   checkpoint=runs/train/NAME optim.lr=1e-4
   velm eval       checkpoint=runs/train/NAME split=test decode.beams=5
   velm score      predictions=results.json references=captions_val2014.json vs=other.json out=scored
-  velm train -m   fusion=concat,cross_modal seed=0,1            a sweep: every combination
+  velm train -m   fusion=concat,cross_modal seed=0,1 --jobs=2   a sweep: every combination, two at a time
   velm report     runs/train/* out=fusions.png                  the table and plot of it
 
 more:
   velm STAGE --help                  the options of a stage, with their values
   velm STAGE --cfg job               the config that a command makes, without running it
   velm STAGE dry_run=true ...        check everything, print sizes and estimates, run nothing
+  velm train ... --where             the run folder of a command, or those of a sweep, a line each
   eval "$(velm -sc install=bash)"    tab completion (also zsh, fish)
   velm --version
 """
@@ -56,6 +60,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _fail(str(error))
     except StageError as error:
         _fail(str(error), code=1)
+    except OSError as error:
+        line = refused_by_the_system(error)
+        if line is None:
+            raise
+        _fail(line, code=1)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
     sys.exit(0)
@@ -82,18 +91,26 @@ def _dispatch(args: list[str]) -> None:
 
         report(args[1:])
         return
-    _run_stage(stage, _prepare(args[1:]))
+    args = _prepare(args[1:])
+    if stage in ("train", "finetune") and any(arg.partition("=")[0] in SWEEP_FLAGS for arg in args):
+        from velm_cli.sweep import train_or_sweep
+
+        train_or_sweep(stage, args, _run_stage)
+    else:
+        _run_stage(stage, args)
 
 
 def _prepare(args: list[str]) -> list[str]:
     """The arguments as Hydra wants them."""
-    args = [_quote_schedule(arg) for arg in args]
+    args = _join_urls([_quote_schedule(arg) for arg in args])
     if sweep := [arg for arg in args if arg in ("-m", "--multirun")]:
+        told = [arg for arg in args if arg.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
+        if told:
+            raise UserError(f"{told[0]} tells of one config: leave out -m (velm train -m ... --where lists the points)")
         # Hydra 1.3 refuses `a=1 -m b=1,2`: flags must come first.
         args = ["-m", *(arg for arg in args if arg not in sweep)]
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("-m under torchrun would run the sweep on every rank; start one torchrun a point")
-    if int(os.environ.get("RANK", "0")) > 0:  # only the first rank writes Hydra's own files
+    if place().rank > 0:  # only the first rank writes Hydra's own files, and shows progress
+        os.environ["TQDM_DISABLE"] = "1"
         args += ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     return args
 
@@ -104,14 +121,34 @@ def _quote_schedule(arg: str) -> str:
     return f"{match[1]}='{match[2]}'" if match else arg
 
 
+def _join_urls(args: list[str]) -> list[str]:
+    """Shards as a shell leaves them: `dataset.urls=shards/{00..99}.tar`, quoted or not, is one value to Hydra."""
+    for key in ("dataset.urls", "dataset.val_urls"):
+        values = [arg.partition("=")[2] for arg in args if arg.startswith(f"{key}=")]
+        plain = [value for value in values if value and value[0] not in "['\"" and value != "null"]
+        if not plain or len(plain) < len(values):
+            continue
+        quoted = ["'" + value.replace("'", "\\'") + "'" for value in plain]
+        joined = f"{key}={quoted[0] if len(quoted) == 1 else '[' + ','.join(quoted) + ']'}"
+        place = next(place for place, arg in enumerate(args) if arg.startswith(f"{key}="))
+        others = [arg for arg in args if not arg.startswith(f"{key}=")]
+        args = [*others[:place], joined, *others[place:]]
+    return args
+
+
 def _run_stage(stage: str, args: list[str]) -> None:
     gc.disable()  # composing makes many small objects and hardly any garbage: 1/10 less time
     import hydra  # takes a moment, so `velm --help` does without
+    from hydra.core.global_hydra import GlobalHydra
 
     from velm_cli import compose
+    from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
     from velm_cli.usage import explain
 
-    compose.register(stage, _checkpoint_argument(stage, args))
+    sweeping = "-m" in args
+    if sweeping and place().world > 1:
+        raise UserError("-m under torchrun would run the sweep on every rank; start one torchrun a point (--point=N)")
+    compose.register(stage, compose.checkpoint_argument(stage, args))
 
     errors: list[Exception] = []
 
@@ -119,11 +156,13 @@ def _run_stage(stage: str, args: list[str]) -> None:
         gc.enable()
         from velm_cli.stages import run
 
+        if sweeping and stop:  # it ended the point before
+            raise Stopped
         try:
             return run(config)
         except Exception as error:  # kept from Hydra, which would print lines of its own about it
             errors.append(error)
-            if "-m" in args and isinstance(error, (UserError, StageError)):
+            if sweeping and isinstance(error, (UserError, StageError)):
                 print(f"velm: this point of the sweep failed: {error}", file=sys.stderr)
             return None
 
@@ -131,8 +170,13 @@ def _run_stage(stage: str, args: list[str]) -> None:
     # With this set Hydra lets exceptions through, and `explain` makes one line of them.
     asked_for = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    GlobalHydra.instance().clear()  # of the point before
     try:
-        hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name=stage)(job)()
+        with stop_on_signals() if sweeping else contextlib.nullcontext(StopRequest()) as stop:
+            hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name=stage)(job)()
+    except Stopped:
+        print(f"the sweep was stopped by {stop.signal_name}; the same command goes on with it")
+        return
     except Exception as error:
         line = explain(error, stage)
         if line is None or asked_for not in (None, "", "0"):
@@ -147,19 +191,8 @@ def _run_stage(stage: str, args: list[str]) -> None:
     if len(errors) > 1:
         raise StageError(f"{len(errors)} points of the sweep failed, the last with: {errors[-1]}")
     if errors:
-        raise errors[0]
-
-
-def _checkpoint_argument(stage: str, args: list[str]) -> str | None:
-    """The value of `checkpoint=`, which decides what the other groups default to."""
-    from velm_cli import compose
-
-    values = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("checkpoint=")]
-    if stage not in compose.STAGES_FROM_CHECKPOINT or not values:
-        return None
-    if "," in values[-1] and not Path(values[-1]).exists():
-        raise UserError("checkpoint: a sweep over checkpoints is not possible; call velm once for each")
-    return values[-1]
+        line = explain(errors[0], stage)  # an interpolation in an option is resolved only here
+        raise errors[0] if line is None else UserError(line)
 
 
 def _complete(args: list[str]) -> None:
@@ -184,7 +217,7 @@ def _complete(args: list[str]) -> None:
         os.environ["COMP_POINT"] = str(max(0, point - (len(line) - len(shorter))))
         os.environ["COMP_LINE"] = shorter
         try:
-            compose.register(stage, _checkpoint_argument(stage, words[2:]))
+            compose.register(stage, compose.checkpoint_argument(stage, words[2:]))
         except UserError:
             compose.register(stage)
     sys.argv = ["velm", "-sc", *args]
@@ -192,6 +225,7 @@ def _complete(args: list[str]) -> None:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
+    rank = place().rank
     for line in message.splitlines():
-        print(f"velm: {line}", file=sys.stderr)
+        print(f"velm: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""Between YAML, the command line and the dataclasses of `schema.py`. Imports no torch.
+"""Between YAML, the command line and the dataclasses of `schema`. Imports no torch.
 
 Finds `conf/`, tells Hydra the types of every group, turns composed configs into dataclasses, and
 reads the `config.yaml` of a run folder back, so that `finetune` and `evaluate` start from it.
@@ -7,16 +7,22 @@ reads the `config.yaml` of a run folder back, so that `finetune` and `evaluate` 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean
+from velm_cli.files import write_text
+
+DEEPEST = 16  # levels of a config.yaml; velm writes 3
+HEAD, SEAL = "# sealed by the last line\n", "# crc32 "  # how a config.yaml, and the last line of it, begins
 
 # Groups with one dataclass for all their options.
 PLAIN_GROUPS = {
@@ -42,11 +48,11 @@ FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "
 # Options that say how or how long to compute, not what: they neither name nor distinguish experiments.
 HOUSEKEEPING = {
     "": "stage name seed fresh dry_run checkpoint experiment debug metrics decode",
-    "run.": "dir max_steps log_every checkpoint_every keep_checkpoints validate_every validate_images patience "
-    "device threads tensorboard compile profile",
+    "run.": "dir max_steps log_every checkpoint_every keep_checkpoints keep_every async_checkpoints validate_every "
+    "validate_images patience device parallel threads tensorboard compile profile",
     "data.": "workers",
-    "preprocess.": "workers shard_images",
-    "dataset.": "root missing store",
+    "preprocess.": "workers shard_images part seconds_per_image memory_per_image",
+    "dataset.": "root missing store urls val_urls retries damaged pipes",
 }
 
 
@@ -82,6 +88,16 @@ def register(stage: str, checkpoint: str | None = None) -> None:
         hydra_store.store(group=group, name="_checkpoint", node=choice)
 
 
+def checkpoint_argument(stage: str, args: Sequence[str]) -> str | None:
+    """The value of `checkpoint=`, which decides what the other groups default to."""
+    values = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("checkpoint=")]
+    if stage not in STAGES_FROM_CHECKPOINT or not values:
+        return None
+    if "," in values[-1] and not Path(values[-1]).exists():
+        raise UserError("checkpoint: a sweep over checkpoints is not possible; call velm once for each")
+    return values[-1]
+
+
 def group_choices() -> str:
     """The groups and their choices, a line each, for `--help`."""
     groups = {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in conf_dir().iterdir() if d.is_dir()}
@@ -112,9 +128,8 @@ def run_folder_of(checkpoint: str | Path) -> Path:
 def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
     """The config with which the run of `checkpoint` was trained."""
     file = run_folder_of(checkpoint) / "config.yaml"
+    saved = read_config(file)
     try:
-        saved = OmegaConf.load(file)
-        assert isinstance(saved, DictConfig)
         if saved.get("stage") not in ("train", "finetune"):
             raise UserError(
                 f"checkpoint: {file.parent} is a run of {saved.get('stage')!r}; give one of train or finetune"
@@ -125,8 +140,10 @@ def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
             if kind not in kinds:
                 raise UserError(f"{file}: {group}.kind={kind!r} is not known to this version of velm")
             typed[group] = OmegaConf.structured(kinds[kind])
-        return OmegaConf.to_object(OmegaConf.merge(typed, saved))  # type: ignore[return-value]
-    except (OmegaConfBaseException, AttributeError, KeyError, AssertionError) as error:
+        config: schema.TrainRoot = OmegaConf.to_object(OmegaConf.merge(typed, saved))  # type: ignore[assignment]
+        config.dataset = _without_pipes(config.dataset)
+        return config
+    except (OmegaConfBaseException, AttributeError, KeyError, TypeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{file} is not a config of this version of velm: {line}") from error
 
@@ -134,13 +151,64 @@ def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
 def load_dataset(folder: Path) -> schema.DatasetConfig:
     """The data set of a run folder of any stage."""
     file = folder / "config.yaml"
+    saved = read_config(file)
     try:
-        saved = OmegaConf.load(file)
-        assert isinstance(saved, DictConfig)
         typed = OmegaConf.structured(schema.KINDS["dataset"][saved.dataset.kind])
-        return OmegaConf.to_object(OmegaConf.merge(typed, saved.dataset))  # type: ignore[return-value]
-    except (OSError, OmegaConfBaseException, AttributeError, KeyError, AssertionError) as error:
+        return _without_pipes(OmegaConf.to_object(OmegaConf.merge(typed, saved.dataset)))  # type: ignore[arg-type]
+    except (OmegaConfBaseException, AttributeError, KeyError) as error:
         raise UserError(f"{file} names no data set of this version of velm") from error
+
+
+def _without_pipes(dataset: schema.DatasetConfig) -> schema.DatasetConfig:
+    """A run folder may come from a stranger: only the command line can allow commands to run."""
+    if isinstance(dataset, schema.WebDatasetConfig):
+        dataset.pipes = False
+    return dataset
+
+
+def write_config(path: Path, config: Any) -> None:
+    """The dataclass as YAML under `path`, sealed."""
+    write_text(path, sealed_yaml(config))
+
+
+def sealed_yaml(config: Any) -> str:
+    """The dataclass as YAML; its last line is a CRC-32 of the others, its first says so."""
+    text = HEAD + to_yaml(config)
+    return f"{text}{SEAL}{zlib.crc32(text.encode()):08x}\n"
+
+
+def read_config(path: Path) -> DictConfig:
+    """What `write_config` wrote, or any YAML mapping without such a last line. Runs no code, whatever is in it.
+
+    UserError when it cannot be read or has changed since it was written.
+    """
+    try:
+        content, seal, value = path.read_text(encoding="utf-8").rpartition(SEAL)
+        whole = value == f"{zlib.crc32(content.encode()):08x}\n" if seal else not value.startswith(HEAD)
+        if not whole:
+            raise UserError(
+                f"{path} has changed since velm wrote it; if you changed it on purpose, remove its first and last line"
+            )
+        text = content if seal else value
+        if "${" in text:
+            raise UserError(f"{path} holds ${{...}}, which velm never writes and does not resolve for a stranger")
+        _refuse_yaml_that_explodes(path, text)
+        config = OmegaConf.create(text)
+    except (OSError, ValueError, RecursionError, OmegaConfBaseException, yaml.YAMLError) as error:
+        line = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path} cannot be read: {line[:200]}") from error
+    if not isinstance(config, DictConfig):
+        raise UserError(f"{path} is not a config: it holds no options")
+    return config
+
+
+def _refuse_yaml_that_explodes(path: Path, text: str) -> None:
+    """A few aliases of aliases fill the memory, and a few thousand brackets take PyYAML minutes."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            raise UserError(f"{path} holds YAML that velm never writes: an alias, or more than {DEEPEST} levels")
 
 
 def to_yaml(config: Any) -> str:

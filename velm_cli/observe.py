@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +11,34 @@ from typing import Any
 
 from tqdm import tqdm
 
+from velm_cli.files import sealed
+
 
 class Observer:
     """Collects the figures of a run. Numbers arrive on log steps only, so nothing waits for the device."""
 
     def __init__(
-        self, folder: Path, *, max_steps: int, step: int, tensorboard: bool, utilisation: Callable[[float], float]
+        self,
+        folder: Path | None,
+        *,
+        max_steps: int,
+        step: int,
+        tensorboard: bool,
+        utilisation: Callable[[float], float],
     ) -> None:
-        """`utilisation`: from captions a second to the share of the machine's peak."""
-        self.file = open(folder / "metrics.jsonl", "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (see close)
-        self.bar = tqdm(total=max_steps, initial=step, unit="step", disable=None, mininterval=0.5, dynamic_ncols=True)
+        """`utilisation`: from captions a second to the share of the machine's peak. No folder: nothing is said."""
+        self.quiet = folder is None
+        file = folder / "metrics.jsonl" if folder else Path(os.devnull)
+        self.file = open(file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (see close)
+        disable = True if self.quiet else None  # None: where there is no terminal
+        self.bar = tqdm(
+            total=max_steps, initial=step, unit="step", disable=disable, mininterval=0.5, dynamic_ncols=True
+        )
         self.max_steps = max_steps
         self.utilisation = utilisation
         self.began, self.first_step = time.perf_counter(), step
         self.board = None
-        if tensorboard:
+        if tensorboard and folder:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(folder / "tensorboard"))
@@ -71,14 +85,15 @@ class Observer:
         return PauseClock(self)
 
     def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        self.file.write(json.dumps({"kind": kind, "step": step, **figures}) + "\n")
+        self.file.write(json.dumps(sealed({"kind": kind, "step": step, **figures})) + "\n")
         if self.board is not None:
             for key, value in figures.items():
                 if isinstance(value, (int, float)):
                     self.board.add_scalar(f"{kind}/{key}", value, step)
 
     def say(self, line: str) -> None:
-        self.bar.write(line)
+        if not self.quiet:
+            self.bar.write(line)
 
     def close(self) -> None:
         self.bar.close()

@@ -9,6 +9,7 @@ from typing import Any
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.objectives.weights import Weight, parse_weight
+from velm_cli.place import place
 
 TORCHVISION_FAMILIES = ("resnet", "vgg", "squeezenet", "convnext", "efficientnet", "swin", "vit_")
 
@@ -21,8 +22,8 @@ def validate(config: Any) -> None:
 
 
 def _problems(config: Any) -> Iterator[str]:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        yield "WORLD_SIZE is above 1, but this version trains in one process; start velm without torchrun"
+    if (world := place().world) > 1 and not isinstance(config, (schema.TrainRoot, schema.EvaluateRoot)):
+        yield f"velm {config.stage} is one process, and {world} were started: start it without torchrun or srun"
     if isinstance(config, schema.DoctorRoot):
         if config.fix not in (None, "spice"):
             yield f"doctor fix={config.fix}: nothing known by that name; spice is"
@@ -38,6 +39,7 @@ def _problems(config: Any) -> Iterator[str]:
         yield from _tokenizer(config.tokenizer)
     if isinstance(config, schema.PreprocessRoot):
         yield from _at_least("preprocess", config.preprocess, shard_images=1, num_concepts=1, workers=0)
+        yield from _preprocess(config.preprocess, config.dataset)
         yield from _data(config.data)
         if config.preview and not config.dataset.images:
             yield "preview=true shows images, and dataset.images=false has none"
@@ -68,12 +70,44 @@ def _dataset(dataset: schema.DatasetConfig) -> Iterator[str]:
         yield f"dataset.image_quality={dataset.image_quality}: a JPEG quality is 1 to 100"
     if isinstance(dataset, schema.ShapesConfig):
         yield from _at_least("dataset", dataset, num_train=1, num_val=0, num_test=0)
+    if isinstance(dataset, schema.WebDatasetConfig):
+        yield from _at_least("dataset", dataset, num_val=0, vocabulary=1, shuffle=1, lanes=0, retries=0)
+        if not dataset.images:
+            yield "dataset.images=false: dataset=webdataset streams images; text alone is trained from other data sets"
     if isinstance(dataset, schema.FlickrConfig) and dataset.release not in ("flickr8k", "flickr30k"):
         yield f"dataset.release={dataset.release}: flickr8k or flickr30k"
     if isinstance(dataset, schema.FolderConfig) and not (
         dataset.val_fraction >= 0 and dataset.test_fraction >= 0 and dataset.val_fraction + dataset.test_fraction < 1
     ):
         yield "dataset.val_fraction and dataset.test_fraction must be at least 0 and together below 1"
+
+
+def _preprocess(preprocess: schema.PreprocessConfig, dataset: schema.DatasetConfig) -> Iterator[str]:
+    for name in ("seconds_per_image", "memory_per_image"):
+        if not getattr(preprocess, name) > 0:
+            yield f"preprocess.{name}={getattr(preprocess, name)}: must be above 0"
+    if preprocess.part is not None and not dataset.images:
+        yield f"preprocess.part={preprocess.part} is a share of the images, and dataset.images=false has none"
+    if preprocess.part is not None and isinstance(dataset, schema.WebDatasetConfig):
+        yield "preprocess.part shares out images to be packed, and dataset=webdataset leaves them where they are"
+    from velm_cli.data.parts import parse_part
+
+    try:
+        parse_part(preprocess.part)
+    except UserError as error:
+        yield str(error)
+
+
+def _stream(config: schema.TrainRoot) -> Iterator[str]:
+    """What needs the training images at hand cannot be had from shards that pass by."""
+    if not isinstance(config.dataset, schema.WebDatasetConfig):
+        return
+    if config.data.cache is not schema.FeatureCaching.none:
+        yield "data.cache keeps features of a store's images, and dataset=webdataset streams: set data.cache=none"
+    if config.run.overfit_images:
+        yield "run.overfit_images needs a store: dataset=webdataset only streams"
+    if config.loss.text is schema.TextLoss.self_critical:
+        yield "loss.text=self_critical needs all captions of an image at hand, and dataset=webdataset streams"
 
 
 def _tokenizer(tokenizer: schema.TokenizerConfig) -> Iterator[str]:
@@ -108,6 +142,7 @@ def model_problems(config: schema.TrainRoot) -> Iterator[str]:
     """What of vision, text, fusion and loss does not go together."""
     yield from _model(config)
     yield from _training(config)
+    yield from _stream(config)
 
 
 def _model(config: schema.TrainRoot) -> Iterator[str]:
@@ -250,6 +285,8 @@ def _objectives(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterato
         elif not sampling.always_zero and not writes:
             yield "loss.scheduled_sampling is of no use with loss.text=masked: set it to 0"
     if loss.text is schema.TextLoss.self_critical:
+        if config.run.parallel is schema.Parallel.fsdp and place().world > 1:
+            yield "loss.text=self_critical draws captions with whole weights: use run.parallel=ddp"
         yield from _at_least("loss", loss, samples=2)
         if (
             isinstance(config.text, schema.PretrainedTextConfig)
@@ -274,8 +311,16 @@ def _cache(config: schema.TrainRoot) -> Iterator[str]:
         if data.views > 1:
             yield f"data.views={data.views} are kept in a cache: say data.cache=bf16 too (without, every view is new)"
         return
-    if config.vision.freeze != "all":
-        yield f"data.cache={data.cache.value} keeps what a frozen encoder says: use it with vision.freeze=all"
+    if config.vision.freeze in ("none", "first:0"):
+        yield (
+            f"data.cache={data.cache.value} keeps what frozen layers say: use it with vision.freeze=all, or with "
+            "vision.freeze=first:n for those below the others"
+        )
+    elif config.vision.freeze != "all":
+        if isinstance(config.vision, schema.RegionsConfig):
+            yield f"data.cache={data.cache.value} keeps regions of a wholly frozen detector only: set vision.freeze=all"
+        if config.loss.image is schema.ImageLoss.masked_patches:
+            yield f"loss.image=masked_patches paints images, and data.cache={data.cache.value} keeps none: leave it out"
     augments = data.flip or data.crop_scale < 1 or data.colour_jitter
     if augments and data.views == 1:
         yield (

@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).resolve().parents[2] / "velm_cli"
 
 # A module may import from its own layer and from those before it.
 LAYERS = [
-    {"errors", "files", "hub", "schema", "__init__"},
+    {"errors", "files", "hub", "place", "schema", "__init__"},
     {"data", "models", "objectives", "metrics", "compose", "usage", "observe"},
     {"tasks"},
     {"engine", "report", "validate"},
     {"stages"},
+    {"sweep"},
     {"cli", "__main__"},
 ]
 
@@ -63,8 +64,7 @@ def test_every_module_says_why_it_exists():
 
 
 def test_files_stay_readable_in_one_sitting():
-    long = {str(f.relative_to(PACKAGE)): n for f in FILES if (n := len(f.read_text().splitlines())) > 380}
-    assert set(long) <= {"schema.py"}, long
+    assert not {str(f.relative_to(PACKAGE)): n for f in FILES if (n := len(f.read_text().splitlines())) > 380}
 
 
 @pytest.mark.parametrize("command", [["--help"], ["train", "--cfg", "job"], ["eval", "--help"], ["-sc", "query=bash"]])

@@ -29,6 +29,7 @@ NEEDS = {
     "tokenizer/pretrained": ["tokenizer.name=somewhere"],
     "dataset/manifest": ["dataset.file={file}"],
     "dataset/folder": ["dataset.root={root}"],
+    "dataset/webdataset": ["dataset.urls={root}"],
     "dataset/coco": ["dataset.root={root}"],
     "dataset/flickr8k": ["dataset.root={root}"],
     "dataset/flickr30k": ["dataset.root={root}"],

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from velm_cli.errors import UserError
-from velm_cli.metrics.scores import ImageId
+from velm_cli.metrics.scores import ImageId, check_vouched
 from velm_cli.schema import Mismatch
 
 
@@ -131,9 +131,12 @@ def _load(path: Path, option: str) -> tuple[list[tuple[str, dict[str, Any]]], di
         raise UserError(f"{option}={path} does not exist") from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise UserError(f"{option}={path} cannot be read: {error}") from error
+    check_vouched(path)
     unit = ""
     try:
         whole = json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{option}={path} is not a file of captions: its JSON is nested too deeply") from error
     except ValueError as error:
         lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
         if len(lines) < 2 or not lines[0][1].lstrip().startswith("{"):
@@ -157,7 +160,7 @@ def _load(path: Path, option: str) -> tuple[list[tuple[str, dict[str, Any]]], di
 def _line(path: Path, number: int, line: str) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} line {number} is not JSON: {error}") from error
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from velm_cli.files import write_bytes, write_json
+from velm_cli.errors import UserError
+from velm_cli.files import check_crc32, crc32, read_sealed, sealed, write_bytes, write_json
 from velm_cli.metrics.significance import Summands
 
 ImageId = int | str
@@ -90,8 +91,11 @@ def missing_scores(scores: Scores, required: Sequence[str]) -> str:
     return "; ".join(f"{name}: {scores.reasons[name]}" for name in missing)
 
 
-def save(scores: Scores, folder: Path) -> None:
-    """Writes `scores.json` (corpus, images, reasons, warnings, signature) and `per_image.jsonl`."""
+def save(scores: Scores, folder: Path, beside: Sequence[str] = ()) -> None:
+    """Writes `scores.json` (corpus, images, reasons, warnings, signature) and `per_image.jsonl`.
+
+    `scores.json` holds checksums of the latter and of the files `beside`: formats of lists, which have no room for one.
+    """
     summary = {
         **scores.corpus,
         "intervals": scores.intervals,
@@ -114,4 +118,28 @@ def save(scores: Scores, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # ASCII: captions may hold lone surrogates, which JSON's escapes can carry and UTF-8 cannot.
     write_bytes(folder / "per_image.jsonl", ((json.dumps(line, allow_nan=False) + "\n").encode() for line in lines))
-    write_json(folder / "scores.json", summary)
+    summary["crc32_of"] = {name: crc32(folder / name) for name in ("per_image.jsonl", *beside)}
+    write_json(folder / "scores.json", sealed(summary))
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """The `scores.json` that `save` wrote. OSError or ValueError when it or a file that it vouches for is damaged."""
+    summary = read_sealed(folder / "scores.json")
+    for name, expected in summary.get("crc32_of", {}).items():
+        check_crc32(folder / name, expected)
+    return summary
+
+
+def check_vouched(path: Path) -> None:
+    """UserError when a `scores.json` beside the file has another checksum of it; most files have none and pass."""
+    try:
+        expected = read_sealed(path.parent / "scores.json").get("crc32_of", {}).get(path.name)
+    except (OSError, ValueError, AttributeError):  # none there, or not velm's
+        return
+    try:
+        check_crc32(path, expected)
+    except ValueError as error:
+        raise UserError(
+            f"{path}: {error} (its checksum is in the scores.json beside it); if you changed it on purpose, "
+            "put it into another folder"
+        ) from error

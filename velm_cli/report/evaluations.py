@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.errors import UserError
-from velm_cli.metrics.scores import NAMES, ImageId, Scores
+from velm_cli.files import read_log
+from velm_cli.metrics.scores import NAMES, ImageId, Scores, read_summary
 
 Point = tuple[int, float]  # optimisation step, value
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides
@@ -77,7 +78,7 @@ def read_evaluation(folder: Path) -> Evaluated:
     folder has no scores or they are damaged.
     """
     try:
-        summary = json.loads((folder / "scores.json").read_text("utf-8"))
+        summary = read_summary(folder)
         with (folder / "per_image.jsonl").open(encoding="utf-8") as lines:
             images = [json.loads(line) for line in lines]
         return Evaluated(
@@ -136,13 +137,13 @@ def _details(summary: Mapping[str, Any]) -> dict[str, str]:
     return language | {f"SPICE, {name}": f"{100 * value:.1f}" for name, value in categories if value is not None}
 
 
-def read_curves(metrics_file: Path) -> Curves:
-    """The curves of a `metrics.jsonl`. A step that was done twice, after a resumption, counts as it was last.
+def read_curves(folder: Path) -> Curves:
+    """The curves of the run in `folder`. A step that was done twice, after a resumption, counts as it was last.
 
     As in validation, the loss is the text's, or the sum of the others where the text has none.
     """
     train_loss, validation_loss, validation_cider = {}, {}, {}
-    for line in map(json.loads, metrics_file.read_text("utf-8").splitlines()):
+    for line in read_log(folder):
         if line["kind"] == "train":
             losses = {key: value for key, value in line.items() if key.startswith("loss_")}
             if losses:
@@ -161,12 +162,11 @@ def curves_behind(folder: Path) -> Curves | None:
     """Those of the run itself, or of the run that it evaluates; None when that is gone or never was."""
     home = folder
     if (folder / "config.yaml").is_file():
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        config = OmegaConf.to_container(compose.read_config(folder / "config.yaml"))
         assert isinstance(config, dict)
         if "checkpoint" in config and config.get("stage") == "evaluate":
             try:
                 home = compose.run_folder_of(config["checkpoint"])
             except UserError:
                 return None
-    file = home / "metrics.jsonl"
-    return read_curves(file) if file.is_file() else None
+    return read_curves(home) if (home / "metrics.jsonl").is_file() else None

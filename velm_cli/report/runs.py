@@ -18,6 +18,8 @@ from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.errors import UserError
+from velm_cli.files import read_log
+from velm_cli.metrics.scores import read_summary
 
 SCORES = {
     "Bleu_4": "BLEU-4",
@@ -57,18 +59,22 @@ class Row:
 def read_run(folder: Path) -> ScoredRun:
     """Raises UserError when `folder` is not a run folder with scores."""
     try:
-        scores = json.loads((folder / "scores.json").read_text("utf-8"))
-        lines = (folder / "per_image.jsonl").read_text("utf-8").splitlines()
-        per_image = {item["image_id"]: item["scores"] for item in map(json.loads, lines)}
-        config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError, KeyError) as error:
+        scores = read_summary(folder)
+        images = (folder / "per_image.jsonl").read_text("utf-8").splitlines()
+        per_image = {item["image_id"]: item["scores"] for item in map(json.loads, images)}
+        config = OmegaConf.to_container(compose.read_config(folder / "config.yaml"))
+    except FileNotFoundError as error:
         hint = "" if (folder / "config.yaml").is_file() else "it is not a run folder"
         raise UserError(f"{folder}: {hint or 'it has no scores (yet)'}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: its scores are damaged ({error}); evaluate again with fresh=true") from error
     assert isinstance(config, dict)
+    if config.get("stage") == "evaluate" and not {"checkpoint", "decode", "split"} <= config.keys():
+        raise UserError(f"{folder / 'config.yaml'} is not a config of this version of velm")
     home = folder
     if config.get("stage") == "evaluate":
         home = compose.run_folder_of(config["checkpoint"])
-        trained = OmegaConf.to_container(OmegaConf.load(home / "config.yaml"))
+        trained = OmegaConf.to_container(compose.read_config(home / "config.yaml"))
         assert isinstance(trained, dict)
         options = compose.experiment_of(trained) | {
             f"decode.{key}": value for key, value in config["decode"].items() if key != "batch_size"
@@ -77,13 +83,15 @@ def read_run(folder: Path) -> ScoredRun:
     else:
         options = compose.experiment_of(config)
     options.pop("checkpoint", None)
-    start, speeds = {}, []
+    start: dict[str, Any] = {}
+    speeds: list[float] = []
     if (home / "metrics.jsonl").is_file():
-        for line in map(json.loads, (home / "metrics.jsonl").read_text("utf-8").splitlines()):
-            if line["kind"] == "start":
-                start = line
-            elif line["kind"] == "train":
-                speeds.append(line["captions_per_s"])
+        try:
+            lines = read_log(home)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{home}: its log is damaged ({error})") from error
+        start = next((line for line in reversed(lines) if line["kind"] == "start"), {})
+        speeds = [line["captions_per_s"] for line in lines if line["kind"] == "train"]
     return ScoredRun(
         folder=folder,
         options=options,

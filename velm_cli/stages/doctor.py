@@ -34,6 +34,8 @@ def run(config: DoctorRoot) -> float:
     """Print a line for each component; the number of those that do not work."""
     if config.fix == "spice":
         fetch_spice(Path(config.folder).expanduser() if config.folder else None)
+    if config.store is not None:
+        return _store(Path(config.store).expanduser())
     checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "packages": _packages,
@@ -53,6 +55,25 @@ def run(config: DoctorRoot) -> float:
         tqdm.write(f"{'ok' if works else '--'}  {name:<9} {text}")
     print("everything works" if not problems else f"{problems} of {len(checks)} do not work (marked --)")
     return float(problems)
+
+
+def _store(path: Path) -> float:
+    """Every byte of the store against the checksums of when it was written; the number of damaged shards."""
+    store = Store.open(path)  # raises with one line where anything but an image shard is damaged
+    problems = [
+        line for line in tqdm(store.damage(), total=len(store.manifest["shards"]), unit="shard", disable=None) if line
+    ]
+    for line in problems:
+        print(f"--  {line}")
+    unknown = (
+        "" if "crc32_of" in store.manifest else "; made by an older velm, without checksums of captions and labels"
+    )
+    print(
+        f"{path}: {len(problems)} of {len(store.manifest['shards'])} shards are damaged; velm preprocess ... fresh=true"
+        if problems
+        else f"{path}: {len(store):,} records, all bytes are as they were written{unknown}"
+    )
+    return float(len(problems))
 
 
 def _examined(checks: dict[str, Callable[[], Finding]]) -> Iterator[tuple[str, Finding]]:

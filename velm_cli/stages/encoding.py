@@ -1,21 +1,24 @@
-"""The images of a store through a frozen encoder, once for all epochs, runs and sweeps (`data.cache`)."""
+"""The images of a store through frozen layers, once for all epochs, runs and sweeps (`data.cache`)."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from velm_cli.data.batch import Batch
-from velm_cli.data.features import FeatureCache
+from velm_cli.data.features import Encode, FeatureCache
 from velm_cli.data.loader import eval_batches, view_batches
 from velm_cli.data.store import Store
 from velm_cli.data.transforms import TrainTransform
 from velm_cli.engine.device import autocast
+from velm_cli.engine.ranks import Ranks
+from velm_cli.engine.signals import Stopped, StopRequest
 from velm_cli.models.vision import VisionEncoder
 from velm_cli.schema import FeatureCaching, Precision, TrainRoot
 from velm_cli.tasks.caption import CaptionTask
@@ -31,13 +34,16 @@ def cached_features(
     task: CaptionTask,
     device: torch.device,
     precision: Precision,
+    ranks: Ranks,
+    stop: StopRequest,
     *,
     view: int = 0,
 ) -> FeatureCache | None:
-    """Features of `records` by the encoder of the run `config`, computed now where they are not yet there.
+    """Features of `records` by the encoder of the run `config`, computed now where they are not yet there, a share by
+    each rank.
 
     `view` 0 is the image as it is evaluated, the others are augmented by the options of `data`. None without
-    `data.cache`. Leaves the task in evaluation mode.
+    `data.cache`. Leaves the task in evaluation mode. Raises Stopped on all ranks when one of them is told to stop.
     """
     model, data = task.model, config.data
     if data.cache is FeatureCaching.none or model.vision is None or not store.has_images:
@@ -45,6 +51,8 @@ def cached_features(
     task.eval()
     side = config.vision.image_size
     about = {"encoder": _fingerprint(model.vision), "one_token": model.one_token, "image_size": side}
+    if model.frozen_stages:
+        about = {"stages": _fingerprint(_first(model.vision, model.frozen_stages)), "image_size": side}
     about |= {"mean": list(task.image_mean), "std": list(task.image_std), "precision": precision.value}
     if view:
         about |= {"view": view, "crop": data.crop_scale, "flip": data.flip, "jitter": data.colour_jitter}
@@ -62,14 +70,34 @@ def cached_features(
     def encode(records: np.ndarray) -> Iterator[Tensor]:
         for batch in images(records):
             with torch.inference_mode(), autocast(device, precision):
-                features = model.encode_image(batch.to(device).image_BCHW)
-            assert features is not None
-            yield features.packed()
+                image_BCHW = batch.to(device).image_BCHW
+                assert image_BCHW is not None
+                yield model.kept(image_BCHW)
 
-    count = cache.fill(records, encode)
+    count = _fill(cache, records, encode, ranks, stop)
     which = f"view {view + 1} of {data.views}  " if view else ""
     print(f"features    {cache.folder}  {which}{f'computed for {count:,} images' if count else 'complete'}", flush=True)
     return cache
+
+
+def _fill(cache: FeatureCache, records: np.ndarray, encode: Encode, ranks: Ranks, stop: StopRequest) -> int:
+    """Compute what is missing of `records`, every n-th part by each of n ranks; how many records that were."""
+    with contextlib.ExitStack() as writing:
+        missing: list[int] | None = None
+        if ranks.first:
+            with contextlib.suppress(Stopped), stop.at_once():  # another run may be writing for hours
+                missing = writing.enter_context(cache.missing(records))
+        parts = ranks.same(missing)
+        if parts is None:
+            raise Stopped
+        count, finished = 0, False
+        with contextlib.suppress(Stopped), stop.at_once():
+            count = cache.write(parts[ranks.rank :: ranks.world], encode)
+            finished = True
+        shares = ranks.of_all((count, finished))
+    if not all(finished for _, finished in shares):
+        raise Stopped
+    return sum(count for count, _ in shares)
 
 
 def training_views(
@@ -78,14 +106,16 @@ def training_views(
     task: CaptionTask,
     device: torch.device,
     precision: Precision,
+    ranks: Ranks,
+    stop: StopRequest,
 ) -> list[FeatureCache]:
     """`cached_features` of all images that the run trains and validates on, and of the former's further views."""
-    first = cached_features(config, store, images_of_training(config, store), task, device, precision)
+    first = cached_features(config, store, images_of_training(config, store), task, device, precision, ranks, stop)
     if first is None:
         return []
     train = store.split("train")[: config.run.overfit_images or None]
     further = (
-        cached_features(config, store, train, task, device, precision, view=view)
+        cached_features(config, store, train, task, device, precision, ranks, stop, view=view)
         for view in range(1, config.data.views)
     )
     return [first, *(cache for cache in further if cache is not None)]
@@ -97,8 +127,15 @@ def images_of_training(config: TrainRoot, store: Store) -> np.ndarray:
     return np.concatenate([train, store.split("val")[: config.run.validate_images or None]])
 
 
-def _fingerprint(encoder: VisionEncoder) -> dict[str, Any]:
-    """The encoder's structure and weights, so that no other encoder's features are taken for its own."""
+def _first(encoder: VisionEncoder, stages: int) -> nn.Module:
+    """What an image passes in the first so many stages."""
+    modules = [part for part in encoder.entrance() if isinstance(part, nn.Module)]
+    parameters = [part for part in encoder.entrance() if isinstance(part, nn.Parameter)]
+    return nn.ModuleList([*modules, nn.ParameterList(parameters), *encoder.stages()[:stages]])
+
+
+def _fingerprint(encoder: nn.Module) -> dict[str, Any]:
+    """The structure and weights of an encoder or of a part, so that no other's features are taken for its own."""
     weights = hashlib.sha256()
     for name, tensor in encoder.state_dict().items():
         weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -16,6 +16,7 @@ from velm_cli.data.batch import Batch
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_device, pick_precision, prepare
+from velm_cli.models.packing import Packing
 from velm_cli.models.velm import count_parameters
 from velm_cli.schema import FeatureCaching, Precision, TrainRoot
 from velm_cli.stages.train import build_task, term_weights
@@ -67,8 +68,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
 
 
 def _mean_length(store: Store, tokens) -> float:
-    """Mean number of tokens predicted a training caption (its words and the end token)."""
-    ranges = [store.caption_range(int(index)) for index in store.split("train")]
+    """Mean number of tokens predicted a training caption (its words and the end token); of a stream, a held-out one."""
+    records = store.split("train")
+    ranges = [store.caption_range(int(index)) for index in (records if len(records) else range(len(store)))]
     count = sum(stop - start for start, stop in ranges)
     total = sum(int(tokens.offsets[stop] - tokens.offsets[start]) for start, stop in ranges)
     return total / max(1, count) + 1
@@ -81,10 +83,10 @@ def _one_step(task: CaptionTask, config: TrainRoot, length: int, images: bool) -
     with torch.device("meta"):
         image_BCHW = torch.empty(B, 3, side, side) if images else None
         feature_BSD = None
-        if images and config.data.cache is not FeatureCaching.none:
-            with torch.no_grad():
-                features = task.model.encode_image(image_BCHW)
-            image_BCHW, feature_BSD = None, features.packed() if features else None
+        if image_BCHW is not None and task.model.vision and config.data.cache is not FeatureCaching.none:
+            feature_BSD = task.model.kept(image_BCHW)
+            image_BCHW = None
+        every_M = torch.empty(N * length, dtype=torch.long)
         batch = Batch(
             image_ids=list(range(B)),
             indices=list(range(B)),
@@ -92,7 +94,7 @@ def _one_step(task: CaptionTask, config: TrainRoot, length: int, images: bool) -
             feature_BSD=feature_BSD,
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
-            positions_M=torch.empty(N * length, dtype=torch.long),
+            packing=Packing(every_M, every_M, N, length, B, K * length),
             concepts_BC=torch.empty(B, task.concepts) if images else None,
             num_captions=N,
             num_tokens=N * length,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,14 @@ from omegaconf import OmegaConf
 from velm_cli import compose
 from velm_cli.data.store import Store, store_path
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.engine.device import pick_device, pick_precision, prepare
+from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.folder import mark, open_run, run_path
+from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, stop_on_signals
 from velm_cli.errors import StageError, UserError
-from velm_cli.files import write_json
+from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
-from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, table
+from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, read_summary, table
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
 from velm_cli.models.weights import load_state
 from velm_cli.objectives.weights import Weight
@@ -44,23 +46,40 @@ def run(config: EvaluateRoot) -> float | None:
     if config.dry_run:
         print(f"would caption {len(indices):,} images of {store.path} with {weights}")
         return None
-    digest = _sha256(weights)
-    path = _result_path(config, digest)
-    if (path / "DONE").exists():
-        return _report_again(path)
+    with together(config.run.device) as ranks:
+        digest = ranks.same(_sha256(weights) if ranks.first else "")
+        path = ranks.same(_result_path(config, digest))
+        if (path / "DONE").exists():
+            return _report_again(path)
+        about = {"file": str(weights), "sha256": digest}
+        return _evaluate(config, trained, store, indices, path, ranks, about, submission)
 
-    device = pick_device(config.run.device)
+
+def _evaluate(
+    config: EvaluateRoot,
+    trained: TrainRoot,
+    store: Store,
+    indices: np.ndarray,
+    path: Path,
+    ranks: Ranks,
+    weights: dict[str, str],
+    submission: tuple[str, Path] | None,
+) -> float | None:
+    """Caption on all ranks; score and write on the first."""
+    device = ranks.device
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads)
-    print(f"weights     {weights}\ndata        {store.path}  {config.split}  {len(indices):,} images")
-    with open_run(path, config) as path, stop_on_signals() as stop:
-        write_json(path / "weights.json", {"file": str(weights), "sha256": digest})
+    print(f"weights     {weights['file']}\ndata        {store.path}  {config.split}  {len(indices):,} images")
+    with open_run(path, config, writes=ranks.first), stop_on_signals() as stop:
+        if ranks.first:
+            write_json(path / "weights.json", sealed(weights))
         tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
-        task = _load_task(trained, store, tokenizer, weights, device)
+        task = _load_task(trained, store, tokenizer, Path(weights["file"]), device)
         captions: Captions = {}
+        features = None
         with contextlib.suppress(Stopped):
-            with stop.at_once():
-                features = cached_features(trained, store, indices, task, device, precision)
+            features = cached_features(trained, store, indices, task, device, precision, ranks, stop)
+        if not ranks.any_stopped(stop):
             captions = caption_split(
                 task,
                 store,
@@ -68,15 +87,19 @@ def run(config: EvaluateRoot) -> float | None:
                 indices,
                 decoding=config.decode,
                 image_size=trained.vision.image_size,
-                device=device,
+                ranks=ranks,
                 precision=precision,
                 seed=config.seed,
                 stop=stop,
                 features=features,
             )
-        if stop:
-            mark(path, "PREEMPTED", f"{stop.signal_name} after {len(captions)} images")
-            print(f"stopped by {stop.signal_name}; the same command starts this evaluation again")
+        stopped = ranks.any_stopped(stop)
+        if not ranks.first:
+            return None
+        if stopped:
+            signal = stop.signal_name or "a signal to another process"
+            mark(path, "PREEMPTED", f"{signal} after {len(captions)} images")
+            print(f"stopped by {signal}; the same command starts this evaluation again")
             return None
         if submission:
             _submit(config, submission, captions)
@@ -190,8 +213,8 @@ def _result_path(config: EvaluateRoot, digest: str) -> Path:
 
 def _holds_another(path: Path, config: EvaluateRoot, digest: str) -> bool:
     """Whether the finished evaluation in `path` is of other weights, data, decoding or metrics."""
-    weights = json.loads((path / "weights.json").read_text(encoding="utf-8"))
-    saved = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    weights = _read(path, lambda: read_sealed(path / "weights.json"))
+    saved = OmegaConf.to_container(compose.read_config(path / "config.yaml"))
     asked = OmegaConf.to_container(OmegaConf.create(compose.to_yaml(config)))
     assert isinstance(saved, dict) and isinstance(asked, dict)
     options = ("split", "limit", "seed", "dataset", "decode", "metrics", "eval")
@@ -203,7 +226,7 @@ def _report_again(path: Path) -> float | None:
     if not (path / "scores.json").exists():
         print(f"{path} is complete (fresh=true captions again): {path / 'predictions.json'}")
         return None
-    saved = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+    saved = _read(path, lambda: read_summary(path))
     corpus = {name: saved.get(name) for name in NAMES}
     intervals = {name: saved["intervals"].get(name) for name in NAMES}
     reasons = dict.fromkeys(NAMES, NOT_REQUESTED) | saved["reasons"]
@@ -223,6 +246,13 @@ def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> None:
     facts = score_facts(captions, load_scenes(scenes_file))
     write_json(path / "facts.json", facts)
     print(f"\nfacts that the captions assert, against the drawn scenes\n{facts_table(facts)}")
+
+
+def _read(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); evaluate again with fresh=true") from error
 
 
 def _sha256(path: Path) -> str:

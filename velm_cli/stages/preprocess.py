@@ -6,13 +6,18 @@ import json
 import time
 from collections import Counter
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from velm_cli.data.building import count_splits
+from velm_cli.data.making import build_part, build_store
+from velm_cli.data.parts import parse_part
 from velm_cli.data.readers import read
-from velm_cli.data.store import Store, build_store, read_manifest, store_path
+from velm_cli.data.sources import list_shards
+from velm_cli.data.store import Store, read_manifest, store_path
+from velm_cli.data.stream_store import StreamStore, build_stream
 from velm_cli.data.tokens import Tokens
-from velm_cli.schema import PreprocessRoot
+from velm_cli.schema import PreprocessRoot, WebDatasetConfig
 
 PREVIEWED, PREVIEW_SIDE = 16, 224  # images; pixels
 
@@ -20,22 +25,34 @@ PREVIEWED, PREVIEW_SIDE = 16, 224  # images; pixels
 def run(config: PreprocessRoot) -> float:
     """Build (or continue, or find complete) the store and its tokens; the number of examples in it."""
     start = time.perf_counter()
-    corpus = read(config.dataset)
-    for note in corpus.notes:
-        _say("note", note)
-    if config.dry_run:
-        _say_counts(count_splits(corpus.records, corpus.splits), config.dataset.images)
-        _say_refused(Counter(reason.split(":")[0] for _, reason in corpus.refused), None)
-        _say("dry run", f"nothing written; the store would be {store_path(config.dataset)}")
-        return float(len(corpus.records))
-
     path = store_path(config.dataset)
     was_complete = not config.fresh and read_manifest(path) is not None
-    store = build_store(corpus, config.dataset, config.preprocess, path, fresh=config.fresh)
+    if isinstance(config.dataset, WebDatasetConfig):
+        if config.dry_run:
+            _say("dry run", f"{len(list_shards(config.dataset)):,} shards; nothing read; the store would be {path}")
+            return 0.0
+        store: Store = build_stream(config.dataset, config.preprocess, path, fresh=config.fresh)
+    else:
+        corpus = read(config.dataset)
+        for note in corpus.notes:
+            _say("note", note)
+        if config.dry_run:
+            _say_counts(count_splits(corpus.records, corpus.splits), config.dataset.images)
+            _say_refused(Counter(reason.split(":")[0] for _, reason in corpus.refused), None)
+            _say("dry run", f"nothing written; the store would be {path}")
+            return float(len(corpus.records))
+        if (part := parse_part(config.preprocess.part)) is not None:
+            made, total = build_part(corpus, config.dataset, config.preprocess, path, part, fresh=config.fresh)
+            _say(f"part {part}", f"{made} of its {total} shards made now, all are there" if total else "nothing to do")
+            _say("store", f"{path}: when all parts are done, run the same with preprocess.part=merge")
+            _say("time", f"{time.perf_counter() - start:.1f} s")
+            return float(made)
+        say = partial(_say, "note")
+        store = build_store(corpus, config.dataset, config.preprocess, path, fresh=config.fresh, say=say)
     _say_counts(store.manifest["counts"]["splits"], config.dataset.images)
     rejects = path / "rejects.jsonl"
     _say_refused(_tally(rejects), rejects)
-    if len(store.split("train")):
+    if store.counts["train"]:
         tokens = store.tokens(config.tokenizer)
         longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
         _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
@@ -45,23 +62,26 @@ def run(config: PreprocessRoot) -> float:
             _say("preview", str(_preview(store, tokens, config)))
     else:
         _say("note", "there are no training examples, so this store is for velm eval only")
+    if isinstance(store, StreamStore):
+        _say("shards", f"{len(store.shards):,}, which stay where they are")
     _say("store", f"{path} is complete" if was_complete else str(path))
     _say("hash", store.hash)
     _say("time", f"{time.perf_counter() - start:.1f} s")
-    return float(len(store))
+    return float(sum(store.counts.values()))
 
 
 def _preview(store: Store, tokens: Tokens, config: PreprocessRoot) -> Path:
     """A picture of training samples as a run with the same `data` options sees them."""
     from PIL import Image
 
-    from velm_cli.data.loader import TrainLoader
+    from velm_cli.data.streaming import training_loader
     from velm_cli.report.samples import contact_sheet
 
-    loader = TrainLoader(
+    loader = training_loader(
         store,
         tokens,
         config.data,
+        max_tokens=config.tokenizer.max_tokens,
         batch_size=PREVIEWED,
         image_size=min(PREVIEW_SIDE, config.dataset.image_size),
         mean=(0.0, 0.0, 0.0),

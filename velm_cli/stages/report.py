@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from velm_cli.errors import UserError, did_you_mean
@@ -11,8 +12,9 @@ from velm_cli.report.runs import SCORES, compare, plot, read_run, table
 USAGE = """velm report FOLDER... [metric=CIDEr] [out=PICTURE.png | out=PAGE.html]
 
 One row for every combination of options in which the runs differ; runs that differ in the seed alone are
-averaged. Folders are those of train, finetune or evaluate, such as runs/train/*. A picture shows the
-metric with error bars; a page shows the captions side by side, first those on which the runs differ most.
+averaged. Folders are those of train, finetune or evaluate, such as runs/train/*; those without scores are left out.
+A picture shows the metric with error bars; a page shows the captions side by side, first those on which the runs
+differ most.
 """
 
 
@@ -31,15 +33,22 @@ def main(args: list[str]) -> None:
         raise UserError(f"report metric={metric}: one of {', '.join(SCORES)}")
     if not folders:
         raise UserError("report: give one or more run folders, such as runs/train/*")
-    runs = []
+    runs, left_out = {}, []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"report: {folder} does not exist")
-        runs.append(read_run(folder))
-    differing, rows = compare(runs, metric)
+        try:
+            runs[folder] = read_run(folder)
+        except UserError as error:  # of a sweep that is not through, say
+            left_out.append(str(error))
+    if not runs:
+        raise UserError(left_out[0])
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    differing, rows = compare(list(runs.values()), metric)
     print(table(differing, rows, metric))
     if options.get("out", "").endswith(".html"):
-        compare_page(folders, Path(options["out"]))
+        compare_page(list(runs), Path(options["out"]))
         print(f"written: {options['out']}")
     elif "out" in options:
         plot(differing, rows, Path(options["out"]), metric)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from velm_cli.engine.folder import lock_folder
 from velm_cli.errors import StageError
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import score_captions
@@ -22,6 +23,13 @@ from velm_cli.schema import ScoreRoot
 
 def run(config: ScoreRoot) -> float | None:
     """Returns the CIDEr of `predictions` (None if it was not asked for)."""
+    if config.out is None:
+        return _run(config)
+    with lock_folder(Path(config.out)):
+        return _run(config)
+
+
+def _run(config: ScoreRoot) -> float | None:
     references = read_references(Path(config.references))
     ours = read_predictions(Path(config.predictions))
     images, notes = matched(references.captions, ours, config.mismatch, config.predictions)

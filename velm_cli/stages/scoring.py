@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,15 @@ from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.engine.checkpoint import seed_of
 from velm_cli.engine.device import autocast
 from velm_cli.engine.loop import Run
+from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import fast_cider, score_captions
 from velm_cli.metrics.scores import Scores, language_line, save, table
+from velm_cli.models.decoding import laid_out_for_steps
 from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision
 from velm_cli.tasks.caption import CaptionTask
@@ -34,16 +39,19 @@ def caption_split(
     *,
     decoding: DecodeConfig,
     image_size: int,
-    device: torch.device,
+    ranks: Ranks,
     precision: Precision,
     seed: int,
     stop: StopRequest | None = None,
     progress: bool = True,
     features: FeatureCache | None = None,
 ) -> Captions:
-    """A caption for every record of `indices`, exactly once; fewer only when `stop` is requested."""
-    generator = torch.Generator(device=device).manual_seed(seed)
-    out: Captions = {}
+    """A caption for every record of `indices`, exactly once, on all ranks; fewer only when a stop is requested.
+
+    The batches are shared out among the ranks; which images are captioned together, and so what is written of
+    them, does not depend on how many ranks there are.
+    """
+    own: Captions = {}
     batches = eval_batches(
         store,
         None,
@@ -53,24 +61,35 @@ def caption_split(
         mean=task.image_mean,
         std=task.image_std,
         features=features,
+        rank=ranks.rank,
+        world=ranks.world,
     )
-    with tqdm(total=len(indices), unit="image", desc="captions", disable=None if progress else True) as bar:
-        for batch in batches:
+    disable = None if progress and ranks.first else True
+    few_rows = laid_out_for_steps(task.model) if precision is Precision.fp32 else nullcontext()
+    with few_rows, tqdm(total=len(indices), unit="image", desc="captions", disable=disable) as bar:
+        for number, batch in zip(count(ranks.rank, ranks.world), batches):
             if stop:
                 break
-            with autocast(device, precision):
-                captions = task.describe(batch.to(device), tokenizer, decoding, generator)
-            out.update(zip(batch.image_ids, captions, strict=True))
-            bar.update(len(captions))
-    assert stop or len(out) == len(indices), "an image was captioned twice or not at all"
-    return out
+            generator = torch.Generator(device=ranks.device).manual_seed(seed_of(seed, number))
+            with autocast(ranks.device, precision):
+                captions = task.describe(batch.to(ranks.device), tokenizer, decoding, generator)
+            own.update(zip(batch.image_ids, captions, strict=True))
+            bar.update(ranks.world * len(captions))
+    parts = ranks.of_all((own, bool(stop)))
+    together = {image: caption for part, _ in parts for image, caption in part.items()}
+    assert len(together) == sum(len(part) for part, _ in parts), "an image was captioned twice"
+    assert any(stopped for _, stopped in parts) or len(together) == len(indices), "an image was not captioned"
+    ids = (store.image_id(int(index)) for index in indices)
+    return {image: together[image] for image in ids if image in together}
 
 
 def references(store: Store, indices: np.ndarray) -> dict[Any, list[str]]:
     return {store.image_id(int(index)): store.captions(int(index)) for index in indices}
 
 
-def validation_figures(run: Run, store: Store, tokens: Tokens, step: int, stop: StopRequest) -> dict[str, float]:
+def validation_figures(
+    run: Run, task: CaptionTask, store: Store, tokens: Tokens, step: int, stop: StopRequest
+) -> dict[str, float]:
     """Loss (next token, nats a token) and CIDEr of greedy captions on the validation images."""
     config = run.config
     part = "train" if config.run.overfit_images else "val"
@@ -78,56 +97,61 @@ def validation_figures(run: Run, store: Store, tokens: Tokens, step: int, stop: 
     indices = store.split(part)[:limit]
     if not len(indices):
         return {}
-    figures = _validation_losses(run, store, tokens, indices, stop)
-    if store.has_images and run.task.generates:
+    figures = _validation_losses(run, task, store, tokens, indices, stop)
+    if store.has_images and task.generates:
         greedy = DecodeConfig(batch_size=config.decode.batch_size, max_length=config.decode.max_length)
         captions = caption_split(
-            run.task,
+            task,
             store,
             tokens.tokenizer,
             indices,
             decoding=greedy,
             image_size=config.vision.image_size,
-            device=run.device,
+            ranks=run.ranks,
             precision=run.precision,
             seed=config.seed,
             stop=stop,
             progress=False,
             features=run.features,
         )
-        if not stop:
+        if not run.ranks.any_stopped(stop):
             figures["cider"] = fast_cider(references(store, indices), captions)
-            shown = stored_images(store, indices[:12], captions)
-            contact_sheet(shown, run.folder / "samples" / f"step-{step:08d}.png")
+            if run.ranks.first:
+                shown = stored_images(store, indices[:12], captions)
+                contact_sheet(shown, run.folder / "samples" / f"step-{step:08d}.png")
     return figures
 
 
 def _validation_losses(
-    run: Run, store: Store, tokens: Tokens, indices: np.ndarray, stop: StopRequest
+    run: Run, task: CaptionTask, store: Store, tokens: Tokens, indices: np.ndarray, stop: StopRequest
 ) -> dict[str, float]:
     """The mean of each objective over the images, unweighted; `loss` is the text's, or their sum."""
     active = frozenset(name for name, weight in run.weights.items() if not weight.always_zero)
-    sums = dict.fromkeys(sorted(active), 0.0)
-    counts = dict.fromkeys(sorted(active), 0)
-    for batch in eval_batches(
+    own: dict[int, dict[str, tuple[float, int]]] = {}  # by the number of the batch
+    batches = eval_batches(
         store,
         tokens,
         indices,
         batch_size=run.config.run.batch_size,
         image_size=run.config.vision.image_size,
-        mean=run.task.image_mean,
-        std=run.task.image_std,
-        num_concepts=run.task.concepts,
+        mean=task.image_mean,
+        std=task.image_std,
+        num_concepts=task.concepts,
         captions_per_image=run.config.data.captions_per_image,
         features=run.features,
-    ):
+        rank=run.ranks.rank,
+        world=run.ranks.world,
+    )
+    for number, batch in zip(count(run.ranks.rank, run.ranks.world), batches):
         if stop:
             break
         with torch.inference_mode(), autocast(run.device, run.precision):
-            terms = run.task(batch.to(run.device), active)
-        for name, term in terms.items():
-            sums[name] += float(term.sum)
-            counts[name] += term.count
+            terms = task(batch.to(run.device), active)
+        own[number] = {name: (float(term.sum), term.count) for name, term in terms.items()}
+    # Added in the order of the batches, whoever computed them: the same bits on any number of ranks.
+    by_number = sorted(item for part in run.ranks.of_all(own) for item in part.items())
+    sums = {name: sum(terms[name][0] for _, terms in by_number) for name in sorted(active)}
+    counts = {name: sum(terms[name][1] for _, terms in by_number) for name in sorted(active)}
     losses = {f"loss_{name}": sums[name] / max(1, counts[name]) for name in sums}
     return {"loss": losses.get("loss_text", sum(losses.values()))} | (losses if len(losses) > 1 else {})
 
@@ -151,7 +175,9 @@ def score_and_save(
         return None
     if len(by_id) < len(captions):
         print(f"note: {len(captions) - len(by_id):,} images have no references and are captioned only")
-    training = [caption for i in store.split("train") for caption in store.captions(int(i))] if trained_on else None
+    training = None
+    if trained_on and len(train := store.split("train")):  # a store of streamed shards has none at hand
+        training = [caption for i in train for caption in store.captions(int(i))]
     record = {store.image_id(i): i for i in captioned}
     scores = score_captions(
         by_id,
@@ -160,7 +186,7 @@ def score_and_save(
         training=training,
         read_image=lambda image: store.image_bytes(record[image]),
     )
-    save(scores, folder)
+    save(scores, folder, beside=["predictions.json"])
     print(f"\n{title}  {len(by_id):,} images\n{table(scores)}\n{language_line(scores.language)}")
     for warning in scores.warnings:
         print(f"note: {warning}")

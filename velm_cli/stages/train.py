@@ -9,15 +9,18 @@ import torch
 from velm_cli import compose
 from velm_cli.data.loader import TrainLoader
 from velm_cli.data.store import Store, Tokens, store_path
+from velm_cli.data.streaming import StreamLoader, training_loader
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.engine.checkpoint import Progress, load_newest
+from velm_cli.engine.checkpoint import Checkpoints, Progress, seed_of
 from velm_cli.engine.compiling import as_written, compile_model
-from velm_cli.engine.device import pick_device, pick_precision, prepare
+from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.folder import keep_lines_until, mark, open_run, run_path
-from velm_cli.engine.loop import Run, fit
+from velm_cli.engine.loop import Run, fit, is_over
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, build_optimizer
+from velm_cli.engine.parallel import Replica, load_whole, whole_tensors
 from velm_cli.engine.profile import StepProfiler
+from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
 from velm_cli.errors import UserError
 from velm_cli.models.hub import load_config
@@ -43,16 +46,22 @@ def run(config: TrainRoot) -> float | None:
 
         estimate(config, store, tokenizer)
         return None
-    tokens = (
-        store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
-    )
-    path = run_path(config)
-    with open_run(path, config), stop_on_signals() as stop:
-        return _train(config, store, tokens, path, stop)
+    with together(config.run.device) as ranks:
+        with ranks.first_goes_first():
+            tokens = (
+                store.tokens(config.tokenizer)
+                if tokenizer is None
+                else store.encode(tokenizer, config.tokenizer.max_tokens)
+            )
+        path = ranks.same(run_path(config))
+        with open_run(path, config, writes=ranks.first), stop_on_signals() as stop:
+            return _train(config, store, tokens, path, stop, ranks)
 
 
-def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: StopRequest) -> float | None:
-    device = pick_device(config.run.device)
+def _train(
+    config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: StopRequest, ranks: Ranks
+) -> float | None:
+    device = ranks.device
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads)
     torch.manual_seed(config.seed)
@@ -63,17 +72,22 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
     if config.loss.text is TextLoss.self_critical:
         task.critic = critic(config, store, tokens, device)
     try:
-        with stop.at_once():
-            views = training_views(config, store, task, device, precision)
+        views = training_views(config, store, task, device, precision, ranks, stop)
     except Stopped:
-        mark(path, "PREEMPTED", f"{stop.signal_name} while features were computed")
-        print(f"stopped by {stop.signal_name}; the same command goes on with the next features")
+        signal = stop.signal_name or "a signal to another process"
+        if ranks.first:
+            mark(path, "PREEMPTED", f"{signal} while features were computed")
+        print(f"stopped by {signal}; the same command goes on with the next features")
         return None
     compile_model(task.model, config.run.compile, device)
-    loader = TrainLoader(
+    replica = Replica(task, ranks, config.run.parallel)
+    if ranks.rank:  # the weights were the same everywhere; dropout is each rank's own
+        torch.manual_seed(seed_of(config.seed, ranks.rank))
+    loader = training_loader(
         store,
         tokens,
         config.data,
+        max_tokens=config.tokenizer.max_tokens,
         batch_size=config.run.batch_size,
         image_size=config.vision.image_size if task.model.vision else None,
         mean=task.image_mean,
@@ -82,46 +96,58 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
         seed=config.seed,
         limit=config.run.overfit_images,
         features=views,
+        rank=ranks.rank,
+        world=ranks.world,
+        even="joint" in weights and not weights["joint"].always_zero,  # it puts the ranks' rows together
     )
     run = Run(
         config=config,
         folder=path,
         task=task,
+        ranks=ranks,
+        replica=replica,
+        checkpoints=Checkpoints(
+            path / "checkpoints",
+            ranks,
+            keep=config.run.keep_checkpoints,
+            keep_every=config.run.keep_every,
+            background=config.run.async_checkpoints,
+        ),
         features=views[0] if views else None,
         optimizer=build_optimizer(task, config.optim),
         ema=Ema(task, config.run.ema_decay) if config.run.ema_decay else None,
         weights=weights,
         own_words=parse_weight("loss.scheduled_sampling", config.loss.scheduled_sampling),
         steps_per_epoch=loader.batches_per_epoch / config.run.accumulation,
-        device=device,
         precision=precision,
         progress=Progress(),
         meter=Meter(device, precision),
-        profiler=StepProfiler(path / "profile", device) if config.run.profile else None,
+        profiler=StepProfiler(path / "profile", device) if config.run.profile and ranks.first else None,
     )
-    progress, damaged = load_newest(path / "checkpoints", task=task, optimizer=run.optimizer, ema=run.ema)
+    progress, damaged = run.checkpoints.load_newest(task, run.optimizer, run.ema)
     if progress is not None:
         run.progress = progress
         notes = [f"resumed at step {progress.step}"]
-    keep_lines_until(path / "metrics.jsonl", run.progress.step)
-    tokens.tokenizer.save(path / "tokenizer")
+    if ranks.first:
+        keep_lines_until(path / "metrics.jsonl", run.progress.step)
+        tokens.tokenizer.save(path / "tokenizer")
     for line in [*_headline(run, store, tokens, loader), *damaged, *notes]:
         print(line, flush=True)
 
     observer = Observer(
-        path,
+        path if ranks.first else None,
         max_steps=config.run.max_steps,
         step=run.progress.step,
         tensorboard=config.run.tensorboard,
-        utilisation=run.meter.utilisation,
+        utilisation=lambda captions_per_s: run.meter.utilisation(captions_per_s / ranks.world),
     )
-    if not (path / "metrics.jsonl").stat().st_size:
+    if ranks.first and not (path / "metrics.jsonl").stat().st_size:
         sizes = {"parameters": count_parameters(task), "trained": count_parameters(task, trainable=True)}
         observer.record("start", 0, sizes)
 
-    def validate(step: int, stop: StopRequest) -> dict[str, float]:
+    def validate(task: CaptionTask, step: int, stop: StopRequest) -> dict[str, float]:
         with as_written(config.run.compile):
-            return validation_figures(run, store, tokens, step, stop)
+            return validation_figures(run, task, store, tokens, step, stop)
 
     batches = loader.batches(start=run.progress.step * config.run.accumulation)
     try:
@@ -138,9 +164,11 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
             run.profiler.finish()
             print(f"profile     {run.profiler.outcome}")
         observer.close()
-    if stop and run.progress.step < config.run.max_steps and not run.progress.stopped_early:
-        mark(path, "PREEMPTED", f"{stop.signal_name} at step {run.progress.step}")
-        print(f"stopped by {stop.signal_name} at step {run.progress.step}; the same command goes on from there")
+    if not is_over(run):
+        if ranks.first:
+            signal = stop.signal_name or "a signal to another process"
+            mark(path, "PREEMPTED", f"{signal} at step {run.progress.step}")
+            print(f"stopped by {signal} at step {run.progress.step}; the same command goes on from there")
         return run.progress.best
     with as_written(config.run.compile):
         _finish(run, store, tokens)
@@ -149,33 +177,34 @@ def _train(config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: St
 
 def _finish(run: Run, store: Store, tokens: Tokens) -> None:
     """Last weights under their final name, the validation split scored with the best ones, DONE."""
-    path, config = run.folder, run.config
+    path, config, ranks = run.folder, run.config, run.ranks
     if run.ema is not None:
         run.ema.swap()
-    save_state(run.task.state_dict(), path / "model.safetensors")
-    if not run.task.generates or not len(store.split("val")):
+    weights = whole_tensors(run.task.state_dict(), ranks)
+    if ranks.first:
+        save_state(weights, path / "model.safetensors")
+    if run.task.generates and store.has_images and len(store.split("val")):
+        if (path / "best.safetensors").exists():
+            load_whole(run.task, load_state(path / "best.safetensors"))
+        run.task.eval()
+        with run.replica.undivided() as task:
+            captions = caption_split(
+                task,
+                store,
+                tokens.tokenizer,
+                store.split("val")[: config.run.validate_images or None],
+                decoding=config.decode,
+                image_size=config.vision.image_size,
+                ranks=ranks,
+                precision=run.precision,
+                seed=config.seed,
+                features=run.features,
+            )
+        if ranks.first:
+            score_and_save(captions, store, config.metrics, path, title=f"{path}  val", trained_on=True)
+    if ranks.first:
         mark(path, "DONE")
         print(f"done: {path}")
-        return
-    if (path / "best.safetensors").exists():
-        run.task.load_state_dict(load_state(path / "best.safetensors"))
-    run.task.eval()
-    if store.has_images:
-        captions = caption_split(
-            run.task,
-            store,
-            tokens.tokenizer,
-            store.split("val")[: config.run.validate_images or None],
-            decoding=config.decode,
-            image_size=config.vision.image_size,
-            device=run.device,
-            precision=run.precision,
-            seed=config.seed,
-            features=run.features,
-        )
-        score_and_save(captions, store, config.metrics, path, title=f"{path}  val", trained_on=True)
-    mark(path, "DONE")
-    print(f"done: {path}")
 
 
 def term_weights(config: TrainRoot) -> dict[str, Weight]:
@@ -296,17 +325,20 @@ def _left_out(wanted: list[str], fitting: dict) -> str:
     return f" (from scratch: {', '.join(missing)})" if missing else ""
 
 
-def _headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader) -> list[str]:
+def _headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader) -> list[str]:
     """What is about to happen, in figures."""
     config = run.config
     trainable, total = count_parameters(run.task, trainable=True), count_parameters(run.task)
     parts = {name: getattr(run.task.model, name) for name in ("vision", "text", "fusion")}
     sizes = ", ".join(f"{name} {count_parameters(part) / 1e6:.2f} M" for name, part in parts.items() if part)
+    where = str(run.device)
+    if run.ranks.world > 1:
+        where = f"{run.ranks.world} processes ({config.run.parallel.value}), {run.device.type}"
     return [
         f"run         {run.folder}",
         f"data        {store.path}  {store.counts['train']:,} training images, "
         f"vocabulary {tokens.tokenizer.vocab_size:,}",
         f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
-        f"({run.steps_per_epoch:.1f} steps an epoch) on {run.device}, {run.precision.value}",
+        f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
     ]

@@ -1,0 +1,143 @@
+"""Options of data sets, of preprocessing them and of reading them."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Missing(Enum):
+    """What to do with an annotated image whose file is absent (it is counted in any case)."""
+
+    auto = "auto"  # error, but skip where the captions come from the complete official set in the jar
+    error = "error"
+    skip = "skip"
+
+
+class Damaged(Enum):
+    """What to do with a shard that cannot be read to its end, again and again (it is named in any case)."""
+
+    error = "error"
+    skip = "skip"
+
+
+class CocoSplit(Enum):
+    karpathy = "karpathy"
+    official2014 = "official2014"
+    official2017 = "official2017"
+
+
+class TokenizerKind(Enum):
+    word = "word"
+    bpe = "bpe"
+    wordpiece = "wordpiece"
+    pretrained = "pretrained"
+
+
+class FeatureCaching(Enum):
+    none = "none"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+@dataclass
+class DatasetConfig:
+    kind: str = MISSING  # which reader
+    root: str | None = None  # folder with the images and annotations
+    store: str | None = None  # folder of the preprocessed store; null = stores/<dataset>
+    images: bool = True  # false: captions only, for language-model training
+    missing: Missing = Missing.auto  # annotated images that are absent: error | skip | auto
+    image_size: int = 256  # shorter side of the stored images, pixels
+    image_quality: int = 90  # JPEG quality of the stored images
+    max_pixels: int = 178_956_970  # refuse images with more pixels than this (decompression bombs)
+
+
+@dataclass
+class ShapesConfig(DatasetConfig):
+    kind: str = "shapes"
+    root: str | None = "data/shapes"  # where the drawn scenes are written
+    image_size: int = 64  # shorter side of the stored images, pixels
+    image_quality: int = 95  # JPEG quality of the stored images
+    num_train: int = 5000  # scenes to train on
+    num_val: int = 100  # scenes to validate on
+    num_test: int = 100  # scenes with kinds of objects (size, colour, shape) that training never shows
+    draw_seed: int = 0  # the scenes are a pure function of this and the numbers above
+
+
+@dataclass
+class CocoConfig(DatasetConfig):
+    kind: str = "coco"
+    split: CocoSplit = CocoSplit.karpathy  # karpathy | official2014 | official2017
+    split_file: str | None = None  # dataset_coco.json, or a json(.gz) of image ids by part
+
+
+@dataclass
+class FlickrConfig(DatasetConfig):
+    kind: str = "flickr"
+    release: str = "flickr8k"  # flickr8k | flickr30k: names the store
+    split_file: str | None = None  # Karpathy's dataset_flickr*.json, if not found in root
+
+
+@dataclass
+class ManifestConfig(DatasetConfig):
+    kind: str = "manifest"
+    file: str | None = None  # JSON lines {"image": path, "captions": [...], "split": "train"}; COCO's JSON, to test on
+
+
+@dataclass
+class FolderConfig(DatasetConfig):
+    kind: str = "folder"
+    val_fraction: float = 0.05  # share of images held out for validation where no folder says so
+    test_fraction: float = 0.05  # share held out for testing
+
+
+@dataclass
+class WebDatasetConfig(DatasetConfig):
+    kind: str = "webdataset"
+    urls: Any = (
+        None  # tar shards: path, URL or pipe:COMMAND, with {00000..00099} or *; a list; a folder; a .txt of them
+    )
+    val_urls: Any = None  # shards to validate on, in the same forms
+    num_val: int = 500  # samples held out where no shard is for validation: the first, at most a twentieth of all
+    caption_key: str | None = None  # field of KEY.json with the caption(s); null = captions, KEY.txt or caption
+    vocabulary: int = 1_000_000  # training samples, spread over all shards, whose captions make vocabulary and concepts
+    shuffle: int = 4096  # samples that are in memory and in random order together, over all processes
+    lanes: int = 0  # parts of an epoch that are read side by side, shared by the processes; 0 = up to 16
+    retries: int = 3  # further tries of a source that fails, after 1, 2, 4 ... seconds (local files: none)
+    damaged: Damaged = Damaged.error  # shards that stay unreadable: error | skip (training repeats others instead)
+    pipes: bool = False  # let pipe:COMMAND sources run their commands; no saved config can say so
+
+
+@dataclass
+class TokenizerConfig:
+    kind: TokenizerKind = TokenizerKind.word
+    min_count: int = 5  # word: words seen less often become <unk>
+    vocab_size: int = 8000  # bpe, wordpiece: size of the vocabulary
+    name: str | None = None  # pretrained: hub name or local folder
+    max_tokens: int = 40  # longer captions are cut here when tokenised
+
+
+@dataclass
+class PreprocessConfig:
+    workers: int = 0  # processes; 0 = one a core
+    shard_images: int = 1000  # images a tar shard
+    num_concepts: int = 1000  # most frequent content words of the training captions, for L_image
+    part: str | None = (
+        None  # i/n: only the i-th of n shares of the shards, in an array job; merge: only check and finish
+    )
+    seconds_per_image: float = (
+        60  # of a core; an image that takes longer to decode is refused (10 times as many by the clock)
+    )
+    memory_per_image: float = 4  # GB a worker may allocate for an image; one that needs more is refused (Linux)
+
+
+@dataclass
+class DataConfig:
+    captions_per_image: int = 5  # captions drawn an image and step; the image is encoded once for all
+    crop_scale: float = 1.0  # smallest share of the area a random crop keeps; 1 = no random crop
+    flip: bool = False  # mirror half of the images (never where captions may say left or right)
+    colour_jitter: float = 0.0  # brightness, contrast and saturation change by factors from 1 - this to 1 + this
+    workers: int = 0  # threads that read images ahead; the order of samples does not depend on it
+    cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: what frozen layers say of images, computed once
+    views: int = 1  # of each training image in the cache: the first as it is, the others augmented; an epoch takes one

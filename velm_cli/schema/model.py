@@ -1,0 +1,214 @@
+"""Options of vision encoders, text encoders and fusions."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class VisionOutput(Enum):
+    grid = "grid"
+    pooled = "pooled"
+
+
+class SumWeights(Enum):
+    scalar = "scalar"
+    dimension = "dimension"
+    gate = "gate"
+
+
+class AttentionScore(Enum):
+    dot = "dot"
+    additive = "additive"
+
+
+class PrefixMapper(Enum):
+    mlp = "mlp"
+    transformer = "transformer"
+    tokens = "tokens"
+
+
+@dataclass
+class VisionConfig:
+    kind: str = MISSING
+    image_size: int = 224  # input side, pixels
+    weights: str = "none"  # pretrained | none | path of a state dict (.safetensors)
+    freeze: str = "none"  # none | all | first:n (the first n stages or blocks, with positions and norms before them)
+    output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token an image
+
+
+@dataclass
+class NoVisionConfig(VisionConfig):
+    kind: str = "none"
+
+
+@dataclass
+class ViTConfig(VisionConfig):
+    kind: str = "vit"
+    image_size: int = 64  # input side, pixels
+    patch_size: int = 8  # side of the square that becomes one token, pixels
+    width: int = 128  # size of the tokens
+    layers: int = 4  # transformer blocks
+    heads: int = 4  # attention heads
+    dropout: float = 0.0  # within the blocks
+    conv_stem: bool = True  # 3x3 convolutions before the patches: trains faster from scratch
+
+
+@dataclass
+class ConvNetConfig(VisionConfig):
+    kind: str = "convnet"
+    image_size: int = 64  # input side, pixels
+    width: int = 128  # size of the tokens: channels of the last stage
+    stages: int = 3  # each halves the sides: 64 pixels and 3 stages make 8 x 8 tokens
+
+
+@dataclass
+class TorchvisionConfig(VisionConfig):
+    kind: str = "torchvision"
+    net: str = "resnet50"  # torchvision's name of the classifier
+    weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
+    layer: int = 0  # stop after so many stages or blocks; 0 = all
+
+
+@dataclass
+class TransformersVisionConfig(VisionConfig):
+    kind: str = "transformers"
+    name: str = ""  # folder of a transformers model, or a hub name
+    weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
+    layer: int = 0  # stop after so many blocks; 0 = all
+
+
+@dataclass
+class RegionsConfig(VisionConfig):
+    kind: str = "regions"
+    net: str = "fasterrcnn_resnet50_fpn"  # torchvision's name of the detector
+    weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
+    freeze: str = "all"  # none | all | first:n
+    regions: int = 36  # boxes an image: the surest
+
+
+@dataclass
+class TextConfig:
+    kind: str = MISSING
+    freeze: str = "none"  # none | all
+
+
+@dataclass
+class ScratchTextConfig(TextConfig):
+    width: int = 128  # size of embeddings and states
+    layers: int = 2  # transformer blocks or recurrent layers
+    dropout: float = 0.1  # of embeddings and within the layers
+    vectors: str | None = None  # word vectors in GloVe's text format, of `width` numbers, to start from
+
+
+@dataclass
+class TransformerConfig(ScratchTextConfig):
+    kind: str = "transformer"
+    heads: int = 4  # attention heads
+
+
+@dataclass
+class LSTMConfig(ScratchTextConfig):
+    kind: str = "lstm"
+    layers: int = 1  # recurrent layers
+
+
+@dataclass
+class GRUConfig(ScratchTextConfig):
+    kind: str = "gru"
+    layers: int = 1  # recurrent layers
+
+
+@dataclass
+class PretrainedTextConfig(TextConfig):
+    name: str = ""  # folder of a transformers model, or a hub name; its tokenizer is used too
+    weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
+    lora_rank: int = 0  # train low-rank updates of this rank and nothing else of it; 0 = none
+
+
+@dataclass
+class CausalLMConfig(PretrainedTextConfig):
+    kind: str = "causal_lm"
+
+
+@dataclass
+class BertConfig(PretrainedTextConfig):
+    kind: str = "bert"
+
+
+@dataclass
+class FusionConfig:
+    kind: str = MISSING
+    dropout: float = 0.1  # within the fusion
+
+
+@dataclass
+class NoFusionConfig(FusionConfig):
+    kind: str = "none"
+
+
+@dataclass
+class ConcatConfig(FusionConfig):
+    kind: str = "concat"
+
+
+@dataclass
+class AddConfig(FusionConfig):
+    kind: str = "add"
+
+
+@dataclass
+class MultiplyConfig(FusionConfig):
+    kind: str = "multiply"
+
+
+@dataclass
+class WeightedSumConfig(FusionConfig):
+    kind: str = "weighted_sum"
+    weights: SumWeights = SumWeights.dimension  # scalar | dimension | gate (for every token and dimension)
+
+
+@dataclass
+class AttentionConfig(FusionConfig):
+    kind: str = "attention"
+    score: AttentionScore = AttentionScore.dot  # dot (scaled dot product) | additive
+    heads: int = 4  # attention heads of `dot`
+    width: int = 128  # inner width of `additive`
+
+
+@dataclass
+class CrossModalConfig(FusionConfig):
+    kind: str = "cross_modal"
+    layers: int = 2  # transformer blocks with cross-attention
+    heads: int = 4  # attention heads
+
+
+@dataclass
+class CoAttentionConfig(FusionConfig):
+    kind: str = "co_attention"
+    layers: int = 2  # pairs of transformer blocks, one a stream
+    heads: int = 4  # attention heads
+
+
+@dataclass
+class PrefixConfig(FusionConfig):
+    kind: str = "prefix"
+    mapper: PrefixMapper = PrefixMapper.mlp  # mlp | transformer | tokens (every image token becomes one)
+    length: int = 10  # positions before the text, of `mlp` and `transformer`
+    layers: int = 2  # blocks of `transformer`
+    heads: int = 4  # attention heads of `transformer`
+
+
+@dataclass
+class GatedConfig(FusionConfig):
+    kind: str = "gated"
+    every: int = 1  # gated cross-attention before every so many layers of the text encoder
+    heads: int = 4  # attention heads
+
+
+@dataclass
+class ExternalFusionConfig(FusionConfig):
+    kind: str = "external"
+    name: str = ""  # entry point of the group velm.fusions, of any installed package
+    options: dict[str, Any] = field(default_factory=dict)  # what its class is given

@@ -1,0 +1,219 @@
+"""What each command takes, and which dataclass each choice of a group has."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+from velm_cli.schema.data import (
+    CocoConfig,
+    DataConfig,
+    DatasetConfig,
+    FlickrConfig,
+    FolderConfig,
+    ManifestConfig,
+    PreprocessConfig,
+    ShapesConfig,
+    TokenizerConfig,
+    WebDatasetConfig,
+)
+from velm_cli.schema.model import (
+    AddConfig,
+    AttentionConfig,
+    BertConfig,
+    CausalLMConfig,
+    CoAttentionConfig,
+    ConcatConfig,
+    ConvNetConfig,
+    CrossModalConfig,
+    ExternalFusionConfig,
+    FusionConfig,
+    GatedConfig,
+    GRUConfig,
+    LSTMConfig,
+    MultiplyConfig,
+    NoFusionConfig,
+    NoVisionConfig,
+    PrefixConfig,
+    RegionsConfig,
+    TextConfig,
+    TorchvisionConfig,
+    TransformerConfig,
+    TransformersVisionConfig,
+    VisionConfig,
+    ViTConfig,
+    WeightedSumConfig,
+)
+from velm_cli.schema.training import (
+    CaptionTaskConfig,
+    DecodeConfig,
+    InitConfig,
+    LossConfig,
+    MetricsConfig,
+    OptimConfig,
+    RunConfig,
+    TaskConfig,
+)
+
+
+class Mismatch(Enum):
+    """What to do with images that two files do not both have exactly once."""
+
+    error = "error"
+    ignore = "ignore"
+
+
+class Submission(Enum):
+    none = "none"
+    coco = "coco"
+    nocaps = "nocaps"
+
+
+@dataclass
+class PreprocessRoot:
+    stage: str = "preprocess"
+    fresh: bool = False  # rebuild the store even if it is complete
+    dry_run: bool = False  # read and count, write nothing
+    dataset: DatasetConfig = MISSING
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    preview: bool = False  # also write preview.png: 16 training samples as the `data` options augment them
+    data: DataConfig = field(default_factory=DataConfig)
+    experiment: Any = None
+
+
+@dataclass
+class TrainRoot:
+    stage: str = "train"
+    name: str | None = None  # run folder runs/STAGE/NAME; null = named by the choices made
+    seed: int = 0  # of the initial weights, the order of the data, dropout and augmentation
+    fresh: bool = False  # start over in a new folder instead of resuming
+    dry_run: bool = False  # validate, print sizes and estimates, train nothing
+    dataset: DatasetConfig = MISSING
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    vision: VisionConfig = MISSING
+    text: TextConfig = MISSING
+    fusion: FusionConfig = MISSING
+    task: TaskConfig = MISSING
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    experiment: Any = None
+    debug: Any = None
+
+
+@dataclass
+class FinetuneRoot(TrainRoot):
+    stage: str = "finetune"
+    checkpoint: str = MISSING  # run folder (or its .safetensors) whose weights training starts from
+
+
+@dataclass
+class ReportConfig:
+    page: bool = True  # write report.html: scores, curves and a gallery of every image
+    attention: int = 100  # images that it shows with where the model looked for each word
+
+
+@dataclass
+class EvalConfig:
+    submit: Submission = Submission.none  # also write the file that a server takes: none | coco | nocaps
+    system: str = "velm"  # the system's name in the name of that file
+
+
+@dataclass
+class EvaluateRoot:
+    stage: str = "evaluate"
+    checkpoint: str = MISSING  # run folder, or a .safetensors file inside one
+    split: str = "test"  # which part of the data set: train | val | test
+    limit: int = 0  # evaluate only the first so many images; 0 = all
+    name: str | None = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
+    seed: int = 0  # nucleus sampling
+    fresh: bool = False  # evaluate again in a new folder
+    dry_run: bool = False  # check everything, caption nothing
+    dataset: DatasetConfig = MISSING
+    run: RunConfig = field(default_factory=RunConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    experiment: Any = None
+
+
+@dataclass
+class ScoreRoot:
+    stage: str = "score"
+    predictions: str = MISSING  # [{"image_id", "caption"}, ...] in JSON (COCO's results) or JSON lines
+    references: str = MISSING  # COCO's captions file, or JSON lines of {"image_id", "captions": [...]}
+    vs: str | None = None  # another system's predictions: paired tests against it
+    out: str | None = None  # folder for scores.json, per_image.jsonl and report.html
+    mismatch: Mismatch = Mismatch.error  # images not exactly once in each file: error | ignore
+    training: str | None = None  # captions that the system learned from, as in `references`: how many are new?
+    instances: str | None = None  # COCO's instances_*.json: which objects are named but not in the image (CHAIR)?
+    images: str | None = None  # folder of the images, for the report
+    save_df: str | None = None  # write the references' document frequencies to this .npz (metrics.df=FILE reads it)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+
+@dataclass
+class DoctorRoot:
+    stage: str = "doctor"
+    fix: str | None = None  # spice: fetch what SPICE lacks
+    folder: str | None = None  # take the files of the fix from this folder instead of the network
+    store: str | None = None  # read every byte of this store and compare the checksums; nothing else is examined
+
+
+ROOTS: dict[str, type] = {
+    "preprocess": PreprocessRoot,
+    "train": TrainRoot,
+    "finetune": FinetuneRoot,
+    "evaluate": EvaluateRoot,
+    "score": ScoreRoot,
+    "doctor": DoctorRoot,
+}
+
+# Groups whose dataclass depends on the choice: group -> kind -> dataclass.
+KINDS: dict[str, dict[str, type]] = {
+    "dataset": {
+        "shapes": ShapesConfig,
+        "coco": CocoConfig,
+        "flickr": FlickrConfig,
+        "manifest": ManifestConfig,
+        "folder": FolderConfig,
+        "webdataset": WebDatasetConfig,
+    },
+    "vision": {
+        "none": NoVisionConfig,
+        "convnet": ConvNetConfig,
+        "vit": ViTConfig,
+        "torchvision": TorchvisionConfig,
+        "transformers": TransformersVisionConfig,
+        "regions": RegionsConfig,
+    },
+    "text": {
+        "transformer": TransformerConfig,
+        "lstm": LSTMConfig,
+        "gru": GRUConfig,
+        "causal_lm": CausalLMConfig,
+        "bert": BertConfig,
+    },
+    "fusion": {
+        "none": NoFusionConfig,
+        "concat": ConcatConfig,
+        "add": AddConfig,
+        "multiply": MultiplyConfig,
+        "weighted_sum": WeightedSumConfig,
+        "attention": AttentionConfig,
+        "cross_modal": CrossModalConfig,
+        "co_attention": CoAttentionConfig,
+        "prefix": PrefixConfig,
+        "gated": GatedConfig,
+        "external": ExternalFusionConfig,
+    },
+    "task": {"caption": CaptionTaskConfig},
+}
