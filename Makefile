@@ -22,10 +22,10 @@ demo: $(READY)  ## preprocess, train, finetune and evaluate on the embedded data
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
 
 test: $(READY)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n 2 -m 'not slow' tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow' --durations 10 tests
 
 test-all: $(READY)  ## all tests
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 check: $(READY)  ## format, lint, types, configs, imports: seconds
 	$(BIN)/ruff format --check .
@@ -43,6 +43,7 @@ bench: $(READY)  ## speed on this machine, beside other tools: an hour; writes d
 	$(BIN)/python scripts/bench_images.py --out docs/bench/images.json
 	$(BIN)/python scripts/bench_cache.py --out docs/bench/cache.json
 	$(BIN)/python scripts/bench_start.py --out docs/bench/start.json
+	$(BIN)/python scripts/bench_store.py --out docs/bench/store.json
 	$(BIN)/python scripts/bench_page.py
 
 gpu-check: $(READY)  ## right and fast on this machine's GPUs? parity, bf16, compile, NCCL, speed

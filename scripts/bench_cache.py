@@ -36,7 +36,8 @@ from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import TrainLoader
 from velm_cli.data.store import Store
 from velm_cli.engine.device import prepare
-from velm_cli.engine.loop import Run, train_step
+from velm_cli.engine.loop import Run
+from velm_cli.engine.signals import StopRequest
 from velm_cli.models.velm import VelmModel
 from velm_cli.stages.encoding import cached_features
 from velm_cli.tasks.caption import CaptionTask
@@ -88,7 +89,7 @@ def epoch_of(loader: TrainLoader, number: int) -> Iterable[Batch]:
 
 def train(run: Run, batches: Iterable[Batch]) -> None:
     for batch in batches:
-        train_step(run, 500, [batch])
+        benching.step(run, batch)
 
 
 def main() -> int:
@@ -107,7 +108,9 @@ def main() -> int:
         pictures = bench_images.make_pictures(folder / "pictures", images, (341, 256), 90)
         store = bench_images.make_store(folder / "store", pictures, bench_images.coco_captions(images), 256)
         began = time.perf_counter()
-        cache = cached_features(run.config, store, store.split("train"), run.task, CPU, run.precision)
+        cache = cached_features(
+            run.config, store, store.split("train"), run.task, CPU, run.precision, run.ranks, StopRequest()
+        )
         assert cache is not None
         filling = time.perf_counter() - began
         run.task.train()

@@ -48,8 +48,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from velm_cli.data.images import CHUNK, OVERSAMPLING, NormalisedImage, normalise_image, normalise_many
-from velm_cli.data.processes import available_cores, new_pool
+from velm_cli.data.images import OVERSAMPLING, NormalisedImage, normalise_image, normalise_many
+from velm_cli.data.processes import Limits, available_cores, new_pool
 
 if TYPE_CHECKING:
     from velm_cli.data.store import Store
@@ -140,8 +140,8 @@ def coco_captions(images: int) -> list[list[str]]:
 
 def make_store(path: Path, pictures: Iterable[Path], captions: Sequence[Sequence[str]], image_size: int) -> Store:
     """velm's store of training images with these captions, one an entry of `captions`."""
+    from velm_cli.data.making import build_store
     from velm_cli.data.records import Corpus, Record
-    from velm_cli.data.store import build_store
     from velm_cli.schema import ManifestConfig, PreprocessConfig
 
     records = [
@@ -157,7 +157,7 @@ def make_store(path: Path, pictures: Iterable[Path], captions: Sequence[Sequence
 
 def with_velm(paths: Sequence[Path], workers: int) -> None:
     normalise = partial(normalise_image, image_size=SIDE, quality=QUALITY, max_pixels=CAMERA[0] * CAMERA[1])
-    results = list(normalise_many(paths, normalise, workers))
+    results = list(normalise_many(paths, normalise, workers, Limits(60, 4 << 30)))
     assert all(isinstance(result, NormalisedImage) for result in results)
 
 
@@ -180,7 +180,7 @@ def decode(path: Path, least: int) -> None:
 
 def in_processes(work: Callable[[Path], object], paths: Sequence[Path], workers: int) -> None:
     with new_pool(workers) as pool:
-        list(pool.map(work, paths, chunksize=CHUNK))
+        list(pool.map(work, paths, chunksize=16))
 
 
 def preparing(paths: Sequence[Path], workers: int) -> dict[str, Callable[[int], object]]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bench_images
+from resident import memory
 
 if TYPE_CHECKING:
     from velm_cli.data.store import Store
@@ -105,7 +105,8 @@ def words_of(store: Store) -> Tokenizer:
 
 def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
     """Train from the store `path` with the tokens of the store `words`; what that took."""
-    from bench_cache import make_run, train_step
+    import benching
+    from bench_cache import make_run
 
     from velm_cli import schema
     from velm_cli.data.loader import TrainLoader
@@ -131,19 +132,13 @@ def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
     for batch in islice(loader.batches(), WARM_UP + steps):
         if len(times) == 1:
             first = time.perf_counter() - began
-        train_step(run, 500, [batch])
+        benching.step(run, batch)
         times.append(time.perf_counter())
-        anonymous = max(anonymous, anonymous_memory())
+        anonymous = max(anonymous, memory("RssAnon"))
     between = [after - before for before, after in pairwise(times[1 + WARM_UP :])]
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"first_batch_s": first, "step_s": statistics.median(between), "anonymous": anonymous, "peak": peak}
-
-
-def anonymous_memory() -> int:
-    """Bytes of this process that are not pages of a file; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+    return {
+        "first_batch_s": first, "step_s": statistics.median(between), "anonymous": anonymous, "peak": memory("VmHWM"),
+    }  # fmt: skip
 
 
 def compare_growth(

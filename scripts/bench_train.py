@@ -42,9 +42,9 @@ from velm_cli import schema
 from velm_cli.data.batch import Batch
 from velm_cli.engine.compiling import compile_model
 from velm_cli.engine.device import prepare
-from velm_cli.engine.loop import train_step
 from velm_cli.engine.meter import matrix_peak
 from velm_cli.metrics import ptb
+from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.tasks.caption import CaptionTask
 
@@ -89,17 +89,17 @@ def _batch(lengths: list[list[int]], side: int, draw: torch.Generator) -> Batch:
     tokens_BKT[place_T.expand(B, K, T) == (lengths_BK - 1)[..., None]] = EOS
     tokens_BKT[place_T.expand(B, K, T) >= lengths_BK[..., None]] = PAD
     tokens_BKT[..., 0] = BOS
-    positions = (torch.arange(T - 1) < lengths_BK.view(-1, 1) - 1).flatten().nonzero()[:, 0]
+    packing = Packing.of((lengths_BK - 1).numpy(), T - 1)
     return Batch(
         image_ids=list(range(B)),
         indices=list(range(B)),
         image_BCHW=torch.randn(B, 3, side, side, generator=draw),
         tokens_BKT=tokens_BKT,
         lengths_BK=lengths_BK,
-        positions_M=positions,
+        packing=packing,
         concepts_BC=torch.zeros(B, 1),
         num_captions=B * K,
-        num_tokens=len(positions),
+        num_tokens=len(packing.positions_M),
     )
 
 
@@ -128,7 +128,7 @@ def velm_step(
         fusion=schema.CrossModalConfig(), task=schema.CaptionTaskConfig(),
     )  # fmt: skip
     run = benching.run_of(task, config, precision)
-    return lambda batch: train_step(run, 500, [batch]), count_parameters(task)
+    return lambda batch: benching.step(run, batch), count_parameters(task)
 
 
 def coca_step(sizes: dict[str, int], precision: schema.Precision) -> tuple[Step, int]:

@@ -16,13 +16,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from velm_cli.data.batch import Batch
 from velm_cli.data.processes import available_cores
-from velm_cli.engine.checkpoint import Progress
-from velm_cli.engine.loop import Run
+from velm_cli.engine.checkpoint import Checkpoints, Progress
+from velm_cli.engine.loop import Run, train_step
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import build_optimizer
+from velm_cli.engine.parallel import Replica
+from velm_cli.engine.ranks import Ranks
 from velm_cli.files import write_json
 from velm_cli.objectives.weights import Weight
+from velm_cli.place import Place
 from velm_cli.schema import Precision, TrainRoot
 from velm_cli.tasks.caption import CaptionTask
 
@@ -49,22 +53,30 @@ def ratio(seconds: Seconds, ours: str, theirs: str) -> dict[str, float]:
 def run_of(task: CaptionTask, config: TrainRoot, precision: Precision = Precision.fp32) -> Run:
     """What `train_step` needs to train `task` on the CPU, L_text and, if it has one, L_joint weighted by 1."""
     device = torch.device("cpu")
+    alone = Ranks(Place(), device)
     return Run(
         config=config,
         folder=Path(),
         task=task,
+        ranks=alone,
+        replica=Replica(task, alone, config.run.parallel),
+        checkpoints=Checkpoints(Path(), alone, keep=1),
         features=None,
         optimizer=build_optimizer(task, config.optim),
         ema=None,
         weights={"text": Weight(1.0, 1.0)} | ({"joint": Weight(1.0, 1.0)} if task.joint_loss else {}),
         own_words=Weight(0.0, 0.0),
         steps_per_epoch=1000,
-        device=device,
         precision=precision,
         progress=Progress(),
         meter=Meter(device, precision),
         profiler=None,
     )
+
+
+def step(run: Run, batch: Batch) -> None:
+    """A training step in the middle of the run."""
+    train_step(run, 500, [batch], run.task.counts(batch))
 
 
 def row(what: str, times: Mapping[str, float], asked: float | None = None) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 1. parity     the same weights and batch on CPU and GPU: losses, gradients, greedy and beam captions
 2. bf16       autocast stays near float32, and its gradients point the same way
 3. compile    torch.compile gives the same losses
-4. ranks      one process a GPU (NCCL): all keep the same weights, and those of one process with all data
+4. ranks      one process a GPU (NCCL), ddp and fsdp: all keep the same weights, those of one process with all data
 5. speed      training step and beam decoding of a ViT-S-sized captioner, and the share of the matrix peak
 
 Every check prints what it found and the bound; the exit code is 1 if one fails. On a machine without CUDA it says so
@@ -13,6 +13,7 @@ and exits with 2. `--device cpu` runs the same code there (two gloo ranks, tiny 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import os
 import sys
@@ -27,8 +28,13 @@ from torch import Tensor
 
 from velm_cli import schema
 from velm_cli.data.batch import Batch
+from velm_cli.engine.parallel import Replica, is_slice
+from velm_cli.engine.ranks import Ranks
 from velm_cli.models.decoding import decode
+from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel
+from velm_cli.objectives.ranks import alone as no_ranks
+from velm_cli.place import Place
 from velm_cli.tasks.caption import CaptionTask
 
 VOCAB, BOS, EOS = 1000, 1, 2
@@ -73,20 +79,24 @@ def make_task(model: tuple, seed: int = 0) -> CaptionTask:
     return CaptionTask(captioner, schema.LossConfig(), concepts=20, active=TERMS).train()
 
 
-def make_batch(images: int, side: int, *, captions: int = 3, length: int = 12, seed: int = 0) -> Batch:
+def make_batch(
+    images: int, side: int, *, captions: int = 3, length: int = 12, seed: int = 0, rows: slice = slice(None)
+) -> Batch:
+    """A batch of so many images, or those of its `rows`."""
     draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(4, length + 1, (images, captions), generator=draw)
-    positions = (torch.arange(length - 1) < lengths.view(-1, 1) - 1).flatten().nonzero()[:, 0]
+    lengths = torch.randint(4, length + 1, (images, captions), generator=draw)[rows].contiguous()
+    packing = Packing.of((lengths - 1).numpy(), length - 1)
+    ids = list(range(images))[rows]
     return Batch(
-        image_ids=list(range(images)),
-        indices=list(range(images)),
-        image_BCHW=torch.randn(images, 3, side, side, generator=draw),
-        tokens_BKT=torch.randint(3, VOCAB, (images, captions, length), generator=draw),
+        image_ids=list(ids),
+        indices=list(ids),
+        image_BCHW=torch.randn(images, 3, side, side, generator=draw)[rows],
+        tokens_BKT=torch.randint(3, VOCAB, (images, captions, length), generator=draw)[rows].contiguous(),
         lengths_BK=lengths,
-        positions_M=positions,
-        concepts_BC=torch.randint(0, 2, (images, 20), generator=draw).float(),
-        num_captions=images * captions,
-        num_tokens=len(positions),
+        packing=packing,
+        concepts_BC=torch.randint(0, 2, (images, 20), generator=draw)[rows].float(),
+        num_captions=len(ids) * captions,
+        num_tokens=len(packing.positions_M),
     )
 
 
@@ -156,15 +166,16 @@ def check_ranks(device: torch.device) -> None:
     if world < 2:
         print("  one GPU only: nothing to check")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (world, device.type, folder), nprocs=world)
-        drift, difference, moved = torch.load(os.path.join(folder, "found.pt"), weights_only=True).tolist()
-    check("largest difference of a weight between ranks", drift, 0)
-    check("weights after 5 steps, from those of one process", difference, 1e-3)
-    check("the same, as a share of how far they went", difference / moved, 1e-1)
+    for how in schema.Parallel:
+        with tempfile.TemporaryDirectory() as folder:
+            torch.multiprocessing.spawn(_rank, (world, device.type, how, folder), nprocs=world)
+            drift, difference, moved = torch.load(os.path.join(folder, "found.pt"), weights_only=True).tolist()
+        check(f"{how.value}: largest difference of a weight between ranks", drift, 0)
+        check(f"{how.value}: weights after 5 steps, from those of one process", difference, 1e-3)
+        check(f"{how.value}: the same, as a share of how far they went", difference / moved, 1e-1)
 
 
-def _rank(rank: int, world: int, kind: str, folder: str) -> None:
+def _rank(rank: int, world: int, kind: str, how: schema.Parallel, folder: str) -> None:
     device = torch.device(kind, rank) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
@@ -173,35 +184,37 @@ def _rank(rank: int, world: int, kind: str, folder: str) -> None:
     backend = "nccl" if kind == "cuda" else "gloo"
     rendezvous = f"file://{folder}/rendezvous"
     torch.distributed.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world)
-    # Only L_text: its sum over ranks is that of the whole batch; all captions are equally long here.
-    active, model = frozenset({"text"}), MODELS["vit + transformer + cross_modal"]
-    torch.manual_seed(0)
-    vision, text, fusion = model
-    captioner = VelmModel(vision=vision, text=text, fusion=fusion, vocab_size=VOCAB)
-    task = CaptionTask(captioner, schema.LossConfig(), concepts=0, active=active).to(device)
-    alone, start = copy.deepcopy(task), copy.deepcopy(task)
-    ddp = torch.nn.parallel.DistributedDataParallel(task, device_ids=[rank] if kind == "cuda" else None)
-    parts = [make_batch(4, 64, length=12, seed=part) for part in range(world)]
-    for part in parts:
-        part.lengths_BK.fill_(12)
-        part.positions_M = torch.arange(4 * 3 * 11)
-        part.num_tokens = len(part.positions_M)
-    for trained, batches in ((ddp, [parts[rank]]), (alone, parts)):
-        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    ranks = Ranks(Place(rank, world, rank), device, torch.distributed.new_group(backend="gloo"))
+    task = make_task(MODELS["vit + transformer + cross_modal"]).to(device)
+    for module in task.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    alone = copy.deepcopy(task)
+    start = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    whole = make_batch(4 * world, 64)
+    mine = make_batch(4 * world, 64, rows=slice(rank, None, world))
+    totals = task.counts(whole)
+    by_itself = Ranks(Place(), device)
+    for replica, batch in ((Replica(task, ranks, how), mine), (Replica(alone, by_itself, how), whole)):
+        optimizer = torch.optim.SGD([p for p in replica.task.parameters() if p.requires_grad], lr=0.1)
         for _ in range(5):
             optimizer.zero_grad()
-            for batch in batches:
-                term = trained(batch.to(device), active)["text"]
-                (term.sum / (term.count * len(batches))).backward()
+            with contextlib.nullcontext() if replica.task is task else no_ranks():
+                terms = replica(batch.to(device), TERMS)
+                replica.backward(sum(term.sum / totals[name] for name, term in terms.items()))
+            replica.add_up_the_rest()
             optimizer.step()
-    mine, reference, before = (torch.cat([p.detach().flatten() for p in t.parameters()]) for t in (task, alone, start))
-    first = mine.clone()
+    reference = torch.cat([tensor.flatten() for tensor in alone.state_dict().values()])
+    before = torch.cat([tensor.flatten() for tensor in start.values()])
+    held = {name: t.full_tensor() if is_slice(t) else t for name, t in task.state_dict().items()}
+    found_here = torch.cat([tensor.flatten() for tensor in held.values()])
+    first = found_here.clone()
     torch.distributed.broadcast(first, src=0)
-    drift = (mine - first).abs().max()
+    drift = (found_here - first).abs().max()
     torch.distributed.all_reduce(drift, torch.distributed.ReduceOp.MAX)
     if rank == 0:
         scale = reference.norm()
-        found = torch.stack([drift, (mine - reference).norm() / scale, (reference - before).norm() / scale]).cpu()
+        found = torch.stack([drift, (found_here - reference).norm() / scale, (reference - before).norm() / scale]).cpu()
         torch.save(found, os.path.join(folder, "found.pt"))
     torch.distributed.destroy_process_group()
 

@@ -16,7 +16,7 @@ from velm_cli import schema
 from velm_cli.validate import model_problems
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = ROOT / "velm_cli" / "schema.py"
+SCHEMA = ROOT / "velm_cli" / "schema"
 CONF = ROOT / "conf"
 
 # Dataclass -> how its options are addressed on the command line.
@@ -24,7 +24,7 @@ SECTIONS = [
     ("Stages", "", ["PreprocessRoot", "TrainRoot", "FinetuneRoot", "EvaluateRoot", "ScoreRoot",
                     "DoctorRoot"]),
     ("dataset", "dataset.", ["DatasetConfig", "ShapesConfig", "CocoConfig", "FlickrConfig", "ManifestConfig",
-                             "FolderConfig"]),
+                             "FolderConfig", "WebDatasetConfig"]),
     ("tokenizer", "tokenizer.", ["TokenizerConfig"]),
     ("preprocess", "preprocess.", ["PreprocessConfig"]),
     ("data", "data.", ["DataConfig"]),
@@ -47,7 +47,7 @@ SECTIONS = [
 
 def options_page() -> str:
     """The reference of options as Markdown."""
-    source = SCHEMA.read_text(encoding="utf-8")
+    source = "\n".join(file.read_text(encoding="utf-8") for file in sorted(SCHEMA.glob("*.py")))
     lines = source.splitlines()
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
     documented = {name for _, _, names in SECTIONS for name in names}
@@ -61,7 +61,7 @@ def options_page() -> str:
     out = [
         "# Every option",
         "",
-        "Written by `make docs` from `velm_cli/schema.py`; do not edit. `velm STAGE --help` prints the values of",
+        "Written by `make docs` from `velm_cli/schema/`; do not edit. `velm STAGE --help` prints the values of",
         "a stage, `velm STAGE --cfg job ...` those of a command. A group takes one of its choices",
         "(`fusion=concat`), an option a value (`fusion.dropout=0.2`).",
         "",
