@@ -8,9 +8,11 @@ import json
 import os
 import secrets
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from velm_cli.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -39,6 +41,23 @@ def write_bytes(path: Path, parts: Iterable[bytes]) -> None:
     finally:
         with contextlib.suppress(OSError):
             part_path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under `path` when the block ends well, and not at all otherwise."""
+    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        cure = "; make room and run the same command again, it goes on from here" * (error.errno in NO_ROOM)
+        raise UserError(f"cannot write {path}: {error.strerror or error}{cure}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,14 +17,11 @@ from velm_cli.data.shards import (
     check_shard,
     index_path,
     read_index,
-    read_pieces,
     shard_path,
-    whole_file,
-    write_array,
-    write_pieces,
     write_shard,
 )  # fmt: skip
 from velm_cli.errors import UserError
+from velm_cli.files import whole_file
 
 
 def random_samples(start: int, count: int):
@@ -139,40 +136,6 @@ def test_any_flipped_byte_of_a_shard_is_found(tmp_path):
     for records, plan in ((range(24), "plan"), (range(1, 26), "plan"), (range(25), "other")):
         with pytest.raises(ValueError, match=r"shard-00000\.tar (holds other records|was made from something else)"):
             check_shard(tmp_path, 0, records, plan)
-
-
-@pytest.mark.parametrize("values", [np.arange(6.0).reshape(2, 3), np.zeros((0, 2), np.int32), np.zeros(3, np.uint8)])
-def test_arrays_are_written_as_numpy_does(tmp_path, values):
-    write_array(tmp_path / "ours.npy", values)
-    np.save(tmp_path / "theirs.npy", values)
-    assert (tmp_path / "ours.npy").read_bytes() == (tmp_path / "theirs.npy").read_bytes()
-
-
-def test_an_array_is_the_same_in_pieces(tmp_path):
-    rng = np.random.default_rng()
-    for dtype, row in ((np.int64, ()), (np.uint8, (32,)), (np.int32, (2,))):
-        pieces = [rng.integers(0, 100, (int(rows), *row)).astype(dtype) for rows in rng.integers(0, 3000, 40)]
-        write_pieces(tmp_path / "pieces.npy", dtype, iter(pieces), row)
-        whole = np.concatenate(pieces)
-        write_array(tmp_path / "whole.npy", whole)
-        assert (tmp_path / "pieces.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-        found, shape, content = read_pieces(tmp_path / "pieces.npy")
-        assert (found, shape, b"".join(content)) == (whole.dtype, whole.shape, whole.tobytes())
-    write_pieces(tmp_path / "none.npy", np.int64, [])
-    assert np.load(tmp_path / "none.npy").shape == (0,)
-
-
-def test_a_full_disk_is_named(tmp_path):
-    import resource
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"cannot write .*x.npy: File too large; make room and run the same"):
-            write_array(tmp_path / "x.npy", np.zeros(5000))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_shard_of_refusals_only_is_an_empty_tar(tmp_path):

@@ -20,13 +20,14 @@ import numpy as np
 import PIL
 
 from velm_cli import __version__
+from velm_cli.data.arrays import read_pieces, write_pieces
 from velm_cli.data.concepts import concept_words, labels_of
 from velm_cli.data.image_shards import ImageShards, Say, completed, look_up, merged
 from velm_cli.data.parts import MERGE
 from velm_cli.data.records import Corpus, Records
-from velm_cli.data.shards import read_index, read_pieces, whole_file, write_pieces
+from velm_cli.data.shards import read_index
 from velm_cli.errors import UserError
-from velm_cli.files import crc32, sealed, write_bytes, write_json
+from velm_cli.files import crc32, sealed, whole_file, write_bytes, write_json
 from velm_cli.schema import DatasetConfig, PreprocessConfig
 
 STORE_FORMAT = 1

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from velm_cli.data.shards import write_array
+from velm_cli.data.arrays import map_array, read_array, write_array
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.schema import FeatureCaching
@@ -134,8 +134,8 @@ class FeatureCache:
     def _map(self, part: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The rows of a part and their CRC-32; None for the latter where an older velm wrote none."""
         try:
-            rows_BSD = np.asarray(np.load(self._path(part), mmap_mode="r"))
-            sums = np.load(self._sums(part)) if self._sums(part).exists() else None
+            rows_BSD = map_array(self._path(part))
+            sums = read_array(self._sums(part)) if self._sums(part).exists() else None
         except Exception as error:  # numpy raises nearly every type on a damaged header
             raise self._damaged(part, str(error)) from error
         count = min(PART, self.records - part * PART)

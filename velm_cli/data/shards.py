@@ -14,84 +14,23 @@ import hashlib
 import io
 import json
 import mmap
-import os
 import resource
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from velm_cli.data.arrays import map_array, read_array
 from velm_cli.data.images import ImageRefused, NormalisedImage
-from velm_cli.errors import UserError
-from velm_cli.files import NO_ROOM, unique, write_json
+from velm_cli.files import whole_file, write_json
 
 # The sha256 names the content; the CRC-32 is checked at each reading, in 1 % of the time that decoding takes.
 INDEX = np.dtype([("record", "<i8"), ("offset", "<i8"), ("length", "<i8"), ("sha256", "u1", 32), ("crc32", "<u4")])
 OPEN_SHARDS = 256  # at least; opening one again for every image of a random order costs 40 times the reading
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under `path` when the block ends well, and not at all otherwise."""
-    temporary = path.with_name(f".{path.name}.{unique()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        cure = "; make room and run the same command again, it goes on from here" * (error.errno in NO_ROOM)
-        raise UserError(f"cannot write {path}: {error.strerror or error}{cure}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """`array` as .npy under `path`, whole or not at all."""
-    write_pieces(path, array.dtype, [array], array.shape[1:])
-
-
-def write_pieces(
-    path: Path, dtype: np.typing.DTypeLike, pieces: Iterable[np.ndarray], row: tuple[int, ...] = ()
-) -> None:
-    """The concatenated `pieces`, each [any, *row] of `dtype`, as .npy under `path`, whole or not at all."""
-    rows = 0
-    with whole_file(path) as file:  # not np.save, which hides why a disk refuses
-        file.write(_array_header(dtype, (0, *row)))
-        for piece in pieces:
-            assert piece.dtype == dtype and piece.shape[1:] == row
-            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
-            rows += len(piece)
-        file.seek(0)
-        file.write(_array_header(dtype, (rows, *row)))  # of the same length: numpy leaves room for a growing count
-
-
-def _array_header(dtype: np.typing.DTypeLike, shape: tuple[int, ...]) -> bytes:
-    header = io.BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(header, about)
-    return header.getvalue()
-
-
-def read_pieces(path: Path) -> tuple[np.dtype, tuple[int, ...], Iterator[bytes]]:
-    """Type and shape of the array in a .npy file, and its bytes in pieces."""
-    with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-        start = file.tell()
-
-    def pieces() -> Iterator[bytes]:
-        with path.open("rb") as file:
-            file.seek(start)
-            while data := file.read(1 << 20):
-                yield data
-
-    return dtype, shape, pieces()
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -187,7 +126,7 @@ def check_shard(folder: Path, shard: int, records: range, plan: str) -> dict[str
             raise ValueError(f"{file.name} is absent") from None
         if found != expected:
             raise ValueError(f"the sha256 of {file.name} is not the one in its summary")
-    index = np.load(index_path(path), allow_pickle=False)
+    index = read_array(index_path(path))
     named = sorted([*index["record"].tolist(), *(record for record, _ in summary["refused"])])
     if len(index) != summary["rows"] or named != list(records):
         raise ValueError(f"{path.name} holds other records")
@@ -199,7 +138,7 @@ def read_index(tar_path: Path, sha256: str | None) -> np.ndarray:
     path = index_path(tar_path)
     if sha256 is not None and _sha256(path) != sha256:
         raise ValueError(f"{path.name} has changed since it was written")
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))  # slicing a memmap takes several times longer
+    return map_array(path)
 
 
 def _member(name: str, payload: bytes) -> bytes:

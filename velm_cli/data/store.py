@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from velm_cli.data.arrays import map_array
 from velm_cli.data.building import (
     ARRAYS,
     MANIFEST,
@@ -119,8 +120,7 @@ class Store:
         """Map the arrays; `Store.open` is the way in for everyone else."""
         self.path = path
         self.manifest = manifest
-        # asarray: slicing an ndarray is several times faster than slicing its subclass memmap
-        arrays = {name: np.asarray(np.load(path / f"{name}.npy", mmap_mode="r")) for name in ARRAYS}
+        arrays = {name: map_array(path / f"{name}.npy") for name in ARRAYS}
         self._captions = Captions(arrays["caption_text"], arrays["caption_offsets"])
         self._record_captions = arrays["record_captions"]
         self._record_splits = arrays["record_splits"]

@@ -30,17 +30,17 @@ from typing import Any
 import numpy as np
 
 from velm_cli import __version__
+from velm_cli.data.arrays import read_array
 from velm_cli.data.building import MANIFEST, PLAN, REJECTS, differences
 from velm_cli.data.concepts import labels_of
 from velm_cli.data.making import build_store
 from velm_cli.data.records import Corpus, Record, Records
-from velm_cli.data.shards import whole_file
 from velm_cli.data.sources import list_shards
 from velm_cli.data.store import Store, preprocess_command
 from velm_cli.data.stream_scan import SPLITS, Job, Scan, examples_of, scan_all
 from velm_cli.data.tokens import Tokens
 from velm_cli.errors import UserError
-from velm_cli.files import write_json
+from velm_cli.files import whole_file, write_json
 from velm_cli.schema import Damaged, DatasetConfig, PreprocessConfig, TokenizerConfig, WebDatasetConfig
 
 STREAM_FORMAT = 1
@@ -171,7 +171,7 @@ def _held_out_records(jobs: list[Job], scans: list[Scan], firsts: list[int], pla
     for job, scan, first in zip(jobs, scans, firsts, strict=True):
         if not (first or scan.counts["val"] or scan.counts["test"]):
             continue
-        use = np.load(job.array_path)["use"].copy()
+        use = read_array(job.array_path)["use"].copy()
         use[np.flatnonzero(use == 0)[:first]] = SPLITS.index("val")
         wanted = {int(number): SPLITS[use[number]] for number in np.flatnonzero((use == 1) | (use == 2))}
         for number, example in examples_of(job, wanted):
@@ -313,7 +313,7 @@ class StreamStore(Store):
         """What the scan found in a shard: a SCANNED row a sample, the `use` of those held out is val's."""
         path = self.path / "scan" / f"{shard.number:06d}.npy"
         try:
-            rows = np.load(path)
+            rows = read_array(path)
             if zlib.crc32(rows.tobytes()) != shard.crc32:
                 raise ValueError("its content has changed")
         except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from velm_cli.data.shards import write_array
+from velm_cli.data.arrays import map_array, write_array
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
 from velm_cli.files import check_crc32, crc32, read_sealed, sealed, unique, write_json
@@ -45,8 +45,8 @@ class Tokens:
             sums = read_sealed(folder / SUMS) if (folder / SUMS).exists() else {}  # an older velm's have none
             for name, expected in sums.items():
                 check_crc32(folder / name, expected)
-            self.ids = np.asarray(np.load(folder / "ids.npy", mmap_mode="r"))
-            self.offsets = np.asarray(np.load(folder / "offsets.npy", mmap_mode="r"))
+            self.ids = map_array(folder / "ids.npy")
+            self.offsets = map_array(folder / "offsets.npy")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"the tokens in {folder} are damaged ({error}): delete it, and it is made again") from error
 

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
+from velm_cli.data.arrays import map_array
 from velm_cli.files import write_bytes
 
 FORMAT = 1
@@ -60,7 +61,7 @@ class ParaphraseTable:
             _keep(cls.parse(table), folder)
         return cls(
             (folder / "vocabulary.txt").read_text("utf-8").split("\n"),
-            *(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)) for name in ARRAYS),
+            *(map_array(folder / f"{name}.npy") for name in ARRAYS),
         )
 
     @classmethod
