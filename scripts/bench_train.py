@@ -1,10 +1,11 @@
 """How fast is a training step beside transformers' and open_clip's? Captions a second, side by side in one run.
 
-    python scripts/bench_train.py [--images 8] [--rounds 5] [--precision fp32|bf16] [--compile block] [--small]
+    python scripts/bench_train.py [--images 16] [--rounds 5] [--precision auto|fp32|bf16] [--compile block] [--small]
                                   [--out bench_train.json]
 
 ViT-S/16 at 224 x 224 (12 blocks, width 384), vocabulary 10,000, all parameters trained, 5 captions an image with the
-lengths of COCO's, AdamW, gradients clipped. The contestants take turns, so a busy machine slows all:
+lengths of COCO's, AdamW, gradients clipped. The contestants take turns, so a busy machine slows all; each has a process
+of its own, velm's with the settings of `velm train`, the others' with torch's, and some steps to warm up:
 
 velm      one step of `velm train`: the image is encoded once, its five captions share keys and values; a decoder of
           6 blocks of width 384 with cross-attention in each, dropout 0.1
@@ -29,6 +30,7 @@ import statistics
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from velm_cli import schema
 from velm_cli.data.batch import Batch
 from velm_cli.engine.compiling import compile_model
-from velm_cli.engine.device import prepare
+from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.meter import matrix_peak
 from velm_cli.metrics import ptb
 from velm_cli.models.packing import Packing
@@ -101,6 +103,37 @@ def _batch(lengths: list[list[int]], side: int, draw: torch.Generator) -> Batch:
         num_captions=B * K,
         num_tokens=len(packing.positions_M),
     )
+
+
+class Contestant:
+    """One that trains on batches, which are the same for all."""
+
+    def __init__(self, name: str, sizes: dict[str, int], options: dict[str, Any]) -> None:
+        if name in ("velm", "both"):
+            prepare(torch.device("cpu"), 0)
+        precision, how = schema.Precision(options["precision"]), schema.Compile(options["compile"])
+        self.batches = make_batches(options["rounds"] + 1, options["images"], sizes["side"])
+        self._step: Step
+        if name == "coca":
+            self._step, self.parameters = coca_step(sizes, precision)
+        elif name in ("repeated", "grouped"):
+            self._step, self.parameters = transformers_step(sizes, precision, grouped=name == "grouped")
+        else:
+            self._step, self.parameters = velm_step(sizes, precision, how, contrastive=name == "both")
+
+    def count(self) -> int:
+        """Its parameters."""
+        return self.parameters
+
+    def step(self, number: int) -> None:
+        """Train on a batch."""
+        self._step(self.batches[number % len(self.batches)])
+
+    def operations(self, number: int) -> int:
+        """Floating-point operations of that step, as written: a compiled step is not looked into."""
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counted:
+            self.step(number)
+        return counted.get_total_flops()
 
 
 def velm_step(
@@ -171,8 +204,8 @@ def _descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Ten
     optimizer.zero_grad(set_to_none=True)
 
 
-def transformers_steps(sizes: dict[str, int], precision: schema.Precision) -> tuple[Step, Step, int]:
-    """Steps of VisionEncoderDecoderModel, every caption with its image and grouped; the number of parameters."""
+def transformers_step(sizes: dict[str, int], precision: schema.Precision, *, grouped: bool) -> tuple[Step, int]:
+    """A step of VisionEncoderDecoderModel, every caption with its image or grouped; the number of parameters."""
     import transformers as t
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -193,7 +226,7 @@ def transformers_steps(sizes: dict[str, int], precision: schema.Precision) -> tu
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
     bf16 = precision is schema.Precision.bf16
 
-    def step(batch: Batch, *, grouped: bool) -> None:
+    def step(batch: Batch) -> None:
         tokens_NT = batch.tokens_BKT.flatten(0, 1)
         lengths_N1 = batch.lengths_BK.view(-1, 1)
         inside_NT = torch.arange(tokens_NT.shape[1] - 1) < lengths_N1 - 1
@@ -209,53 +242,38 @@ def transformers_steps(sizes: dict[str, int], precision: schema.Precision) -> tu
             loss: Tensor = model(**inputs, labels=labels_NT, use_cache=False).loss
         _descend(model, optimizer, loss)
 
-    def repeated(batch: Batch) -> None:
-        step(batch, grouped=False)
-
-    def once(batch: Batch) -> None:
-        step(batch, grouped=True)
-
-    return repeated, once, sum(p.numel() for p in model.parameters())
-
-
-def operations(step: Step, batch: Batch) -> int:
-    """Floating-point operations of a step, as written: a compiled step is not looked into."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counted:
-        step(batch)
-    return counted.get_total_flops()
+    return step, sum(p.numel() for p in model.parameters())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=8, help="images a batch, with five captions each")
+    parser.add_argument("--images", type=int, default=16, help="images a batch, with five captions each")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--warm", type=int, default=6, help="rounds before those that count")
+    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="as run.precision")
     parser.add_argument("--compile", choices=["off", "block", "model"], default="off", help="velm's run.compile")
     parser.add_argument("--small", action="store_true", help="a small model, to try the script")
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     options = parser.parse_args()
-    prepare(torch.device("cpu"), 0)
-    precision, how = schema.Precision(options.precision), schema.Compile(options.compile)
+    precision = pick_precision(schema.Precision(options.precision), torch.device("cpu"))
+    options.precision = precision.value
     sizes = {"side": 224, "width": 384, "heads": 6, "vision": 12, "text": 6}
     if options.small:
         sizes = {"side": 32, "width": 48, "heads": 2, "vision": 1, "text": 2}
-    batches = make_batches(options.rounds + 1, options.images, sizes["side"])
-    steps: dict[str, Step] = {}
-    size: dict[str, int] = {}
-    steps["velm"], size["velm"] = velm_step(sizes, precision, how, contrastive=False)
-    steps["repeated"], steps["grouped"], size["transformers"] = transformers_steps(sizes, precision)
-    steps["both"], size["both"] = velm_step(sizes, precision, how, contrastive=True)
-    steps["coca"], size["coca"] = coca_step(sizes, precision)
+    peaks = [matrix_peak(torch.device("cpu"), precision)]
+    names = ("velm", "repeated", "grouped", "both", "coca")
+    contestants = {name: benching.Apart(Contestant, name, sizes, vars(options) | {"out": None}) for name in names}
+    size = {name: contestant.call("count") for name, contestant in contestants.items()}
     print("parameters  " + ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in size.items()))
 
-    for step in steps.values():  # the first of each is slower
-        step(batches[0])
-    peaks = [matrix_peak(torch.device("cpu"), precision)]
-    seconds = benching.take_turns(
-        {name: lambda number, step=step: step(batches[number + 1]) for name, step in steps.items()}, options.rounds
-    )
+    turns = {name: partial(contestant.call, "step") for name, contestant in contestants.items()}
+    benching.take_turns(turns, options.warm)  # first steps are slower: code is loaded, and memory fetched
+    seconds = benching.take_turns(turns, options.rounds)
     peaks.append(matrix_peak(torch.device("cpu"), precision))
-    work = {name: [operations(step, batch) for batch in batches[1:]] for name, step in steps.items()}
+    work = {
+        name: [contestant.call("operations", number) for number in range(options.rounds)]
+        for name, contestant in contestants.items()
+    }
     peaks.append(matrix_peak(torch.device("cpu"), precision))
 
     captions = options.images * CAPTIONS

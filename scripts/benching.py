@@ -1,15 +1,20 @@
 """What the bench scripts share: contestants that take turns, ratios with their spread, the machine described.
 
-A busy machine slows all contestants of a round alike, so the ratios of single rounds say more than times do.
+A busy machine slows all contestants of a round alike, so the ratios of single rounds say more than times do. Where
+memory matters each contestant has a process of its own (`Apart`), so that its settings and its heap are its own.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import platform
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +36,35 @@ from velm_cli.schema import Precision, TrainRoot
 from velm_cli.tasks.caption import CaptionTask
 
 Seconds = dict[str, list[float]]
+
+
+class Apart:
+    """An object made and kept in a new process by `make(*arguments)`; `call` runs its methods there."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: object) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, make, arguments), daemon=True)
+        self._process.start()
+
+    def call(self, method: str, *arguments: object) -> Any:
+        """What the method returns. Raises RuntimeError with what it raised, EOFError where its process has died."""
+        self._connection.send((method, arguments))
+        result, failure = self._connection.recv()
+        if failure:
+            raise RuntimeError(failure)
+        return result
+
+
+def _serve(connection: Connection, make: Callable[..., Any], arguments: tuple[object, ...]) -> None:
+    made = make(*arguments)
+    with contextlib.suppress(EOFError):  # the end of the script
+        while True:
+            method, given = connection.recv()
+            try:
+                connection.send((getattr(made, method)(*given), None))
+            except Exception:
+                connection.send((None, traceback.format_exc()))
 
 
 def take_turns(contestants: Mapping[str, Callable[[int], object]], rounds: int) -> Seconds:

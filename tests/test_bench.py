@@ -23,7 +23,9 @@ def bench(name: str, *options: str, out: Path) -> dict:
 
 
 def test_training_beside_transformers(tmp_path):
-    found = bench("bench_train.py", "--small", "--rounds", "2", "--images", "3", out=tmp_path / "train.json")
+    found = bench(
+        "bench_train.py", "--small", "--rounds", "2", "--warm", "1", "--images", "3", out=tmp_path / "train.json"
+    )
     assert found["seconds"].keys() == {"velm", "repeated", "grouped", "both", "coca"}
     assert all(len(times) == 2 and min(times) > 0 for times in found["seconds"].values())
     assert 0 < found["share_of_peak"] < 1

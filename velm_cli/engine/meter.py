@@ -16,7 +16,7 @@ import torch
 
 from velm_cli.schema import Precision
 
-SIDE = {"cpu": 1024, "cuda": 8192, "mps": 2048}  # of the matrices: large enough for the peak, done in milliseconds
+SIDE = {"cpu": 1536, "cuda": 8192, "mps": 2048}  # of the matrices: large enough for the peak, done in milliseconds
 REPEATS = 5
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LOGITS = {"cpu": 1 << 22}  # logits that exist at once: 16 MB, about what a CPU's cache holds
+LOGITS = {"cpu": 1 << 23}  # logits that exist at once: 16 MB in bfloat16
 MANY_LOGITS = 1 << 27  # elsewhere
+IN_CACHE = {"cpu": 1 << 18}  # logits whose float32 values, 1 MB, stay in a core's cache from softmax to gradient
 ALL_AT_ONCE = 1 << 21  # so few are not worth any care
 
 
@@ -66,30 +67,38 @@ class _WordsLoss(torch.autograd.Function):
         wants_states, wants_weight, wants_bias = (learns and wanted for wanted in ctx.needs_input_grad[:3])
         exact = torch.promote_types(weight_VD.dtype, torch.float32)  # of sums over chunks
         grad_MD = torch.empty_like(states_MD) if wants_states else None
-        grad_VD = torch.zeros_like(weight_VD, dtype=exact) if wants_weight else None
+        grad_VD: Tensor | None = None
         grad_V = torch.zeros_like(bias_V, dtype=exact) if wants_bias else None
         loss = torch.zeros((), dtype=exact, device=states_MD.device)
         for start in range(0, len(states_MD), chunk):
             rows = slice(start, start + chunk)
-            target_C1 = targets_M[rows, None]
-            log_p_CV = F.linear(inputs_MD[rows], matrix_VD, offset_V).to(exact).log_softmax(-1)
-            loss -= (1 - smoothing) * log_p_CV.gather(1, target_C1).sum()
-            if smoothing:
-                loss -= smoothing * log_p_CV.mean(-1).sum()
-            if not (wants_states or wants_weight or wants_bias):
-                continue
-            grad_CV = log_p_CV.exp_().sub_(smoothing / len(weight_VD))  # p - the distribution that is wanted
-            grad_CV.scatter_add_(1, target_C1, grad_CV.new_full((), smoothing - 1).expand_as(target_C1))
-            if grad_V is not None:
-                grad_V += grad_CV.sum(0)
-            grad_CV = grad_CV.to(dtype)
+            logits_CV = F.linear(inputs_MD[rows], matrix_VD, offset_V)
+            few = max(1, IN_CACHE.get(device, MANY_LOGITS) // len(matrix_VD))
+            for logits_RV, target_R in zip(logits_CV.split(few), targets_M[rows].split(few), strict=True):
+                target_R1 = target_R[:, None]
+                log_p_RV = logits_RV.to(exact).log_softmax(-1)
+                loss -= (1 - smoothing) * log_p_RV.gather(1, target_R1).sum()
+                if smoothing:
+                    loss -= smoothing * log_p_RV.mean(-1).sum()
+                if not (wants_states or wants_weight or wants_bias):
+                    continue
+                grad_RV = log_p_RV.exp_().sub_(smoothing / len(weight_VD))  # p - the distribution that is wanted
+                grad_RV.scatter_add_(1, target_R1, grad_RV.new_full((), smoothing - 1).expand_as(target_R1))
+                if grad_V is not None:
+                    grad_V += grad_RV.sum(0)
+                logits_RV.copy_(grad_RV)
+            grad_CV = logits_CV  # its place is taken
             if grad_MD is not None:
                 grad_MD[rows] = grad_CV @ matrix_VD
-            if grad_VD is not None and dtype == exact:
+            if not wants_weight:
+                continue
+            if grad_VD is None:
+                grad_VD = (grad_CV.t() @ inputs_MD[rows]).to(exact)
+            elif dtype == exact:
                 torch.addmm(
                     grad_VD, grad_CV.t(), inputs_MD[rows], out=grad_VD
                 )  # addmm_ would escape the count of flops
-            elif grad_VD is not None:
+            else:
                 grad_VD += grad_CV.t() @ inputs_MD[rows]
         ctx.save_for_backward(grad_MD, grad_VD, grad_V)
         ctx.dtypes = (states_MD.dtype, weight_VD.dtype, bias_V.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from velm_cli.models.fusion.additive import AdditiveAttention
 from velm_cli.models.fusion.interface import Fusion
-from velm_cli.models.layers import Block, CrossAttention, initialise, within
+from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, within
 from velm_cli.models.packing import Packing
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
@@ -36,7 +36,7 @@ class Attention(Fusion):
         else:
             self.look = CrossAttention(width, image_width, config.heads)
         self.join = nn.Sequential(
-            nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * width, width)
+            nn.Linear(2 * width, 2 * width), nn.GELU(), Dropout(config.dropout), nn.Linear(2 * width, width)
         )
         self.norm = nn.LayerNorm(width)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.models.fusion.interface import Fusion
-from velm_cli.models.layers import Block, CrossAttention, initialise
+from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise
 from velm_cli.models.packing import Packing
 from velm_cli.models.state import KeyValue
 from velm_cli.models.text.interface import TextEncoder
@@ -138,7 +138,7 @@ class GatedBlock(nn.Module):
         self.norm_cross, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.cross = CrossAttention(width, image_width, heads)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gate_cross, self.gate_mlp = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
     def forward(self, x_NTD: Tensor, memory: KeyValue | tuple[Tensor]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.models.fusion.interface import Fusion
+from velm_cli.models.layers import Dropout
 from velm_cli.models.packing import Packing
 from velm_cli.models.vision.interface import ImageFeatures
 from velm_cli.schema import AddConfig, ConcatConfig, MultiplyConfig, SumWeights, WeightedSumConfig
@@ -59,7 +60,7 @@ class Concat(_Joining):
     def __init__(self, config: ConcatConfig, image_width: int, width: int) -> None:
         super().__init__(image_width, 2 * width, bias=False)
         self.text = nn.Linear(width, 2 * width)
-        self.out = nn.Sequential(nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * width, width))
+        self.out = nn.Sequential(nn.GELU(), Dropout(config.dropout), nn.Linear(2 * width, width))
         self.norm = nn.LayerNorm(width)
 
     def join(self, text_BXD: Tensor, image_B1D: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ class Multiply(_Joining):
     def __init__(self, config: MultiplyConfig, image_width: int, width: int) -> None:
         super().__init__(image_width, 2 * width)
         self.text = nn.Linear(width, 2 * width)
-        self.out = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(2 * width, width))
+        self.out = nn.Sequential(Dropout(config.dropout), nn.Linear(2 * width, width))
         self.norm = nn.LayerNorm(width)
 
     def join(self, text_BXD: Tensor, image_B1D: Tensor) -> Tensor:
@@ -120,4 +121,4 @@ class WeightedSum(_Joining):
 
 
 def _mlp(width: int, dropout: float) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width))
+    return nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), Dropout(dropout), nn.Linear(2 * width, width))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from velm_cli.models.layers import Block, initialise, sinusoids, within
+from velm_cli.models.layers import Block, Dropout, initialise, sinusoids, within
 from velm_cli.models.packing import Packing
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.schema import GRUConfig, LSTMConfig, TransformerConfig
@@ -44,7 +44,7 @@ class TransformerText(_Scratch):
         super().__init__(config.width, vocab_size)
         self.causal = causal
         self.num_layers = config.layers
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         initialise(self, config.layers)
@@ -89,7 +89,7 @@ class RecurrentText(_Scratch):
         cell = nn.LSTM if isinstance(config, LSTMConfig) else nn.GRU
         between = config.dropout if config.layers > 1 else 0.0
         self.cells = cell(config.width, config.width, config.layers, batch_first=True, dropout=between)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def run(
         self,
