@@ -74,7 +74,7 @@ def test_a_packed_batch_has_the_same_loss_and_gradients(text, fusion, terms):
     ("text", "fusion"), [("transformer", "cross_modal"), ("lstm", "attention"), ("lstm", "concat")]
 )
 def test_padding_is_hardly_computed(text, fusion):
-    """Of linear layers, that is: a recurrent net (which torch counts no operations of) and softmax see padding yet."""
+    """By linear layers and the LSTM, that is: softmax sees padding yet."""
     wide = {"transformer": schema.TransformerConfig(width=128, layers=2, heads=2), "lstm": schema.LSTMConfig(width=128)}
     model = VelmModel(vision=VISION["convnet"](), text=wide[text], fusion=FUSION[fusion](), vocab_size=VOCAB)
     with torch.no_grad():
@@ -82,13 +82,30 @@ def test_padding_is_hardly_computed(text, fusion):
     tokens_NT = torch.randint(3, VOCAB, (6, 40))
     lengths_BK = np.array([[4, 30], [30, 4], [2, 32]])
     operations = {}
-    for name, tokens, packing in (
-        ("text alone", tokens_NT[:, :4], None),
-        ("packed", tokens_NT, Packing.of(lengths_BK, 40)),
-        ("padded", tokens_NT, None),
+    for name, tokens, lengths in (
+        ("text alone", tokens_NT[:, :4], np.full((3, 2), 4)),
+        ("packed", tokens_NT, lengths_BK),
+        ("padded", tokens_NT, np.full((3, 2), 40)),
     ):
+        packing = Packing.of(lengths, tokens.shape[1])
         with FlopCounterMode(display=False) as counted:
             model.fusion.read(model.text, tokens, memory, packing=packing)[0].sum().backward()
         operations[name] = counted.get_total_flops() / (24 if name == "text alone" else lengths_BK.sum())
     assert operations["packed"] < 1.3 * operations["text alone"], operations
     assert operations["padded"] > 2 * operations["text alone"], operations
+
+
+def test_positions_by_time():
+    """The order in which a recurrent net takes them, by brute force."""
+    rng = np.random.default_rng()
+    for _ in range(30):
+        lengths_BK = rng.integers(0, 6, (4, 3))
+        lengths_BK[0, 0] = 1
+        positions_M, sizes = Packing.of(lengths_BK, 7).by_time()
+        lengths_N = lengths_BK.flatten()
+        longest_first = sorted(range(12), key=lambda text: -lengths_N[text])
+        expected = [
+            [text * 7 + time for text in longest_first if lengths_N[text] > time] for time in range(lengths_N.max())
+        ]
+        assert positions_M.tolist() == [position for row in expected for position in row]
+        assert sizes == [len(row) for row in expected]

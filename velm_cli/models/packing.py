@@ -50,23 +50,34 @@ class Packing(NamedTuple):
         """The number of each position's image."""
         return self.places_M // max(1, self.widest)
 
+    def by_time(self) -> tuple[Tensor, list[int]]:
+        """The positions in another order: the first ones of all texts, longest text first, then the second ones ...;
+        and how many there are of each."""
+        text_M, time_M = self.positions_M // self.length, self.positions_M % self.length
+        length_N = torch.bincount(text_M, minlength=self.texts)
+        rank_N = torch.empty_like(length_N)
+        rank_N[length_N.argsort(descending=True, stable=True)] = torch.arange(self.texts, device=rank_N.device)
+        order_M = (time_M * self.texts + rank_N[text_M]).argsort()
+        return self.positions_M[order_M], torch.bincount(time_M).tolist()
+
     def pack(self, x_NTD: Tensor) -> Tensor:
         """(1, M, D)"""
         return x_NTD.flatten(0, 1).index_select(0, self.positions_M)[None]
 
     def pad(self, x_1MD: Tensor) -> Tensor:
         """(N, T, D), zeros where no text is."""
-        return _spread(x_1MD, self.positions_M, self.texts, self.length)
+        return spread(x_1MD[0], self.positions_M, self.texts, self.length)
 
     def by_image(self, x_1MD: Tensor) -> Tensor:
         """(B, Y, D): the positions of an image's texts side by side, then zeros."""
-        return _spread(x_1MD, self.places_M, self.images, self.widest)
+        return spread(x_1MD[0], self.places_M, self.images, self.widest)
 
     def pack_images(self, x_BYD: Tensor) -> Tensor:
         """(1, M, D) of what `by_image` has put side by side."""
         return x_BYD.flatten(0, 1).index_select(0, self.places_M)[None]
 
 
-def _spread(x_1MD: Tensor, places_M: Tensor, rows: int, length: int) -> Tensor:
-    D = x_1MD.shape[-1]
-    return x_1MD.new_zeros(rows * length, D).index_copy(0, places_M, x_1MD[0]).view(rows, length, D)
+def spread(x_MD: Tensor, places_M: Tensor, rows: int, length: int) -> Tensor:
+    """(rows, length, D): x at the flat `places`, zeros elsewhere."""
+    D = x_MD.shape[-1]
+    return x_MD.new_zeros(rows * length, D).index_copy(0, places_M, x_MD).view(rows, length, D)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from velm_cli.models.layers import Block, Dropout, initialise, sinusoids, within
-from velm_cli.models.packing import Packing
+from velm_cli.models.packing import Packing, spread
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
+from velm_cli.models.text.recurrent import lstm_layer
 from velm_cli.schema import GRUConfig, LSTMConfig, TransformerConfig
 
 EMBEDDING_STD = 0.02
@@ -83,6 +84,7 @@ class RecurrentText(_Scratch):
     """LSTM (Hochreiter & Schmidhuber 1997) or GRU (Cho et al. 2014); the state is (hidden[, cell])_NLD."""
 
     num_layers = 0
+    packs = True
 
     def __init__(self, config: LSTMConfig | GRUConfig, vocab_size: int) -> None:
         super().__init__(config.width, vocab_size)
@@ -98,8 +100,13 @@ class RecurrentText(_Scratch):
         *,
         before_layer: BeforeLayer | None = None,
         lengths_N: Tensor | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
+        """With `packing` on a CPU, an LSTM computes no padding, and no state to go on from is returned."""
         assert before_layer is None, "validate refuses fusions that enter between a recurrent net's layers"
+        if packing is not None and isinstance(self.cells, nn.LSTM) and embedded_NTE.device.type == "cpu":
+            assert state is None
+            return self._packed(embedded_NTE, self.cells, packing), ()
         x_NTD = self.dropout(embedded_NTE)
         if state is not None:  # torch wants the layer first
             state = tuple(part.transpose(0, 1).contiguous() for part in state)
@@ -107,3 +114,12 @@ class RecurrentText(_Scratch):
         y_NTD, state = self.cells(x_NTD, state)
         parts = state if isinstance(state, tuple) else (state,)
         return self.dropout(y_NTD), tuple(part.transpose(0, 1) for part in parts)
+
+    def _packed(self, embedded_NTE: Tensor, cells: nn.LSTM, packing: Packing) -> Tensor:
+        """(N, T, D) of the LSTM, zeros where no text is."""
+        positions_M, sizes = packing.by_time()
+        x_MD = embedded_NTE.flatten(0, 1).index_select(0, positions_M)
+        for layer in range(cells.num_layers):
+            x_MD = lstm_layer(self.dropout(x_MD), cells, layer, sizes)
+        x_MD = self.dropout(x_MD)
+        return spread(x_MD, positions_M, packing.texts, packing.length)
