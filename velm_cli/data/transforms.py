@@ -75,13 +75,15 @@ class EvalTransform:
         image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
         for enhance, factor in zip(COLOURS, colours, strict=False):
             image = enhance(image).enhance(factor)
-        pixels_HWC = np.asarray(image)
         if mirror:
-            pixels_HWC = pixels_HWC[:, ::-1]
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        # A line of red, one of green, one of blue: floats are made of bytes side by side several times as fast.
+        pixels_HCW = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8).reshape(size, 3, size)
         if out_CHW is None:
             out_CHW = np.empty((3, size, size), np.float32)
-        np.multiply(pixels_HWC.transpose(2, 0, 1), self._scale_C11, out=out_CHW)
-        np.add(out_CHW, self._shift_C11, out=out_CHW)  # numpy: torch would start its own threads in each of ours
+        out_CHW[...] = pixels_HCW.transpose(1, 0, 2)  # numpy: torch would start its own threads in each of ours
+        out_CHW *= self._scale_C11
+        out_CHW += self._shift_C11
         return torch.from_numpy(out_CHW)
 
 
