@@ -36,7 +36,9 @@ class ViT(VisionEncoder):
         nn.init.normal_(self.position, std=0.02)
 
     def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
-        return self._through(as_rows(self.stem(image_BCHW)) + self.position, list(self.blocks)[: stages - 1])
+        # Position by position in memory: else every norm would lay it out anew, and every sum run across the grid.
+        x_BSD = as_rows(self.stem(image_BCHW)).contiguous() + self.position
+        return self._through(x_BSD, list(self.blocks)[: stages - 1])
 
     def finish(self, hidden_BSD: Tensor, stages: int) -> ImageFeatures:
         x_BSD = self.norm(self._through(hidden_BSD, list(self.blocks)[stages - 1 :]))
