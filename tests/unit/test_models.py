@@ -215,3 +215,20 @@ def test_models_published_in_half_precision_are_float32_here(weights, lora_rank,
     text = schema.CausalLMConfig(name=str(tmp_path), weights=weights, lora_rank=lora_rank)
     model = VelmModel(vision=VISION["vit"], text=text, fusion=schema.PrefixConfig(length=2), vocab_size=VOCAB)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_images_in_parts_are_the_same_images():
+    """Without gradients a CPU encodes few images at once."""
+    model = VelmModel(
+        vision=schema.TorchvisionConfig(net="resnet18", weights="none", image_size=32, freeze="all"),
+        text=schema.LSTMConfig(width=8), fusion=schema.ConcatConfig(), vocab_size=10,
+    ).eval()  # fmt: skip
+    calls = []
+    model.vision.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    image_BCHW = torch.randn(19, 3, 32, 32)
+    with torch.no_grad():
+        found, whole = model.encode_image(image_BCHW), model.vision(image_BCHW)
+    assert calls == [8, 8, 3, 19]
+    torch.testing.assert_close(found.tokens_BSD, whole.tokens_BSD)
+    torch.testing.assert_close(found.pooled_BD, whole.pooled_BD)
+    torch.testing.assert_close(model.kept(image_BCHW), whole.packed())

@@ -31,7 +31,8 @@ def test_next_token_loss_is_the_cross_entropy_with_the_smoothed_target(smoothing
 @pytest.mark.parametrize("chunk", [0, 1, 4, 11, 50])
 def test_the_chunked_loss_and_its_gradients_equal_the_plain_one(chunk, smoothing, monkeypatch):
     monkeypatch.setattr(text, "ALL_AT_ONCE", 0)
-    monkeypatch.setitem(text.LOGITS, "cpu", 20)  # chunk=0: two positions
+    monkeypatch.setitem(text.LOGITS, "cpu", 20 * 8)  # chunk=0: two positions
+    monkeypatch.setitem(text.IN_CACHE, "cpu", 4 * 7 * 8)  # and four of the larger chunks
     layer, targets = torch.nn.Linear(5, 7).double(), torch.randint(0, 7, (11,))
     states = torch.randn(11, 5).double().requires_grad_()
     parameters = (layer.weight, layer.bias)

@@ -42,7 +42,7 @@ class VelmModel(nn.Module):
             if feature_BSD is not None:
                 features = self.vision.finish(feature_BSD.float(), self.frozen_stages)
             else:
-                features = self.vision(image_BCHW)
+                features = ImageFeatures.joined([self.vision(part_BCHW) for part_BCHW in self._parts(image_BCHW)])
         return ImageFeatures(features.pooled_BD[:, None], features.pooled_BD) if self.one_token else features
 
     @torch.no_grad()
@@ -51,10 +51,17 @@ class VelmModel(nn.Module):
         or what comes out of the stages that are frozen."""
         assert self.vision is not None
         if self.frozen_stages:
-            return self.vision.begin(image_BCHW, self.frozen_stages)
+            return torch.cat([self.vision.begin(part, self.frozen_stages) for part in self._parts(image_BCHW)])
         features = self.encode_image(image_BCHW)
         assert features is not None
         return features.packed()
+
+    def _parts(self, image_BCHW: Tensor | None) -> list[Tensor]:
+        """Without gradients a CPU takes few images at once: what they need in between is then still in its memory."""
+        assert self.vision is not None and image_BCHW is not None
+        if torch.is_grad_enabled() or image_BCHW.device.type != "cpu" or self.vision.training:
+            return [image_BCHW]
+        return list(image_BCHW.split(self.vision.images_at_once))
 
     def logits(self, fused: Tensor) -> Tensor:
         """(..., D) -> (..., V); the text's own output matrix, mostly that of its embedding (Press & Wolf 2017)."""

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-LOGITS = {"cpu": 1 << 23}  # logits that exist at once: 16 MB in bfloat16
-MANY_LOGITS = 1 << 27  # elsewhere
-IN_CACHE = {"cpu": 1 << 18}  # logits whose float32 values, 1 MB, stay in a core's cache from softmax to gradient
+LOGITS = {"cpu": 1 << 24}  # bytes of logits that exist at once: half of what glibc keeps when it is freed
+MANY_LOGITS = 1 << 29  # elsewhere
+IN_CACHE = {"cpu": 1 << 20}  # bytes of them that stay in a core's cache from softmax to gradient
 ALL_AT_ONCE = 1 << 21  # so few are not worth any care
 
 
@@ -43,7 +43,6 @@ def words_loss(
     vocab = len(weight_VD)
     if not chunk and len(states_MD) * vocab <= ALL_AT_ONCE:
         return next_token_loss(F.linear(states_MD, weight_VD, bias_V), targets_M, label_smoothing=label_smoothing)
-    chunk = chunk or max(1, LOGITS.get(states_MD.device.type, MANY_LOGITS) // vocab)
     return _WordsLoss.apply(states_MD, weight_VD, bias_V, targets_M, chunk, label_smoothing, torch.is_grad_enabled())  # type: ignore[no-any-return]  # torch types no Function's result
 
 
@@ -70,10 +69,11 @@ class _WordsLoss(torch.autograd.Function):
         grad_VD: Tensor | None = None
         grad_V = torch.zeros_like(bias_V, dtype=exact) if wants_bias else None
         loss = torch.zeros((), dtype=exact, device=states_MD.device)
+        chunk = chunk or max(1, LOGITS.get(device, MANY_LOGITS) // (len(matrix_VD) * dtype.itemsize))
+        few = max(1, IN_CACHE.get(device, MANY_LOGITS) // (len(matrix_VD) * exact.itemsize))
         for start in range(0, len(states_MD), chunk):
             rows = slice(start, start + chunk)
             logits_CV = F.linear(inputs_MD[rows], matrix_VD, offset_V)
-            few = max(1, IN_CACHE.get(device, MANY_LOGITS) // len(matrix_VD))
             for logits_RV, target_R in zip(logits_CV.split(few), targets_M[rows].split(few), strict=True):
                 target_R1 = target_R[:, None]
                 log_p_RV = logits_RV.to(exact).log_softmax(-1)

@@ -25,6 +25,15 @@ class ImageFeatures:
     def select(self, index: Tensor) -> ImageFeatures:
         return ImageFeatures(self.tokens_BSD[index], self.pooled_BD[index])
 
+    @staticmethod
+    def joined(parts: list[ImageFeatures]) -> ImageFeatures:
+        """Of all the parts' images."""
+        if len(parts) == 1:
+            return parts[0]
+        return ImageFeatures(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in ("tokens_BSD", "pooled_BD"))
+        )
+
     def packed(self) -> Tensor:
         """[B, S + 1, D]: the tokens and, last, pooled; `unpacked` takes them apart."""
         return torch.cat([self.tokens_BSD, self.pooled_BD[:, None]], dim=1)
@@ -42,6 +51,7 @@ class VisionEncoder(nn.Module):
     std: tuple[float, float, float] = HALF
     tokens_only: tuple[str, ...] = ()  # its parts and parameters of which `pooled` knows nothing
     pooled_only: tuple[str, ...] = ()  # ... of which `tokens` know nothing
+    images_at_once: int = 16  # on a CPU that keeps nothing for gradients: more gain nothing, their memory is new
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:
         return self.finish(self.begin(image_BCHW, 1), 1)

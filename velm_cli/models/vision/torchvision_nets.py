@@ -30,6 +30,7 @@ class ConvClassifier(VisionEncoder):
     """
 
     mean, std = IMAGENET_MEAN, IMAGENET_STD
+    images_at_once = 8  # their first grids are large
 
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__()
