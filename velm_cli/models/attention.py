@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 SCORES = 1 << 27  # of T * S * H * N: beyond it torch's backward, which never holds them all
@@ -54,6 +55,7 @@ class _ByProducts(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, log_sum_NHT, visible = ctx.saved_tensors
         (N, H, T, d), S = q.shape, k.shape[2]
