@@ -26,9 +26,8 @@ def read_array(path: Path) -> np.ndarray:
 def map_array(path: Path) -> np.ndarray:
     """The same, read-only and fetched from disk where it is touched."""
     with _one_header_at_a_time:
-        return np.asarray(
-            np.load(path, mmap_mode="r", allow_pickle=False)
-        )  # slicing a memmap takes several times longer
+        mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return np.asarray(mapped)  # slicing a memmap takes several times as long
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
