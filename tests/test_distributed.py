@@ -1,7 +1,7 @@
 """Several processes are one: the same losses, the same scores, the same bits after a kill, any number of them.
 
-Real `torchrun` processes over gloo. The commands have no dropout where one rank is compared with two: its numbers
-are each rank's own.
+Real `torchrun` processes over gloo. Where one rank is compared with two the commands have no dropout, whose numbers
+are each rank's own, and float32, whose sums may be added in any order within the tolerance.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STILL = ["vision.dropout=0", "text.dropout=0", "fusion.dropout=0"]
 PLAIN = [
     "train", *TINY, *TINY_MODEL, *STILL, "run.max_steps=12", "run.checkpoint_every=5", "run.validate_every=5",
     "run.accumulation=2", "run.ema_decay=0.9", "loss.beta=0.1", "loss.gamma=linear(0,1,2ep)", "run.keep_every=5",
-    "run.keep_checkpoints=1",
+    "run.keep_checkpoints=1", "run.precision=fp32",
 ]  # fmt: skip
 TWO_RANKS = [arg.replace("run.batch_size=3", "run.batch_size=4") for arg in WITH_DROPOUT]
 

@@ -253,3 +253,15 @@ def test_weights():
 def test_a_bad_weight_is_explained(text):
     with pytest.raises(UserError, match=r"loss.alpha: .* is neither a number of at least 0 nor a schedule"):
         parse_weight("loss.alpha", text)
+
+
+@pytest.mark.parametrize("kind", [ContrastiveLoss, SigmoidLoss])
+def test_cosines_are_not_rounded_under_autocast(kind):
+    loss = kind(8, 8, 16, 0.07) if kind is ContrastiveLoss else kind(8, 8, 16)
+    image_BD, text_BKD = torch.randn(5, 8), torch.randn(5, 2, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        image_BE, text_BKE = loss.embed(image_BD, text_BKD)
+        found = loss.cosines(image_BD, text_BKD)
+        total = loss(image_BD, text_BKD, torch.ones(5, 2, dtype=torch.bool))
+    assert found.dtype == total.dtype == torch.float32
+    torch.testing.assert_close(found, torch.stack([image_BE @ text_BKE[:, slot].t() for slot in range(2)]))

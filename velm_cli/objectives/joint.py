@@ -9,6 +9,7 @@ states.
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import torch
@@ -37,7 +38,11 @@ class _SharedSpace(nn.Module):
 
 
 def _cosines(image_BE: Tensor, text_CKE: Tensor) -> Tensor:
-    return torch.einsum("be,cke->kbc", image_BE, text_CKE)
+    """In the vectors' own precision: bfloat16 would round a cosine times 100 to halves."""
+    device = image_BE.device.type
+    available = torch.amp.is_autocast_available(device)  # a dry run's meta device knows no autocast
+    with torch.autocast(device, enabled=False) if available else contextlib.nullcontext():
+        return torch.einsum("be,cke->kbc", image_BE, text_CKE)
 
 
 class ContrastiveLoss(_SharedSpace):
