@@ -149,7 +149,7 @@ def _weights_of_gpt2(model: VelmModel, positions: int) -> dict[str, Tensor]:
     embedding, width = model.text.embedding.weight.detach(), model.text.width
     weights = {
         "transformer.wte.weight": embedding * width**0.5,
-        "transformer.wpe.weight": sinusoids(0, positions, width, embedding.device, embedding.dtype),
+        "transformer.wpe.weight": sinusoids(torch.arange(positions), width, embedding.dtype),
         "lm_head.weight": embedding,
     }
     names = {

@@ -30,7 +30,7 @@ from velm_cli import schema
 from velm_cli.data.batch import Batch
 from velm_cli.engine.parallel import Replica, is_slice
 from velm_cli.engine.ranks import Ranks
-from velm_cli.models.decoding import decode
+from velm_cli.models.decoding import decode_stream
 from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.ranks import alone as no_ranks
@@ -120,13 +120,17 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 def captions_of(task: CaptionTask, batch: Batch, beams: int) -> list[list[int]]:
+    """Of all images through three places: on a GPU images enter while others are being captioned."""
     device = next(task.parameters()).device
     model = copy.deepcopy(task.model).eval()
+    assert batch.image_BCHW is not None
     with torch.inference_mode():
-        memory = model.memory(model.encode_image(batch.to(device).image_BCHW))
+        memories = [
+            (model.memory(model.encode_image(images.to(device))), len(images)) for images in batch.image_BCHW.split(3)
+        ]
     config = schema.DecodeConfig(beams=beams, max_length=12)
-    images = len(batch.image_ids)
-    return decode(model, memory, images=images, config=config, bos_id=BOS, eos_id=EOS, banned=[0], device=device)
+    found = decode_stream(model, memories, config=config, bos_id=BOS, eos_id=EOS, banned=[0], device=device)
+    return [tokens for _, tokens in sorted(found)]
 
 
 def check_parity(device: torch.device) -> None:

@@ -19,7 +19,7 @@ _HOME = tempfile.TemporaryDirectory(prefix="velm-tiny-models-")  # gone when the
 
 @functools.cache
 def folder(kind: str) -> str:
-    """The folder of a tiny model: vit clip dinov2 siglip (vision), gpt2 llama bert (text)."""
+    """The folder of a tiny model: vit clip dinov2 siglip (vision), gpt2 llama bert bloom (text)."""
     import transformers as t
 
     path = Path(os.environ.get("VELM_TINY_MODELS", _HOME.name)) / kind  # a parent process may have made it
@@ -48,6 +48,9 @@ def folder(kind: str) -> str:
         case "llama":
             options = {"num_key_value_heads": 1, "max_position_embeddings": POSITIONS, "tie_word_embeddings": False}
             model = t.LlamaForCausalLM(t.LlamaConfig(**text, **options))
+        case "bloom":  # whose attention goes by more than its mask
+            sizes = {"vocab_size": VOCAB, "hidden_size": 16, "n_layer": 2, "n_head": 2}
+            model = t.BloomForCausalLM(t.BloomConfig(**sizes, bos_token_id=1, eos_token_id=2))
         case "bert":
             model = t.BertModel(t.BertConfig(**text, max_position_embeddings=POSITIONS))
         case _:

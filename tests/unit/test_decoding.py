@@ -12,8 +12,11 @@ from tiny_models import VOCAB as SIZE_OF_GPT2
 from tiny_models import folder
 
 from velm_cli import schema
-from velm_cli.models.decoding import _places, continuations, decode, laid_out_for_steps, nucleus_probabilities
-from velm_cli.models.state import BLOCK, KeyValue, Past, Rows
+from velm_cli.models import decoding
+from velm_cli.models.decoding import _places, decode, decode_stream, laid_out_for_steps
+from velm_cli.models.search import continuations, nucleus_probabilities
+from velm_cli.models.state import BLOCK, KeyValue, Past, Rows, select
+from velm_cli.models.text import build_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 
@@ -27,6 +30,7 @@ TEXTS = {
     "bert": lambda: schema.BertConfig(name=folder("bert")),
     "gpt2": lambda: schema.CausalLMConfig(name=folder("gpt2")),
     "llama": lambda: schema.CausalLMConfig(name=folder("llama")),
+    "bloom": lambda: schema.CausalLMConfig(name=folder("bloom")),
 }
 FUSIONS = {
     "cross_modal": schema.CrossModalConfig(layers=1, heads=2),
@@ -41,7 +45,7 @@ CELLS = [
     ("transformer", "cross_modal"), ("transformer", "prefix"), ("transformer", "image as prefix"),
     ("transformer", "gated"), ("no layers", "cross_modal"), ("lstm", "concat"), ("lstm", "cross_modal"),
     ("gru", "attention"), ("gru", "cross_modal"), ("bert", "cross_modal"), ("bert", "prefix"), ("bert", "concat"),
-    ("gpt2", "prefix"), ("gpt2", "gated"), ("llama", "gated"), ("llama", "cross_modal"),
+    ("gpt2", "prefix"), ("gpt2", "gated"), ("llama", "gated"), ("llama", "cross_modal"), ("bloom", "prefix"),
 ]  # fmt: skip
 
 
@@ -65,12 +69,12 @@ def model_and_memory(
         return model, features, model.memory(features)
 
 
-def model_with_varied_captions(text: str, fusion: str):
-    """The first of many random models by which six images get at least three captions, not all of one length."""
-    vocab = SIZE_OF_GPT2 if text in ("bert", "gpt2", "llama") else VOCAB
+def model_with_varied_captions(text: str, fusion: str, images: int = 6, beams: int = 2):
+    """The first of many random models by which the images get at least three captions, not all of one length."""
+    vocab = SIZE_OF_GPT2 if text in ("bert", "gpt2", "llama", "bloom") else VOCAB
     for seed in range(200):
-        model, features, memory = model_and_memory(seed, 6, text=text, fusion=fusion, vocab=vocab)
-        captions = {tuple(tokens) for tokens in run(model, memory, 6, beams=2, max_length=8)}
+        model, features, memory = model_and_memory(seed, images, text=text, fusion=fusion, vocab=vocab)
+        captions = {tuple(tokens) for tokens in run(model, memory, images, beams=beams, max_length=8)}
         if len(captions) > 2 and len(set(map(len, captions))) > 1:
             return model, features, memory
     raise AssertionError("no such model")
@@ -219,17 +223,43 @@ def test_the_last_images_take_the_places_of_those_that_leave():
         assert sorted(kept_B.tolist()) == [image for image, on in enumerate(goes_on) if on]
         assert len(holes) == sum(place >= len(kept_B) for place in kept_B.tolist())
         part_BX = torch.arange(len(goes_on))[:, None].repeat(1, 3)
-        assert torch.equal(Rows(kept_B[:, None], holes, movers).move(part_BX)[:, 0], kept_B)
+        Rows(kept_B[:, None], holes, movers).move(part_BX)
+        assert torch.equal(part_BX[: len(kept_B), 0], kept_B)
+
+
+@pytest.mark.parametrize("text", ["gpt2", "llama", "bert"])
+def test_pretrained_texts_share_the_slots_of_their_past(text):
+    """Nothing of it is copied when beams are reordered; Bloom, whose positions are its own, does without."""
+    model, _, memory = model_with_varied_captions(text, "cross_modal")
+    with torch.no_grad():
+        _, state = model.step(torch.full((6, 1), BOS), memory)
+        (past, behind_N), _ = state
+        assert isinstance(past, Past)
+        assert behind_N.tolist() == [1] * 6
+        state = select(state, Rows(torch.arange(6)[:, None].expand(6, 3)))
+        _, state = model.step(torch.full((18, 1), 3), memory, state)
+        places = [part.data_ptr() for room in state[0][0].rooms for part in room]
+        for _ in range(3):
+            state = select(state, Rows(torch.arange(18).view(6, 3).flip(1)))
+            _, state = model.step(torch.full((18, 1), 4), memory, state)
+            assert [part.data_ptr() for room in state[0][0].rooms for part in room] == places
+    bloom = build_text(TEXTS["bloom"](), SIZE_OF_GPT2)
+    assert not bloom.shares_slots
 
 
 def test_beams_are_reordered_without_moving_what_they_see():
-    past = Past.of(KeyValue(*torch.randn(2, 1, 4, 7, 3)))  # one image, 4 heads, 7 positions
-    past = past.select(Rows(torch.tensor([[0, 0]])))
-    past = past.append(*torch.randn(2, 2, 4, 1, 3))
-    places = [part.data_ptr() for part in past.room]
+    def gone_on(past: Past) -> Past:
+        past = past.grown(texts=2)
+        for layer in past.layers():
+            layer.attend(*torch.randn(3, 2, 4, 1, 3))
+        return past
+
+    past = Past.of([KeyValue(*torch.randn(2, 1, 4, 7, 3)) for _ in range(2)])  # one image, 4 heads, 7 positions
+    past = gone_on(past.select(Rows(torch.tensor([[0, 0]]))))
+    places = [part.data_ptr() for room in past.rooms for part in room]
     for source in ([1, 0], [1, 1], [0, 0]):
-        past = past.select(Rows(torch.tensor([source]))).append(*torch.randn(2, 2, 4, 1, 3))
-        assert [part.data_ptr() for part in past.room] == places
+        past = gone_on(past.select(Rows(torch.tensor([source]))))
+        assert [part.data_ptr() for room in past.rooms for part in room] == places
     assert past.slots == 7 + 2 * 4  # the first seven are there once
 
 
@@ -276,6 +306,73 @@ def test_images_do_not_influence_each_other():
     for image in range(8):
         alone = model.memory(features.select(torch.tensor([image])))
         assert run(model, alone, 1, beams=3, max_length=9, length_penalty=0.0) == [together[image]]
+
+
+class Watched:
+    """A model that remembers how many texts each step had."""
+
+    def __init__(self, model) -> None:
+        self.model, self.texts = model, []
+
+    def step(self, tokens_NT, memory, state=None):
+        self.texts.append(len(tokens_NT))
+        return self.model.step(tokens_NT, memory, state)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(("text", "fusion"), CELLS)
+def test_images_that_enter_get_the_captions_that_they_get_alone(text, fusion, beams, monkeypatch):
+    """Batches of different sizes, through six places, for far more steps than a caption has; with beams as on GPUs."""
+    monkeypatch.setattr(decoding, "_open", lambda live, places: live.images < places)
+    sizes = [6, 1, 5, 6, 6, 3, 6, 6, 2, 6]
+    model, features, _ = model_with_varied_captions(text, fusion, sum(sizes), beams)
+    starts = [sum(sizes[:number]) for number in range(len(sizes) + 1)]
+    rows = list(itertools.pairwise(starts))
+    config = schema.DecodeConfig(beams=beams, max_length=8)
+    with torch.no_grad():
+        memories = [(model.memory_for(features.select(torch.arange(*row)), config), row[1] - row[0]) for row in rows]
+    ids = {"bos_id": BOS, "eos_id": EOS, "banned": [PAD, BOS]}
+
+    together, apart = Watched(model), Watched(model)
+    found = dict(decode_stream(together, memories, config=config, **ids))
+    assert sorted(found) == list(range(sum(sizes)))
+    alone = [decode(apart, memory, images=images, config=config, **ids) for memory, images in memories]
+    assert [found[image] for image in range(sum(sizes))] == list(itertools.chain(*alone))
+    assert text == "bloom" or len(together.texts) < 0.9 * len(apart.texts), "the others entered"
+    assert sum(together.texts) == sum(apart.texts)
+
+
+def test_images_of_other_sizes_wait_until_the_places_are_free():
+    """Memories that cannot lie side by side: nothing joins, and nothing is lost."""
+    model, _, _ = model_with_varied_captions("transformer", "cross_modal")
+    config = schema.DecodeConfig(beams=2, max_length=8)
+    ids = {"bos_id": BOS, "eos_id": EOS, "banned": [PAD, BOS]}
+    memories = []
+    with torch.no_grad():
+        for positions in (4, 9, 4, 1):
+            tokens_BSD = torch.randn(5, positions, 16).double()
+            memories.append((model.memory_for(ImageFeatures(tokens_BSD, tokens_BSD.amax(1)), config), 5))
+    found = dict(decode_stream(model, memories, config=config, **ids))
+    alone = [decode(model, memory, images=images, config=config, **ids) for memory, images in memories]
+    assert [found[image] for image in range(20)] == list(itertools.chain(*alone))
+
+
+def test_nobody_is_asked_for_images_before_there_are_places():
+    model, features, _ = model_with_varied_captions("lstm", "concat")
+    config, asked = schema.DecodeConfig(max_length=8), []
+
+    def memories():
+        for number in range(3):
+            asked.append(number)
+            with torch.no_grad():
+                yield model.memory_for(features, config), 6
+
+    assert dict(decode_stream(model, [], config=config, bos_id=BOS, eos_id=EOS)) == {}
+    finished = 0
+    for _ in decode_stream(model, memories(), config=config, bos_id=BOS, eos_id=EOS):
+        assert 6 * len(asked) <= finished + 12, "no more than the live ones and a batch that waits"
+        finished += 1
+    assert finished == 18
 
 
 def test_no_more_tokens_than_max_length_and_none_that_is_banned():

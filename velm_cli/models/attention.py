@@ -46,7 +46,7 @@ class _ByProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
-        mask = None if visible is None else _hidden(visible, q.dtype)
+        mask = None if visible is None else added_to_scores(visible, q.dtype)
         y, log_sum_NHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=mask
         )
@@ -66,7 +66,7 @@ class _ByProducts(torch.autograd.Function):
         offset_XTS = (math.log(S) - log_sum_NHT).to(q.dtype).reshape(N * H, T, 1).expand(-1, -1, S)
         for shown in (visible, torch.ones(T, S, dtype=torch.bool).tril() if ctx.causal else None):
             if shown is not None:
-                offset_XTS = (offset_XTS.unflatten(0, (N, H)) + _hidden(shown, q.dtype)).view(N * H, T, S)
+                offset_XTS = (offset_XTS.unflatten(0, (N, H)) + added_to_scores(shown, q.dtype)).view(N * H, T, S)
         p_XTS = torch.baddbmm(offset_XTS, q_XTd, k_XSd.mT, alpha=scale).softmax(-1)
         dv_XSd = p_XTS.mT @ dy_XTd
         ds_XTS = torch._softmax_backward_data(dy_XTd @ v_XSd.mT, p_XTS, -1, q.dtype)
@@ -75,6 +75,6 @@ class _ByProducts(torch.autograd.Function):
         return dq_XTd.view_as(q), dk_XSd.view_as(k), dv_XSd.view_as(v), None, None
 
 
-def _hidden(visible: Tensor, dtype: torch.dtype) -> Tensor:
+def added_to_scores(visible: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to scores: 0 where `visible`, else minus infinity."""
     return torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, -math.inf)

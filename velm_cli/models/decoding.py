@@ -1,26 +1,26 @@
 """From images to token sequences: greedy, beam and nucleus decoding with a key/value cache.
 
-The image's part of the work (`memory`) exists once an image and is shared by its beams; images that are finished
-leave the batch, and the last ones take their places. The device is asked once a step who goes on.
+The image's part of the work (`memory`) exists once an image and is shared by its beams. Images whose captions have
+ended leave the batch, the last ones take their places, and other images enter. The device is asked once a step who
+goes on.
 
-Shapes: B images (live ones, in any order), K beams, N = B * K sequences, C candidates, T tokens, V vocabulary.
+Shapes: B images (live ones, in any order), K beams, N = B * K sequences, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
-from typing import Protocol
+from itertools import chain, repeat
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from velm_cli.models.state import Rows, move, own, select
+from velm_cli.models.search import Search, log_probs, search_of
+from velm_cli.models.state import Memory, Rows, alike, images_of, joined, select
 from velm_cli.models.velm import VelmModel
-from velm_cli.schema import DecodeConfig, DecodeMethod
-
-CHUNK = 64  # words whose best is found before the words themselves are looked at
+from velm_cli.schema import DecodeConfig
 
 
 class StepModel(Protocol):
@@ -54,79 +54,124 @@ def laid_out_for_steps(model: VelmModel) -> Iterator[None]:
             weight.data = data
 
 
-def decode(
+def decode(model: StepModel, memory: tuple, *, images: int, **options: Any) -> list[list[int]]:
+    """The tokens of each image of one batch; see `decode_stream`."""
+    return [tokens for _, tokens in sorted(decode_stream(model, [(memory, images)], **options))]
+
+
+def decode_stream(
     model: StepModel,
-    memory: tuple,
+    memories: Iterable[tuple[tuple, int]],
     *,
-    images: int,
     config: DecodeConfig,
     bos_id: int,
     eos_id: int,
     banned: Sequence[int] = (),
     device: torch.device | str = "cpu",
     generator: torch.Generator | None = None,
-) -> list[list[int]]:
-    """One token sequence an image, without BOS and EOS, at most `config.max_length` tokens with EOS.
+) -> Iterator[tuple[int, list[int]]]:
+    """(number of the image, its tokens) as captions end: without BOS and EOS, at most `config.max_length` with EOS.
 
-    `memory` is what `model.memory_for(features, config)` gave for the `images` images. `banned` tokens (padding,
-    BOS, unknown) are never produced. `generator` is needed by nucleus sampling only.
+    `memories`: what `model.memory_for(features, config)` gave, and of how many images. So many images as the first has
+    are decoded together: where captions have ended, images of the next take their places (see `_open`), and only then
+    the next is asked for. `banned` tokens (padding, BOS, unknown) are never produced. `generator` is
+    needed by nucleus sampling only.
     """
-    start_B1 = torch.full((images, 1), bos_id, device=device)
-    banned_ids = torch.tensor(list(banned), dtype=torch.long, device=device)
-
-    def likeliest(logits_BV: Tensor) -> Tensor:
-        return logits_BV.index_fill(1, banned_ids, float("-inf")).argmax(dim=1)
-
-    def drawn(logits_BV: Tensor) -> Tensor:
-        p_BV = log_probs(logits_BV / config.temperature, banned_ids).exp()
-        return torch.multinomial(nucleus_probabilities(p_BV, top_p=config.top_p), 1, generator=generator)[:, 0]
-
-    with torch.inference_mode():
-        memory = own(memory)
-        if config.method is DecodeMethod.nucleus:
-            assert generator is not None, "nucleus sampling draws from the generator it is given"
-            tokens_BT = _one_by_one(model, memory, start_B1, drawn, config.max_length, eos_id)
-        elif config.beams == 1:
-            tokens_BT = _one_by_one(model, memory, start_B1, likeliest, config.max_length, eos_id)
+    search = search_of(config, eos_id, torch.tensor(list(banned), dtype=torch.long, device=device), generator)
+    coming: Iterator[tuple[tuple, int] | None] = chain(memories, repeat(None))
+    begun = places = 0
+    live = waiting = None  # images that are decoded together, images that have begun and wait for a place
+    while True:
+        is_open = live is None or _open(live, places)
+        if waiting is None and is_open and (found := next(coming)) is not None:
+            memory, images = found
+            waiting = _Live.of(search.begin(images, bos_id, device), memory, begun, device)
+            begun, places = begun + images, places or images
+            yield from waiting.step(model, search)
+            waiting = waiting if waiting.images else None
+        elif live is None and waiting is None:
+            return
+        elif live is None:
+            live, waiting = waiting, None
         else:
-            tokens_BT = _beam(model, memory, start_B1, config, eos_id, banned_ids)
-    return [row[: row.index(eos_id)] if eos_id in row else row for row in tokens_BT.tolist()]
+            if waiting is not None and is_open and live.alike(waiting):
+                waiting = live.join(waiting, places - live.images, config.max_length)
+            yield from live.step(model, search)
+            live = live if live.images else None
 
 
-def log_probs(logits_NV: Tensor, banned: Tensor) -> Tensor:
-    """Log-probabilities of the tokens that may be produced; -inf for the `banned`."""
-    return logits_NV.float().index_fill(1, banned, float("-inf")).log_softmax(-1)
+def _open(live: _Live, places: int) -> bool:
+    """Whether it is time for others to enter.
 
-
-def _one_by_one(
-    model: StepModel,
-    memory: tuple,
-    token_B1: Tensor,
-    choose: Callable[[Tensor], Tensor],
-    max_length: int,
-    eos_id: int,
-) -> Tensor:
-    """One sequence an image, of the tokens (B) that `choose` takes by their logits (B, V), until that is EOS.
-
-    Tokens (B, T) of all images; behind EOS stand more of it.
+    A step takes a GPU the same time however many texts there are, so places that are free are lost. A CPU's time goes
+    by the texts: it gains little (1.02 x), and with beams it loses (0.94 x), since attention then passes over the slots
+    of as many steps as the oldest text has.
     """
-    images, device = len(token_B1), token_B1.device
-    out_BT = torch.full((images, max_length), eos_id, device=device)
-    image_B, state = torch.arange(images, device=device), None  # which image a row of the live batch belongs to
-    for length in range(max_length):
-        logits_BV, state = model.step(token_B1, memory, state)
-        token_B = choose(logits_BV)
-        out_BT[image_B, length] = token_B
-        goes_on = (token_B != eos_id).tolist()
-        if not any(goes_on):
-            break
-        if not all(goes_on):
-            kept_B, holes, movers = _places(goes_on, device)
-            rows = Rows(kept_B[:, None], holes, movers)
-            image_B, token_B = image_B[kept_B], token_B[kept_B]
-            memory, state = move(memory, rows), select(state, rows)
-        token_B1 = token_B[:, None]
-    return out_BT
+    if live.image_B.device.type == "cpu" and live.texts.token_BK.shape[1] > 1:
+        return False
+    return live.images <= 7 * places // 8
+
+
+class _Live:
+    """Images that are decoded together: which, their texts, and what the model knows of both."""
+
+    def __init__(self, image_B: Tensor, texts: Any, memory: Memory, state: Any) -> None:
+        self.image_B, self.texts, self.memory, self.state = image_B, texts, memory, state
+
+    @staticmethod
+    @torch.inference_mode()
+    def of(texts: Any, memory: tuple, first: int, device: torch.device | str) -> _Live:
+        """Images number `first` and so on, at their beginning."""
+        images = len(texts.token_BK)
+        return _Live(torch.arange(first, first + images, device=device), texts, Memory(memory, images), None)
+
+    @property
+    def images(self) -> int:
+        return len(self.image_B)
+
+    @torch.inference_mode()
+    def step(self, model: StepModel, search: Search) -> list[tuple[int, list[int]]]:
+        """One more token; the captions that have ended with it, whose images leave."""
+        logits_NV, state = model.step(self.texts.token_BK.reshape(-1, 1), self.memory.nested(), self.state)
+        texts, source_BK, goes_on_B = search.advance(self.texts, logits_NV)
+        goes_on = goes_on_B.tolist()  # the one time in a step that the device is waited for
+        if all(goes_on):
+            self.texts, self.state = texts, state if source_BK is None else select(state, Rows(source_BK))
+            return []
+        ended = list(zip(self.image_B[~goes_on_B].tolist(), texts.text_BT[~goes_on_B].tolist(), strict=True))
+        kept_B, holes, movers = _places(goes_on, self.image_B.device)
+        self.image_B, self.texts = self.image_B[kept_B], _each(texts, lambda part: part[kept_B])
+        if any(goes_on):
+            rows = Rows(kept_B[:, None] if source_BK is None else source_BK[kept_B], holes, movers)
+            self.memory.move(rows)
+            self.state = select(state, rows)
+        return [(image, search.words(row)) for image, row in ended]
+
+    def alike(self, other: _Live) -> bool:
+        """Whether the other's images can join."""
+        return alike(self.texts, other.texts) and alike(self.state, other.state) and self.memory.alike(other.memory)
+
+    @torch.inference_mode()
+    def join(self, other: _Live, most: int, positions: int) -> _Live | None:
+        """Take the first images of one that has just begun, at most so many; what is left of it."""
+        taken = other._part(0, min(most, other.images))
+        self.image_B = torch.cat([self.image_B, taken.image_B])
+        self.texts = type(self.texts)(*map(torch.cat, zip(self.texts, taken.texts, strict=True)))
+        self.state = joined(self.state, taken.state, positions)
+        self.memory.join(taken.memory)
+        return other._part(most, other.images) if most < other.images else None
+
+    def _part(self, start: int, stop: int) -> _Live:
+        return _Live(
+            self.image_B[start:stop],
+            _each(self.texts, lambda part: part[start:stop]),
+            self.memory.images_of(start, stop),
+            images_of(self.state, start, stop, self.texts.token_BK.shape[1]),
+        )
+
+
+def _each(texts: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return type(texts)(*map(change, texts))
 
 
 def _places(goes_on: Sequence[bool], device: torch.device) -> tuple[Tensor, ...]:
@@ -138,106 +183,6 @@ def _places(goes_on: Sequence[bool], device: torch.device) -> tuple[Tensor, ...]
     for hole, mover in zip(holes, movers, strict=True):
         kept[hole] = mover
     return tuple(torch.tensor(places, dtype=torch.long, device=device) for places in (kept, holes, movers))
-
-
-def _beam(
-    model: StepModel,
-    memory: tuple,
-    token_B1: Tensor,
-    config: DecodeConfig,
-    eos_id: int,
-    banned: Tensor,
-) -> Tensor:
-    """Beam search: tokens (B, T) of all images; behind EOS stand more of it.
-
-    A hypothesis scores sum(log p) / length ** length_penalty, EOS counted. Each step looks at the 2K
-    best continuations of an image: of the first K those that end in EOS become hypotheses, the best K
-    others live on (as in transformers' `generate`). An image is finished when no live prefix can still
-    beat its best hypothesis; since log p <= 0, a live prefix's best possible future score is its present
-    sum / max_length ** length_penalty.
-    """
-    images, device = len(token_B1), token_B1.device
-    K, max_length, penalty = config.beams, config.max_length, config.length_penalty
-    best = _Best(images, max_length, eos_id, device)
-    image_B = torch.arange(images, device=device)  # which image a row of the live batch belongs to
-    logits_NV, state = model.step(token_B1, memory)
-    score_BK = torch.zeros(images, 1, device=device)  # at first each image has one prefix: BOS
-    prefix_BKT = torch.empty(images, 1, 0, dtype=torch.long, device=device)
-
-    for length in range(1, max_length + 1):
-        score_BC, beam_BC, token_BC = continuations(log_probs(logits_NV, banned), score_BK, 2 * K)
-        prefix_BCT = torch.cat([_of(prefix_BKT, beam_BC), token_BC[:, :, None]], dim=2)
-        ended_BC = token_BC == eos_id
-
-        complete_BK = ended_BC[:, :K] | (length == max_length)
-        best.offer(image_B, score_BC[:, :K] / length**penalty, complete_BK, prefix_BCT)
-        if length == max_length:
-            break
-
-        # The K best that go on; an ended one is pushed behind every living one.
-        width = score_BK.shape[1]
-        score_BK, best_BK = score_BC.masked_fill(ended_BC, float("-inf")).topk(min(K, score_BC.shape[1]))
-        token_BK, prefix_BKT = token_BC.gather(1, best_BK), _of(prefix_BCT, best_BK)
-        source_BK = beam_BC.gather(1, best_BK) + width * torch.arange(len(image_B), device=device)[:, None]
-
-        goes_on = (score_BK[:, 0] / max_length**penalty > best.score_B[image_B]).tolist()
-        if not any(goes_on):
-            break
-        rows = Rows(source_BK)
-        if not all(goes_on):
-            kept_B, holes, movers = _places(goes_on, device)
-            rows = Rows(source_BK[kept_B], holes, movers)
-            image_B, score_BK, token_BK, prefix_BKT = (x[kept_B] for x in (image_B, score_BK, token_BK, prefix_BKT))
-            memory = move(memory, rows)
-        logits_NV, state = model.step(token_BK.reshape(-1, 1), memory, select(state, rows))
-    return best.tokens_BT
-
-
-class _Best:
-    """The best hypothesis of each image."""
-
-    def __init__(self, images: int, max_length: int, eos_id: int, device: torch.device) -> None:
-        self.score_B = torch.full((images,), float("-inf"), device=device)
-        self.tokens_BT = torch.full((images, max_length), eos_id, device=device)
-
-    def offer(self, image_B: Tensor, score_BK: Tensor, complete_BK: Tensor, prefix_BCT: Tensor) -> None:
-        """Prefixes of the images `image_B`: the complete ones of the first K count. They never get shorter."""
-        score_B, place_B = score_BK.masked_fill(~complete_BK, float("-inf")).max(dim=1)
-        tokens_BT = _of(prefix_BCT, place_B[:, None])[:, 0]
-        T, before_B = tokens_BT.shape[1], self.score_B[image_B]
-        better_B = score_B > before_B
-        self.score_B[image_B] = torch.where(better_B, score_B, before_B)
-        self.tokens_BT[image_B, :T] = torch.where(better_B[:, None], tokens_BT, self.tokens_BT[image_B, :T])
-
-
-def continuations(log_p_NV: Tensor, score_BK: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The `count` best continuations of each image's K prefixes: score, beam and token (B, C), best first.
-
-    A large vocabulary is searched in chunks of words: the best C are in the C chunks that have the best words.
-    """
-    B, K = score_BK.shape
-    V = log_p_NV.shape[1]
-    log_p_BKV = log_p_NV.view(B, K, V)
-    if count * CHUNK > V // 2:
-        score_BC, place_BC = (score_BK[:, :, None] + log_p_BKV).flatten(1).topk(min(count, K * V))
-        return score_BC, place_BC // V, place_BC % V
-
-    whole = (V - 1) // CHUNK * CHUNK  # words in whole chunks; the last chunk is what is left
-    best_BKM = log_p_BKV[:, :, :whole].unflatten(2, (-1, CHUNK)).amax(dim=3)
-    best_BKM = torch.cat([best_BKM, log_p_BKV[:, :, whole:].amax(dim=2, keepdim=True)], dim=2)
-    M = best_BKM.shape[2]
-    chunk_BC = (score_BK[:, :, None] + best_BKM).flatten(1).topk(count).indices
-    beam_BC = chunk_BC // M
-    token_BCX = (chunk_BC % M * CHUNK)[:, :, None] + torch.arange(CHUNK, device=log_p_NV.device)
-    place_BX = (beam_BC[:, :, None] * V + token_BCX.clamp(max=V - 1)).flatten(1)
-    score_BCX = score_BK.gather(1, beam_BC)[:, :, None] + log_p_BKV.flatten(1).gather(1, place_BX).view_as(token_BCX)
-    score_BC, place_BC = score_BCX.masked_fill(token_BCX >= V, float("-inf")).flatten(1).topk(count)
-    return score_BC, beam_BC.gather(1, place_BC // CHUNK), token_BCX.flatten(1).gather(1, place_BC)
-
-
-def _of(prefix_BKT: Tensor, index_BC: Tensor) -> Tensor:
-    """The prefixes (B, C, T) that `index` picks of each image's."""
-    return prefix_BKT.gather(1, index_BC[:, :, None].expand(-1, -1, prefix_BKT.shape[2]))
 
 
 @torch.no_grad()
@@ -280,10 +225,3 @@ def _tensors(nested) -> Iterator[Tensor]:
     else:
         for part in nested:
             yield from _tensors(part)
-
-
-def nucleus_probabilities(p_NV: Tensor, *, top_p: float) -> Tensor:
-    """The probabilities with everything outside the nucleus set to 0 (not renormalised)."""
-    ordered, index = p_NV.sort(dim=-1, descending=True)
-    before = ordered.cumsum(-1) - ordered  # probability of all better tokens
-    return torch.zeros_like(p_NV).scatter(-1, index, ordered.masked_fill(before >= top_p, 0.0))

@@ -12,14 +12,14 @@ from torch.nn import functional as F
 
 from velm_cli.models.attention import attend
 from velm_cli.models.packing import Packing
-from velm_cli.models.state import KeyValue, Past
+from velm_cli.models.state import KeyValue, Layer
 
 
-def sinusoids(start: int, length: int, width: int, device, dtype) -> Tensor:
-    """Positions start..start+length-1 as sines and cosines (length, width); Vaswani et al. 2017, 3.5."""
+def sinusoids(position: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Positions (...) as sines and cosines (..., width); Vaswani et al. 2017, 3.5."""
     half = width // 2
-    rate = torch.exp(torch.arange(half, device=device) * (-9.210340371976184 / half))  # ln(10000)
-    angle = torch.arange(start, start + length, device=device)[:, None] * rate
+    rate = torch.exp(torch.arange(half, device=position.device) * (-9.210340371976184 / half))  # ln(10000)
+    angle = position[..., None] * rate
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2)).to(dtype)
 
 
@@ -42,7 +42,7 @@ class Dropout(nn.Dropout):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; causal with a key/value cache, or bidirectional without one."""
+    """Multi-head self-attention; causal with a past, or bidirectional without one."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -55,23 +55,22 @@ class SelfAttention(nn.Module):
         x_NTD: Tensor,
         *,
         causal: bool,
-        cache: KeyValue | Past | None = None,
+        past: Layer | None = None,
         visible_NT: Tensor | None = None,
         packing: Packing | None = None,
-    ) -> tuple[Tensor, KeyValue | Past]:
-        """With `packing` x and the result are (1, M, D)."""
+    ) -> tuple[Tensor, KeyValue]:
+        """Also keys and values of x's positions. With `packing` x and the result are (1, M, D)."""
         qkv_NTX = self.qkv(x_NTD) if packing is None else packing.pad(self.qkv(x_NTD))
         (N, T, _), D = qkv_NTX.shape, x_NTD.shape[-1]
         q, k, v = qkv_NTX.view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        if cache is None:
+        if past is None:
             mask = None if visible_NT is None else visible_NT[:, None, None]
-            y, cache = attend(q, k, v, visible=mask, causal=causal), KeyValue(k, v)
+            y = attend(q, k, v, visible=mask, causal=causal)
         else:
-            assert causal, "a cache of the past only makes sense for causal attention"
-            cache = Past.of(cache).append(k, v)
-            y = cache.attend(q)
+            assert causal, "a past only makes sense for causal attention"
+            y = past.attend(q, k, v)
         y_NTD = y.transpose(1, 2).reshape(N, T, D)
-        return self.out(y_NTD if packing is None else packing.pack(y_NTD)), cache
+        return self.out(y_NTD if packing is None else packing.pack(y_NTD)), KeyValue(k, v)
 
 
 class CrossAttention(nn.Module):
@@ -179,22 +178,22 @@ class Block(nn.Module):
         x_NTD: Tensor,
         *,
         causal: bool,
-        cache: KeyValue | Past | None = None,
+        past: Layer | None = None,
         memory: KeyValue | tuple[Tensor] | None = None,
         visible_NT: Tensor | None = None,
         visible_memory_BS: Tensor | None = None,
         packing: Packing | None = None,
-    ) -> tuple[Tensor, KeyValue | Past]:
-        """`visible`: True where a position (of the text, of the memory) may be looked at, for padded rows. With
-        `packing` x and the result are (1, M, D)."""
-        y, cache = self.attention(
-            self.norm_attention(x_NTD), causal=causal, cache=cache, visible_NT=visible_NT, packing=packing
+    ) -> tuple[Tensor, KeyValue]:
+        """Also self-attention's keys and values. `visible`: True where a position (of the text, of the memory) may be
+        looked at, for padded rows. With `packing` x and the result are (1, M, D)."""
+        y, own = self.attention(
+            self.norm_attention(x_NTD), causal=causal, past=past, visible_NT=visible_NT, packing=packing
         )
         x_NTD = x_NTD + self.dropout(y)
         if self.cross is not None:
             assert memory is not None
             x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory, visible_memory_BS, packing))
-        return x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD))), cache
+        return x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD))), own
 
 
 def within(lengths_N: Tensor | None, T: int) -> Tensor | None:

@@ -6,8 +6,9 @@ the past, d width of a head. Tensors of a *state* have N in dimension 0, those o
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,112 +37,248 @@ class Rows:
     holes: Tensor | None = None
     movers: Tensor | None = None
 
-    def move(self, part_BX: Tensor) -> Tensor:
-        """The images that go on, of a tensor that nobody else reads: it is written on."""
+    def move(self, part_BX: Tensor) -> None:
+        """Put the images that go on first, in a tensor that nobody else reads."""
         if self.holes is not None:
             part_BX[self.holes] = part_BX[self.movers]
-        return part_BX[: len(self.source_BK)]
+
+
+# ---------------------------------------------------------------------------------------- states
 
 
 def select(state: Any, rows: Rows | Tensor) -> Any:
     """The texts `rows` of everything in a nested state; None stays None."""
     if state is None:
         return None
-    if isinstance(rows, Rows):
-        if isinstance(state, KeyValue | Past):
-            return Past.of(state).select(rows)
-        if isinstance(state, Tensor):
-            return state.index_select(0, rows.source_BK.flatten())
-    elif isinstance(state, Tensor):
-        return state.index_select(0, rows)
+    if isinstance(state, Past):
+        assert isinstance(rows, Rows)
+        return state.select(rows)
+    if isinstance(state, Tensor):
+        return state.index_select(0, rows.source_BK.flatten() if isinstance(rows, Rows) else rows)
     return tuple(select(part, rows) for part in state)
 
 
-def own(memory: Any) -> Any:
-    """A copy of a nested memory that may be written on, laid out as attention reads it fastest."""
-    return _once_each(memory, lambda part: part.clone(memory_format=torch.contiguous_format), {})
+def images_of(state: Any, start: int, stop: int, texts: int) -> Any:
+    """Images `start` to `stop` of a nested state, of `texts` texts each: views of what it has."""
+    if state is None:
+        return None
+    if isinstance(state, Past):
+        return state.images_of(start, stop, texts)
+    if isinstance(state, Tensor):
+        return state[start * texts : stop * texts]
+    return tuple(images_of(part, start, stop, texts) for part in state)
 
 
-def move(memory: Any, rows: Rows) -> Any:
-    """The images that go on, of everything in a nested memory that is one's `own`."""
-    return _once_each(memory, rows.move, {})
+def joined(state: Any, other: Any, positions: int) -> Any:
+    """A nested state with the images of one that has just begun behind its own; see `Past.joined`."""
+    if state is None:
+        return None
+    if isinstance(state, Past):
+        return state.joined(other, positions)
+    if isinstance(state, Tensor):
+        return torch.cat([state, other])
+    return tuple(joined(part, its, positions) for part, its in zip(state, other, strict=True))
 
 
-def _once_each(memory: Any, change: Callable[[Tensor], Tensor], done: dict[int, Tensor]) -> Any:
-    """The memory with its tensors changed; what several layers share is changed once, and shared again."""
-    if isinstance(memory, Tensor):
-        if id(memory) not in done:
-            done[id(memory)] = change(memory)
-        return done[id(memory)]
-    return None if memory is None else tuple(_once_each(part, change, done) for part in memory)
+def alike(nested: Any, other: Any) -> bool:
+    """Whether two states, or two memories, differ in nothing but their images, so that they can be joined."""
+    if isinstance(nested, Past):
+        return nested.start == other.start and nested.shapes() == other.shapes()
+    if isinstance(nested, Tensor):
+        return nested.shape[1:] == other.shape[1:]
+    return nested is None or (len(nested) == len(other) and all(map(alike, nested, other)))
 
 
 @dataclass(frozen=True)
 class Past:
-    """Keys and values of the positions that B images with K texts each have behind them.
+    """Keys and values of the positions that B images with K texts each have behind them, in every layer.
 
     A slot holds one position of one text and stays where it was written; a table says which slots each text has
     behind it. When beams are reordered only the table changes, and what the beams of an image have in common (the
-    start, a prefix) exists once. Room is made for many positions at a time. A past goes on once: what is appended
-    is written behind it.
+    start, a prefix) exists once. Room is made for many positions at a time. Images that join write into the slots that
+    come next, as all do; behind the last one that is ever needed follow the first ones again, whose texts are finished.
+    A past goes on once: what comes after it is written into its memory.
     """
 
-    room: KeyValue  # (B, H, slots, d), of which the first S are written
-    slots: int  # S
-    sees_NS: Tensor | None  # None where each image has one text, which has every slot behind it
+    rooms: tuple[KeyValue, ...]  # a layer: (at least B, H, at least S, d)
+    images: int  # B
+    start: int  # slots that each image began with, all of which its texts see
+    slots: int  # S: those that are written
+    stop: int  # behind the slots that were written last
+    end: int | None = None  # behind the last slot there will be
+    sees_NS: Tensor | None = None  # None where each image has one text, which has every slot behind it
 
     @staticmethod
-    def of(cache: KeyValue | Past) -> Past:
+    def of(layers: Sequence[KeyValue]) -> Past:
         """As yet every text stands alone."""
-        return cache if isinstance(cache, Past) else Past(cache, cache.keys.shape[2], None)
+        N, _, T, _ = layers[0].keys.shape
+        return Past(tuple(layers), N, T, T, T)
 
-    def append(self, key_NHTd: Tensor, value_NHTd: Tensor) -> Past:
-        """With T further positions of each text."""
-        B, N, T = len(self.room.keys), len(key_NHTd), key_NHTd.shape[2]
-        K = N // B
-        stop = self.slots + K * T
-        room = self.room if stop <= self.room.keys.shape[2] else self._larger_room(stop + BLOCK * K)
-        for part, new_NHTd in zip(room, (key_NHTd, value_NHTd), strict=True):
-            place = part[:, :, self.slots : stop].unflatten(2, (T, K))
-            place.copy_(new_NHTd.unflatten(0, (B, K)).permute(0, 2, 3, 1, 4))
-        if self.sees_NS is None:
-            return Past(room, stop, None)
-        own_NX = torch.eye(K, dtype=torch.bool, device=self.sees_NS.device).repeat(B, T)
-        return Past(room, stop, torch.cat([self.sees_NS, own_NX], dim=1))
+    def grown(self, texts: int, positions: int = 1) -> Past:
+        """With slots for further `positions` of all texts, which `Layer` then writes."""
+        K = texts // self.images
+        first = self.start if self.stop == self.end else self.stop
+        stop = first + K * positions
+        rooms = self.rooms
+        if stop > rooms[0].keys.shape[2]:
+            rooms = self._larger(len(rooms[0].keys), stop + BLOCK * K)
+        sees_NS = self.sees_NS
+        if sees_NS is not None:
+            own_NX = torch.eye(K, dtype=torch.bool, device=sees_NS.device).repeat(self.images, positions)
+            if first == self.slots:
+                sees_NS = torch.cat([sees_NS, own_NX], dim=1)
+            else:
+                sees_NS[:, first:stop] = own_NX
+        return replace(self, rooms=rooms, slots=max(self.slots, stop), stop=stop, sees_NS=sees_NS)
 
-    def _larger_room(self, slots: int) -> KeyValue:
+    def _larger(self, images: int, slots: int) -> tuple[KeyValue, ...]:
+        """Rooms for so many images and slots. Zeros, since even what nobody sees must be a number."""
+
         def larger(part: Tensor) -> Tensor:
-            B, H, _, d = part.shape
-            new = part.new_empty(B, H, slots, d)
-            new[:, :, : self.slots] = part[:, :, : self.slots]
+            _, H, _, d = part.shape
+            new = part.new_zeros(images, H, slots, d)
+            new[: self.images, :, : self.slots] = part[: self.images, :, : self.slots]
             return new
 
-        return KeyValue(*map(larger, self.room))
+        return tuple(KeyValue(*map(larger, room)) for room in self.rooms)
 
-    def attend(self, query_NHTd: Tensor) -> Tensor:
-        """(N, H, T, d): what the last T positions see. The K texts of an image look as one, as in `CrossAttention`."""
-        B, N, T = len(self.room.keys), len(query_NHTd), query_NHTd.shape[2]
-        K = N // B
-        keys, values = (part[:, :, : self.slots] for part in self.room)
-        query_BHXd = query_NHTd.unflatten(0, (B, K)).transpose(1, 2).flatten(2, 3)  # X = K * T
-        y_BHXd = F.scaled_dot_product_attention(query_BHXd, keys, values, attn_mask=self._visible(B, T))
-        return y_BHXd.unflatten(2, (K, T)).transpose(1, 2).flatten(0, 1)
+    def layers(self) -> Iterator[Layer]:
+        return (Layer(self, room) for room in self.rooms)
 
-    def _visible(self, B: int, T: int) -> Tensor | None:
+    def longest(self, texts: int) -> int:
+        """At most so many positions have all texts, of which each image has `texts`."""
+        slots = self.slots if self.end is None else min(self.slots, self.end - texts)
+        return self.start + (slots - self.start) // texts
+
+    def visible(self, positions: int) -> Tensor | None:
+        """(B, 1, K * T, S), bool: what the last T positions of each text see; None where that is everything."""
         if self.sees_NS is not None:
-            assert T == 1, "beams go on by one position at a time"
-            return self.sees_NS.view(B, 1, -1, self.slots)
-        if T == 1:
+            assert positions == 1, "beams go on by one position at a time"
+            return self.sees_NS.view(self.images, 1, -1, self.slots)
+        if positions == 1:
             return None
-        return torch.ones(T, self.slots, dtype=torch.bool, device=self.room.keys.device).tril(self.slots - T)
+        device = self.rooms[0].keys.device
+        return torch.ones(1, 1, positions, self.slots, dtype=torch.bool, device=device).tril(self.slots - positions)
 
     def select(self, rows: Rows) -> Past:
         B, K = rows.source_BK.shape
-        for part in self.room:
+        for part in (part for room in self.rooms for part in room):
             rows.move(part[:, :, : self.slots])
         sees_NS = self.sees_NS
         if sees_NS is not None:
             sees_NS = sees_NS.index_select(0, rows.source_BK.flatten())
         elif K > 1:
             sees_NS = rows.source_BK.new_ones(B * K, self.slots, dtype=torch.bool)
-        return Past(KeyValue(*(part[:B] for part in self.room)), self.slots, sees_NS)
+        return replace(self, images=B, sees_NS=sees_NS)
+
+    def images_of(self, start: int, stop: int, texts: int) -> Past:
+        rooms = tuple(KeyValue(*(part[start:stop] for part in room)) for room in self.rooms)
+        sees_NS = None if self.sees_NS is None else self.sees_NS[start * texts : stop * texts]
+        return replace(self, rooms=rooms, images=stop - start, sees_NS=sees_NS)
+
+    def joined(self, other: Past, positions: int) -> Past:
+        """With the images of one that has but its start. No text gets more than `positions` beyond that."""
+        assert other.slots == other.start == self.start
+        B, images = self.images, self.images + other.images
+        rooms, slots = self.rooms, self.rooms[0].keys.shape[2]
+        if len(rooms[0].keys) < images:
+            rooms = self._larger(images, slots)
+        for mine, its in zip(rooms, other.rooms, strict=True):
+            for part, its_part in zip(mine, its, strict=True):
+                part[B:images, :, : self.start] = its_part[: other.images, :, : self.start]
+        texts = 1 if other.sees_NS is None else len(other.sees_NS) // other.images
+        device = rooms[0].keys.device
+        sees_NS = self.sees_NS
+        if sees_NS is None:
+            sees_NS = torch.ones(B, self.slots, dtype=torch.bool, device=device)
+        began_NS = torch.zeros(other.images * texts, self.slots, dtype=torch.bool, device=device)
+        began_NS[:, : self.start] = True
+        end = self.start + texts * positions
+        return replace(self, rooms=rooms, images=images, end=end, sees_NS=torch.cat([sees_NS, began_NS]))
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """Heads and their width, of keys and values of all layers."""
+        return [(part.shape[1], part.shape[3]) for room in self.rooms for part in room]
+
+
+class Layer(NamedTuple):
+    """One layer of a past that has `grown`."""
+
+    past: Past
+    room: KeyValue
+
+    def write(self, key_BHXd: Tensor, value_BHXd: Tensor) -> KeyValue:
+        """The newest X slots of each image; all slots that are written."""
+        B, S, stop = self.past.images, self.past.slots, self.past.stop
+        for part, new_BHXd in zip(self.room, (key_BHXd, value_BHXd), strict=True):
+            part[:B, :, stop - new_BHXd.shape[2] : stop] = new_BHXd
+        return KeyValue(*(part[:B, :, :S] for part in self.room))
+
+    def attend(self, query_NHTd: Tensor, key_NHTd: Tensor, value_NHTd: Tensor) -> Tensor:
+        """(N, H, T, d): what the T newest positions see. The K texts of an image look as one, as in CrossAttention."""
+        B, (N, _, T, _) = self.past.images, query_NHTd.shape
+        K = N // B
+        new = (part.unflatten(0, (B, K)).permute(0, 2, 3, 1, 4).flatten(2, 3) for part in (key_NHTd, value_NHTd))
+        keys, values = self.write(*new)  # slot by slot: the first positions of all K texts, then the second ones ...
+        query_BHXd = query_NHTd.unflatten(0, (B, K)).transpose(1, 2).flatten(2, 3)  # X = K * T
+        y_BHXd = F.scaled_dot_product_attention(query_BHXd, keys, values, attn_mask=self.past.visible(T))
+        return y_BHXd.unflatten(2, (K, T)).transpose(1, 2).flatten(0, 1)
+
+
+# ---------------------------------------------------------------------------------------- memories
+
+
+class Memory:
+    """A nested memory of one's own, whose images leave and join without moving those that stay.
+
+    What several layers share exists once, and stays shared.
+    """
+
+    def __init__(self, nested: Any, images: int) -> None:
+        """A copy of `nested`, laid out as attention reads it fastest."""
+        self.images = images
+        self._parts: list[Tensor] = []
+        self._outline = self._keep(nested, {})
+
+    def _keep(self, nested: Any, known: dict[int, int]) -> Any:
+        """`nested` with numbers of parts instead of tensors."""
+        if isinstance(nested, Tensor):
+            if id(nested) not in known:
+                known[id(nested)] = len(self._parts)
+                self._parts.append(nested.clone(memory_format=torch.contiguous_format))
+            return known[id(nested)]
+        return None if nested is None else tuple(self._keep(part, known) for part in nested)
+
+    def nested(self) -> Any:
+        """The tensors of the images that are there."""
+        return self._filled(self._outline)
+
+    def _filled(self, outline: Any) -> Any:
+        if isinstance(outline, int):
+            return self._parts[outline][: self.images]
+        return None if outline is None else tuple(map(self._filled, outline))
+
+    def move(self, rows: Rows) -> None:
+        """Only the images that go on are left."""
+        for part in self._parts:
+            rows.move(part)
+        self.images = len(rows.source_BK)
+
+    def images_of(self, start: int, stop: int) -> Memory:
+        """Images `start` to `stop`: a view."""
+        some = copy(self)
+        some.images, some._parts = stop - start, [part[start:stop] for part in self._parts]
+        return some
+
+    def alike(self, other: Memory) -> bool:
+        """Whether they differ in nothing but their images."""
+        return self._outline == other._outline and alike(self._parts, other._parts)
+
+    def join(self, other: Memory) -> None:
+        """The images of another one behind its own."""
+        before, self.images = self.images, self.images + other.images
+        for number, (part, its_part) in enumerate(zip(self._parts, other._parts, strict=True)):
+            if len(part) >= self.images:
+                part[before : self.images] = its_part[: other.images]
+            else:
+                self._parts[number] = torch.cat([part[:before], its_part[: other.images]])

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from velm_cli.metrics.reward import CiderReward
-from velm_cli.models.decoding import log_probs, sample
+from velm_cli.models.decoding import sample
+from velm_cli.models.search import log_probs
 from velm_cli.models.velm import VelmModel
 
 

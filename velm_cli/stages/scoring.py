@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -48,39 +48,48 @@ def caption_split(
 ) -> Captions:
     """A caption for every record of `indices`, exactly once, on all ranks; fewer only when a stop is requested.
 
-    The batches are shared out among the ranks; which images are captioned together, and so what is written of
-    them, does not depend on how many ranks there are.
+    The ranks share out groups of batches, within which images whose captions end make room for others. Which images
+    are captioned together, and so what is written of them, does not depend on how many ranks there are.
     """
     own: Captions = {}
-    batches = eval_batches(
-        store,
-        None,
-        indices,
-        batch_size=decoding.batch_size,
-        image_size=image_size,
-        mean=task.image_mean,
-        std=task.image_std,
-        features=features,
-        rank=ranks.rank,
-        world=ranks.world,
-    )
+    images = _images_together(len(indices), decoding.batch_size)
+    groups = [indices[start : start + images] for start in range(0, len(indices), images)]
     disable = None if progress and ranks.first else True
     few_rows = laid_out_for_steps(task.model) if precision is Precision.fp32 else nullcontext()
     with few_rows, tqdm(total=len(indices), unit="image", desc="captions", disable=disable) as bar:
-        for number, batch in zip(count(ranks.rank, ranks.world), batches):
-            if stop:
-                break
+        for number in range(ranks.rank, len(groups), ranks.world):
+            batches = eval_batches(
+                store,
+                None,
+                groups[number],
+                batch_size=decoding.batch_size,
+                image_size=image_size,
+                mean=task.image_mean,
+                std=task.image_std,
+                features=features,
+            )
             generator = torch.Generator(device=ranks.device).manual_seed(seed_of(seed, number))
             with autocast(ranks.device, precision):
-                captions = task.describe(batch.to(ranks.device), tokenizer, decoding, generator)
-            own.update(zip(batch.image_ids, captions, strict=True))
-            bar.update(ranks.world * len(captions))
+                found = task.describe(batches, tokenizer, decoding, device=ranks.device, generator=generator)
+                for image_id, caption in takewhile(lambda _: not stop, found):
+                    assert image_id not in own, "an image was captioned twice"
+                    own[image_id] = caption
+                    bar.update(ranks.world)
+            if stop:
+                break
     parts = ranks.of_all((own, bool(stop)))
     together = {image: caption for part, _ in parts for image, caption in part.items()}
     assert len(together) == sum(len(part) for part, _ in parts), "an image was captioned twice"
     assert any(stopped for _, stopped in parts) or len(together) == len(indices), "an image was not captioned"
     ids = (store.image_id(int(index)) for index in indices)
     return {image: together[image] for image in ids if image in together}
+
+
+def _images_together(images: int, batch_size: int) -> int:
+    """How many images' captions depend on each other: of at least 16 groups where there are so many batches, each 16
+    batches at most, since then hardly any place is ever free."""
+    batches = -(-images // batch_size)
+    return batch_size * min(16, max(1, batches // 16))
 
 
 def references(store: Store, indices: np.ndarray) -> dict[Any, list[str]]:

@@ -5,6 +5,7 @@ Shapes: B images, K captions an image, N = B * K, T positions, M predicted token
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from velm_cli.data.batch import Batch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
-from velm_cli.models.decoding import decode
+from velm_cli.models.decoding import decode_stream
 from velm_cli.models.text.interface import mean_of_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
@@ -224,26 +225,37 @@ class CaptionTask(nn.Module):
 
     def describe(
         self,
-        batch: Batch,
+        batches: Iterable[Batch],
         tokenizer: Tokenizer,
         decoding: DecodeConfig,
+        *,
+        device: torch.device,
         generator: torch.Generator | None = None,
-    ) -> list[str]:
-        """A caption for each image of the batch."""
-        with torch.inference_mode():
-            memory = self.model.memory_for(self.model.encode_image(batch.image_BCHW, batch.feature_BSD), decoding)
-        sequences = decode(
+    ) -> Iterator[tuple[int | str, str]]:
+        """(image id, caption) of all images of the batches, as captions end."""
+        image_ids: list[int | str] = []
+
+        def memories() -> Iterator[tuple[tuple, int]]:
+            for batch in batches:
+                image_ids.extend(batch.image_ids)
+                batch = batch.to(device)
+                with torch.inference_mode():
+                    features = self.model.encode_image(batch.image_BCHW, batch.feature_BSD)
+                    memory = self.model.memory_for(features, decoding)
+                yield memory, len(batch.image_ids)
+
+        captions = decode_stream(
             self.model,
-            memory,
-            images=len(batch.image_ids),
+            memories(),
             config=decoding,
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
             banned=tokenizer.never_written,
-            device=batch.lengths_BK.device,
+            device=device,
             generator=generator,
         )
-        return [tokenizer.decode(sequence) for sequence in sequences]
+        for number, tokens in captions:
+            yield image_ids[number], tokenizer.decode(tokens)
 
 
 def masked_patch_loss(model: VelmModel, loss: LossConfig) -> MaskedPatchLoss:

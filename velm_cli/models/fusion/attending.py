@@ -5,6 +5,8 @@ Shapes: B images, N = B * K texts, T text and S image positions, D width.
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from velm_cli.models.fusion.additive import AdditiveAttention
 from velm_cli.models.fusion.interface import Fusion
 from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, within
 from velm_cli.models.packing import Packing
+from velm_cli.models.state import Past
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
 from velm_cli.schema import AttentionConfig, AttentionScore, CoAttentionConfig, CrossModalConfig
@@ -106,16 +109,17 @@ class CrossModal(Fusion):
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
         assert packing is None or (self.causal and state is None)
-        x_NTD, caches = (text_NTD if packing is None else packing.pack(text_NTD)), []
+        x_NTD, own = (text_NTD if packing is None else packing.pack(text_NTD)), []
         visible_NT = None if self.causal else within(lengths_N, text_NTD.shape[1])
-        for layer, block in enumerate(self.blocks):
-            cache = None if state is None else state[layer]
-            x_NTD, cache = block(
-                x_NTD, causal=self.causal, cache=cache, memory=memory[layer], visible_NT=visible_NT, packing=packing
+        past = None if state is None else state[0].grown(*text_NTD.shape[:2])
+        layers = repeat(None) if past is None else past.layers()
+        for block, of_image, layer in zip(self.blocks, memory, layers, strict=False):
+            x_NTD, key_value = block(
+                x_NTD, causal=self.causal, past=layer, memory=of_image, visible_NT=visible_NT, packing=packing
             )
-            caches.append(cache)
+            own.append(key_value)
         x_NTD = self.norm(x_NTD)
-        return x_NTD if packing is None else packing.pad(x_NTD), tuple(caches)
+        return x_NTD if packing is None else packing.pad(x_NTD), (past or Past.of(own),)
 
 
 class CoAttention(Fusion):

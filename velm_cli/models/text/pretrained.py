@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from velm_cli.errors import UserError
+from velm_cli.models.attention import added_to_scores
 from velm_cli.models.hub import load_pretrained
 from velm_cli.models.layers import within
+from velm_cli.models.state import KeyValue, Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.schema import BertConfig, CausalLMConfig
 
@@ -46,6 +50,10 @@ class PretrainedText(TextEncoder):
         tied = head is None or head.weight is embedding.weight
         self.head: nn.Linear | None = None if tied else head
         self.net.config.use_cache = True
+        # Families whose attention goes by the mask that it is given, and by nothing else.
+        self.shares_slots = (
+            self.net._supports_attention_backend and "position_ids" in signature(self.net.forward).parameters
+        )
         self.name, self.positions = config.name, getattr(self.net.config, "max_position_embeddings", None)
         self.width = self.net.config.hidden_size
         self.embedding_width = embedding.embedding_dim
@@ -74,23 +82,61 @@ class PretrainedText(TextEncoder):
         before_layer: BeforeLayer | None = None,
         lengths_N: Tensor | None = None,
     ) -> tuple[Tensor, tuple]:
+        N, T, _ = embedded_NTE.shape
+        if not self.causal:
+            visible_NT = within(lengths_N, T)
+            mask = None if visible_NT is None else visible_NT.long()
+            with self._entering(before_layer):
+                return self.net(inputs_embeds=embedded_NTE, attention_mask=mask).last_hidden_state, ()
+        if state is not None and self.shares_slots:
+            past, behind_N = state
+            return self._go_on(embedded_NTE, past, behind_N, before_layer)
+
         from transformers import DynamicCache
 
-        past = 0 if state is None else state[0][0].shape[2]
-        if self.positions is not None and (needed := past + embedded_NTE.shape[1]) > self.positions:
+        self._check_positions(T if state is None else T + state[0][0].shape[2])
+        cache = DynamicCache() if state is None else DynamicCache(state)
+        with self._entering(before_layer):
+            out = self.net(inputs_embeds=embedded_NTE, past_key_values=cache, use_cache=True)
+        layers = tuple(KeyValue(keys, values) for keys, values, *_ in out.past_key_values)
+        if not self.shares_slots:
+            return out.last_hidden_state, layers
+        behind_N = torch.full((N,), T, device=embedded_NTE.device)
+        return out.last_hidden_state, (Past.of(layers), behind_N)
+
+    def _go_on(
+        self, embedded_NTE: Tensor, past: Past, behind_N: Tensor, before_layer: BeforeLayer | None
+    ) -> tuple[Tensor, tuple]:
+        """The K texts of an image are K positions of one row to the net, whose mask says what each sees."""
+        from velm_cli.models.text.slots import as_cache
+
+        (N, T, E), B = embedded_NTE.shape, past.images
+        past = past.grown(N, T)
+        self._check_positions(past.longest(N // B))
+        visible = past.visible(T)
+        enter = before_layer
+        if before_layer is not None:
+
+            def enter(number: int, x_BXD: Tensor) -> Tensor:
+                return before_layer(number, x_BXD.reshape(N, T, -1)).reshape(x_BXD.shape)
+
+        position_BX = (behind_N[:, None] + torch.arange(T, device=behind_N.device)).view(B, -1)
+        with self._entering(enter):
+            out = self.net(
+                inputs_embeds=embedded_NTE.reshape(B, -1, E),
+                position_ids=position_BX,
+                attention_mask=None if visible is None else added_to_scores(visible, embedded_NTE.dtype),
+                past_key_values=as_cache(past, N // B * T),
+                use_cache=True,
+            )
+        return out.last_hidden_state.reshape(N, T, -1), (past, behind_N + T)
+
+    def _check_positions(self, needed: int) -> None:
+        if self.positions is not None and needed > self.positions:
             raise UserError(
                 f"text.name={self.name} has {self.positions} positions, and image and caption take {needed}: lower "
                 "fusion.length, tokenizer.max_tokens or decode.max_length"
             )
-        if not self.causal:
-            visible_NT = within(lengths_N, embedded_NTE.shape[1])
-            mask = None if visible_NT is None else visible_NT.long()
-            with self._entering(before_layer):
-                return self.net(inputs_embeds=embedded_NTE, attention_mask=mask).last_hidden_state, ()
-        cache = DynamicCache() if state is None else DynamicCache(state)
-        with self._entering(before_layer):
-            out = self.net(inputs_embeds=embedded_NTE, past_key_values=cache, use_cache=True)
-        return out.last_hidden_state, tuple((keys, values) for keys, values, *_ in out.past_key_values)
 
     @contextmanager
     def _entering(self, before_layer: BeforeLayer | None) -> Iterator[None]:

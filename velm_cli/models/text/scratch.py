@@ -5,10 +5,14 @@ The embedding is shared with the output layer, hence drawn small (0.02) and scal
 
 from __future__ import annotations
 
+from itertools import repeat
+
+import torch
 from torch import Tensor, nn
 
 from velm_cli.models.layers import Block, Dropout, initialise, sinusoids, within
 from velm_cli.models.packing import Packing, spread
+from velm_cli.models.state import Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.models.text.recurrent import lstm_layer
 from velm_cli.schema import GRUConfig, LSTMConfig, TransformerConfig
@@ -60,24 +64,29 @@ class TransformerText(_Scratch):
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
         assert packing is None or (self.causal and state is None and before_layer is None)
-        past = 0 if state is None else state[-1].shape[1]
-        T, like = embedded_NTE.shape[1], embedded_NTE
-        x_NTD = self.dropout(like + sinusoids(past, T, self.width, like.device, like.dtype))
+        N, T, _ = embedded_NTE.shape
+        past, behind_N = (None, None) if state is None else state
+        position_T = torch.arange(T, device=embedded_NTE.device)
+        position = position_T if behind_N is None else behind_N[:, None] + position_T
+        x_NTD = self.dropout(embedded_NTE + sinusoids(position, self.width, embedded_NTE.dtype))
         visible_NT = None if self.causal else within(lengths_N, T)
         if packing is not None:
             x_NTD = packing.pack(x_NTD)
-        caches = []
-        for layer, block in enumerate(self.blocks):
+        own, layers = [], repeat(None)
+        if past is not None:
+            past = past.grown(N, T)
+            layers = past.layers()
+        for number, (block, layer) in enumerate(zip(self.blocks, layers, strict=False)):
             if before_layer is not None:
-                x_NTD = before_layer(layer, x_NTD)
-            cache = None if state is None else state[layer]
-            x_NTD, cache = block(x_NTD, causal=self.causal, cache=cache, visible_NT=visible_NT, packing=packing)
-            caches.append(cache)
-        # Last a tensor with nothing in it, whose shape says how far the text is: without layers nothing else does.
+                x_NTD = before_layer(number, x_NTD)
+            x_NTD, key_value = block(x_NTD, causal=self.causal, past=layer, visible_NT=visible_NT, packing=packing)
+            own.append(key_value)
         x_NTD = self.norm(x_NTD)
         if packing is not None:
             x_NTD = packing.pad(x_NTD)
-        return x_NTD, (*caches, like.new_empty(len(like), past + T, 0))
+        if past is None and own:
+            past = Past.of(own)
+        return x_NTD, (past, position_T.new_full((N,), T) if behind_N is None else behind_N + T)
 
 
 class RecurrentText(_Scratch):
