@@ -8,6 +8,7 @@ not asked for; masks, norms and activations count nothing, as is usual.
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -43,7 +44,8 @@ def _counting() -> Any:
 
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            return False  # else (as in torch's FlopCounterMode) the whole compiler is imported, for two seconds
+            # Where nothing is compiled, True (as in torch's FlopCounterMode) would import the compiler, for two seconds.
+            return "torch._dynamo" in sys.modules
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
