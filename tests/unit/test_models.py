@@ -14,6 +14,7 @@ from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.models.vision import build_vision, frozen_stages
 from velm_cli.models.vision.scratch import ViT
+from velm_cli.models.weights import Undrawn
 
 VOCAB = 23
 VISION = {"vit": schema.ViTConfig(image_size=16, patch_size=4, width=24, layers=2, heads=2)}
@@ -85,8 +86,8 @@ def test_squeezenet_and_vgg_tokens_equal_torchvision(tmp_path):
         reference = torchvision.models.get_model(net, weights=None).eval()
         save_file(reference.features.state_dict(prefix="features."), tmp_path / f"{net}.safetensors")
         config = schema.TorchvisionConfig(net=net, weights=str(tmp_path / f"{net}.safetensors"))
-        encoder = build_vision(config).eval()
-        image = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)  # as velm lays it out
+        encoder, reference = build_vision(config).double().eval(), reference.double()
+        image = torch.randn(1, 3, 64, 64).double()
         tokens = encoder(image).tokens_BSD
         assert encoder.width == tokens.shape[-1] == width
         torch.testing.assert_close(tokens, reference.features(image).flatten(2).transpose(1, 2))
@@ -232,3 +233,45 @@ def test_images_in_parts_are_the_same_images():
     torch.testing.assert_close(found.tokens_BSD, whole.tokens_BSD)
     torch.testing.assert_close(found.pooled_BD, whole.pooled_BD)
     torch.testing.assert_close(model.kept(image_BCHW), whole.packed())
+
+
+@pytest.mark.parametrize("text", ["transformer", "lstm", "gpt2", "llama", "bert", "bloom"])
+@pytest.mark.parametrize("vision", ["convnet", "vit", "resnet18", "clip", "dinov2", "siglip"])
+def test_a_model_whose_weights_were_not_drawn_is_the_one_whose_weights_it_gets(text, vision):
+    """Buffers that no file has (rotary frequencies, position numbers) are there, too."""
+    texts = {
+        "transformer": schema.TransformerConfig(width=16, layers=1, heads=2),
+        "lstm": schema.LSTMConfig(width=16),
+        "bert": schema.BertConfig(name=folder("bert"), weights="none"),
+    }
+    visions = {
+        "convnet": schema.ConvNetConfig(image_size=32, width=16),
+        "vit": schema.ViTConfig(image_size=32, width=16, layers=1, heads=2),
+        "resnet18": schema.TorchvisionConfig(net="resnet18", weights="none", image_size=32),
+    }
+
+    def make() -> VelmModel:
+        return VelmModel(
+            vision=visions.get(vision)
+            or schema.TransformersVisionConfig(name=folder(vision), weights="none", image_size=32),
+            text=texts.get(text) or schema.CausalLMConfig(name=folder(text), weights="none"),
+            fusion=schema.GatedConfig(heads=2) if text != "lstm" else schema.ConcatConfig(),
+            vocab_size=VOCAB,
+        ).eval()
+
+    model = make()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    with Undrawn():
+        before = torch.get_rng_state()
+        other = make()
+    if vision in ("vit", "resnet18"):  # others draw a position or a class by torch.randn
+        assert torch.equal(torch.get_rng_state(), before), "nothing was drawn"
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.eval()
+    image, tokens = torch.randn(2, 3, 32, 32), torch.randint(0, VOCAB, (2, 5))
+    with torch.no_grad():
+        wanted, found = (m.step(tokens, m.memory(m.encode_image(image)))[0] for m in (model, other))
+    assert torch.equal(found, wanted)
+    assert not any(buffer.is_meta for buffer in other.buffers())

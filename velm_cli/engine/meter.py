@@ -44,7 +44,7 @@ def _counting() -> Any:
 
         @classmethod
         def _should_skip_dynamo(cls) -> bool:
-            # Where nothing is compiled, True (as in torch's FlopCounterMode) would import the compiler, for two seconds.
+            # Always True, as in torch's FlopCounterMode, would import the whole compiler, for two seconds.
             return "torch._dynamo" in sys.modules
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

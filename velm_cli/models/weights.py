@@ -6,11 +6,13 @@ import contextlib
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from velm_cli.errors import StageError, UserError
 
@@ -83,6 +85,29 @@ def _seal_of(state: dict[str, Tensor]) -> str:
         seal = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode(), seal)
         seal = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, seal)
     return f"{seal:08x}"
+
+
+class Undrawn(TorchFunctionMode):
+    """Within it random initial values are not drawn: for models whose parameters `load_state_dict` then replaces.
+
+    Their memory is never touched, so with `assign=True` weights exist once. (With torch.device("meta") buffers would
+    be lost that no file has, such as rotary frequencies; and torch's `normal_` there imports the whole compiler.)
+    """
+
+    _draws = frozenset(
+        f"{name}_" for name in (
+            "normal", "uniform", "trunc_normal", "orthogonal", "sparse",
+            "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform",
+        )
+    )  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, Tensor.uniform_):  # 0 is what whoever draws until all are in bounds waits for
+            return args[0].zero_()
+        if getattr(func, "__name__", "") in self._draws:  # torch.nn.init's, and transformers' own of the same names
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def on_meta() -> bool:

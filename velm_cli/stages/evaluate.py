@@ -24,7 +24,7 @@ from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
 from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, read_summary, table
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
-from velm_cli.models.weights import load_state
+from velm_cli.models.weights import Undrawn, load_state
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, Submission, TrainRoot
 from velm_cli.stages.encoding import cached_features
@@ -166,7 +166,8 @@ def _load_task(
     if isinstance(trained.text, PretrainedTextConfig):
         trained.text.weights = "none"
     no_terms = dict.fromkeys(term_weights(trained), Weight(0.0, 0.0))
-    task = build_task(trained, store, tokenizer, no_terms)
+    with Undrawn():
+        task = build_task(trained, store, tokenizer, no_terms)
     if not task.model.generates:
         raise UserError(
             f"checkpoint: {weights.parent} cannot write captions: with loss.text={trained.loss.text.value} and "
@@ -174,7 +175,7 @@ def _load_task(
         )
     state = {name: tensor for name, tensor in load_state(weights).items() if name.startswith("model.")}
     try:
-        task.load_state_dict(state)
+        task.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise UserError(f"{weights} does not fit the config beside it: {str(error).splitlines()[1].strip()}") from error
     return task.to(device).eval()
