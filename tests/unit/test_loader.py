@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from velm_cli.data.batch import Batch
-from velm_cli.data.loader import TrainLoader, eval_batches, view_batches
+from velm_cli.data.loader import TrainLoader, eval_batches, filled, view_batches
 from velm_cli.data.making import build_store
 from velm_cli.data.records import Corpus, Record
 from velm_cli.data.transforms import EvalTransform, TrainTransform
@@ -341,6 +341,16 @@ def test_a_view_of_an_image_is_the_same_in_every_run_and_another_in_every_view()
     assert first.shape == (12, 3, 16, 16)
     assert torch.equal(first, images(1, batch_size=4, workers=2))
     assert not any(torch.equal(a, b) for a, b in zip(first, images(2, batch_size=5), strict=True))
+
+
+def test_threads_that_read_images_start_no_others():
+    """What they set for themselves changes nothing for the thread that trains."""
+    own, seen = torch.get_num_threads(), set()
+    batches = [(0, batch) for batch in islice(loader(FakeStore(images=8)).batches(), 3)]
+    for _ in filled(batches, lambda *_: seen.add((threading.current_thread().name, torch.get_num_threads())), 2):
+        assert torch.get_num_threads() == own
+    assert {threads for _, threads in seen} == {1}
+    assert all(name.startswith("velm-images") for name, _ in seen)
 
 
 def test_closing_ends_the_threads_and_errors_come_through():

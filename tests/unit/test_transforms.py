@@ -10,7 +10,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from velm_cli.data.transforms import EvalTransform, TrainTransform, may_flip
+from velm_cli.data.transforms import (
+    EvalTransform,
+    TrainTransform,
+    _crop_by_torch,
+    _jpeg_size,
+    _random_crop,
+    may_flip,
+)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -112,6 +119,77 @@ def test_crops_keep_their_share_of_the_area(shape, crop_scale):
     assert crop_scale * 0.93 < min(shares) < max(shares) < 1.07
     assert 0.7 < min(ratios) < max(ratios) < 1.4
     assert max(shares) - min(shares) > 0.6 * (1 - crop_scale)
+
+
+def saved(image: Image.Image, **options) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, options.pop("format", "JPEG"), **options)
+    return buffer.getvalue()
+
+
+def pictures() -> dict[str, bytes]:
+    """One picture as files of all kinds that a store or a stream may hold."""
+    image = Image.open(BytesIO(photo(150, 110, seed=3))).convert("RGB")
+    return {
+        "baseline": saved(image, quality=90),
+        "full chroma": saved(image, quality=90, subsampling=0),
+        "progressive": saved(image, quality=90, progressive=True),
+        "restarts, comment": saved(image, quality=90, restart_marker_rows=1, comment=b"\xff\xc0 no frame"),
+        "grey": saved(image.convert("L"), quality=90),
+        "profile": saved(image, quality=90, icc_profile=b"\xff\xc2" * 40_000),
+        "cmyk": saved(image.convert("CMYK"), quality=90),
+        "png": saved(image, format="PNG"),
+        "webp": saved(image, format="WEBP", lossless=True),
+    }
+
+
+@pytest.mark.parametrize("kind", pictures())
+@pytest.mark.parametrize("crop_scale", [0.3, 0.9])
+def test_random_crops_are_those_of_exact_arithmetic(kind, crop_scale):
+    """Within two levels of 255, rounding twice; none but plain JPEGs are decoded by torchvision, to Pillow's pixels."""
+    content = pictures()[kind]
+    image = Image.open(BytesIO(content)).convert("RGB")
+    train = TrainTransform(48, (0, 0, 0), (1, 1, 1), crop_scale, flip=False)
+    by_torch = kind not in ("cmyk", "png", "webp")
+    assert _jpeg_size(content) == (image.size if by_torch else None)
+    for seed in range(20):
+        draws = generator(seed).random(5)
+        assert (_crop_by_torch(content, crop_scale, draws, 48) is not None) == by_torch
+        box = _random_crop(*image.size, crop_scale, draws)
+        found = 255 * train(content, generator=generator(seed))
+        if by_torch:
+            left, top, right, bottom = map(round, box)
+            pixels = torch.from_numpy(np.asarray(image)[top:bottom, left:right].copy()).permute(2, 0, 1)[None].double()
+            wanted = torch.nn.functional.interpolate(pixels, (48, 48), mode="bilinear", antialias=True)[0]
+        else:
+            part = image.resize((48, 48), Image.Resampling.BILINEAR, box=box)
+            wanted = torch.from_numpy(np.asarray(part).copy()).permute(2, 0, 1).double()
+        assert (found - wanted).abs().max() < 2
+        assert (found - wanted).abs().mean() < 0.5
+
+
+def test_large_images_are_scaled_down_by_the_decoder():
+    """As before there was another one: it reads an eighth of the numbers."""
+    content, draws = photo(900, 700), generator(1).random(5)
+    assert _crop_by_torch(content, 0.9, draws, 48) is None
+    assert _crop_by_torch(content, 0.9, draws, 480) is not None
+
+
+def test_no_bytes_are_taken_for_a_jpegs_size_by_mistake():
+    """Cut or altered anywhere: a size, none, but no other error; and a picture that cannot be read is an OSError."""
+    draw, content = np.random.default_rng(0), pictures()["baseline"]
+    train = TrainTransform(16, (0, 0, 0), (1, 1, 1), 0.5, flip=False)
+    for cut in [*range(0, 700, 7), len(content) // 2]:
+        assert _jpeg_size(content[:cut]) in (None, (150, 110))
+        with pytest.raises(OSError, match=r"."):
+            train(content[:cut], generator=generator(0))
+    for _ in range(300):
+        altered = bytearray(content)
+        altered[draw.integers(0, 700)] = draw.integers(0, 256)
+        try:
+            assert train(bytes(altered), generator=generator(0)).shape == (3, 16, 16)
+        except OSError:
+            continue
 
 
 def test_output_goes_into_the_given_array():

@@ -23,6 +23,7 @@ from itertools import count
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from velm_cli.data.batch import Batch, assemble
@@ -307,7 +308,10 @@ def filled(planned: Iterable[tuple[From, Batch]], read: Read[From], workers: int
             yield batch
         return
 
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="velm-images")
+    # Each thread works alone: how many others torch may start is a setting of the thread that calls it.
+    pool = ThreadPoolExecutor(
+        workers, thread_name_prefix="velm-images", initializer=torch.set_num_threads, initargs=(1,)
+    )
     waiting: deque = deque()  # (batch, its futures)
     try:
         for epoch, batch in planned:

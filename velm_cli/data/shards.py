@@ -177,7 +177,7 @@ class ShardReader:
         offset, length = int(index["offset"][row]), int(index["length"][row])
         jpeg = data[offset : offset + length]
         if "crc32" in (index.dtype.names or ()):
-            whole = zlib.crc32(jpeg) == index["crc32"][row]
+            whole = zlib.crc32(jpeg) == int(index["crc32"][row])
         else:  # an older velm's
             whole = hashlib.sha256(jpeg).digest() == index["sha256"][row].tobytes()
         if not whole:

@@ -1,8 +1,9 @@
 """JPEG bytes to normalised float32 images, with augmentation as a pure function of a generator.
 
 Decoding, cropping, scaling and normalising make the cost of an epoch, so each is done once: the JPEG
-decoder scales down by itself where it can, one resampling cuts and scales, and one pass over the pixels
-writes floats straight into the row of the batch.
+decoder scales down by itself where it can, one resampling cuts and scales, and floats are written straight into the
+row of the batch. Images are decoded by Pillow, those of random crops, which need no scaling decoder and no exact
+place, by torchvision.
 
 The suffix CHW stands for channels (RGB), height and width.
 """
@@ -11,16 +12,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
+from torch.nn import functional
 
 MAX_RATIO = 4 / 3  # random crops are at most this much wider than high, or higher than wide
 
+FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # markers of baseline, extended and progressive JPEGs
 COLOURS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the stored image
@@ -45,43 +52,21 @@ class EvalTransform:
         Raises OSError where `jpeg` is not a readable image.
         """
         image = Image.open(BytesIO(jpeg))
-        return self.render(image, _centre(image.width, image.height, self.image_size), out_CHW)
+        return self.normalised(
+            _part(image, _centre(image.width, image.height, self.image_size), self.image_size), out_CHW
+        )
 
-    def render(
-        self,
-        image: Image.Image,
-        box: Box,
-        out_CHW: np.ndarray | None,
-        *,
-        mirror: bool = False,
-        colours: Sequence[float] = (),
-    ) -> Tensor:
-        """The part `box` of the image, scaled to `image_size` a side, mirrored or not, normalised.
-
-        `colours`: factors of brightness, contrast and saturation, applied in this order.
-        """
-        size = self.image_size
-        width, height = image.size
-        # The decoder scales by 1/2, 1/4 or 1/8, roughly, so it leaves a factor of 2 to the resampling.
-        shrink = min(box[2] - box[0], box[3] - box[1]) / (2 * size)
-        if shrink >= 2:
-            drafted = image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
-            if drafted is not None:
-                scale = drafted[1][2] / width
-                right, bottom = min(box[2] * scale, image.width), min(box[3] * scale, image.height)
-                box = box[0] * scale, box[1] * scale, right, bottom
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        image = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
-        for enhance, factor in zip(COLOURS, colours, strict=False):
-            image = enhance(image).enhance(factor)
-        if mirror:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        # A line of red, one of green, one of blue: floats are made of bytes side by side several times as fast.
-        pixels_HCW = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8).reshape(size, 3, size)
+    def normalised(self, image: Image.Image | Tensor, out_CHW: np.ndarray | None) -> Tensor:
+        """Of an RGB image of the right size, or its uint8 pixels CHW."""
+        if isinstance(image, Tensor):
+            pixels_CHW = image.numpy()
+        else:
+            # A line of red, one of green, one of blue: floats are made of bytes side by side several times as fast.
+            pixels_HCW = np.frombuffer(image.tobytes("raw", "RGB;L"), np.uint8).reshape(image.height, 3, image.width)
+            pixels_CHW = pixels_HCW.transpose(1, 0, 2)
         if out_CHW is None:
-            out_CHW = np.empty((3, size, size), np.float32)
-        out_CHW[...] = pixels_HCW.transpose(1, 0, 2)  # numpy: torch would start its own threads in each of ours
+            out_CHW = np.empty(pixels_CHW.shape, np.float32)
+        out_CHW[...] = pixels_CHW
         out_CHW *= self._scale_C11
         out_CHW += self._shift_C11
         return torch.from_numpy(out_CHW)
@@ -118,16 +103,96 @@ class TrainTransform:
         out_CHW: np.ndarray | None = None,
     ) -> Tensor:
         """As EvalTransform; `may_flip=False` forbids mirroring without changing the crop."""
-        image = Image.open(BytesIO(jpeg))
-        draws = generator.random(5)
-        if self.crop_scale < 1:
-            box = _random_crop(image.width, image.height, self.crop_scale, draws)
-        else:
-            box = _centre(image.width, image.height, self._plain.image_size)
+        draws, size = generator.random(5), self.image_size
         mirror = self.flip and may_flip and bool(draws[4] < 0.5)
-        factors = 1 + self.colour_jitter * (2 * generator.random(3) - 1)
-        colours = factors.tolist() if self.colour_jitter else ()
-        return self._plain.render(image, box, out_CHW, mirror=mirror, colours=colours)
+        factors = (1 + self.colour_jitter * (2 * generator.random(3) - 1)).tolist() if self.colour_jitter else ()
+        part: Image.Image | Tensor | None = (
+            None if self.crop_scale == 1 else _crop_by_torch(jpeg, self.crop_scale, draws, size)
+        )
+        if part is None:
+            image = Image.open(BytesIO(jpeg))
+            if self.crop_scale == 1:
+                box = _centre(image.width, image.height, size)
+            else:
+                box = _random_crop(image.width, image.height, self.crop_scale, draws)
+            part = _part(image, box, size)
+        if factors:
+            part = Image.fromarray(part.permute(1, 2, 0).numpy()) if isinstance(part, Tensor) else part
+            for enhance, factor in zip(COLOURS, factors, strict=True):
+                part = enhance(part).enhance(factor)
+        if mirror:
+            part = part.flip(-1) if isinstance(part, Tensor) else part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self._plain.normalised(part, out_CHW)
+
+
+def _part(image: Image.Image, box: Box, size: int) -> Image.Image:
+    """The part `box` of the image, RGB, scaled to `size` a side."""
+    width, height = image.size
+    shrink = _shrink(box, size)
+    if shrink >= 2:
+        drafted = image.draft("RGB", (math.ceil(width / shrink), math.ceil(height / shrink)))
+        if drafted is not None:
+            scale = drafted[1][2] / width
+            right, bottom = min(box[2] * scale, image.width), min(box[3] * scale, image.height)
+            box = box[0] * scale, box[1] * scale, right, bottom
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+
+
+def _shrink(box: Box, size: int) -> float:
+    """What the decoder may scale by, to 1/2, 1/4 or 1/8, roughly, so that a factor of 2 is left to the resampling."""
+    return min(box[2] - box[0], box[3] - box[1]) / (2 * size)
+
+
+def _crop_by_torch(jpeg: bytes, crop_scale: float, draws: np.ndarray, size: int) -> Tensor | None:
+    """uint8 [3, size, size]: `_part` of a random crop of whole pixels, in half of its time.
+
+    None for what is better left to Pillow: no plain JPEG, or one that its decoder should scale down.
+    """
+    decode, found = _jpeg_decoder(), _jpeg_size(jpeg)
+    if decode is None or found is None:
+        return None
+    box = _random_crop(*found, crop_scale, draws)
+    if _shrink(box, size) >= 2:
+        return None
+    left, top, right, bottom = map(round, box)
+    try:
+        pixels_CHW = decode(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), 3, False)
+    except RuntimeError as error:
+        raise OSError(str(error).partition("\n")[0]) from error
+    part_1CHW = pixels_CHW[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
+    return functional.interpolate(part_1CHW, (size, size), mode="bilinear", antialias=True)[0]
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a grey or coloured JPEG, from its frame header (ITU T.81, B.2.2); None for all else."""
+    at = 2
+    while content[:2] == b"\xff\xd8" and content[at : at + 1] == b"\xff" and at + 10 <= len(content):
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        if marker in FRAMES:
+            height, width = (
+                int.from_bytes(content[at + 5 : at + 7], "big"),
+                int.from_bytes(content[at + 7 : at + 9], "big"),
+            )
+            return (width, height) if width and height and content[at + 9] in (1, 3) else None
+        at += 2 + length
+    return None
+
+
+@cache
+def _jpeg_decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
+    """(bytes, channels, whether to turn it upright) -> uint8 CHW; None where torchvision has no images.
+
+    From its library alone: importing torchvision takes a second.
+    """
+    package = find_spec("torchvision")
+    assert package is not None and package.origin is not None
+    for library in Path(package.origin).parent.glob("image*.so"):
+        with suppress(OSError, AttributeError):
+            torch.ops.load_library(str(library))
+            return torch.ops.image.decode_jpeg
+    return None
 
 
 def kept_box(jpeg: bytes, image_size: int) -> Box:
