@@ -1,24 +1,25 @@
-"""The LSTM that computes no padding against torch's."""
+"""LSTMs and GRUs that compute no padding against torch's."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from velm_cli.models.text.recurrent import lstm_layer
+from velm_cli.models.text.recurrent import packed_layer
 
 
 def sizes_of(lengths):
     return [sum(length > time for length in lengths) for time in range(max(lengths))]
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 @pytest.mark.parametrize("lengths", [[1], [4, 4, 4], [7, 5, 5, 2, 1], [3] * 50], ids=str)
-def test_states_and_gradients_are_torchs(lengths):
+def test_states_and_gradients_are_torchs(lengths, kind):
     sizes = sizes_of(lengths)
-    cells = nn.LSTM(6, 6, 2).double()
+    cells = kind(6, 6, 2).double()
     x_MD = torch.randn(sum(lengths), 6, dtype=torch.double, requires_grad=True)
     packed, _ = cells(PackedSequence(x_MD, torch.tensor(sizes)))
-    ours_MD = lstm_layer(lstm_layer(x_MD, cells, 0, sizes), cells, 1, sizes)
+    ours_MD = packed_layer(packed_layer(x_MD, cells, 0, sizes), cells, 1, sizes)
     dy_MD = torch.randn_like(ours_MD)
     torch.testing.assert_close(ours_MD, packed.data, rtol=1e-12, atol=1e-12)
     inputs = (x_MD, *cells.parameters())
@@ -26,13 +27,14 @@ def test_states_and_gradients_are_torchs(lengths):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_bfloat16_is_as_exact_as_its_products():
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_bfloat16_is_as_exact_as_its_products(kind):
     lengths = [20, 18, 11, 11, 3]
-    sizes, cells = sizes_of(lengths), nn.LSTM(64, 64)
+    sizes, cells = sizes_of(lengths), kind(64, 64)
     x_MD = torch.randn(sum(lengths), 64, requires_grad=True)
-    exact = lstm_layer(x_MD, cells, 0, sizes)
+    exact = packed_layer(x_MD, cells, 0, sizes)
     with torch.autocast("cpu", torch.bfloat16):
-        rough = lstm_layer(x_MD, cells, 0, sizes)
+        rough = packed_layer(x_MD, cells, 0, sizes)
     assert rough.dtype == torch.bfloat16
     inputs = (x_MD, *cells.parameters())
     dy_MD = torch.randn_like(exact)

@@ -1,10 +1,10 @@
-"""An LSTM over texts of different lengths that computes none of their padding, for CPUs.
+"""LSTMs and GRUs over texts of different lengths that compute none of their padding, for CPUs.
 
 torch's has the choice between padding (a third of the positions of short captions) and a packed path that multiplies
 the weights' gradients step by step; here they are one product, as are the inputs' shares of all gates.
 
-Shapes: M positions of all texts, first the first ones, longest text first, then the second ones ...; D width, G = 4 D
-the gates: input, forget, cell, output.
+Shapes: M positions of all texts, first the first ones, longest text first, then the second ones ...; D width, G the
+gates: input, forget, cell, output of an LSTM (4 D), reset, update, new of a GRU (3 D).
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def lstm_layer(x_MD: Tensor, cells: nn.LSTM, layer: int, sizes: list[int]) -> Tensor:
+def packed_layer(x_MD: Tensor, cells: nn.LSTM | nn.GRU, layer: int, sizes: list[int]) -> Tensor:
     """(M, D): the hidden states of layer number `layer`. `sizes`: how many texts have a first position, a second ..."""
     weight_GD, hidden_GD, bias_G, more_G = (
         getattr(cells, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight_GD.dtype
-    inputs = (tensor.to(dtype) for tensor in (x_MD, weight_GD, hidden_GD, bias_G + more_G))
-    states_MD: Tensor = _LSTM.apply(*inputs, sizes)
+    states_MD: Tensor
+    if isinstance(cells, nn.LSTM):
+        states_MD = _LSTM.apply(*(tensor.to(dtype) for tensor in (x_MD, weight_GD, hidden_GD, bias_G + more_G)), sizes)
+    else:
+        inputs = (x_MD, weight_GD, hidden_GD, bias_G, more_G)
+        states_MD = _GRU.apply(*(tensor.to(dtype) for tensor in inputs), sizes)
     return states_MD
 
 
@@ -97,3 +101,71 @@ class _LSTM(torch.autograd.Function):
         before_MD = [states_MD[start : start + size] for start, size in zip(starts, sizes[1:], strict=False)]
         d_hidden_GD = d_later_MG.t() @ torch.cat(before_MD) if before_MD else torch.zeros_like(hidden_GD)
         return d_gates_MG @ weight_GD, d_gates_MG.t() @ x_MD, d_hidden_GD, d_gates_MG.sum(0), None
+
+
+class _GRU(torch.autograd.Function):
+    """Cho et al. 2014, the reset gate behind the product, as torch and cuDNN have it. Types as in `_LSTM`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_MD: Tensor, weight_GD: Tensor, hidden_GD: Tensor, bias_G: Tensor, more_G: Tensor, sizes: list[int]
+    ) -> Tensor:
+        M, D = len(x_MD), hidden_GD.shape[1]
+        exact = torch.promote_types(x_MD.dtype, torch.float32)
+        gates_MG = torch.addmm(bias_G, x_MD, weight_GD.t()).to(exact)
+        ours_MD, states_MD = x_MD.new_empty(M, D, dtype=exact), x_MD.new_empty(M, D)  # ours: the state's share of new
+        before_XD: Tensor | None = None
+        for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
+            rows = slice(start, start + size)
+            gates_XG = gates_MG[rows]  # X: the texts that have this position
+            if before_XD is None:
+                gates_XG[:, : 2 * D] += more_G[: 2 * D]
+                ours_MD[rows] = more_G[2 * D :]
+            else:
+                before_XD = before_XD[:size]
+                by_state_XG = torch.addmm(more_G, before_XD, hidden_GD.t())
+                gates_XG[:, : 2 * D] += by_state_XG[:, : 2 * D]
+                ours_MD[rows] = by_state_XG[:, 2 * D :]
+            reset_XD, update_XD, new_XD = gates_XG.chunk(3, 1)
+            gates_XG[:, : 2 * D].sigmoid_()
+            new_XD.addcmul_(reset_XD, ours_MD[rows]).tanh_()
+            state_XD = new_XD - update_XD * new_XD
+            if before_XD is not None:
+                state_XD.addcmul_(update_XD, before_XD.to(exact))
+            states_MD[rows] = state_XD
+            before_XD = states_MD[rows]
+        ctx.save_for_backward(x_MD, weight_GD, hidden_GD, gates_MG, ours_MD, states_MD)
+        ctx.sizes = sizes
+        return states_MD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x_MD, weight_GD, hidden_GD, gates_MG, ours_MD, states_MD = ctx.saved_tensors
+        sizes, exact, D = ctx.sizes, gates_MG.dtype, hidden_GD.shape[1]
+        # Of all gates by the inputs, and by the state before: there the reset gate stands before the new state.
+        d_gates_MG, d_ours_MG = (torch.empty_like(gates_MG, dtype=x_MD.dtype) for _ in range(2))
+        starts = [0, *accumulate(sizes)]
+        d_state_XD: Tensor | None = None  # what comes back from the position after
+        for step in reversed(range(len(sizes))):
+            rows = slice(starts[step], starts[step + 1])
+            reset_XD, update_XD, new_XD = gates_MG[rows].chunk(3, 1)
+            d_XD = gradients[0][rows].to(exact, copy=True)
+            if d_state_XD is not None:
+                d_XD[: len(d_state_XD)] += d_state_XD
+            change_XD = -new_XD
+            if step:
+                change_XD += states_MD[starts[step - 1] :][: sizes[step]]
+            d_new_XD = torch.ops.aten.tanh_backward(d_XD - d_XD * update_XD, new_XD)
+            d_reset_XD = torch.ops.aten.sigmoid_backward(d_new_XD * ours_MD[rows], reset_XD)
+            d_update_XD = torch.ops.aten.sigmoid_backward(d_XD * change_XD, update_XD)
+            d_gates_XG = torch.cat([d_reset_XD, d_update_XD, d_new_XD], 1)
+            d_gates_MG[rows] = d_gates_XG
+            d_gates_XG[:, 2 * D :] *= reset_XD
+            d_ours_MG[rows] = d_gates_XG
+            d_state_XD = d_XD * update_XD + d_ours_MG[rows] @ hidden_GD
+        later = starts[min(1, len(sizes))]
+        before_MD = [states_MD[start : start + size] for start, size in zip(starts, sizes[1:], strict=False)]
+        d_hidden_GD = d_ours_MG[later:].t() @ torch.cat(before_MD) if before_MD else torch.zeros_like(hidden_GD)
+        d_x_MD, d_weight_GD = d_gates_MG @ weight_GD, d_gates_MG.t() @ x_MD
+        return d_x_MD, d_weight_GD, d_hidden_GD, d_gates_MG.sum(0), d_ours_MG.sum(0), None

@@ -14,7 +14,7 @@ from velm_cli.models.layers import Block, Dropout, initialise, sinusoids, within
 from velm_cli.models.packing import Packing, spread
 from velm_cli.models.state import Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
-from velm_cli.models.text.recurrent import lstm_layer
+from velm_cli.models.text.recurrent import packed_layer
 from velm_cli.schema import GRUConfig, LSTMConfig, TransformerConfig
 
 EMBEDDING_STD = 0.02
@@ -111,11 +111,11 @@ class RecurrentText(_Scratch):
         lengths_N: Tensor | None = None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
-        """With `packing` on a CPU, an LSTM computes no padding, and no state to go on from is returned."""
+        """With `packing` no padding is computed on a CPU, and no state to go on from is returned."""
         assert before_layer is None, "validate refuses fusions that enter between a recurrent net's layers"
-        if packing is not None and isinstance(self.cells, nn.LSTM) and embedded_NTE.device.type == "cpu":
+        if packing is not None and embedded_NTE.device.type == "cpu":
             assert state is None
-            return self._packed(embedded_NTE, self.cells, packing), ()
+            return self._packed(embedded_NTE, packing), ()
         x_NTD = self.dropout(embedded_NTE)
         if state is not None:  # torch wants the layer first
             state = tuple(part.transpose(0, 1).contiguous() for part in state)
@@ -124,11 +124,11 @@ class RecurrentText(_Scratch):
         parts = state if isinstance(state, tuple) else (state,)
         return self.dropout(y_NTD), tuple(part.transpose(0, 1) for part in parts)
 
-    def _packed(self, embedded_NTE: Tensor, cells: nn.LSTM, packing: Packing) -> Tensor:
-        """(N, T, D) of the LSTM, zeros where no text is."""
+    def _packed(self, embedded_NTE: Tensor, packing: Packing) -> Tensor:
+        """(N, T, D), zeros where no text is."""
         positions_M, sizes = packing.by_time()
         x_MD = embedded_NTE.flatten(0, 1).index_select(0, positions_M)
-        for layer in range(cells.num_layers):
-            x_MD = lstm_layer(self.dropout(x_MD), cells, layer, sizes)
+        for layer in range(self.cells.num_layers):
+            x_MD = packed_layer(self.dropout(x_MD), self.cells, layer, sizes)
         x_MD = self.dropout(x_MD)
         return spread(x_MD, positions_M, packing.texts, packing.length)
