@@ -5,8 +5,9 @@
 One architecture for all: ViT-S/16 at 224 x 224 (12 blocks, width 384), a decoder of 6 blocks of width 384 with
 cross-attention in each, vocabulary 10,000, at most 20 tokens, float32. The contestants take turns on the same images.
 
-velm      `decode`, with what it needs of the images (keys and values) made anew for every batch, and the matrices laid
-          out once for all batches, as `velm eval` does
+velm      `decode_stream`, with what it needs of the images (keys and values) made anew for every batch, and the
+          matrices laid out once for all batches, as `velm eval` does: in turns of a batch each, and of all batches
+          together or one after another
 generate  transformers' VisionEncoderDecoderModel (ViT and GPT-2) with velm's weights: one function, so the captions
           must agree token by token. A caption that differs and does not score the same is an error (exit code 1).
           `early_stopping="never"` is the search that velm does. Both decode what velm's encoder said of the images:
@@ -28,7 +29,8 @@ import argparse
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from torch import Tensor, nn
 
 from velm_cli import schema
 from velm_cli.engine.device import prepare
-from velm_cli.models.decoding import decode, laid_out_for_steps
+from velm_cli.models.decoding import decode_stream, laid_out_for_steps
 from velm_cli.models.layers import sinusoids
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
@@ -173,11 +175,23 @@ def _weights_of_gpt2(model: VelmModel, positions: int) -> dict[str, Tensor]:
 
 
 def by_velm(model: VelmModel, features: ImageFeatures, beams: int, banned: Sequence[int]) -> Captions:
+    return by_velm_together(model, [features], beams, banned)
+
+
+def by_velm_together(
+    model: VelmModel, encoded: Sequence[ImageFeatures], beams: int, banned: Sequence[int] = ()
+) -> Captions:
+    """Of several batches, the images of the later ones entering where captions of the earlier ones have ended."""
     config = schema.DecodeConfig(beams=beams, max_length=LENGTH)
-    with torch.inference_mode():
-        memory = model.memory_for(features, config)
-    images = len(features.pooled_BD)
-    return decode(model, memory, images=images, config=config, bos_id=BOS, eos_id=EOS, banned=banned)
+
+    def memories() -> Iterator[tuple[tuple, int]]:
+        for features in encoded:
+            with torch.inference_mode():
+                memory = model.memory_for(features, config)
+            yield memory, len(features.pooled_BD)
+
+    found = decode_stream(model, memories(), config=config, bos_id=BOS, eos_id=EOS, banned=banned)
+    return [tokens for _, tokens in sorted(found)]
 
 
 @torch.inference_mode()
@@ -291,6 +305,7 @@ def agreement(model: VelmModel, features: ImageFeatures, ours: Captions, theirs:
 ROWS = [
     ("greedy: transformers' generate", "velm greedy", "generate greedy", 2.5),
     ("beam 5: transformers' generate", "velm beam 5", "generate beam 5", 4.0),
+    ("greedy, batches together: one after another", "velm together", "velm apart", None),
     ("greedy, with the image encoder: generate", "velm greedy, image", "generate greedy, image", None),
     ("beam 5, with the image encoder: generate", "velm beam 5, image", "generate beam 5, image", None),
     ("beam 5, with the image encoder, 20 tokens: open_clip's CoCa", "velm 20 tokens", "CoCa 20 tokens", 8.0),
@@ -325,6 +340,8 @@ def make_contestants(
     for beams, name in ((1, "greedy"), (BEAMS, f"beam {BEAMS}")):
         contestants[f"velm {name}"] = lambda number, beams=beams: by_velm(model, encoded[number], beams, ())
         contestants[f"generate {name}"] = lambda number, beams=beams: by_generate(theirs, encoded[number], beams)
+    contestants["velm together"] = lambda _: by_velm_together(model, encoded, 1)
+    contestants["velm apart"] = lambda _: [each for features in encoded for each in by_velm(model, features, 1, ())]
     if coca_writes is not None:
         contestants[f"velm {LENGTH} tokens"] = write_to_the_end
         contestants[f"CoCa {LENGTH} tokens"] = lambda number: coca_writes(pixels[number][:coca_images])
@@ -339,6 +356,13 @@ def with_encoder(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
             name = f"{whose} {decoder}"
             both[f"{name}, image"] = [sum(pair) for pair in zip(seconds[encoder], seconds[name], strict=True)]
     return both
+
+
+def _images(contestant: str, options: argparse.Namespace, batches: int) -> int:
+    """How many images a turn of it captions."""
+    if "tokens" in contestant:
+        return options.coca_images
+    return options.images * (batches if contestant in ("velm together", "velm apart") else 1)
 
 
 def main() -> int:
@@ -373,8 +397,7 @@ def main() -> int:
     ]
     result: dict[str, Any] = {"setting": {**vars(options), **sizes, "out": None}, "seconds": seconds}
     result["images_per_s"] = {
-        name: (options.coca_images if "tokens" in name else options.images) / statistics.median(times)
-        for name, times in seconds.items()
+        name: _images(name, options, len(encoded)) / statistics.median(times) for name, times in seconds.items()
     }
     for name, speed in result["images_per_s"].items():
         print(f"{name:<28} {speed:8.2f} images/s")
@@ -382,6 +405,9 @@ def main() -> int:
     result["tokens"] = {"mean": statistics.mean(lengths), "deviation": statistics.stdev(lengths)}
     print("greedy captions have {mean:.1f} +- {deviation:.1f} tokens with their end".format(**result["tokens"]))
 
+    pairs = zip(chain(*found["velm together"]), chain(*found["velm apart"]), strict=True)
+    result["same together and apart"] = statistics.mean(together == apart for together, apart in pairs)
+    print(f"together and apart {100 * result['same together and apart']:.2f} % of the captions are the same")
     result["agreement"] = agreements(model, encoded, found)
     for name, counts in result["agreement"].items():
         print(f"{name:<28} " + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
