@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call, velm
 
 from velm_cli.metrics import submission
+from velm_cli.models import decoding
+from velm_cli.stages import scoring
 
 RUN_FILES = {
     "config.yaml", "command.txt", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors",
@@ -182,6 +184,43 @@ def test_greedy_beam_and_nucleus_decode(place):
     for decode in ("greedy", "beam", "nucleus"):
         assert call("eval", "checkpoint=runs/train/first", "metrics=fast", f"decode={decode}", "limit=4") == 0
     assert (place / "runs/evaluate/first-shapes-test-first4-nucleus0.9-seed0/DONE").exists()
+
+
+@pytest.fixture(scope="module")
+def learned(place):
+    """A run that has learned where captions end."""
+    code = call("train", "name=learned", *TINY, *TINY_MODEL, "run.max_steps=120", "run.validate_every=0", "optim.lr=0.003",
+                "metrics.names=[bleu]", "data.captions_per_image=4")  # fmt: skip
+    assert code == 0
+    return "runs/train/learned"
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_captions_do_not_depend_on_who_is_captioned_beside_them(place, learned, monkeypatch, beams):
+    """In batches of 64, and through two places, which other images of the same group take."""
+    written, entered = {}, []
+    join = decoding._Live.join
+    monkeypatch.setattr(decoding._Live, "join", lambda *given: entered.append(1) or join(*given))
+    monkeypatch.setattr(decoding, "_open", lambda live, places: live.images < places)  # as on a GPU
+    for batch_size, together in ((64, 64), (2, 12)):
+        monkeypatch.setattr(scoring, "_images_together", lambda images, batch, together=together: together)
+        name = f"together{together}-{beams}"
+        code = call("eval", f"checkpoint={learned}", "split=train", "metrics.names=[bleu]", f"name={name}",
+                    f"decode.batch_size={batch_size}", f"decode.beams={beams}", "run.precision=fp32")  # fmt: skip
+        assert code == 0
+        found = json.loads((place / "runs/evaluate" / name / "predictions.json").read_text())
+        written[together] = {each["image_id"]: each["caption"] for each in found}
+    assert entered
+    assert len(written[64]) == 24
+    assert written[12] == written[64]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "together"),
+    [(5000, 64, 256), (40_504, 64, 1024), (500, 64, 64), (1, 64, 64), (48, 1, 3), (10**6, 64, 1024)],
+)
+def test_groups_leave_work_for_sixteen_processes(images, batch_size, together):
+    assert scoring._images_together(images, batch_size) == together
 
 
 def test_finetune_starts_from_the_best_weights(place, capsys):
