@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
@@ -148,7 +149,7 @@ def _shrink(box: Box, size: int) -> float:
 def _crop_by_torch(jpeg: bytes, crop_scale: float, draws: np.ndarray, size: int) -> Tensor | None:
     """uint8 [3, size, size]: `_part` of a random crop of whole pixels, in half of its time.
 
-    None for what is better left to Pillow: no plain JPEG, or one that its decoder should scale down.
+    None for what is better left to Pillow: no plain or whole JPEG, or one that its decoder should scale down.
     """
     decode, found = _jpeg_decoder(), _jpeg_size(jpeg)
     if decode is None or found is None:
@@ -159,23 +160,20 @@ def _crop_by_torch(jpeg: bytes, crop_scale: float, draws: np.ndarray, size: int)
     left, top, right, bottom = map(round, box)
     try:
         pixels_CHW = decode(torch.frombuffer(bytearray(jpeg), dtype=torch.uint8), 3, False)
-    except RuntimeError as error:
-        raise OSError(str(error).partition("\n")[0]) from error
+    except RuntimeError:  # Pillow may know it, or says what is wrong
+        return None
     part_1CHW = pixels_CHW[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
     return functional.interpolate(part_1CHW, (size, size), mode="bilinear", antialias=True)[0]
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a grey or coloured JPEG, from its frame header (ITU T.81, B.2.2); None for all else."""
+    """Width and height of a JPEG of 8 bits, grey or coloured, by its frame header (ITU T.81, B.2.2); else None."""
     at = 2
     while content[:2] == b"\xff\xd8" and content[at : at + 1] == b"\xff" and at + 10 <= len(content):
         marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
         if marker in FRAMES:
-            height, width = (
-                int.from_bytes(content[at + 5 : at + 7], "big"),
-                int.from_bytes(content[at + 7 : at + 9], "big"),
-            )
-            return (width, height) if width and height and content[at + 9] in (1, 3) else None
+            bits, height, width, colours = struct.unpack_from(">BHHB", content, at + 4)
+            return (width, height) if bits == 8 and width and height and colours in (1, 3) else None
         at += 2 + length
     return None
 

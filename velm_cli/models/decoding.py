@@ -74,8 +74,8 @@ def decode_stream(
 
     `memories`: what `model.memory_for(features, config)` gave, and of how many images. So many images as the first has
     are decoded together: where captions have ended, images of the next take their places (see `_open`), and only then
-    the next is asked for. `banned` tokens (padding, BOS, unknown) are never produced. `generator` is
-    needed by nucleus sampling only.
+    the next is asked for. `banned` tokens (padding, BOS, unknown) are never produced. `generator` is needed by nucleus
+    sampling only.
     """
     search = search_of(config, eos_id, torch.tensor(list(banned), dtype=torch.long, device=device), generator)
     coming: Iterator[tuple[tuple, int] | None] = chain(memories, repeat(None))
