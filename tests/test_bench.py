@@ -37,7 +37,8 @@ def test_training_beside_transformers(tmp_path):
 def test_decoding_beside_transformers_and_open_clip(tmp_path):
     found = bench("bench_decode.py", "--small", "--rounds", "2", "--images", "4", out=tmp_path / "decode.json")
     assert all(len(times) == 2 and min(times) > 0 for times in found["seconds"].values())
-    assert len(found["rows"]) == 5
+    assert len(found["rows"]) == 6
+    assert found["same together and apart"] == 1
     assert all(row["low"] <= row["median"] <= row["high"] for row in found["rows"])
     for counts in found["agreement"].values():
         assert sum(counts.values()) == 8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -160,7 +161,11 @@ def test_sets_and_training_captions_are_described(files, capsys):
 
 
 def test_domains_are_scored_apart(files, capsys):
-    annotations = json.loads(Path("references.json").read_text())
+    annotations, answers = (json.loads(Path(f"{name}.json").read_text()) for name in ("references", "good"))
+    # Letters only: what a full stop belongs to depends on the caption that follows, which another one will be.
+    for row in (*annotations["annotations"], *answers):
+        row["caption"] = re.sub("[^A-Za-z ]", "", row["caption"])
+    Path("good.json").write_text(json.dumps(answers))
     for number, image in enumerate(annotations["images"]):
         image["domain"] = ["in-domain", "out-domain"][number % 2]
     Path("nocaps.json").write_text(json.dumps(annotations))
@@ -172,7 +177,6 @@ def test_domains_are_scored_apart(files, capsys):
         assert found[domain]["images"] == len(each) == 60
         assert found[domain]["CIDEr"] == pytest.approx(sum(each) / len(each))
     assert "out-domain" in capsys.readouterr().out
-    answers = json.loads(Path("good.json").read_text())
     for domain, place in (("in-domain", 0), ("out-domain", 1)):  # as if there were no others
         kept = {image["id"] for image in annotations["images"][place::2]}
         part = {key: [row for row in rows if row.get("image_id", row["id"]) in kept] for key, rows in annotations.items()
