@@ -189,10 +189,10 @@ def test_greedy_beam_and_nucleus_decode(place):
 @pytest.fixture(scope="module")
 def learned(place):
     """A run that has learned where captions end."""
-    code = call("train", "name=learned", *TINY, *TINY_MODEL, "run.max_steps=120", "run.validate_every=0", "optim.lr=0.003",
+    code = call("train", "name=ends", *TINY, *TINY_MODEL, "run.max_steps=120", "run.validate_every=0", "optim.lr=0.003",
                 "metrics.names=[bleu]", "data.captions_per_image=4")  # fmt: skip
     assert code == 0
-    return "runs/train/learned"
+    return "runs/train/ends"
 
 
 @pytest.mark.parametrize("beams", [1, 3])
