@@ -8,12 +8,13 @@ import random
 import pytest
 import torch
 import transformers
+from one_batch import decode
 from tiny_models import VOCAB as SIZE_OF_GPT2
 from tiny_models import folder
 
 from velm_cli import schema
 from velm_cli.models import decoding
-from velm_cli.models.decoding import _places, decode, decode_stream, laid_out_for_steps
+from velm_cli.models.decoding import _places, decode_stream, laid_out_for_steps
 from velm_cli.models.search import continuations, nucleus_probabilities
 from velm_cli.models.state import BLOCK, KeyValue, Past, Rows, select
 from velm_cli.models.text import build_text

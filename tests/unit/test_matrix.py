@@ -11,12 +11,12 @@ import itertools
 
 import pytest
 import torch
+from one_batch import decode
 from tiny_models import VOCAB, batch_of, folder
 from torch import nn
 
 from velm_cli import schema
 from velm_cli.errors import UserError
-from velm_cli.models.decoding import decode
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.models.weights import load_state, save_state

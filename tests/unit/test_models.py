@@ -8,7 +8,7 @@ from torch import nn
 from velm_cli import schema
 from velm_cli.errors import UserError
 from velm_cli.models.layers import Block, SelfAttention
-from velm_cli.models.state import KeyValue, select
+from velm_cli.models.state import KeyValue, Rows, select
 from velm_cli.models.text import build_text
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
@@ -127,7 +127,7 @@ def test_text_alone_needs_no_image():
 
 def test_select_reaches_every_tensor_of_a_nested_state():
     state = ((torch.arange(4), None), torch.arange(8).view(4, 2))
-    picked = select(state, torch.tensor([2, 2, 0]))
+    picked = select(state, Rows(torch.tensor([[2], [2], [0]])))
     assert picked[0][0].tolist() == [2, 2, 0]
     assert picked[0][1] is None
     assert picked[1].tolist() == [[4, 5], [4, 5], [0, 1]]

@@ -54,11 +54,6 @@ def laid_out_for_steps(model: VelmModel) -> Iterator[None]:
             weight.data = data
 
 
-def decode(model: StepModel, memory: tuple, *, images: int, **options: Any) -> list[list[int]]:
-    """The tokens of each image of one batch; see `decode_stream`."""
-    return [tokens for _, tokens in sorted(decode_stream(model, [(memory, images)], **options))]
-
-
 def decode_stream(
     model: StepModel,
     memories: Iterable[tuple[tuple, int]],

@@ -46,15 +46,14 @@ class Rows:
 # ---------------------------------------------------------------------------------------- states
 
 
-def select(state: Any, rows: Rows | Tensor) -> Any:
+def select(state: Any, rows: Rows) -> Any:
     """The texts `rows` of everything in a nested state; None stays None."""
     if state is None:
         return None
     if isinstance(state, Past):
-        assert isinstance(rows, Rows)
         return state.select(rows)
     if isinstance(state, Tensor):
-        return state.index_select(0, rows.source_BK.flatten() if isinstance(rows, Rows) else rows)
+        return state.index_select(0, rows.source_BK.flatten())
     return tuple(select(part, rows) for part in state)
 
 

@@ -1,8 +1,8 @@
 """What every fusion is: text tokens and an image in, fused states out, position t blind to text after t.
 
 Shapes: B images, N = B * K texts (the K texts of an image adjacent), T text and S image positions, D width.
-Memory and state are nested tuples of tensors, image or text first, so that decoding can drop and reorder
-rows without knowing what is inside.
+Memory and state are nested tuples of tensors, image or text first (or of a `Past`), so that decoding can drop, reorder
+and join rows without knowing what is inside. States whose tensors grow join none: their batches wait for each other.
 """
 
 from __future__ import annotations
