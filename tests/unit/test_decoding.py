@@ -11,6 +11,7 @@ import transformers
 from one_batch import decode
 from tiny_models import VOCAB as SIZE_OF_GPT2
 from tiny_models import folder
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from velm_cli import schema
 from velm_cli.models import decoding
@@ -181,6 +182,37 @@ def test_matrices_laid_out_for_steps_say_the_same_and_come_back(text, fusion):
         assert weight is kept
         assert weight.data_ptr() == place
         assert weight.is_contiguous()
+
+
+class Casts(TorchDispatchMode):
+    """Counts the conversions to bfloat16 of the tensors that lie at some addresses."""
+
+    def __init__(self, addresses: set[int]) -> None:
+        super().__init__()
+        self.of = dict.fromkeys(addresses, 0)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.to, torch.ops.aten._to_copy) and result.dtype is torch.bfloat16:
+            self.of = {at: count + (at == args[0].data_ptr()) for at, count in self.of.items()}
+        return result
+
+
+@pytest.mark.parametrize(("text", "fusion"), [("transformer", "cross_modal"), ("gpt2", "gated")])
+def test_half_precision_converts_weights_once_and_not_for_each_word(text, fusion):
+    model, features, _ = model_and_memory(0, text=text, fusion=fusion, vocab=SIZE_OF_GPT2 if text == "gpt2" else VOCAB)
+    model, features = model.float(), ImageFeatures(features.tokens_BSD.float(), features.pooled_BD.float())
+    linear = (each.weight for part in (model.text, model.fusion) for each in part.modules() if hasattr(each, "weight"))
+    casts = Casts({weight.data_ptr() for weight in linear if weight.ndim == 2})
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            memory = model.memory(features)
+        with casts:
+            captions = decode(
+                model, memory, images=5, config=schema.DecodeConfig(max_length=9), bos_id=BOS, eos_id=-1, banned=[EOS]
+            )
+    assert set(map(len, captions)) == {9}  # nine steps
+    assert set(casts.of.values()) <= {0, 1} and sum(casts.of.values()) >= 4, casts.of
 
 
 def test_long_texts_outgrow_the_room_made_for_them():

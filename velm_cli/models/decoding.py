@@ -114,7 +114,7 @@ class _Live:
         self.image_B, self.texts, self.memory, self.state = image_B, texts, memory, state
 
     @staticmethod
-    @torch.inference_mode()
+    @torch.no_grad()
     def of(texts: Any, memory: tuple, first: int, device: torch.device | str) -> _Live:
         """Images number `first` and so on, at their beginning."""
         images = len(texts.token_BK)
@@ -124,7 +124,7 @@ class _Live:
     def images(self) -> int:
         return len(self.image_B)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self, model: StepModel, search: Search) -> list[tuple[int, list[int]]]:
         """One more token; the captions that have ended with it, whose images leave."""
         logits_NV, state = model.step(self.texts.token_BK.reshape(-1, 1), self.memory.nested(), self.state)
@@ -146,7 +146,7 @@ class _Live:
         """Whether the other's images can join."""
         return alike(self.texts, other.texts) and alike(self.state, other.state) and self.memory.alike(other.memory)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def join(self, other: _Live, most: int, positions: int) -> _Live | None:
         """Take the first images of one that has just begun, at most so many; what is left of it."""
         taken = other._part(0, min(most, other.images))

@@ -15,6 +15,14 @@ from velm_cli.models.packing import Packing
 from velm_cli.models.state import KeyValue, Layer
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In which matrix products take `x`: autocast's where that is on, else its own."""
+    device = x.device.type
+    # A dry run's meta device knows no autocast, and torch raises where it is asked.
+    casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if casts else x.dtype
+
+
 def sinusoids(position: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Positions (...) as sines and cosines (..., width); Vaswani et al. 2017, 3.5."""
     half = width // 2

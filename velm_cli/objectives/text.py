@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from velm_cli.models.layers import product_dtype
+
 LOGITS = {"cpu": 1 << 24}  # bytes of logits that exist at once: half of what glibc keeps when it is freed
 MANY_LOGITS = 1 << 29  # elsewhere
 IN_CACHE = {"cpu": 1 << 20}  # bytes of them that stay in a core's cache from softmax to gradient
@@ -58,10 +60,7 @@ class _WordsLoss(torch.autograd.Function):
         smoothing: float,
         learns: bool,
     ) -> Tensor:
-        device = states_MD.device.type
-        # A dry run's meta device knows no autocast, and torch raises where it is asked.
-        casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if casts else weight_VD.dtype
+        device, dtype = states_MD.device.type, product_dtype(weight_VD)
         inputs_MD, matrix_VD, offset_V = (tensor.to(dtype) for tensor in (states_MD, weight_VD, bias_V))
         wants_states, wants_weight, wants_bias = (learns and wanted for wanted in ctx.needs_input_grad[:3])
         exact = torch.promote_types(weight_VD.dtype, torch.float32)  # of sums over chunks

@@ -239,7 +239,7 @@ class CaptionTask(nn.Module):
             for batch in batches:
                 image_ids.extend(batch.image_ids)
                 batch = batch.to(device)
-                with torch.inference_mode():
+                with torch.no_grad():
                     features = self.model.encode_image(batch.image_BCHW, batch.feature_BSD)
                     memory = self.model.memory_for(features, decoding)
                 yield memory, len(batch.image_ids)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from velm_cli.models.fusion.additive import AdditiveAttention
 from velm_cli.models.fusion.interface import Fusion
-from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, within
+from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, product_dtype, within
 from velm_cli.models.packing import Packing
 from velm_cli.models.state import Past
 from velm_cli.models.text.interface import TextEncoder
@@ -49,7 +49,8 @@ class Attention(Fusion):
 
     def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
         assert features is not None
-        return self.look.memory_for(self.norm_image(features.tokens_BSD), positions)
+        image_BSD = self.norm_image(features.tokens_BSD)
+        return self.look.memory_for(image_BSD.to(product_dtype(image_BSD)), positions)
 
     def forward(
         self,
@@ -97,6 +98,7 @@ class CrossModal(Fusion):
     def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
         assert features is not None
         image_BSD = self.norm_image(features.tokens_BSD)
+        image_BSD = image_BSD.to(product_dtype(image_BSD))  # once, and not for each block and word
         return tuple(block.image_memory_for(image_BSD, positions) for block in self.blocks)
 
     def forward(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.models.fusion.interface import Fusion
-from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise
+from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, product_dtype
 from velm_cli.models.packing import Packing
 from velm_cli.models.state import KeyValue
 from velm_cli.models.text.interface import TextEncoder
@@ -111,6 +111,7 @@ class Gated(Fusion):
     def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
         assert features is not None
         image_BSD = self.norm_image(features.tokens_BSD)
+        image_BSD = image_BSD.to(product_dtype(image_BSD))  # once, and not for each block and word
         return tuple(block.cross.memory_for(image_BSD, positions) for block in self.blocks)
 
     def read(

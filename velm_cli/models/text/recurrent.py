@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from velm_cli.models.layers import product_dtype
+
 
 def packed_layer(x_MD: Tensor, cells: nn.LSTM | nn.GRU, layer: int, sizes: list[int]) -> Tensor:
     """(M, D): the hidden states of layer number `layer`. `sizes`: how many texts have a first position, a second ..."""
     weight_GD, hidden_GD, bias_G, more_G = (
         getattr(cells, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     )
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else weight_GD.dtype
+    dtype = product_dtype(weight_GD)
     states_MD: Tensor
     if isinstance(cells, nn.LSTM):
         states_MD = _LSTM.apply(*(tensor.to(dtype) for tensor in (x_MD, weight_GD, hidden_GD, bias_G + more_G)), sizes)
