@@ -18,6 +18,8 @@ from velm_cli.engine.compiling import compile_model
 from velm_cli.engine.meter import Meter, matrix_peak
 from velm_cli.engine.profile import PARTS
 from velm_cli.errors import UserError
+from velm_cli.models.layers import Block
+from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel
 from velm_cli.schema import (
     Compile,
@@ -80,6 +82,24 @@ def test_compiled_steps_lose_the_same(place, monkeypatch, how):
     assert counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
     for line, wanted in zip(steps(place, how), steps(place, "plain"), strict=False):
         assert line["loss_text"] == pytest.approx(wanted["loss_text"], abs=2e-4)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_block_is_compiled_whole_and_not_anew_for_each_batch(half):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    graphs = CompileCounterWithBackend("aot_eager")
+    block = Block(16, heads=2, dropout=0.1, image_width=16).train()
+    compiled = torch.compile(block, backend=graphs, fullgraph=True)
+    for longest in range(3, 12):
+        lengths_BK = torch.randint(1, longest, (4, 3)).numpy()
+        packing = Packing.of(lengths_BK, longest)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            memory = block.image_memory(torch.randn(4, 7, 16))
+            y_1MD, _ = compiled(torch.randn(1, lengths_BK.sum(), 16), causal=True, memory=memory, packing=packing)
+        y_1MD.sum().backward()
+    assert 1 <= graphs.frame_count <= 3  # of the first sizes, of any
 
 
 @pytest.mark.parametrize("how", list(Compile))

@@ -61,9 +61,9 @@ class _ByProducts(torch.autograd.Function):
         (N, H, T, d), S = q.shape, k.shape[2]
         q_XTd, k_XSd, v_XSd, dy_XTd = (x.reshape(N * H, -1, d) for x in (q, k, v, gradients[0]))  # X = N * H
         scale = d**-0.5
-        # Scores are rounded to bfloat16. So that those which matter are near 0, the mean probability's is taken off
-        # within the product; softmax is the same for it.
-        offset_XTS = (math.log(S) - log_sum_NHT).to(q.dtype).reshape(N * H, T, 1).expand(-1, -1, S)
+        # Scores are rounded to bfloat16. So that those which matter are near 0, that of the probability e^-3 is taken
+        # off within the product; softmax is the same for it.
+        offset_XTS = (3.0 - log_sum_NHT).to(q.dtype).reshape(N * H, T, 1).expand(-1, -1, S)
         for shown in (visible, torch.ones(T, S, dtype=torch.bool).tril() if ctx.causal else None):
             if shown is not None:
                 offset_XTS = (offset_XTS.unflatten(0, (N, H)) + added_to_scores(shown, q.dtype)).view(N * H, T, S)
