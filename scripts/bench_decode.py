@@ -3,7 +3,9 @@
     python scripts/bench_decode.py [--images 64] [--coca-images 16] [--rounds 5] [--small] [--out bench_decode.json]
 
 One architecture for all: ViT-S/16 at 224 x 224 (12 blocks, width 384), a decoder of 6 blocks of width 384 with
-cross-attention in each, vocabulary 10,000, at most 20 tokens, float32. The contestants take turns on the same images.
+cross-attention in each, vocabulary 10,000, at most 20 tokens. The contestants take turns on the same images, in float32
+and, where `velm eval` would take it (`run.precision=auto`), in bfloat16 (autocast for all; captions may differ there,
+since words of the same rounded logit are many).
 
 velm      `decode_stream`, with what it needs of the images (keys and values) made anew for every batch, and the
           matrices laid out once for all batches, as `velm eval` does: in turns of a batch each, and of all batches
@@ -39,7 +41,7 @@ from benching import ratio, row, save, take_turns
 from torch import Tensor, nn
 
 from velm_cli import schema
-from velm_cli.engine.device import prepare
+from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.models.decoding import decode_stream, laid_out_for_steps
 from velm_cli.models.layers import sinusoids
 from velm_cli.models.velm import VelmModel
@@ -186,7 +188,7 @@ def by_velm_together(
 
     def memories() -> Iterator[tuple[tuple, int]]:
         for features in encoded:
-            with torch.inference_mode():
+            with torch.no_grad():
                 memory = model.memory_for(features, config)
             yield memory, len(features.pooled_BD)
 
@@ -309,6 +311,9 @@ ROWS = [
     ("greedy, with the image encoder: generate", "velm greedy, image", "generate greedy, image", None),
     ("beam 5, with the image encoder: generate", "velm beam 5, image", "generate beam 5, image", None),
     ("beam 5, with the image encoder, 20 tokens: open_clip's CoCa", "velm 20 tokens", "CoCa 20 tokens", 8.0),
+    ("greedy, bf16: transformers' generate", "velm greedy, bf16", "generate greedy, bf16", None),
+    ("beam 5, bf16: transformers' generate", "velm beam 5, bf16", "generate beam 5, bf16", None),
+    ("beam 5, with the image encoder, 20 tokens, bf16: CoCa", "velm 20 tokens, bf16", "CoCa 20 tokens, bf16", None),
 ]
 
 
@@ -332,7 +337,7 @@ def make_contestants(
         theirs.encoder(pixel_values=pixels[number])
 
     def write_to_the_end(number: int) -> None:
-        with torch.inference_mode():
+        with torch.no_grad():
             features = model.encode_image(pixels[number][:coca_images])
         by_velm(model, features, BEAMS, banned=(EOS,))
 
@@ -346,6 +351,16 @@ def make_contestants(
         contestants[f"velm {LENGTH} tokens"] = write_to_the_end
         contestants[f"CoCa {LENGTH} tokens"] = lambda number: coca_writes(pixels[number][:coca_images])
     return model, encoded, contestants
+
+
+def in_bf16(work: Callable[[int], Any]) -> Callable[[int], Any]:
+    """The same in autocast to bfloat16."""
+
+    def cast(number: int) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return work(number)
+
+    return cast
 
 
 def with_encoder(seconds: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -389,6 +404,12 @@ def main() -> int:
         for work in contestants.values():  # the first of each is slower
             work(options.rounds)
         seconds = with_encoder(take_turns(kept, options.rounds))
+    if pick_precision(schema.Precision.auto, torch.device("cpu")) is schema.Precision.bf16:
+        ours_and_theirs = {name for _, *pair, _ in ROWS for name in pair}
+        halves = {f"{name}, bf16": in_bf16(work) for name, work in contestants.items()}
+        halves = {name: work for name, work in halves.items() if name in ours_and_theirs}
+        take_turns(halves, 1)
+        seconds |= take_turns(halves, options.rounds)
 
     rows = [
         row(f"decoding: {what}", ratio(seconds, our, their), asked)
