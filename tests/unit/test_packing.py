@@ -101,11 +101,11 @@ def test_positions_by_time():
     for _ in range(30):
         lengths_BK = rng.integers(0, 6, (4, 3))
         lengths_BK[0, 0] = 1
-        positions_M, sizes = Packing.of(lengths_BK, 7).by_time()
+        packing = Packing.of(lengths_BK, 7)
         lengths_N = lengths_BK.flatten()
         longest_first = sorted(range(12), key=lambda text: -lengths_N[text])
         expected = [
             [text * 7 + time for text in longest_first if lengths_N[text] > time] for time in range(lengths_N.max())
         ]
-        assert positions_M.tolist() == [position for row in expected for position in row]
-        assert sizes == [len(row) for row in expected]
+        assert packing.by_time_M.tolist() == [position for row in expected for position in row]
+        assert packing.sizes.tolist() == [len(row) for row in expected]

@@ -1,11 +1,15 @@
 """LSTMs and GRUs that compute no padding against torch's."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
+from velm_cli import schema
+from velm_cli.models.packing import Packing, spread
 from velm_cli.models.text.recurrent import packed_layer
+from velm_cli.models.text.scratch import RecurrentText
 
 
 def sizes_of(lengths):
@@ -25,6 +29,17 @@ def test_states_and_gradients_are_torchs(lengths, kind):
     inputs = (x_MD, *cells.parameters())
     found, expected = (torch.autograd.grad(y, inputs, dy_MD) for y in (ours_MD, packed.data))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [schema.LSTMConfig, schema.GRUConfig])
+def test_what_gpus_do_says_the_same(config):
+    text = RecurrentText(config(width=6, layers=2, dropout=0.0), 20).double()
+    packing = Packing.of(np.array([[3, 0, 5], [1, 5, 2]]), 6)
+    embedded_NTE = torch.randn(6, 6, 6, dtype=torch.double)
+    expected, _ = text.run(embedded_NTE, packing=packing)
+    x_MD = embedded_NTE.flatten(0, 1)[packing.by_time_M]
+    found = spread(text._by_torch(x_MD, packing.sizes), packing.by_time_M, 6, 6)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])

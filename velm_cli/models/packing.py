@@ -17,6 +17,8 @@ class Packing(NamedTuple):
     """Where the text is in the rows of a batch. A packed tensor is (1, M, D): row by row, the texts' positions."""
 
     positions_M: Tensor  # int64, in the flat (N * T)
+    by_time_M: Tensor  # the same: the first ones of all texts, longest text first, then the second ones ...
+    sizes: Tensor  # int64, never on a device: how many first ones there are, second ones ...
     places_M: Tensor  # int64, in the flat (B * Y): those of an image side by side
     texts: int  # N
     length: int  # T
@@ -31,8 +33,14 @@ class Packing(NamedTuple):
         image_M = np.repeat(np.arange(B), counts_B)
         rank_M = np.arange(len(image_M)) - np.repeat(np.cumsum(counts_B) - counts_B, counts_B)
         widest = int(counts_B.max(initial=0))
+        positions_M = np.flatnonzero(np.arange(length) < lengths_BK[:, :, None])
+        text_M, time_M = np.divmod(positions_M, max(1, length))
+        place_N = np.empty(B * K, np.int64)
+        place_N[np.argsort(-lengths_BK.reshape(-1), kind="stable")] = np.arange(B * K)
         return Packing(
-            torch.from_numpy(np.flatnonzero(np.arange(length) < lengths_BK[:, :, None])),
+            torch.from_numpy(positions_M),
+            torch.from_numpy(positions_M[np.argsort(time_M * B * K + place_N[text_M])]),
+            torch.from_numpy(np.bincount(time_M)),
             torch.from_numpy(image_M * widest + rank_M),
             B * K,
             length,
@@ -42,23 +50,13 @@ class Packing(NamedTuple):
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Packing:
         """The same on `device`."""
-        positions_M = self.positions_M.to(device, non_blocking=non_blocking)
-        return self._replace(positions_M=positions_M, places_M=self.places_M.to(device, non_blocking=non_blocking))
+        names = ("positions_M", "by_time_M", "places_M")
+        return self._replace(**{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
 
     @property
     def image_M(self) -> Tensor:
         """The number of each position's image."""
         return self.places_M // max(1, self.widest)
-
-    def by_time(self) -> tuple[Tensor, list[int]]:
-        """The positions in another order: the first ones of all texts, longest text first, then the second ones ...;
-        and how many there are of each."""
-        text_M, time_M = self.positions_M // self.length, self.positions_M % self.length
-        length_N = torch.bincount(text_M, minlength=self.texts)
-        rank_N = torch.empty_like(length_N)
-        rank_N[length_N.argsort(descending=True, stable=True)] = torch.arange(self.texts, device=rank_N.device)
-        order_M = (time_M * self.texts + rank_N[text_M]).argsort()
-        return self.positions_M[order_M], torch.bincount(time_M).tolist()
 
     def pack(self, x_NTD: Tensor) -> Tensor:
         """(1, M, D)"""

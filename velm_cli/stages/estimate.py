@@ -94,7 +94,7 @@ def _one_step(task: CaptionTask, config: TrainRoot, length: int, images: bool) -
             feature_BSD=feature_BSD,
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
-            packing=Packing(every_M, every_M, N, length, B, K * length),
+            packing=Packing(every_M, every_M, every_M[:length], every_M, N, length, B, K * length),
             concepts_BC=torch.empty(B, task.concepts) if images else None,
             num_captions=N,
             num_tokens=N * length,

@@ -9,6 +9,7 @@ from itertools import repeat
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from velm_cli.models.layers import Block, Dropout, initialise, sinusoids, within
 from velm_cli.models.packing import Packing, spread
@@ -111,11 +112,13 @@ class RecurrentText(_Scratch):
         lengths_N: Tensor | None = None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
-        """With `packing` no padding is computed on a CPU, and no state to go on from is returned."""
+        """With `packing` no padding is computed on CPUs and by CUDA, and no state to go on from is returned."""
         assert before_layer is None, "validate refuses fusions that enter between a recurrent net's layers"
-        if packing is not None and embedded_NTE.device.type == "cpu":
+        if packing is not None and embedded_NTE.device.type in ("cpu", "cuda"):
             assert state is None
-            return self._packed(embedded_NTE, packing), ()
+            x_MD = self.dropout(embedded_NTE.flatten(0, 1).index_select(0, packing.by_time_M))
+            x_MD = (self._on_cpu if embedded_NTE.device.type == "cpu" else self._by_torch)(x_MD, packing.sizes)
+            return spread(self.dropout(x_MD), packing.by_time_M, packing.texts, packing.length), ()
         x_NTD = self.dropout(embedded_NTE)
         if state is not None:  # torch wants the layer first
             state = tuple(part.transpose(0, 1).contiguous() for part in state)
@@ -124,11 +127,12 @@ class RecurrentText(_Scratch):
         parts = state if isinstance(state, tuple) else (state,)
         return self.dropout(y_NTD), tuple(part.transpose(0, 1) for part in parts)
 
-    def _packed(self, embedded_NTE: Tensor, packing: Packing) -> Tensor:
-        """(N, T, D), zeros where no text is."""
-        positions_M, sizes = packing.by_time()
-        x_MD = embedded_NTE.flatten(0, 1).index_select(0, positions_M)
+    def _on_cpu(self, x_MD: Tensor, sizes: Tensor) -> Tensor:
+        """(M, D): the hidden states of texts in the order of time."""
         for layer in range(self.cells.num_layers):
-            x_MD = packed_layer(self.dropout(x_MD), self.cells, layer, sizes)
-        x_MD = self.dropout(x_MD)
-        return spread(x_MD, positions_M, packing.texts, packing.length)
+            x_MD = packed_layer(self.dropout(x_MD) if layer else x_MD, self.cells, layer, sizes.tolist())
+        return x_MD
+
+    def _by_torch(self, x_MD: Tensor, sizes: Tensor) -> Tensor:
+        """The same; slower on CPUs."""
+        return self.cells(PackedSequence(x_MD, sizes))[0].data
