@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from velm_cli import schema
 from velm_cli.models import decoding
-from velm_cli.models.decoding import _places, decode_stream, laid_out_for_steps
+from velm_cli.models.decoding import _places, converted_once, decode_stream, laid_out_for_steps
 from velm_cli.models.search import continuations, nucleus_probabilities
 from velm_cli.models.state import BLOCK, KeyValue, Past, Rows, select
 from velm_cli.models.text import build_text
@@ -198,13 +198,15 @@ class Casts(TorchDispatchMode):
         return result
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("text", "fusion"), [("transformer", "cross_modal"), ("gpt2", "gated")])
-def test_half_precision_converts_weights_once_and_not_for_each_word(text, fusion):
+def test_half_precision_converts_weights_once_and_not_for_each_word(text, fusion, frozen):
     model, features, _ = model_and_memory(0, text=text, fusion=fusion, vocab=SIZE_OF_GPT2 if text == "gpt2" else VOCAB)
     model, features = model.float(), ImageFeatures(features.tokens_BSD.float(), features.pooled_BD.float())
     linear = (each.weight for part in (model.text, model.fusion) for each in part.modules() if hasattr(each, "weight"))
+    model.text.requires_grad_(not frozen)
     casts = Casts({weight.data_ptr() for weight in linear if weight.ndim == 2})
-    with torch.autocast("cpu", torch.bfloat16):
+    with converted_once(model), torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             memory = model.memory(features)
         with casts:
@@ -212,6 +214,7 @@ def test_half_precision_converts_weights_once_and_not_for_each_word(text, fusion
                 model, memory, images=5, config=schema.DecodeConfig(max_length=9), bos_id=BOS, eos_id=-1, banned=[EOS]
             )
     assert set(map(len, captions)) == {9}  # nine steps
+    assert frozen is not any(each.requires_grad for each in model.text.parameters())
     assert set(casts.of.values()) <= {0, 1} and sum(casts.of.values()) >= 4, casts.of
 
 

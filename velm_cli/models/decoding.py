@@ -54,6 +54,23 @@ def laid_out_for_steps(model: VelmModel) -> Iterator[None]:
             weight.data = data
 
 
+@contextmanager
+def converted_once(model: VelmModel) -> Iterator[None]:
+    """Within it autocast converts a weight once, and not for every word.
+
+    It keeps what it made of weights that learn, outside of torch's inference mode: here all are said to. Training
+    through frozen weights keeps as much.
+    """
+    frozen = [each for each in model.parameters() if each.is_floating_point() and not each.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_()
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
 def decode_stream(
     model: StepModel,
     memories: Iterable[tuple[tuple, int]],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from velm_cli.engine.signals import StopRequest
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import fast_cider, score_captions
 from velm_cli.metrics.scores import Scores, language_line, save, table
-from velm_cli.models.decoding import laid_out_for_steps
+from velm_cli.models.decoding import converted_once, laid_out_for_steps
 from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision
 from velm_cli.tasks.caption import CaptionTask
@@ -55,8 +54,8 @@ def caption_split(
     images = _images_together(len(indices), decoding.batch_size)
     groups = [indices[start : start + images] for start in range(0, len(indices), images)]
     disable = None if progress and ranks.first else True
-    few_rows = laid_out_for_steps(task.model) if precision is Precision.fp32 else nullcontext()
-    with few_rows, tqdm(total=len(indices), unit="image", desc="captions", disable=disable) as bar:
+    ready = laid_out_for_steps if precision is Precision.fp32 else converted_once
+    with ready(task.model), tqdm(total=len(indices), unit="image", desc="captions", disable=disable) as bar:
         for number in range(ranks.rank, len(groups), ranks.world):
             batches = eval_batches(
                 store,
