@@ -98,6 +98,7 @@ NEIGHBOURS = [
     (["inc.b"], ["inc.b"]),
     (["inc.b", ""], ["inc. b", ""]),
     (["a '90"], ["a 90"]),
+    (["rock 'n"], ["rock 'n"]),  # the end of the text is as good as a space to this rule, and to no other
     ([], []),
     ([""], [""]),
 ]
@@ -264,3 +265,16 @@ def test_a_caption_may_be_long_and_strange(jar, monkeypatch):
     monkeypatch.setattr(ptb, "_LONGEST", 10**6)
     pieces = ["word ", "x", "a,", "<a ", "1 ", "a-", "'", ".", "a.", "a@", "http://a", "(555) ", "é.", "😀", "b. The "]
     assert differences(apart(piece * 1500 for piece in pieces), jar) == []
+
+
+@pytest.mark.java
+def test_equals_the_jar_on_last_lines(rng, jar):
+    """Where nothing follows, and rules that look ahead see the end of the text: one caption at a time."""
+    ends = (
+        "'n 't 's n't '90 ' \" b. etc. Mr. U.S. inc. no. 5 1/2 1. 1, $ :) (^_^) - .. &amp; <b> x.com #a can 'em".split(
+            " "
+        )
+    )
+    for end in ends:
+        caption = one_line(PARITY["hard_string"](rng)) + rng.choice(["", " "]) + end
+        assert ptb.uncovered([caption]) or ptb.tokenize([caption]) == jar([caption]), caption

@@ -164,7 +164,7 @@ RULES = (
     _rule(f"[dDjJlL]{_APOSTROPHE}"),
     _rule(_ENDING, "[^A-Za-z]", write=_contraction),
     _rule(f"{_APOSTROPHE}(?:[nN]{_APOSTROPHE}|(?i:em|till?|cause))|(?:’|(?i:&apos;))[nN]|{_APOSTROPHE}[2-9]0[sS]"),
-    _rule("'[nN]", "[ \xa0\n]"),
+    _rule("'[nN]", r"[ \xa0\n]|\Z"),
     _rule(f"{_APOSTROPHE}[0-9][0-9]", _GAP),
     # Addresses.
     _rule(f"(?i:https?)://{_IN_URL}+{_URL_END}"),
