@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from velm_cli.models.layers import product_dtype
 
-LOGITS = {"cpu": 1 << 24}  # bytes of logits that exist at once: half of what glibc keeps when it is freed
+LOGITS = {"cpu": 3 << 23}  # bytes of logits that exist at once: glibc keeps up to 1 << 25 when it is freed
 MANY_LOGITS = 1 << 29  # elsewhere
 IN_CACHE = {"cpu": 1 << 20}  # bytes of them that stay in a core's cache from softmax to gradient
 ALL_AT_ONCE = 1 << 21  # so few are not worth any care
