@@ -7,6 +7,7 @@ which part of a step and which kind of operation took how much.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,8 @@ class StepProfiler:
             activities = [ProfilerActivity.CPU]
             if self._device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
+            # Or torch's tracer says that it begins and ends, and calls it an error that there is no GPU.
+            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
             self._watch = profile(activities=activities)
             self._watch.start()
         yield
