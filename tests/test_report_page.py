@@ -340,8 +340,10 @@ def test_two_runs_are_compared(small, show):
     assert hypotheses == [first.hypotheses[ids[0]], second.hypotheses[ids[0]]]
     column = 2 + NAMES.index("METEOR")
     cells = [cell.text for cell in card.find_elements("css selector", f"tbody tr > :nth-child({column})")]
-    values = [100 * run.per_image[ids[0]]["METEOR"] for run in (first, second)]
-    assert cells == [f"{values[0]:.1f}", f"{values[1]:.1f}", f"−{values[0] - values[1]:.1f}"]
+    ours, theirs = (100 * run.per_image[ids[0]]["METEOR"] for run in (first, second))
+    assert all(re.fullmatch(r"−?\d+\.\d", cell) for cell in cells)
+    # Of numbers with six decimals: what lies on the edge of a tenth may be rounded to either side.
+    assert [float(cell.replace("−", "-")) for cell in cells] == pytest.approx([ours, theirs, theirs - ours], abs=0.0502)
     assert "worse" in card.find_element("css selector", f".difference > :nth-child({column})").get_attribute("class")
 
 
