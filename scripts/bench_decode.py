@@ -196,7 +196,7 @@ def by_velm_together(
     return [tokens for _, tokens in sorted(found)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def by_generate(model: Any, features: ImageFeatures, beams: int) -> Captions:
     from transformers.modeling_outputs import BaseModelOutput
 
@@ -250,7 +250,7 @@ def coca(sizes: Sizes) -> Callable[[Tensor], Tensor] | None:
     ).eval()
     nn.init.normal_(model.text_decoder.text_projection, std=width**-0.5)  # CoCa leaves it as memory was: slow numbers
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def write(image_BCHW: Tensor) -> Tensor:
         return model.generate(
             image_BCHW, num_beams=BEAMS, num_beam_groups=1, seq_len=LENGTH + 1, min_seq_len=LENGTH, pad_token_id=PAD,
@@ -263,7 +263,7 @@ def coca(sizes: Sizes) -> Callable[[Tensor], Tensor] | None:
 # ---------------------------------------------------------------------------------------- agreement
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def score(model: VelmModel, features: ImageFeatures, tokens: list[int]) -> float:
     """Mean log p of a caption's tokens, by one pass over all of them."""
     inputs_1T, targets_T1 = torch.tensor([[BOS, *tokens[:-1]]]), torch.tensor(tokens)[:, None]
@@ -323,16 +323,16 @@ def make_contestants(
     """velm's model, what its encoder says of each batch, and by name what is done with the batch of a number."""
     model = captioner(sizes)
     pixels = [make_images(images, sizes["side"]) for _ in range(batches)]
-    with torch.inference_mode():
+    with torch.no_grad():
         encoded = [model.encode_image(batch) for batch in pixels]
     end_like_captions(model, encoded[-1])
     theirs, coca_writes = as_transformers(model, sizes), coca(sizes)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(number: int) -> None:
         model.encode_image(pixels[number])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode_theirs(number: int) -> None:
         theirs.encoder(pixel_values=pixels[number])
 
