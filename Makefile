@@ -33,8 +33,8 @@ check: $(READY)  ## format, lint, types, configs, imports: seconds
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/unit/test_configs.py tests/unit/test_architecture.py
 
-golden: $(READY)  ## thirty fixed steps against the stored losses
-	$(BIN)/python -m pytest tests/golden
+golden: $(READY)  ## do 14 short runs give the same bits as the last commit, or as BASE=REVISION?
+	$(BIN)/python scripts/golden.py $(if $(BASE),--base $(BASE)) $(if $(ONLY),--only $(ONLY))
 
 bench: $(READY)  ## speed on this machine, beside other tools: an hour; writes docs/bench and docs/performance.md
 	$(BIN)/python scripts/bench_metrics.py

@@ -6,6 +6,9 @@ positions, S image positions, D width, H heads, d = D / H. What decoding carries
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +24,25 @@ def product_dtype(x: Tensor) -> torch.dtype:
     # A dry run's meta device knows no autocast, and torch raises where it is asked.
     casts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if casts else x.dtype
+
+
+@contextmanager
+def without_gradients() -> Iterator[None]:
+    """`torch.no_grad` for one of several passes within the same autocast.
+
+    Autocast keeps the weights that it has cast, and torch before 2.9 hands those of a pass without gradients to the
+    next pass, whose weights then get none, silently (pytorch#105211, #158232). So they are cast anew after this one.
+    """
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.clear_autocast_cache()
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, for losses and probabilities of half-precision logits; float64 stays float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sinusoids(position: Tensor, width: int, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from velm_cli.models.layers import at_least_float32
+
 
 class ConceptLoss(nn.Module):
     """Multi-label classification from the pooled image: binary cross-entropy summed over concepts.
@@ -26,7 +28,7 @@ class ConceptLoss(nn.Module):
 
     def forward(self, pooled_BD: Tensor, concepts_BC: Tensor) -> Tensor:
         """Sum over images and concepts, nats."""
-        logits_BC = self.classifier(pooled_BD).float()
+        logits_BC = at_least_float32(self.classifier(pooled_BD))
         return F.binary_cross_entropy_with_logits(logits_BC, concepts_BC, reduction="sum")
 
 
@@ -56,7 +58,7 @@ class MaskedPatchLoss(nn.Module):
         """The images with squares hidden, and where (B, 1, H, W; True where hidden)."""
         B, _, H, W = image_BCHW.shape
         squares = (H // self.patch_size) * (W // self.patch_size)
-        order = torch.rand(B, squares, device=image_BCHW.device).argsort(dim=1).argsort(dim=1)
+        order = torch.rand(B, squares, dtype=torch.float32, device=image_BCHW.device).argsort(dim=1).argsort(dim=1)
         hidden = (order < max(1, round(self.share * squares))).view(B, 1, H // self.patch_size, -1)
         hidden = hidden.repeat_interleave(self.patch_size, 2).repeat_interleave(self.patch_size, 3)
         return image_BCHW.masked_fill(hidden, 0.0), hidden
@@ -64,6 +66,6 @@ class MaskedPatchLoss(nn.Module):
     def forward(self, tokens_BSD: Tensor, image_BCHW: Tensor, hidden_B1HW: Tensor) -> Tensor:
         """Sum over images of the mean absolute error of their hidden pixels (normalised colours)."""
         grid_BDhw = self.paint(tokens_BSD[:, -(self.grid**2) :]).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        painted_BCHW = F.pixel_shuffle(grid_BDhw.float(), image_BCHW.shape[2] // self.grid)
+        painted_BCHW = F.pixel_shuffle(at_least_float32(grid_BDhw), image_BCHW.shape[2] // self.grid)
         error_BCHW = (painted_BCHW - image_BCHW).abs() * hidden_B1HW
         return (error_BCHW.sum((1, 2, 3)) / (3 * hidden_B1HW.sum((1, 2, 3)))).sum()

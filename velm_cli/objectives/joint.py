@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from velm_cli.models.layers import at_least_float32
 from velm_cli.objectives.ranks import of_all_ranks, rank_and_ranks
 
 
@@ -29,8 +30,8 @@ class _SharedSpace(nn.Module):
 
     def embed(self, image_BD: Tensor, text_BKD: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, E) and (B, K, E)."""
-        image_BE = F.normalize(self.image(image_BD).float(), dim=-1)
-        return image_BE, F.normalize(self.text(text_BKD).float(), dim=-1)
+        image_BE = F.normalize(at_least_float32(self.image(image_BD)), dim=-1)
+        return image_BE, F.normalize(at_least_float32(self.text(text_BKD)), dim=-1)
 
     def cosines(self, image_BD: Tensor, text_BKD: Tensor) -> Tensor:
         """(K, B, B): caption slot, image b, caption of image c; this rank's only."""
@@ -101,7 +102,7 @@ class MatchingLoss(nn.Module):
 
     def forward(self, fused_XD: Tensor, match_X: Tensor, counts_X: Tensor) -> Tensor:
         """Sum of the binary cross-entropy over the pairs that count, nats."""
-        logits_X = self.classifier(fused_XD).float()[:, 0]
+        logits_X = at_least_float32(self.classifier(fused_XD))[:, 0]
         loss_X = F.binary_cross_entropy_with_logits(logits_X, match_X, reduction="none")
         return loss_X.masked_fill(~counts_X, 0.0).sum()
 
