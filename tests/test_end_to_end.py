@@ -195,8 +195,8 @@ def learned(place):
     return "runs/train/ends"
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_captions_do_not_depend_on_who_is_captioned_beside_them(place, learned, monkeypatch, beams):
+@pytest.mark.parametrize("decode", ["decode.beams=1", "decode.beams=3", "decode=nucleus"])
+def test_captions_do_not_depend_on_who_is_captioned_beside_them(place, learned, monkeypatch, decode):
     """In batches of 64, and through two places, which other images of the same group take."""
     written, entered = {}, []
     join = decoding._Live.join
@@ -204,9 +204,9 @@ def test_captions_do_not_depend_on_who_is_captioned_beside_them(place, learned, 
     monkeypatch.setattr(decoding, "_open", lambda live, places: live.images < places)  # as on a GPU
     for batch_size, together in ((64, 64), (2, 12)):
         monkeypatch.setattr(scoring, "_images_together", lambda images, batch, together=together: together)
-        name = f"together{together}-{beams}"
+        name = f"together{together}-{decode[-1]}"
         code = call("eval", f"checkpoint={learned}", "split=train", "metrics.names=[bleu]", f"name={name}",
-                    f"decode.batch_size={batch_size}", f"decode.beams={beams}", "run.precision=fp32")  # fmt: skip
+                    f"decode.batch_size={batch_size}", decode, "run.precision=fp32")  # fmt: skip
         assert code == 0
         found = json.loads((place / "runs/evaluate" / name / "predictions.json").read_text())
         written[together] = {each["image_id"]: each["caption"] for each in found}

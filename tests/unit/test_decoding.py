@@ -14,9 +14,9 @@ from tiny_models import folder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from velm_cli import schema
-from velm_cli.models import decoding
+from velm_cli.models import decoding, search
 from velm_cli.models.decoding import _places, converted_once, decode_stream, laid_out_for_steps
-from velm_cli.models.search import continuations, nucleus_probabilities
+from velm_cli.models.search import continuations, image_draws, nucleus_probabilities
 from velm_cli.models.state import BLOCK, KeyValue, Past, Rows, select
 from velm_cli.models.text import build_text
 from velm_cli.models.velm import VelmModel
@@ -117,10 +117,16 @@ def tensors(nested) -> list[torch.Tensor]:
 
 def run(model, memory, images, **options) -> list[list[int]]:
     config = schema.DecodeConfig(**options)
-    generator = torch.Generator().manual_seed(0)
     return decode(
-        model, memory, images=images, config=config, bos_id=BOS, eos_id=EOS, banned=[PAD, BOS], generator=generator
+        model, memory, images=images, config=config, bos_id=BOS, eos_id=EOS, banned=[PAD, BOS], draws=draws(config)
     )
+
+
+def draws(config: schema.DecodeConfig, seed: int = 0):
+    def of(numbers: range) -> torch.Tensor:
+        return torch.from_numpy(image_draws(numbers, seed=seed, count=config.max_length))
+
+    return of
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
@@ -427,17 +433,56 @@ def test_nucleus_keeps_the_smallest_set_that_reaches_top_p():
     torch.testing.assert_close(nucleus_probabilities(p, top_p=1.0), p)
 
 
-def test_nucleus_samples_follow_the_model():
-    """First tokens over many draws match the model's probabilities (5 sigma)."""
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_nucleus_samples_follow_the_model(temperature):
+    """First tokens of many images match the model's probabilities (5 sigma)."""
     model, features, _ = model_and_memory(5, images=1)
-    draws = 4000
-    memory = model.memory(features.select(torch.zeros(draws, dtype=torch.long)))
-    samples = run(model, memory, draws, method=schema.DecodeMethod.nucleus, top_p=1.0, max_length=1)
-    p = log_probs(model, features, 0, []).exp()
+    many = 4000
+    memory = model.memory(features.select(torch.zeros(many, dtype=torch.long)))
+    options = {"method": schema.DecodeMethod.nucleus, "top_p": 1.0, "max_length": 1, "temperature": temperature}
+    samples = run(model, memory, many, **options)
+    p = (log_probs(model, features, 0, []) / temperature).softmax(0)
     for token in range(3, VOCAB):
-        share = sum(sample == [token] for sample in samples) / draws
-        sigma = math.sqrt(p[token] * (1 - p[token]) / draws) + 1e-9
+        share = sum(sample == [token] for sample in samples) / many
+        sigma = math.sqrt(p[token] * (1 - p[token]) / many) + 1e-9
         assert abs(share - p[token]) < 5 * sigma
+
+
+def test_the_drawn_token_is_the_one_whose_share_the_draw_falls_into():
+    """Over a fine grid of draws each token comes up in proportion, and never one of probability 0."""
+    p_V = torch.tensor([0.0, 0.2, 0.0, 0.1, 0.3, 0.0])
+    grid_N1 = (torch.arange(6000)[:, None] + 0.5) / 6000
+    counts = search.drawn(p_V.expand(6000, -1), grid_N1).flatten().bincount(minlength=6)
+    assert counts.tolist() == pytest.approx([0, 2000, 0, 1000, 3000, 0], abs=1)
+    for edge, token in ((0.0, 1), (1.0, 4)):  # 1 - 2^-60 is 1 in float32
+        assert search.drawn(p_V[None], torch.tensor([[edge]])).item() == token
+
+
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_a_nucleus_sample_depends_on_its_image_and_the_seed_only(together):
+    model, features, memory = model_with_varied_captions("transformer", "cross_modal")
+    config = schema.DecodeConfig(method=schema.DecodeMethod.nucleus, max_length=8)
+
+    def memories():
+        for start in range(0, 6, together):
+            rows = torch.arange(start, min(start + together, 6))
+            yield model.memory(features.select(rows)), len(rows)
+
+    written = dict(decode_stream(model, memories(), config=config, bos_id=BOS, eos_id=EOS, draws=draws(config)))
+    everything = {"config": config, "bos_id": BOS, "eos_id": EOS}
+    assert written == dict(decode_stream(model, [(memory, 6)], **everything, draws=draws(config)))
+    assert written != dict(decode_stream(model, [(memory, 6)], **everything, draws=draws(config, seed=1)))
+
+
+def test_temperature_is_applied_to_logits_in_float32():
+    """bfloat16 holds 8 bits: 20.125 / 0.8 would be rounded to 25.125, by 0.03."""
+    logits_BV = torch.tensor([[20.125, 20.0, 3.0]], dtype=torch.bfloat16)
+    config = schema.DecodeConfig(method=schema.DecodeMethod.nucleus, temperature=0.8, top_p=1.0, max_length=1)
+    p_V = (logits_BV.double() / 0.8).softmax(-1)[0]
+    for draw in (float(p_V[0]) - 1e-4, float(p_V[0]) + 1e-4):
+        found = search.search_of(config, EOS, torch.tensor([], dtype=torch.long), lambda _, u=draw: torch.tensor([[u]]))
+        texts, _, _ = found.advance(found.begin(range(1), BOS, "cpu"), logits_BV)
+        assert texts.token_BK.item() == (draw > p_V[0])
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])

@@ -143,6 +143,15 @@ def test_own_words_are_drawn_from_the_distribution_before_them():
     assert share[always != inputs].tolist() == pytest.approx([0.25] * 6, abs=0.05)
 
 
+def test_own_words_are_none_that_decoding_never_writes():
+    """Padding, BOS and unknown words are as likely as the rest here, and are never drawn."""
+    inputs = torch.full((50, 8), 9)
+    positions = torch.arange(50 * 8)
+    torch.manual_seed(0)
+    mixed = own_words(inputs, torch.zeros(400, 6), positions, probability=1.0, banned=[0, 1, 3])
+    assert set(mixed[:, 1:].flatten().tolist()) == {2, 4, 5}
+
+
 def naive_contrastive(loss, image, text, present) -> float:
     """CLIP's loss, one softmax at a time, for each caption slot by itself."""
     scale = float(loss.log_scale.exp())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -51,6 +52,19 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     if precision is Precision.bf16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
+    """Within it torch draws from `seed`; what it draws afterwards is what it would have drawn without."""
+    modules = [torch.random] if device.type == "cpu" else [torch.random, torch.get_device_module(device)]
+    states = [module.get_rng_state() for module in modules]
+    torch.manual_seed(seed)  # of the device, too
+    try:
+        yield
+    finally:
+        for module, state in zip(modules, states, strict=True):
+            module.set_rng_state(state)
 
 
 def prepare(device: torch.device, threads: int) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from velm_cli.models.search import Search, log_probs, search_of
+from velm_cli.models.search import Draws, Search, log_probs, search_of
 from velm_cli.models.state import Memory, Rows, alike, images_of, joined, select
 from velm_cli.models.velm import VelmModel
 from velm_cli.schema import DecodeConfig
@@ -80,16 +80,16 @@ def decode_stream(
     eos_id: int,
     banned: Sequence[int] = (),
     device: torch.device | str = "cpu",
-    generator: torch.Generator | None = None,
+    draws: Draws | None = None,
 ) -> Iterator[tuple[int, list[int]]]:
     """(number of the image, its tokens) as captions end: without BOS and EOS, at most `config.max_length` with EOS.
 
     `memories`: what `model.memory_for(features, config)` gave, and of how many images. So many images as the first has
     are decoded together: where captions have ended, images of the next take their places (see `_open`), and only then
-    the next is asked for. `banned` tokens (padding, BOS, unknown) are never produced. `generator` is needed by nucleus
-    sampling only.
+    the next is asked for. `banned` tokens (padding, BOS, unknown) are never produced. `draws` is needed by nucleus
+    sampling only: with the same numbers an image gets the same caption, whatever it is decoded together with.
     """
-    search = search_of(config, eos_id, torch.tensor(list(banned), dtype=torch.long, device=device), generator)
+    search = search_of(config, eos_id, torch.tensor(list(banned), dtype=torch.long, device=device), draws)
     coming: Iterator[tuple[tuple, int] | None] = chain(memories, repeat(None))
     begun = places = 0
     live = waiting = None  # images that are decoded together, images that have begun and wait for a place
@@ -97,7 +97,7 @@ def decode_stream(
         is_open = live is None or _open(live, places)
         if waiting is None and is_open and (found := next(coming)) is not None:
             memory, images = found
-            waiting = _Live.of(search.begin(images, bos_id, device), memory, begun, device)
+            waiting = _Live.of(search.begin(range(begun, begun + images), bos_id, device), memory, begun, device)
             begun, places = begun + images, places or images
             yield from waiting.step(model, search)
             waiting = waiting if waiting.images else None

@@ -5,13 +5,18 @@ Shapes: B images, K beams, N = B * K sequences, C candidates, T tokens, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from velm_cli.models.layers import at_least_float32
 from velm_cli.schema import DecodeConfig, DecodeMethod
+
+Draws = Callable[[range], Tensor]  # of the images of these numbers: (B, T), a number from [0, 1) per token
 
 CHUNK = 64  # words whose best is found before the words themselves are looked at
 
@@ -22,6 +27,7 @@ class Texts(NamedTuple):
     token_BK: Tensor  # the last token; K = 1
     length_B: Tensor  # tokens without BOS
     text_BT: Tensor  # behind the text more EOS
+    draw_BT: Tensor  # from [0, 1), for a text that is drawn; else T = 0
 
 
 class Beams(NamedTuple):
@@ -41,8 +47,8 @@ class Search:
     def __init__(self, config: DecodeConfig, eos_id: int, banned: Tensor) -> None:
         self.config, self.eos_id, self.banned = config, eos_id, banned
 
-    def begin(self, images: int, bos_id: int, device: torch.device | str) -> Any:
-        """The texts of so many images: BOS."""
+    def begin(self, numbers: range, bos_id: int, device: torch.device | str) -> Any:
+        """The texts of the images of these numbers: BOS."""
         raise NotImplementedError
 
     def advance(self, texts: Any, logits_NV: Tensor) -> tuple[Any, Tensor | None, Tensor]:
@@ -55,25 +61,32 @@ class Search:
 
 
 class OneByOne(Search):
-    """One text an image, of the tokens (B) that `choose` takes by their logits (B, V), until that is EOS."""
+    """One text per image, until its token is EOS: the likeliest tokens, or drawn ones where `draws` has numbers."""
 
-    def __init__(self, config: DecodeConfig, eos_id: int, banned: Tensor, choose: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, config: DecodeConfig, eos_id: int, banned: Tensor, draws: Draws | None) -> None:
         super().__init__(config, eos_id, banned)
-        self._choose = choose
+        self._draws = draws
 
-    def begin(self, images: int, bos_id: int, device: torch.device | str) -> Texts:
+    def begin(self, numbers: range, bos_id: int, device: torch.device | str) -> Texts:
+        images = len(numbers)
         return Texts(
             torch.full((images, 1), bos_id, device=device),
             torch.zeros(images, dtype=torch.long, device=device),
             torch.full((images, self.config.max_length), self.eos_id, device=device),
+            torch.zeros(images, 0, device=device) if self._draws is None else self._draws(numbers),
         )
 
     def advance(self, texts: Texts, logits_NV: Tensor) -> tuple[Texts, None, Tensor]:
-        token_B1 = self._choose(logits_NV)[:, None]
-        text_BT = texts.text_BT.scatter(1, texts.length_B[:, None], token_B1)
+        here_B1 = texts.length_B[:, None]
+        if self._draws is None:
+            token_B1 = logits_NV.index_fill(1, self.banned, float("-inf")).argmax(dim=1, keepdim=True)
+        else:
+            p_NV = log_probs(at_least_float32(logits_NV) / self.config.temperature, self.banned).exp()
+            token_B1 = drawn(nucleus_probabilities(p_NV, top_p=self.config.top_p), texts.draw_BT.gather(1, here_B1))
+        text_BT = texts.text_BT.scatter(1, here_B1, token_B1)
         length_B = texts.length_B + 1
         goes_on_B = (token_B1[:, 0] != self.eos_id) & (length_B < self.config.max_length)
-        return Texts(token_B1, length_B, text_BT), None, goes_on_B
+        return texts._replace(token_BK=token_B1, length_B=length_B, text_BT=text_BT), None, goes_on_B
 
 
 class Beam(Search):
@@ -88,7 +101,8 @@ class Beam(Search):
         powers = [length**config.length_penalty for length in range(1, config.max_length + 1)]
         self._power_T = torch.tensor(powers, device=banned.device)
 
-    def begin(self, images: int, bos_id: int, device: torch.device | str) -> Beams:
+    def begin(self, numbers: range, bos_id: int, device: torch.device | str) -> Beams:
+        images = len(numbers)
         texts = (images, self.config.max_length)
         return Beams(
             token_BK=torch.full((images, 1), bos_id, device=device),
@@ -122,18 +136,31 @@ class Beam(Search):
         return Beams(token_BK, before_B + 1, score_BK, prefix_BKT, best_B, text_BT), source_BK, goes_on_B
 
 
-def search_of(config: DecodeConfig, eos_id: int, banned: Tensor, generator: torch.Generator | None) -> Search:
-    def likeliest(logits_BV: Tensor) -> Tensor:
-        return logits_BV.index_fill(1, banned, float("-inf")).argmax(dim=1)
-
-    def drawn(logits_BV: Tensor) -> Tensor:
-        p_BV = log_probs(logits_BV / config.temperature, banned).exp()
-        return torch.multinomial(nucleus_probabilities(p_BV, top_p=config.top_p), 1, generator=generator)[:, 0]
-
+def search_of(config: DecodeConfig, eos_id: int, banned: Tensor, draws: Draws | None) -> Search:
     if config.method is DecodeMethod.nucleus:
-        assert generator is not None, "nucleus sampling draws from the generator it is given"
-        return OneByOne(config, eos_id, banned, drawn)
-    return OneByOne(config, eos_id, banned, likeliest) if config.beams == 1 else Beam(config, eos_id, banned)
+        assert draws is not None, "nucleus sampling needs the numbers that it draws with"
+        return OneByOne(config, eos_id, banned, draws)
+    return OneByOne(config, eos_id, banned, None) if config.beams == 1 else Beam(config, eos_id, banned)
+
+
+def image_draws(image_ids: Iterable[int | str], *, seed: int, count: int) -> np.ndarray:
+    """float64 [B, count] from [0, 1): functions of `seed` and the image's id alone, so that a caption that is drawn
+    depends on nothing that it is decoded together with."""
+
+    def row(image_id: int | str) -> np.ndarray:
+        digest = hashlib.blake2b(str(image_id).encode(), digest_size=16).digest()
+        key = np.random.SeedSequence([seed, int.from_bytes(digest, "little")])
+        return np.random.Generator(np.random.Philox(key)).random(count)
+
+    return np.stack([row(image_id) for image_id in image_ids])
+
+
+def drawn(p_NV: Tensor, draw_N1: Tensor) -> Tensor:
+    """(N, 1): the token at which the sum of the probabilities, which need not add up to 1, passes this share of all."""
+    sum_NV = p_NV.cumsum(-1)
+    all_N1 = sum_NV[:, -1:]
+    below_N1 = torch.minimum(draw_N1 * all_N1, all_N1.nextafter(torch.zeros_like(all_N1)))  # a product may round up
+    return torch.searchsorted(sum_NV, below_N1, right=True)
 
 
 def continuations(log_p_NV: Tensor, score_BK: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -167,8 +194,12 @@ def _of(prefix_BKT: Tensor, index_BC: Tensor) -> Tensor:
 
 
 def log_probs(logits_NV: Tensor, banned: Tensor) -> Tensor:
-    """Log-probabilities of the tokens that may be produced; -inf for the `banned`."""
-    return logits_NV.float().index_fill(1, banned, float("-inf")).log_softmax(-1)
+    """Log-probabilities among the tokens that may be produced; -inf for the `banned`.
+
+    So beams compare p(token | it is none of the banned), as transformers' `generate` does with
+    `renormalize_logits=True`; by default it leaves the probability of banned tokens where it was.
+    """
+    return at_least_float32(logits_NV).index_fill(1, banned, float("-inf")).log_softmax(-1)
 
 
 def nucleus_probabilities(p_NV: Tensor, *, top_p: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from velm_cli.metrics.reward import CiderReward
 from velm_cli.models.decoding import sample
+from velm_cli.models.layers import without_gradients
 from velm_cli.models.search import log_probs
 from velm_cli.models.velm import VelmModel
 
@@ -66,15 +67,16 @@ class SelfCritical:
         """Samples without dropout, which would draw from models that nobody uses."""
         training = model.training
         model.eval()
-        drawn = sample(
-            model,
-            memory,
-            images=images,
-            samples=self.samples,
-            max_length=self.max_length,
-            bos_id=self.bos_id,
-            eos_id=self.eos_id,
-            banned=self.banned,
-        )
+        with without_gradients():
+            drawn = sample(
+                model,
+                memory,
+                images=images,
+                samples=self.samples,
+                max_length=self.max_length,
+                bos_id=self.bos_id,
+                eos_id=self.eos_id,
+                banned=self.banned,
+            )
         model.train(training)
         return drawn

@@ -5,6 +5,7 @@ Shapes: N captions, T positions, M predicted positions, V vocabulary, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from velm_cli.models.layers import product_dtype
+from velm_cli.models.layers import at_least_float32, product_dtype
+from velm_cli.models.search import log_probs
 
 LOGITS = {"cpu": 3 << 23}  # bytes of logits that exist at once: glibc keeps up to 1 << 25 when it is freed
 MANY_LOGITS = 1 << 29  # elsewhere
@@ -21,11 +23,11 @@ ALL_AT_ONCE = 1 << 21  # so few are not worth any care
 
 
 def next_token_loss(logits_MV: Tensor, targets_M: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Sum over the M positions of -log p(target), in nats, computed in float32.
+    """Sum over the M positions of -log p(target), in nats, computed in float32 at least.
 
     With label smoothing e the target distribution is (1 - e) one-hot + e uniform (Szegedy et al. 2016).
     """
-    return F.cross_entropy(logits_MV.float(), targets_M, label_smoothing=label_smoothing, reduction="sum")
+    return F.cross_entropy(at_least_float32(logits_MV), targets_M, label_smoothing=label_smoothing, reduction="sum")
 
 
 def words_loss(
@@ -124,25 +126,29 @@ def hide_words(
     """
     position_T = torch.arange(tokens_NT.shape[1], device=tokens_NT.device)
     is_word_NT = (position_T >= 1) & (position_T < lengths_N[:, None] - 1)
-    draw_NT = torch.rand(tokens_NT.shape, device=tokens_NT.device).masked_fill(~is_word_NT, 2.0)
+    draw_NT = torch.rand(tokens_NT.shape, dtype=torch.float32, device=tokens_NT.device).masked_fill(~is_word_NT, 2.0)
     chosen_M = draw_NT.flatten().topk(min(words, max(1, round(share * words))), largest=False).indices
     before_M = tokens_NT.flatten()[chosen_M]
-    how_M = torch.rand(chosen_M.shape, device=tokens_NT.device)
+    how_M = torch.rand(chosen_M.shape, dtype=torch.float32, device=tokens_NT.device)
     random_M = torch.randint(vocab_size, chosen_M.shape, device=tokens_NT.device)
     shown_M = torch.where(how_M < 0.8, mask_id, torch.where(how_M < 0.9, random_M, before_M))
     return tokens_NT.flatten().scatter(0, chosen_M, shown_M).view_as(tokens_NT), chosen_M
 
 
-def own_words(inputs_NT: Tensor, logits_MV: Tensor, positions_M: Tensor, *, probability: float) -> Tensor:
+def own_words(
+    inputs_NT: Tensor, logits_MV: Tensor, positions_M: Tensor, *, probability: float, banned: Sequence[int] = ()
+) -> Tensor:
     """Scheduled sampling (Bengio et al. 2015) in two passes (Mihaylova & Martins 2019).
 
     `logits` are the model's with the true words as input, at the flat positions `positions` of (N, T); word t + 1
-    of the input is replaced, with `probability`, by one drawn from the distribution at position t.
+    of the input is replaced, with `probability`, by one drawn from the distribution at position t without the `banned`
+    tokens, which decoding never writes either.
     """
-    drawn_M = torch.multinomial(logits_MV.float().softmax(-1), 1)[:, 0]
+    banned_ids = torch.tensor(list(banned), dtype=torch.long, device=logits_MV.device)
+    drawn_M = torch.multinomial(log_probs(logits_MV, banned_ids).exp(), 1)[:, 0]
     here, after = positions_M[:-1], positions_M[1:]
     is_input = (after == here + 1) & (after % inputs_NT.shape[1] != 0)  # what the last position says is no input
-    replaced = is_input & (torch.rand(len(here), device=here.device) < probability)
+    replaced = is_input & (torch.rand(len(here), dtype=torch.float32, device=here.device) < probability)
     mixed = inputs_NT.flatten().clone()
     mixed[after[replaced]] = drawn_M[:-1][replaced]
     return mixed.view_as(inputs_NT)

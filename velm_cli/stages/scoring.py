@@ -15,7 +15,7 @@ from velm_cli.data.loader import eval_batches
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import seed_of
-from velm_cli.engine.device import autocast
+from velm_cli.engine.device import autocast, drawing_from
 from velm_cli.engine.loop import Run
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
@@ -67,9 +67,8 @@ def caption_split(
                 std=task.image_std,
                 features=features,
             )
-            generator = torch.Generator(device=ranks.device).manual_seed(seed_of(seed, number))
             with autocast(ranks.device, precision):
-                found = task.describe(batches, tokenizer, decoding, device=ranks.device, generator=generator)
+                found = task.describe(batches, tokenizer, decoding, device=ranks.device, seed=seed)
                 for image_id, caption in takewhile(lambda _: not stop, found):
                     assert image_id not in own, "an image was captioned twice"
                     own[image_id] = caption
@@ -153,7 +152,8 @@ def _validation_losses(
     for number, batch in zip(count(run.ranks.rank, run.ranks.world), batches):
         if stop:
             break
-        with torch.inference_mode(), autocast(run.device, run.precision):
+        seed = seed_of(run.config.seed, number)
+        with drawing_from(seed, run.device), torch.inference_mode(), autocast(run.device, run.precision):
             terms = task(batch.to(run.device), active)
         own[number] = {name: (float(term.sum), term.count) for name, term in terms.items()}
     # Added in the order of the batches, whoever computed them: the same bits on any number of ranks.

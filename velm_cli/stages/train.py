@@ -235,6 +235,7 @@ def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: d
         active=active,
         learned=learned,
         mask_id=tokenizer.mask_id,
+        never_written=tokenizer.never_written,
     )
 
 

@@ -5,7 +5,7 @@ Shapes: B images, K captions an image, N = B * K, T positions, M predicted token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from velm_cli.data.batch import Batch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
 from velm_cli.models.decoding import decode_stream
+from velm_cli.models.layers import without_gradients
+from velm_cli.models.search import image_draws
 from velm_cli.models.text.interface import mean_of_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
@@ -40,8 +42,9 @@ class CaptionTask(nn.Module):
         active: frozenset[str],
         learned: frozenset[str] = frozenset(),
         mask_id: int = 0,
+        never_written: Sequence[int] = (),
     ) -> None:
-        """`mask_id`: the token that stands where a word is hidden."""
+        """`mask_id`: the token that stands where a word is hidden. `never_written`: tokens that no caption holds."""
         super().__init__()
         self.model = model
         self.loss = loss
@@ -49,7 +52,7 @@ class CaptionTask(nn.Module):
         self.generates = "text" in active and loss.text is not TextLoss.masked and model.generates
         matching = "joint" in active and loss.joint is JointLoss.matching
         patches = "image" in active and loss.image is ImageLoss.masked_patches
-        self.mask_id = mask_id
+        self.mask_id, self.never_written = mask_id, list(never_written)
         self.critic: SelfCritical | None = None  # set it, and training learns from rewards instead of captions
         # Matching reads fused states, as the text's loss does, but predicts no words.
         model.freeze_unused(
@@ -149,10 +152,12 @@ class CaptionTask(nn.Module):
         fusion = self.model.fusion
         packed: dict[str, Any] = {"packing": batch.packing} if fusion.packs else {}
         if own_words_share:
-            with torch.no_grad():
+            with without_gradients():
                 fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
                 logits_MV = self.model.logits(fused_NTD.flatten(0, 1).index_select(0, batch.positions_M))
-            tokens_NT = own_words(tokens_NT, logits_MV, batch.positions_M, probability=own_words_share)
+            tokens_NT = own_words(
+                tokens_NT, logits_MV, batch.positions_M, probability=own_words_share, banned=self.never_written
+            )
             fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
         elif fusion.after_text and text_NTD is not None:
             fused_NTD, _ = fusion(text_NTD, memory, **packed)
@@ -230,9 +235,9 @@ class CaptionTask(nn.Module):
         decoding: DecodeConfig,
         *,
         device: torch.device,
-        generator: torch.Generator | None = None,
+        seed: int = 0,
     ) -> Iterator[tuple[int | str, str]]:
-        """(image id, caption) of all images of the batches, as captions end."""
+        """(image id, caption) of all images of the batches, as captions end. `seed`: of nucleus sampling."""
         image_ids: list[int | str] = []
 
         def memories() -> Iterator[tuple[tuple, int]]:
@@ -244,6 +249,10 @@ class CaptionTask(nn.Module):
                     memory = self.model.memory_for(features, decoding)
                 yield memory, len(batch.image_ids)
 
+        def draws(numbers: range) -> Tensor:
+            rows = image_draws([image_ids[number] for number in numbers], seed=seed, count=decoding.max_length)
+            return torch.from_numpy(rows).to(device, torch.float32)
+
         captions = decode_stream(
             self.model,
             memories(),
@@ -252,7 +261,7 @@ class CaptionTask(nn.Module):
             eos_id=tokenizer.eos_id,
             banned=tokenizer.never_written,
             device=device,
-            generator=generator,
+            draws=draws,
         )
         for number, tokens in captions:
             yield image_ids[number], tokenizer.decode(tokens)
