@@ -138,7 +138,7 @@ def test_odd_captions_spoil_nothing(tmp_path):
 
 def test_a_hung_java_costs_its_time_limit_and_only_its_scores(captions, monkeypatch, tmp_path):
     references, hypotheses = captions
-    fake_java(tmp_path / "bin", "exec sleep 60")
+    fake_java(tmp_path / "bin", "exec sleep 600")
     for jar in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
         (tmp_path / jar).touch()
     monkeypatch.setenv("VELM_CORENLP", str(tmp_path))
@@ -146,7 +146,7 @@ def test_a_hung_java_costs_its_time_limit_and_only_its_scores(captions, monkeypa
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     started = time.monotonic()
     scores = score_captions(references, hypotheses, MetricsConfig(java_timeout=1), cache_dir=tmp_path / "cache")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 300, "it was waited for"
     assert set(scores.reasons) == {"METEOR", "SPICE", *CLIP}
     assert "no answer in 1 s" in scores.reasons["METEOR"]
     assert "raise metrics.java_timeout" in scores.reasons["SPICE"]

@@ -142,11 +142,11 @@ class InitConfig:
 @dataclass
 class DecodeConfig:
     method: DecodeMethod = DecodeMethod.beam  # beam | nucleus
-    beams: int = 1  # beam: prefixes kept; 1 is greedy
+    beams: int = 1  # beam: prefixes kept; 1 is greedy. p is of words that may be written (renormalize_logits=True)
     max_length: int = 30  # tokens, without the start token
     length_penalty: float = 1.0  # scores of two or more beams are divided by length ** this; 0 favours short captions
-    top_p: float = 0.9  # nucleus
-    temperature: float = 1.0  # nucleus
+    top_p: float = 0.9  # nucleus; a sample depends on `seed` and its image alone
+    temperature: float = 1.0  # nucleus: logits are divided by it, in float32
     batch_size: int = 64  # images decoded together
 
 
