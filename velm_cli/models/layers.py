@@ -30,8 +30,8 @@ def product_dtype(x: Tensor) -> torch.dtype:
 def without_gradients() -> Iterator[None]:
     """`torch.no_grad` for one of several passes within the same autocast.
 
-    Autocast keeps the weights that it has cast, and torch before 2.9 hands those of a pass without gradients to the
-    next pass, whose weights then get none, silently (pytorch#105211, #158232). So they are cast anew after this one.
+    Autocast keeps the weights that it has cast, and up to torch 2.9 those of a pass without gradients are used by the
+    next pass, whose weights then silently get none (pytorch#105211, #158232). So they are cast again after this one.
     """
     try:
         with torch.no_grad():
