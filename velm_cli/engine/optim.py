@@ -75,8 +75,8 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
 class Ema:
     """Exponential moving average of the trainable parameters (Polyak & Juditsky 1992).
 
-    The decay grows to its full value as (1 + n) / (10 + n) after n steps (TensorFlow's `num_updates`): else the initial
-    weights would make up most of the average for the first 1 / (1 - decay) steps.
+    The decay grows to its full value as (1 + n) / (10 + n) after n steps (TensorFlow's `num_updates`): else more than a
+    third of the average would be the initial weights for the first 1 / (1 - decay) steps.
     """
 
     def __init__(self, task: nn.Module, decay: float) -> None:

@@ -177,7 +177,8 @@ def _weighed(loss: float, weight: Weight, log_variance: Tensor | None) -> float:
     """The loss's part in what training minimises, once the weight has reached its end."""
     if log_variance is None:
         return weight.end * loss
-    return math.exp(-float(log_variance)) * loss + float(log_variance)
+    s = float(log_variance.detach())
+    return math.exp(-s) * loss + s
 
 
 def score_and_save(
