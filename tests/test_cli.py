@@ -52,6 +52,41 @@ MISTAKES = [
         "velm: vision.image_size=60 is not a multiple of vision.patch_size=8",
     ),
     (["train", "run.batch_size=0"], "velm: run.batch_size=0: must be at least 1"),
+    (
+        ["train", "loss.text=self_critical", "loss.alpha=learned"],
+        "velm: loss.alpha=learned follows the size of a loss, and that of loss.text=self_critical is 0 on average: "
+        "the weight would grow for ever; give a number or a schedule",
+    ),
+    (
+        ["train", "loss.text=self_critical", "loss.label_smoothing=0.1"],
+        "velm: loss.label_smoothing=0.1 has no effect with loss.text=self_critical: leave it at 0.0",
+    ),
+    (
+        ["train", "fusion=none", "loss.gamma=1", "loss.joint=matching"],
+        "velm: loss.joint=matching judges image and caption by the fused state, and fusion=none leaves the image out: "
+        "choose a fusion, or loss.joint=contrastive",
+    ),
+    (
+        ["train", "loss.temperature=0.005"],
+        "velm: loss.temperature=0.005: must be at least 0.01, the lowest that is learned (CLIP)",
+    ),
+    (
+        ["train", "loss.gamma=1", "loss.joint=sigmoid", "loss.temperature=0.05"],
+        "velm: loss.temperature=0.05 has no effect with loss.joint=sigmoid: leave it at 0.07",
+    ),
+    (
+        ["train", "loss.masked_words=0.3", "loss.samples=9"],
+        "velm: loss.masked_words=0.3 has no effect with loss.text=next_token: leave it at 0.15\n"
+        "velm: loss.samples=9 has no effect with loss.text=next_token: leave it at 5",
+    ),
+    (
+        ["train", "loss.beta=1", "loss.patch_size=8"],
+        "velm: loss.patch_size=8 has no effect with loss.image=concepts: leave it at 16",
+    ),
+    (
+        ["train", "decode.temperature=0.5"],
+        "velm: decode.temperature=0.5 has no effect with decode.method=beam: leave it at 1.0",
+    ),
     (["eval", "checkpoint=a,b"], "velm: checkpoint: a sweep over checkpoints is not possible; call velm once for each"),
     (["doctor", "fix=spce"], "velm: doctor fix=spce: nothing known by that name; spice is"),
 ]
@@ -65,6 +100,23 @@ def test_a_mistake_gets_one_clear_line_and_exit_code_2(args, line, tmp_path):
     assert done.stderr.strip() == line
     assert done.returncode == 2
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["loss.gamma=0", "loss.joint=sigmoid", "loss.temperature=0.05"],  # as in a sweep over loss.gamma=0,1
+        ["loss.alpha=0", "loss.gamma=1", "loss.label_smoothing=0.1", "loss.masked_words=0.3", "loss.patch_size=8"],
+        ["decode.beams=1", "decode.length_penalty=0.5"],  # as in a sweep over decode.beams=1,3
+        ["fusion=none", "loss.gamma=0", "loss.joint=matching"],
+    ],
+)
+def test_options_of_what_a_sweep_leaves_out_are_no_mistake(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert harness.call("train", *options) == 2
+    assert capsys.readouterr().err == (
+        "velm: the store stores/shapes does not exist; run: velm preprocess dataset=shapes\n"
+    )
 
 
 def test_the_environment_is_left_as_it_was(capsys):

@@ -8,7 +8,8 @@ prints without a traceback and turns into exit code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class UserError(Exception):
@@ -23,3 +24,12 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'train'?"` when one of `choices` is close to `word`, else an empty string."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def without_effect(group: str, node: Any, *names: str, chosen: str) -> Iterator[str]:
+    """A line for each of these options that is not at its default: what was `chosen` does not use them."""
+    default = type(node)()
+    for name in names:
+        if (value := getattr(node, name)) != (usual := getattr(default, name)):
+            shown, usual = getattr(value, "value", value), getattr(usual, "value", usual)
+            yield f"{group}.{name}={shown} has no effect with {chosen}: leave it at {usual}"

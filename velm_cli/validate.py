@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from velm_cli import schema
-from velm_cli.errors import UserError, did_you_mean
-from velm_cli.objectives.weights import Weight, parse_weight
+from velm_cli.errors import UserError, did_you_mean, without_effect
+from velm_cli.objectives.rules import objective_problems
+from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import place
 
 TORCHVISION_FAMILIES = ("resnet", "vgg", "squeezenet", "convnext", "efficientnet", "swin", "vit_")
@@ -122,8 +123,11 @@ def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
         yield f"decode.top_p={decode.top_p:g}: must be above 0 and at most 1"
     if decode.temperature <= 0:
         yield f"decode.temperature={decode.temperature:g}: must be above 0"
-    if decode.method is schema.DecodeMethod.nucleus and decode.beams > 1:
+    nucleus = decode.method is schema.DecodeMethod.nucleus
+    if nucleus and decode.beams > 1:
         yield f"decode.method=nucleus draws one sample an image: decode.beams={decode.beams} must be 1"
+    of_the_other = ("length_penalty",) if nucleus else ("top_p", "temperature")
+    yield from without_effect("decode", decode, *of_the_other, chosen=f"decode.method={decode.method.value}")
 
 
 def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
@@ -226,11 +230,11 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
         for name in ("beta", "gamma"):
             if name in weights and not weights[name].always_zero:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
-    yield from _objectives(config, weights)
+    yield from objective_problems(config, weights)
     if not 0 <= config.loss.label_smoothing < 1:
         yield f"loss.label_smoothing={config.loss.label_smoothing:g}: must be at least 0 and below 1"
-    if config.loss.temperature <= 0:
-        yield f"loss.temperature={config.loss.temperature:g}: must be above 0"
+    if not config.loss.temperature >= 0.01:
+        yield f"loss.temperature={config.loss.temperature:g}: must be at least 0.01, the lowest that is learned (CLIP)"
     yield from _at_least("loss", config.loss, num_concepts=1, joint_width=1, patch_size=1)
     yield from _data(config.data)
     yield from _cache(config)
@@ -257,51 +261,6 @@ def _data(data: schema.DataConfig) -> Iterator[str]:
         yield f"data.crop_scale={data.crop_scale:g}: the smallest share of the area, above 0 and at most 1"
     if not 0 <= data.colour_jitter < 1:
         yield f"data.colour_jitter={data.colour_jitter:g}: must be at least 0 and below 1"
-
-
-def _objectives(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
-    """What the forms of L_text and L_image ask of the model."""
-    loss, vision = config.loss, config.vision
-    writes = loss.text is not schema.TextLoss.masked
-    learns_text = "alpha" in weights and not weights["alpha"].always_zero
-    one_way = (schema.LSTMConfig, schema.GRUConfig, schema.CausalLMConfig)
-    if not writes and isinstance(config.text, one_way):
-        yield f"loss.text=masked: text={config.text.kind} reads in one direction only; use transformer or bert"
-    if isinstance(config.fusion, schema.CoAttentionConfig) and writes and learns_text:
-        yield (
-            "fusion=co_attention knows the whole caption, so it cannot learn to write one: set loss.alpha=0 "
-            "(with loss.gamma=1 loss.joint=matching), or loss.text=masked"
-        )
-    for name in ("masked_words", "masked_patches"):
-        if not 0 < (share := getattr(loss, name)) < 1:
-            yield f"loss.{name}={share:g}: a share above 0 and below 1"
-    try:
-        sampling = parse_weight("loss.scheduled_sampling", loss.scheduled_sampling)
-    except UserError as error:
-        yield str(error)
-    else:
-        if sampling.learned or max(sampling.start, sampling.end) > 1:
-            yield f"loss.scheduled_sampling={loss.scheduled_sampling}: a probability, so at most 1"
-        elif not sampling.always_zero and not writes:
-            yield "loss.scheduled_sampling is of no use with loss.text=masked: set it to 0"
-    if loss.text is schema.TextLoss.self_critical:
-        if config.run.parallel is schema.Parallel.fsdp and place().world > 1:
-            yield "loss.text=self_critical draws captions with whole weights: use run.parallel=ddp"
-        yield from _at_least("loss", loss, samples=2)
-        if (
-            isinstance(config.text, schema.PretrainedTextConfig)
-            or config.tokenizer.kind is not schema.TokenizerKind.word
-        ):
-            yield "loss.text=self_critical counts words: it needs tokenizer=word, and a text encoder from scratch"
-        if isinstance(vision, schema.NoVisionConfig):
-            yield "loss.text=self_critical rewards captions of images: it needs a vision encoder"
-        if loss.scheduled_sampling != "0":
-            yield "loss.scheduled_sampling is of no use with loss.text=self_critical: set it to 0"
-    paints = "beta" in weights and not weights["beta"].always_zero and loss.image is schema.ImageLoss.masked_patches
-    if paints and isinstance(vision, schema.RegionsConfig):
-        yield "loss.image=masked_patches needs a grid, and regions are none: choose another vision encoder"
-    if paints and vision.freeze == "all":
-        yield "loss.image=masked_patches teaches the vision encoder, which vision.freeze=all keeps from learning"
 
 
 def _cache(config: schema.TrainRoot) -> Iterator[str]:

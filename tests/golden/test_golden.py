@@ -152,7 +152,7 @@ def micro_batches_that_weigh_alike(monkeypatch):
 
 def averages_before_the_step(monkeypatch):
     def early(original, run, step):
-        run.ema.update()
+        run.ema.update(step)
         update, run.ema.update = run.ema.update, lambda *_, **__: None
         try:
             return original(run, step)

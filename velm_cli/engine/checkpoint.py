@@ -39,7 +39,7 @@ class Progress:
     """What the loop knows besides tensors. The sampler's cursor follows from `step`."""
 
     step: int = 0  # optimiser steps done
-    best: float | None = None  # best validation CIDEr so far
+    best: float | None = None  # best validation CIDEr so far; the newest while schedules move
     best_step: int | None = None
     bad_validations: int = 0  # validations since the best one
     validated_step: int = 0  # the last step whose validation was completed

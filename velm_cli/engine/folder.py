@@ -79,9 +79,9 @@ def is_complete(path: Path, config: Any) -> bool:
 
 def best_figure(path: Path) -> float | None:
     """What the training run in `path` returned: the best of its validations; None if it had none."""
-    lines = (line for line in read_log(path) if line["kind"] == "validation")
-    figures = [line.get("cider", -line.get("loss", 0.0)) for line in lines]
-    return max(figures, default=None)
+    lines = [line for line in read_log(path) if line["kind"] == "validation"]
+    counting = [line for line in lines if not line.get("moving")] or lines[-1:]  # see engine/loop.py's validation
+    return max((line.get("cider", -line.get("loss", 0.0)) for line in counting), default=None)
 
 
 def mark(path: Path, marker: str, text: str = "") -> None:

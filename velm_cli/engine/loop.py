@@ -184,14 +184,26 @@ def _update(run: Run, step: int) -> float:
         group["lr"] = lr * group["scale"]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
+    run.task.after_step()
     if run.ema is not None:
-        run.ema.update()
+        run.ema.update(step)
     return lr
 
 
+def _schedules_end(run: Run) -> float:
+    """The optimiser step from which on training minimises one and the same loss."""
+    return max(weight.settled(run.steps_per_epoch) for weight in (*run.weights.values(), run.own_words))
+
+
 def _validate(run: Run, validate: Validate, observer: Observer, stop: StopRequest) -> None:
-    """Score the (averaged) weights; keep them when they are the best so far; count towards patience."""
-    progress = run.progress
+    """Score the (averaged) weights; keep them when they are the best so far; count towards patience.
+
+    Until a step was done at the end of all schedules, a score says little about those to come: the newest weights
+    stand for the best, and patience does not count. The best is then chosen among later ones only.
+    """
+    progress, schedules_end = run.progress, _schedules_end(run)
+    moving = progress.step <= schedules_end
+    to_beat = progress.best if (progress.best_step or 0) > schedules_end else None
     if run.ema is not None:
         run.ema.swap()
     try:
@@ -205,7 +217,7 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
         if not figures:  # the data set has no validation images
             return
         score = figures.get("cider", -figures.get("loss", 0.0))
-        if progress.best is None or score > progress.best:
+        if to_beat is None or score > to_beat:
             progress.best, progress.best_step, progress.bad_validations = score, progress.step, 0
             weights = whole_tensors(run.task.state_dict(), run.ranks)
             if run.ranks.first:
@@ -215,8 +227,10 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
     finally:
         if run.ema is not None:
             run.ema.swap()
-    observer.record("validation", progress.step, figures)
+    observer.record("validation", progress.step, figures | ({"moving": True} if moving else {}))
     best = "  best so far" if progress.best_step == progress.step else f"  (best {progress.best:.4f})"
+    if moving:
+        best = f"  (schedules move until step {math.ceil(schedules_end)}: newest weights kept, patience not counted)"
     observer.say(
         f"step {progress.step}/{run.config.run.max_steps}  validation: "
         + "  ".join(f"{key} {value:.4f}" for key, value in figures.items())

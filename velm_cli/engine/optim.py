@@ -73,16 +73,22 @@ def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
 
 
 class Ema:
-    """Exponential moving average of the trainable parameters (Polyak & Juditsky 1992)."""
+    """Exponential moving average of the trainable parameters (Polyak & Juditsky 1992).
+
+    The decay grows to its full value as (1 + n) / (10 + n) after n steps (TensorFlow's `num_updates`): else more than a
+    third of the average would be the initial weights for the first 1 / (1 - decay) steps.
+    """
 
     def __init__(self, task: nn.Module, decay: float) -> None:
         self.decay = decay
         self.live = {name: p for name, p in task.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self.live.items()}
 
-    def update(self) -> None:
+    def update(self, steps: int) -> None:
+        """Take in the weights as they are now; `steps` were done before the last one."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.live.values()], 1 - self.decay)
+            torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.live.values()], 1 - decay)
 
     def swap(self) -> None:
         """Exchange the live weights and the average; call it again to change back."""

@@ -12,16 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velm_cli.models.layers import at_least_float32
+from velm_cli.schema import Reduction
 
 
 class ConceptLoss(nn.Module):
-    """Multi-label classification from the pooled image: binary cross-entropy summed over concepts.
+    """Multi-label classification from the pooled image: binary cross-entropy, summed over concepts or their mean.
 
     One linear layer; its bias starts at logit(0.02), since an image shows few of many concepts.
     """
 
-    def __init__(self, image_width: int, concepts: int) -> None:
+    def __init__(self, image_width: int, concepts: int, reduction: Reduction = Reduction.sum) -> None:
         super().__init__()
+        self.divisor = concepts if reduction is Reduction.mean else 1
         self.classifier = nn.Linear(image_width, concepts)
         nn.init.normal_(self.classifier.weight, std=0.02)
         nn.init.constant_(self.classifier.bias, -3.9)
@@ -30,6 +32,9 @@ class ConceptLoss(nn.Module):
         """Sum over images and concepts, nats."""
         logits_BC = at_least_float32(self.classifier(pooled_BD))
         return F.binary_cross_entropy_with_logits(logits_BC, concepts_BC, reduction="sum")
+        """Sum over images of the sum or mean over concepts, nats."""
+        logits_BC = self.classifier(pooled_BD).float()
+        return F.binary_cross_entropy_with_logits(logits_BC, concepts_BC, reduction="sum") / self.divisor
 
 
 class MaskedPatchLoss(nn.Module):

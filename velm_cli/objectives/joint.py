@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from velm_cli.models.layers import at_least_float32
 from velm_cli.objectives.ranks import of_all_ranks, rank_and_ranks
 
+LARGEST_SCALE = 100.0  # of cosines in the contrastive loss: a temperature of 0.01, as in CLIP
+
 
 class _SharedSpace(nn.Module):
     """Cosines of images and captions in a learned space."""
@@ -51,6 +53,8 @@ class ContrastiveLoss(_SharedSpace):
 
     The batch's k-th captions and its images form one B x B problem for each k, so an image's own other
     captions are never its negatives. Captions of length 0 (empty slots) take no part.
+
+    The scale 1 / temperature is kept below its limit after each step, not in forward: there it would lose its gradient.
     """
 
     def __init__(self, image_width: int, text_width: int, width: int, temperature: float) -> None:
@@ -59,7 +63,7 @@ class ContrastiveLoss(_SharedSpace):
 
     def forward(self, image_BD: Tensor, text_BKD: Tensor, present_BK: Tensor) -> Tensor:
         """Sum over present captions of (image->text + text->image cross-entropy) / 2, nats."""
-        scale = self.log_scale.clamp(max=math.log(100.0)).exp()
+        scale = self.log_scale.exp()
         rank, ranks = rank_and_ranks()
         image_BE, text_BKE = self.embed(image_BD, text_BKD)
         images_KBG = scale * _cosines(image_BE, of_all_ranks(text_BKE))  # this rank's images with all captions
@@ -70,6 +74,10 @@ class ContrastiveLoss(_SharedSpace):
         choices = images_KBG.masked_fill(~present_KG[:, None, :], float("-inf"))
         image_to_text_KB = own_KB - choices.masked_fill(~present_KB[:, :, None], 0.0).logsumexp(dim=2)
         return -(0.5 * (text_to_image_KB + image_to_text_KB)).masked_fill(~present_KB, 0.0).sum()
+
+    @torch.no_grad()
+    def limit_scale(self) -> None:
+        self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
 
 
 class SigmoidLoss(_SharedSpace):

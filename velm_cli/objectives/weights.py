@@ -26,9 +26,15 @@ class Weight:
     def always_zero(self) -> bool:
         return self.start == 0 and self.end == 0
 
+    def settled(self, steps_per_epoch: float) -> float:
+        """The first optimiser step (of 0, 1, ...) from which on the weight stays at `end`; 0 where it never moves."""
+        if self.start == self.end:
+            return 0
+        return self.duration * steps_per_epoch if self.in_epochs else self.duration
+
     def at(self, step: int, steps_per_epoch: float) -> float:
         """The weight at optimiser step `step` (the first is 0)."""
-        steps = self.duration * steps_per_epoch if self.in_epochs else self.duration
+        steps = self.settled(steps_per_epoch)
         if step >= steps:
             return self.end
         if self.shape == "step":

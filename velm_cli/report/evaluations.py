@@ -140,18 +140,21 @@ def _details(summary: Mapping[str, Any]) -> dict[str, str]:
 def read_curves(folder: Path) -> Curves:
     """The curves of the run in `folder`. A step that was done twice, after a resumption, counts as it was last.
 
-    As in validation, the loss is the text's, or the sum of the others where the text has none.
+    The loss is the text's, or the plain sum of the others where the text has none.
     """
     train_loss, validation_loss, validation_cider = {}, {}, {}
     for line in read_log(folder):
         if line["kind"] == "train":
-            losses = {key: value for key, value in line.items() if key.startswith("loss_")}
-            if losses:
-                train_loss[line["step"]] = losses.get("loss_text", sum(losses.values()))
+            train_loss[line["step"]] = _loss_of(line)
         elif line["kind"] == "validation":
-            validation_loss[line["step"]] = line.get("loss")
+            validation_loss[line["step"]] = _loss_of(line)
             validation_cider[line["step"]] = line.get("cider")
     return Curves(_points(train_loss), _points(validation_loss), _points(validation_cider))
+
+
+def _loss_of(line: Mapping[str, float]) -> float | None:
+    losses = {key: value for key, value in line.items() if key.startswith("loss_")}
+    return losses.get("loss_text", sum(losses.values())) if losses else line.get("loss")
 
 
 def _points(values: Mapping[int, float | None]) -> list[Point]:

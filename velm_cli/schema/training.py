@@ -47,6 +47,11 @@ class ImageLoss(Enum):
     masked_patches = "masked_patches"
 
 
+class Reduction(Enum):
+    sum = "sum"
+    mean = "mean"
+
+
 class JointLoss(Enum):
     contrastive = "contrastive"
     sigmoid = "sigmoid"
@@ -73,23 +78,24 @@ class LossConfig:
     """alpha*L_text + beta*L_image + gamma*L_joint; a weight of zero computes nothing."""
 
     alpha: str = "1"  # weight of L_text: a number, learned, or linear|cosine|step(from,to,500), (from,to,5ep)
-    beta: str = "0"  # weight of L_image
+    beta: str = "0"  # weight of L_image: nats per image, tens where L_text has a few per token (docs/losses.md)
     gamma: str = "0"  # weight of L_joint
     text: TextLoss = (
         TextLoss.next_token
     )  # next_token | masked (hidden words; generates nothing) | self_critical (CIDEr)
     samples: int = 5  # L_text self_critical: captions drawn an image and step
-    label_smoothing: float = 0.0  # L_text
+    label_smoothing: float = 0.0  # L_text, in training only: validation's loss is without it
     scheduled_sampling: str = "0"  # L_text: probability that an input word is the model's own: a number or a schedule
     masked_words: float = 0.15  # L_text masked: share of the words that are hidden
     chunk: int = 0  # L_text: positions whose logits exist at once; 0 = by the vocabulary and the device
     image: ImageLoss = ImageLoss.concepts  # L_image: concepts | masked_patches (hidden squares are painted in)
+    image_reduction: Reduction = Reduction.sum  # L_image concepts, per image: sum | mean over the concepts
     masked_patches: float = 0.6  # L_image masked_patches: share of the image that is hidden
     patch_size: int = 16  # L_image masked_patches: side of a hidden square, pixels
-    joint: JointLoss = JointLoss.contrastive  # L_joint: contrastive | sigmoid | matching (contrastive and matching)
+    joint: JointLoss = JointLoss.contrastive  # contrastive | sigmoid | matching (adds hard negatives, of one process)
     num_concepts: int = 1000  # L_image: the most frequent content words that are predicted
     joint_width: int = 128  # L_joint: size of the shared embedding
-    temperature: float = 0.07  # L_joint: its starting value (it is learned)
+    temperature: float = 0.07  # L_joint contrastive, matching: its starting value (it is learned), at least 0.01
 
 
 @dataclass
@@ -111,7 +117,7 @@ class RunConfig:
     dir: str = "runs"  # parent of every run folder
     max_steps: int = 1000  # optimiser steps
     batch_size: int = 32  # images a step (before accumulation)
-    accumulation: int = 1  # micro-batches a step
+    accumulation: int = 1  # micro-batches per step; L_joint's negatives are those of one (docs/losses.md)
     log_every: int = 20  # steps
     checkpoint_every: int = 200  # steps
     keep_checkpoints: int = 2  # the newest so many stay
@@ -119,8 +125,8 @@ class RunConfig:
     async_checkpoints: bool = False  # write them beside training; costs a copy of the weights and the optimiser's state
     validate_every: int = 200  # steps; 0 = only at the end
     validate_images: int = 200  # images decoded and scored at a validation; 0 = all
-    patience: int = 0  # stop after so many validations without a better CIDEr; 0 = never
-    ema_decay: float = 0.0  # moving average of the weights, used for validation and export; 0 = off
+    patience: int = 0  # stop after N validations without a better CIDEr, counted once no schedule moves; 0 = never
+    ema_decay: float = 0.0  # average of weights, validated and exported; (1+n)/(10+n) while that is less; 0 = off
     device: Device = Device.auto  # auto | cpu | cuda | mps
     precision: Precision = Precision.auto  # auto | fp32 | bf16 (autocast; weights stay float32)
     overfit_images: int = 0  # train and validate on the first so many images only; 0 = all

@@ -37,6 +37,8 @@ from velm_cli.tasks.caption import CaptionTask
 def run(config: EvaluateRoot) -> float | None:
     """Returns the CIDEr (None if it was not asked for)."""
     trained = compose.load_run_config(config.checkpoint)
+    if not _learned_to_write(trained):
+        raise UserError(_why_not(trained, compose.run_folder_of(config.checkpoint)))
     weights = weight_file(config.checkpoint)
     store = Store.open(store_path(config.dataset), config.dataset)
     indices = _indices(config, store)
@@ -133,6 +135,30 @@ def _evaluate(
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
     return scores.corpus["CIDEr"]
+
+
+def _learned_to_write(config: TrainRoot) -> bool:
+    """Whether the run, or one that it was finetuned from, had L_text; True where those are gone."""
+    seen: set[str] = set()
+    while term_weights(config)["text"].always_zero:
+        source = getattr(config, "checkpoint", None)
+        if source is None or source in seen:
+            return False
+        seen.add(source)
+        try:
+            config = compose.load_run_config(source)
+        except UserError:
+            return True
+    return True
+
+
+def _why_not(trained: TrainRoot, folder: Path) -> str:
+    forms = {"image": f"L_image ({trained.loss.image.value})", "joint": f"L_joint ({trained.loss.joint.value})"}
+    learned = [forms[name] for name, weight in term_weights(trained).items() if not weight.always_zero]
+    return (
+        f"checkpoint: {folder} cannot write captions: it was trained with loss.alpha=0, on {' and '.join(learned)}; "
+        f"for captions, train with init.vision={folder}"
+    )
 
 
 def _submission(config: EvaluateRoot, images: int) -> tuple[str, Path] | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from velm_cli.data.features import FeatureCache
@@ -23,6 +25,7 @@ from velm_cli.files import write_json
 from velm_cli.metrics.captions import fast_cider, score_captions
 from velm_cli.metrics.scores import Scores, language_line, save, table
 from velm_cli.models.decoding import converted_once, laid_out_for_steps
+from velm_cli.objectives.weights import Weight
 from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision
 from velm_cli.tasks.caption import CaptionTask
@@ -97,7 +100,7 @@ def references(store: Store, indices: np.ndarray) -> dict[Any, list[str]]:
 def validation_figures(
     run: Run, task: CaptionTask, store: Store, tokens: Tokens, step: int, stop: StopRequest
 ) -> dict[str, float]:
-    """Loss (next token, nats a token) and CIDEr of greedy captions on the validation images."""
+    """Losses (`_validation_losses`) and CIDEr of greedy captions on the validation images."""
     config = run.config
     part = "train" if config.run.overfit_images else "val"
     limit = config.run.overfit_images or config.run.validate_images or None
@@ -132,7 +135,10 @@ def validation_figures(
 def _validation_losses(
     run: Run, task: CaptionTask, store: Store, tokens: Tokens, indices: np.ndarray, stop: StopRequest
 ) -> dict[str, float]:
-    """The mean of each objective over the images, unweighted; `loss` is the text's, or their sum."""
+    """The mean of each objective over the images; `loss` is the text's (nats per token, without label smoothing).
+
+    Without text it is the one there is, or their sum, weighted as training weighs them at the end of its schedules.
+    """
     active = frozenset(name for name, weight in run.weights.items() if not weight.always_zero)
     own: dict[int, dict[str, tuple[float, int]]] = {}  # by the number of the batch
     batches = eval_batches(
@@ -160,8 +166,19 @@ def _validation_losses(
     by_number = sorted(item for part in run.ranks.of_all(own) for item in part.items())
     sums = {name: sum(terms[name][0] for _, terms in by_number) for name in sorted(active)}
     counts = {name: sum(terms[name][1] for _, terms in by_number) for name in sorted(active)}
-    losses = {f"loss_{name}": sums[name] / max(1, counts[name]) for name in sums}
-    return {"loss": losses.get("loss_text", sum(losses.values()))} | (losses if len(losses) > 1 else {})
+    losses = {name: sums[name] / max(1, counts[name]) for name in sums}
+    if len(losses) == 1:
+        return {"loss": losses.popitem()[1]}
+    weighed = sum(_weighed(loss, run.weights[name], task.log_variance.get(name)) for name, loss in losses.items())
+    return {"loss": losses.get("text", weighed)} | {f"loss_{name}": loss for name, loss in losses.items()}
+
+
+def _weighed(loss: float, weight: Weight, log_variance: Tensor | None) -> float:
+    """The loss's part in what training minimises, once the weight has reached its end."""
+    if log_variance is None:
+        return weight.end * loss
+    s = float(log_variance.detach())
+    return math.exp(-s) * loss + s
 
 
 def score_and_save(

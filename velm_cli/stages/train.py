@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 
 from velm_cli import compose
-from velm_cli.data.loader import TrainLoader
 from velm_cli.data.store import Store, Tokens, store_path
-from velm_cli.data.streaming import StreamLoader, training_loader
+from velm_cli.data.streaming import training_loader
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import Checkpoints, Progress, seed_of
 from velm_cli.engine.compiling import as_written, compile_model
@@ -33,6 +32,7 @@ from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
 from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TextLoss, TokenizerConfig, TokenizerKind, TrainRoot
 from velm_cli.stages.encoding import training_views
+from velm_cli.stages.headline import headline
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
 from velm_cli.tasks.caption import CaptionTask
 
@@ -131,7 +131,7 @@ def _train(
     if ranks.first:
         keep_lines_until(path / "metrics.jsonl", run.progress.step)
         tokens.tokenizer.save(path / "tokenizer")
-    for line in [*_headline(run, store, tokens, loader), *damaged, *notes]:
+    for line in [*headline(run, store, tokens, loader), *damaged, *notes]:
         print(line, flush=True)
 
     observer = Observer(
@@ -324,22 +324,3 @@ def weight_file(source: str) -> Path:
 def _left_out(wanted: list[str], fitting: dict) -> str:
     missing = sorted({name.split(".")[1 if name.startswith("model.") else 0] for name in wanted if name not in fitting})
     return f" (from scratch: {', '.join(missing)})" if missing else ""
-
-
-def _headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader) -> list[str]:
-    """What is about to happen, in figures."""
-    config = run.config
-    trainable, total = count_parameters(run.task, trainable=True), count_parameters(run.task)
-    parts = {name: getattr(run.task.model, name) for name in ("vision", "text", "fusion")}
-    sizes = ", ".join(f"{name} {count_parameters(part) / 1e6:.2f} M" for name, part in parts.items() if part)
-    where = str(run.device)
-    if run.ranks.world > 1:
-        where = f"{run.ranks.world} processes ({config.run.parallel.value}), {run.device.type}"
-    return [
-        f"run         {run.folder}",
-        f"data        {store.path}  {store.counts['train']:,} training images, "
-        f"vocabulary {tokens.tokenizer.vocab_size:,}",
-        f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
-        f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
-        f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
-    ]

@@ -71,7 +71,7 @@ class CaptionTask(nn.Module):
             if patches:
                 self.image_loss = masked_patch_loss(model, loss)
             elif "image" in active:
-                self.image_loss = ConceptLoss(width, self.concepts)
+                self.image_loss = ConceptLoss(width, self.concepts, loss.image_reduction)
             if "joint" in active:
                 spaces = (width, model.text.width, loss.joint_width)
                 if loss.joint is JointLoss.sigmoid:
@@ -90,6 +90,11 @@ class CaptionTask(nn.Module):
     @property
     def image_std(self) -> tuple[float, ...]:
         return self.model.vision.std if self.model.vision else (1.0, 1.0, 1.0)
+
+    def after_step(self) -> None:
+        """Bring parameters that have a limit back to it, after each step of the optimiser."""
+        if isinstance(self.joint_loss, ContrastiveLoss):
+            self.joint_loss.limit_scale()
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """By objective, the number of items its sum runs over; known before any computing."""
@@ -193,7 +198,7 @@ class CaptionTask(nn.Module):
             model.output_bias,
             targets_M,
             chunk=loss.chunk,
-            label_smoothing=loss.label_smoothing,
+            label_smoothing=loss.label_smoothing if self.training else 0.0,
         )
 
     def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:

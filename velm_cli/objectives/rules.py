@@ -1,0 +1,84 @@
+"""What the forms of L_text, L_image and L_joint ask of the model and of other options. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from velm_cli import schema
+from velm_cli.errors import UserError, without_effect
+from velm_cli.objectives.weights import Weight, parse_weight
+from velm_cli.place import place
+
+# Options of one form of a loss: its weight, the option that chooses the form, the forms that use them, themselves.
+FORMS = (
+    ("alpha", "text", {"masked"}, ("masked_words",)),
+    ("alpha", "text", {"self_critical"}, ("samples",)),
+    ("beta", "image", {"concepts"}, ("num_concepts", "image_reduction")),
+    ("beta", "image", {"masked_patches"}, ("masked_patches", "patch_size")),
+    ("gamma", "joint", {"contrastive", "matching"}, ("temperature",)),
+)
+
+
+def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
+    """A line for each; `weights` by their option, without those that could not be read."""
+    loss, vision = config.loss, config.vision
+    active = {name for name, weight in weights.items() if not weight.always_zero}
+    writes = loss.text is not schema.TextLoss.masked
+    one_way = (schema.LSTMConfig, schema.GRUConfig, schema.CausalLMConfig)
+    if not writes and isinstance(config.text, one_way):
+        yield f"loss.text=masked: text={config.text.kind} reads in one direction only; use transformer or bert"
+    if isinstance(config.fusion, schema.CoAttentionConfig) and writes and "alpha" in active:
+        yield (
+            "fusion=co_attention knows the whole caption, so it cannot learn to write one: set loss.alpha=0 "
+            "(with loss.gamma=1 loss.joint=matching), or loss.text=masked"
+        )
+    for name in ("masked_words", "masked_patches"):
+        if not 0 < (share := getattr(loss, name)) < 1:
+            yield f"loss.{name}={share:g}: a share above 0 and below 1"
+    try:
+        sampling = parse_weight("loss.scheduled_sampling", loss.scheduled_sampling)
+    except UserError as error:
+        yield str(error)
+    else:
+        if sampling.learned or max(sampling.start, sampling.end) > 1:
+            yield f"loss.scheduled_sampling={loss.scheduled_sampling}: a probability, so at most 1"
+        elif not sampling.always_zero and not writes:
+            yield "loss.scheduled_sampling is of no use with loss.text=masked: set it to 0"
+    if loss.text is schema.TextLoss.self_critical:
+        if config.run.parallel is schema.Parallel.fsdp and place().world > 1:
+            yield "loss.text=self_critical draws captions with whole weights: use run.parallel=ddp"
+        if loss.samples < 2:
+            yield f"loss.samples={loss.samples}: must be at least 2"
+        if (
+            isinstance(config.text, schema.PretrainedTextConfig)
+            or config.tokenizer.kind is not schema.TokenizerKind.word
+        ):
+            yield "loss.text=self_critical counts words: it needs tokenizer=word, and a text encoder from scratch"
+        if isinstance(vision, schema.NoVisionConfig):
+            yield "loss.text=self_critical rewards captions of images: it needs a vision encoder"
+        if loss.scheduled_sampling != "0":
+            yield "loss.scheduled_sampling is of no use with loss.text=self_critical: set it to 0"
+        if "alpha" in weights and weights["alpha"].learned:
+            yield (
+                "loss.alpha=learned follows the size of a loss, and that of loss.text=self_critical is 0 on average: "
+                "the weight would grow for ever; give a number or a schedule"
+            )
+        if "alpha" in active:
+            yield from without_effect("loss", loss, "label_smoothing", chosen="loss.text=self_critical")
+    matches = "gamma" in active and loss.joint is schema.JointLoss.matching
+    if matches and isinstance(config.fusion, schema.NoFusionConfig):
+        yield (
+            "loss.joint=matching judges image and caption by the fused state, and fusion=none leaves the image out: "
+            "choose a fusion, or loss.joint=contrastive"
+        )
+    paints = "beta" in active and loss.image is schema.ImageLoss.masked_patches
+    if paints and isinstance(vision, schema.RegionsConfig):
+        yield "loss.image=masked_patches needs a grid, and regions are none: choose another vision encoder"
+    if paints and vision.freeze == "all":
+        yield "loss.image=masked_patches teaches the vision encoder, which vision.freeze=all keeps from learning"
+    if isinstance(config, schema.FinetuneRoot):  # it may have inherited options of another form from its checkpoint
+        return
+    for weight, chooser, users, options in FORMS:
+        form = getattr(loss, chooser).value
+        if weight in active and form not in users:
+            yield from without_effect("loss", loss, *options, chosen=f"loss.{chooser}={form}")
