@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 import transformers
+from causal_families import family_folder
 from one_batch import decode
 from tiny_models import VOCAB as SIZE_OF_GPT2
 from tiny_models import folder
@@ -33,7 +34,10 @@ TEXTS = {
     "gpt2": lambda: schema.CausalLMConfig(name=folder("gpt2")),
     "llama": lambda: schema.CausalLMConfig(name=folder("llama")),
     "bloom": lambda: schema.CausalLMConfig(name=folder("bloom")),
+    "mistral": lambda: schema.CausalLMConfig(name=family_folder("mistral-window")),  # windows of four positions
+    "gemma2": lambda: schema.CausalLMConfig(name=family_folder("gemma2-window")),  # in one of two layers
 }
+OWN_VOCAB = ("bert", "gpt2", "llama", "bloom", "mistral", "gemma2")
 FUSIONS = {
     "cross_modal": schema.CrossModalConfig(layers=1, heads=2),
     "prefix": schema.PrefixConfig(length=3),
@@ -48,6 +52,7 @@ CELLS = [
     ("transformer", "gated"), ("no layers", "cross_modal"), ("lstm", "concat"), ("lstm", "cross_modal"),
     ("gru", "attention"), ("gru", "cross_modal"), ("bert", "cross_modal"), ("bert", "prefix"), ("bert", "concat"),
     ("gpt2", "prefix"), ("gpt2", "gated"), ("llama", "gated"), ("llama", "cross_modal"), ("bloom", "prefix"),
+    ("mistral", "prefix"), ("mistral", "gated"), ("gemma2", "gated"), ("gemma2", "concat"),
 ]  # fmt: skip
 
 
@@ -73,7 +78,7 @@ def model_and_memory(
 
 def model_with_varied_captions(text: str, fusion: str, images: int = 6, beams: int = 2):
     """The first of many random models by which the images get at least three captions, not all of one length."""
-    vocab = SIZE_OF_GPT2 if text in ("bert", "gpt2", "llama", "bloom") else VOCAB
+    vocab = SIZE_OF_GPT2 if text in OWN_VOCAB else VOCAB
     for seed in range(200):
         model, features, memory = model_and_memory(seed, images, text=text, fusion=fusion, vocab=vocab)
         captions = {tuple(tokens) for tokens in run(model, memory, images, beams=beams, max_length=8)}

@@ -27,9 +27,10 @@ def test_next_token_loss_is_the_cross_entropy_with_the_smoothed_target(smoothing
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("cap", [0.0, 0.8])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("chunk", [0, 1, 4, 11, 50])
-def test_the_chunked_loss_and_its_gradients_equal_the_plain_one(chunk, smoothing, monkeypatch):
+def test_the_chunked_loss_and_its_gradients_equal_the_plain_one(chunk, smoothing, cap, monkeypatch):
     monkeypatch.setattr(text, "ALL_AT_ONCE", 0)
     monkeypatch.setitem(text.LOGITS, "cpu", 20 * 8)  # chunk=0: two positions
     monkeypatch.setitem(text.IN_CACHE, "cpu", 4 * 7 * 8)  # and four of the larger chunks
@@ -37,8 +38,9 @@ def test_the_chunked_loss_and_its_gradients_equal_the_plain_one(chunk, smoothing
     states = torch.randn(11, 5).double().requires_grad_()
     parameters = (layer.weight, layer.bias)
     # in float64, where next_token_loss would compute in float32
-    plain = torch.nn.functional.cross_entropy(layer(states), targets, label_smoothing=smoothing, reduction="sum")
-    found = words_loss(states, *parameters, targets, chunk=chunk, label_smoothing=smoothing)
+    logits = cap * (layer(states) / cap).tanh() if cap else layer(states)
+    plain = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing, reduction="sum")
+    found = words_loss(states, *parameters, targets, cap=cap, chunk=chunk, label_smoothing=smoothing)
     torch.testing.assert_close(found, plain)
     expected = torch.autograd.grad(plain / 3, [states, *parameters])
     for one, other in zip(torch.autograd.grad(found / 3, [states, *parameters]), expected, strict=True):
@@ -68,6 +70,13 @@ def test_the_chunked_loss_computes_in_the_precision_of_autocast_and_only_gradien
     assert states.grad is not None and layer.weight.grad is None
     with torch.no_grad():
         assert not words_loss(states, layer.weight, layer.bias, targets, chunk=16).requires_grad
+
+
+def test_capped_logits_of_few_words_are_those_of_many():
+    layer, targets, states = torch.nn.Linear(5, 7), torch.randint(0, 7, (11,)), 9 * torch.randn(11, 5)
+    few = words_loss(states, layer.weight, layer.bias, targets, cap=2.0)
+    torch.testing.assert_close(few, words_loss(states, layer.weight, layer.bias, targets, cap=2.0, chunk=3))
+    assert few < words_loss(states, layer.weight, layer.bias, targets), "no word is improbable within the cap"
 
 
 def test_the_chunked_loss_computes_on_the_meta_device_as_dry_runs_do():

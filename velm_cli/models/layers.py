@@ -53,6 +53,11 @@ def sinusoids(position: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2)).to(dtype)
 
 
+def soft_capped(x: Tensor, cap: float) -> Tensor:
+    """cap * tanh(x / cap), so within +-cap (Gemma 2; Riviere et al. 2024); x itself where cap is 0."""
+    return x if not cap else cap * torch.tanh(x / cap)
+
+
 class Dropout(nn.Dropout):
     """Dropout (Srivastava et al. 2014); on a CPU its masks are drawn 3 times as fast as torch's.
 

@@ -159,6 +159,25 @@ class Past:
         device = self.rooms[0].keys.device
         return torch.ones(1, 1, positions, self.slots, dtype=torch.bool, device=device).tril(self.slots - positions)
 
+    def visible_within(self, window: int, behind_N: Tensor, positions: int) -> Tensor:
+        """`visible`, the `window` latest positions only, a text's own counted; (B, 1, K * T, S).
+
+        `behind_N`: how many positions each text had before its last T. All texts write with every step, so a slot was
+        written as many positions ago for one text as for another.
+        """
+        N, K = len(behind_N), len(behind_N) // self.images
+        slot_S = torch.arange(self.slots, device=behind_N.device)
+        before_S = self.stop - 1 - slot_S
+        if self.end is not None:
+            before_S = before_S % (self.end - self.start)
+        last_N1 = behind_N[:, None] + positions - 1
+        position_NS = torch.where(slot_S < self.start, slot_S, last_N1 - before_S // K)
+        position_NT = behind_N[:, None] + torch.arange(positions, device=behind_N.device)
+        near_NTS = position_NT[:, :, None] - position_NS.view(N, 1, -1) < window
+        near = near_NTS.view(self.images, 1, K * positions, -1)
+        visible = self.visible(positions)
+        return near if visible is None else near & visible
+
     def select(self, rows: Rows) -> Past:
         B, K = rows.source_BK.shape
         for part in (part for room in self.rooms for part in room):
@@ -167,6 +186,7 @@ class Past:
         if sees_NS is not None:
             sees_NS = sees_NS.index_select(0, rows.source_BK.flatten())
         elif K > 1:
+            assert self.slots == self.start, "an image's texts part before they have slots of their own"
             sees_NS = rows.source_BK.new_ones(B * K, self.slots, dtype=torch.bool)
         return replace(self, images=B, sees_NS=sees_NS)
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velm_cli.models.fusion import build_fusion
+from velm_cli.models.layers import soft_capped
 from velm_cli.models.text import build_text
 from velm_cli.models.vision import ImageFeatures, build_vision, count_frozen
 from velm_cli.schema import DecodeConfig, DecodeMethod, FusionConfig, TextConfig, VisionConfig, VisionOutput
@@ -29,7 +30,8 @@ class VelmModel(nn.Module):
         self.image_size = vision.image_size
         self.one_token = vision.output is VisionOutput.pooled
         self.frozen_stages = count_frozen(vision.freeze)
-        self.output_bias = nn.Parameter(torch.zeros(vocab_size))
+        start_V = torch.zeros(vocab_size) if self.text.head_bias is None else self.text.head_bias[:vocab_size].clone()
+        self.output_bias = nn.Parameter(start_V)
 
     def encode_image(self, image_BCHW: Tensor | None, feature_BSD: Tensor | None = None) -> ImageFeatures | None:
         """What the encoder says of the images, or of those that `kept` these features; None without vision."""
@@ -65,7 +67,12 @@ class VelmModel(nn.Module):
 
     def logits(self, fused: Tensor) -> Tensor:
         """(..., D) -> (..., V); the text's own output matrix, mostly that of its embedding (Press & Wolf 2017)."""
-        return F.linear(fused, self.output_weight, self.output_bias)
+        logits = F.linear(self.scaled(fused), self.output_weight, self.output_bias)
+        return soft_capped(logits, self.text.output_cap)
+
+    def scaled(self, fused: Tensor) -> Tensor:
+        """Fused states as the output matrix gets them, by the text's `output_scale`."""
+        return fused if self.text.output_scale == 1 else fused * self.text.output_scale
 
     @property
     def output_weight(self) -> Tensor:

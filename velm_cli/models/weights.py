@@ -94,12 +94,21 @@ class Undrawn(TorchFunctionMode):
     be lost that no file has, such as rotary frequencies; and torch's `normal_` there imports the whole compiler.)
     """
 
+    active = False  # whether a model is being built within one
     _draws = frozenset(
         f"{name}_" for name in (
             "normal", "uniform", "trunc_normal", "orthogonal", "sparse",
             "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform",
         )
     )  # fmt: skip
+
+    def __enter__(self) -> Undrawn:
+        Undrawn.active = True
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        Undrawn.active = False
+        super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from velm_cli.models.layers import at_least_float32, product_dtype
+from velm_cli.models.layers import at_least_float32, product_dtype, soft_capped
 from velm_cli.models.search import log_probs
 
 LOGITS = {"cpu": 3 << 23}  # bytes of logits that exist at once: glibc keeps up to 1 << 25 when it is freed
@@ -36,18 +36,22 @@ def words_loss(
     bias_V: Tensor,
     targets_M: Tensor,
     *,
+    cap: float = 0.0,
     chunk: int = 0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """`next_token_loss(states @ weight^T + bias, targets)`, the logits of only `chunk` positions in memory at once.
+    """`next_token_loss(soft_capped(states @ weight^T + bias, cap), targets)`, the logits of only `chunk` positions in
+    memory at once.
 
     `chunk=0` takes what the device holds close by. Gradients are computed with the loss, chunk by chunk, so that
     backward neither needs the logits nor computes them again.
     """
     vocab = len(weight_VD)
     if not chunk and len(states_MD) * vocab <= ALL_AT_ONCE:
-        return next_token_loss(F.linear(states_MD, weight_VD, bias_V), targets_M, label_smoothing=label_smoothing)
-    return _WordsLoss.apply(states_MD, weight_VD, bias_V, targets_M, chunk, label_smoothing, torch.is_grad_enabled())  # type: ignore[no-any-return]  # torch types no Function's result
+        logits_MV = soft_capped(F.linear(states_MD, weight_VD, bias_V), cap)
+        return next_token_loss(logits_MV, targets_M, label_smoothing=label_smoothing)
+    learns = torch.is_grad_enabled()
+    return _WordsLoss.apply(states_MD, weight_VD, bias_V, targets_M, cap, chunk, label_smoothing, learns)  # type: ignore[no-any-return]  # torch types no Function's result
 
 
 class _WordsLoss(torch.autograd.Function):
@@ -58,6 +62,7 @@ class _WordsLoss(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor,
         targets_M: Tensor,
+        cap: float,
         chunk: int,
         smoothing: float,
         learns: bool,
@@ -77,7 +82,7 @@ class _WordsLoss(torch.autograd.Function):
             logits_CV = F.linear(inputs_MD[rows], matrix_VD, offset_V)
             for logits_RV, target_R in zip(logits_CV.split(few), targets_M[rows].split(few), strict=True):
                 target_R1 = target_R[:, None]
-                log_p_RV = logits_RV.to(exact).log_softmax(-1)
+                log_p_RV = soft_capped(logits_RV.to(exact), cap).log_softmax(-1)
                 loss -= (1 - smoothing) * log_p_RV.gather(1, target_R1).sum()
                 if smoothing:
                     loss -= smoothing * log_p_RV.mean(-1).sum()
@@ -85,6 +90,8 @@ class _WordsLoss(torch.autograd.Function):
                     continue
                 grad_RV = log_p_RV.exp_().sub_(smoothing / len(weight_VD))  # p - the distribution that is wanted
                 grad_RV.scatter_add_(1, target_R1, grad_RV.new_full((), smoothing - 1).expand_as(target_R1))
+                if cap:
+                    grad_RV *= 1 - (logits_RV.to(exact) / cap).tanh_().square_()
                 if grad_V is not None:
                     grad_V += grad_RV.sum(0)
                 logits_RV.copy_(grad_RV)
@@ -112,7 +119,7 @@ class _WordsLoss(torch.autograd.Function):
             None if found is None else (found * grad).to(dtype)
             for found, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return (*gradients, None, None, None, None)
+        return (*gradients, *[None] * 5)
 
 
 def hide_words(

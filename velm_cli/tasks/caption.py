@@ -193,10 +193,11 @@ class CaptionTask(nn.Module):
     def _words_loss(self, fused_MD: Tensor, targets_M: Tensor) -> Tensor:
         model, loss = self.model, self.loss
         return words_loss(
-            fused_MD,
+            model.scaled(fused_MD),
             model.output_weight,
             model.output_bias,
             targets_M,
+            cap=model.text.output_cap,
             chunk=loss.chunk,
             label_smoothing=loss.label_smoothing if self.training else 0.0,
         )

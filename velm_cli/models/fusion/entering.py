@@ -99,7 +99,7 @@ class Gated(Fusion):
         self.every = config.every
         self.norm_image = nn.LayerNorm(image_width)
         self.blocks: list[GatedBlock] = nn.ModuleList(  # type: ignore[assignment]
-            GatedBlock(text.width, image_width, config.heads, config.dropout)
+            GatedBlock(text.layer_width, image_width, config.heads, config.dropout)
             for _ in range(0, text.num_layers, config.every)
         )
 

@@ -29,6 +29,14 @@ class TextEncoder(nn.Module):
     causal: bool = True
     packs: bool = False  # whether `run` takes a `packing`
     head: nn.Linear | None  # the output layer, where it does not share the embedding's weights
+    head_bias: Tensor | None = None  # (V or more): what the output layer's bias starts from; None is 0
+    output_scale: float = 1.0  # of logits, before their bias
+    output_cap: float = 0.0  # of `soft_capped` logits; 0 = not capped
+
+    @property
+    def layer_width(self) -> int:
+        """Of what enters the layers."""
+        return self.width
 
     @property
     def embedding_scale(self) -> float:

@@ -2,32 +2,33 @@
 
 The weights come from a local folder or a hub name; a machine without the hub gets one clear line. BERT is
 run as a causal decoder, or with `causal=False` as the bidirectional encoder that it was made as. With
-`lora_rank` the model itself stays frozen and low-rank updates are trained.
+`lora_rank` the model itself stays frozen and low-rank updates are trained. Families that are known to be right:
+docs/language-models.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from velm_cli.errors import UserError
+from velm_cli.models import transformers_internals as internals
 from velm_cli.models.attention import added_to_scores
 from velm_cli.models.hub import load_pretrained
 from velm_cli.models.layers import within
-from velm_cli.models.state import KeyValue, Past
+from velm_cli.models.state import Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
+from velm_cli.models.text.own_logits import refuse_other_logits
+from velm_cli.models.weights import Undrawn, on_meta
 from velm_cli.schema import BertConfig, CausalLMConfig
-
-LAYER_LISTS = ("layers", "h", "encoder.layer", "decoder.layers")  # where the blocks are, by family
 
 
 class PretrainedText(TextEncoder):
-    """States of a transformers model; its own output matrix makes the logits.
+    """States of a transformers model; its own output matrix, scale, cap and bias make the logits.
 
     The vocabulary is its tokenizer's (`vocab_size`); a tokenizer that gained special tokens enlarges the
     embedding by as many rows.
@@ -35,37 +36,72 @@ class PretrainedText(TextEncoder):
 
     def __init__(self, config: CausalLMConfig | BertConfig, vocab_size: int, *, causal: bool = True) -> None:
         super().__init__()
-        self.causal = causal
-        kind = "AutoModel" if isinstance(config, BertConfig) else "AutoModelForCausalLM"
+        self.causal, self.name = causal, config.name
         if isinstance(config, BertConfig):
             changes, options = {"is_decoder": causal}, {"add_pooling_layer": False}
+            model = load_pretrained("text", config.name, config.weights, "AutoModel", changes=changes, **options)
+            self.net: Any = model
         else:
-            changes, options = {}, {}
-        model = load_pretrained("text", config.name, config.weights, kind, changes=changes, **options)
+            model = load_pretrained("text", config.name, config.weights, "AutoModelForCausalLM")
+            self.net = internals.body_of(model)
+        layers = internals.blocks_of(self.net)
+        if layers is None or (causal and not internals.keeps_keys_and_values(self.net)):
+            raise UserError(
+                f"text.name={config.name} is of the family {internals.family_of(model)}, which does not keep keys and "
+                "values of all layers for the words so far; those that do: docs/language-models.md"
+            )
+        self.layers = layers
+        self.num_layers = len(layers)
         if model.get_input_embeddings().num_embeddings < vocab_size:
             model.resize_token_embeddings(vocab_size, mean_resizing=False)
-        head = model.get_output_embeddings() if kind == "AutoModelForCausalLM" else None
-        self.net: Any = model.base_model
-        embedding = self.net.get_input_embeddings()
-        tied = head is None or head.weight is embedding.weight
-        self.head: nn.Linear | None = None if tied else head
+        self.head: nn.Linear | None = None
+        if model is not self.net:
+            self._take_head(model)
         self.net.config.use_cache = True
-        # Families whose attention goes by the mask that it is given, and by nothing else.
-        self.shares_slots = (
-            self.net._supports_attention_backend and "position_ids" in signature(self.net.forward).parameters
-        )
-        self.name, self.positions = config.name, getattr(self.net.config, "max_position_embeddings", None)
-        self.width = self.net.config.hidden_size
-        self.embedding_width = embedding.embedding_dim
-        self.layers = _layers(self.net, config.name)
-        self.num_layers = len(self.layers)
+        self.shares_slots = internals.shares_slots(self.net)
+        self.windows = internals.windows_of(self.net.config)
+        self.positions = getattr(self.net.config, "max_position_embeddings", None)
+        self.width = self.output_weight.shape[1]
+        self.embedding_width = self.net.get_input_embeddings().embedding_dim
+        if model is not self.net:
+            if not (on_meta() or Undrawn.active):
+                refuse_other_logits(self, model)
+            model.get_output_embeddings().bias = None  # velm's own, which starts from it, takes its place
         if config.lora_rank:
             _add_lora(self.net, config.lora_rank)
+            if self.head is not None:
+                self.head.requires_grad_(False)
+
+    def _take_head(self, model: Any) -> None:
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise UserError(
+                f"text.name={self.name}: the output layer of the family {internals.family_of(model)} is no matrix; "
+                "families that velm can run: docs/language-models.md"
+            )
+        if head.weight is not self.net.get_input_embeddings().weight:
+            self.head = head
+        self.head_bias = None if head.bias is None else head.bias.detach()
+        config = self.net.config
+        self.output_scale, self.output_cap = internals.output_scale(config), internals.output_cap(config)
+        # Checkpoints have both, since those that were written before velm knew of them were trained without.
+        if (self.output_scale, self.output_cap) != (1.0, 0.0):
+            self.register_buffer("scale_and_cap", torch.tensor([self.output_scale, self.output_cap]))
+        self.register_load_state_dict_pre_hook(_output_layer_of_checkpoint)
+
+    @property
+    def layer_width(self) -> int:
+        width: int = self.net.config.hidden_size
+        return width
 
     @property
     def embedding_scale(self) -> float:
         weight = self.net.get_input_embeddings().weight
-        return 0.02 if weight.is_meta else float(weight[:4096].detach().float().square().mean().sqrt())
+        if weight.is_meta:
+            return 0.02
+        with torch.no_grad():  # some families scale what they look up
+            embedded = self.embed(torch.arange(min(4096, len(weight)), device=weight.device))
+            return float(embedded.float().square().mean().sqrt())
 
     @property
     def output_weight(self) -> Tensor:
@@ -92,28 +128,23 @@ class PretrainedText(TextEncoder):
             past, behind_N = state
             return self._go_on(embedded_NTE, past, behind_N, before_layer)
 
-        from transformers import DynamicCache
-
         self._check_positions(T if state is None else T + state[0][0].shape[2])
-        cache = DynamicCache() if state is None else DynamicCache(state)
+        cache = internals.cache_of(state or ())
         with self._entering(before_layer):
-            out = self.net(inputs_embeds=embedded_NTE, past_key_values=cache, use_cache=True)
-        layers = tuple(KeyValue(keys, values) for keys, values, *_ in out.past_key_values)
+            states_NTD, layers = internals.run_with_cache(self.net, cache, inputs_embeds=embedded_NTE)
         if not self.shares_slots:
-            return out.last_hidden_state, layers
+            return states_NTD, layers
         behind_N = torch.full((N,), T, device=embedded_NTE.device)
-        return out.last_hidden_state, (Past.of(layers), behind_N)
+        return states_NTD, (Past.of(layers), behind_N)
 
     def _go_on(
         self, embedded_NTE: Tensor, past: Past, behind_N: Tensor, before_layer: BeforeLayer | None
     ) -> tuple[Tensor, tuple]:
         """The K texts of an image are K positions of one row to the net, whose mask says what each sees."""
-        from velm_cli.models.text.slots import as_cache
-
         (N, T, E), B = embedded_NTE.shape, past.images
         past = past.grown(N, T)
-        self._check_positions(past.longest(N // B))
-        visible = past.visible(T)
+        longest = past.longest(N // B)
+        self._check_positions(longest)
         enter = before_layer
         if before_layer is not None:
 
@@ -122,14 +153,27 @@ class PretrainedText(TextEncoder):
 
         position_BX = (behind_N[:, None] + torch.arange(T, device=behind_N.device)).view(B, -1)
         with self._entering(enter):
-            out = self.net(
+            states_BXD = internals.run_with_slots(
+                self.net,
+                past,
+                N // B * T,
                 inputs_embeds=embedded_NTE.reshape(B, -1, E),
                 position_ids=position_BX,
-                attention_mask=None if visible is None else added_to_scores(visible, embedded_NTE.dtype),
-                past_key_values=as_cache(past, N // B * T),
-                use_cache=True,
+                attention_mask=self._mask(past, behind_N, T, longest, embedded_NTE.dtype),
             )
-        return out.last_hidden_state.reshape(N, T, -1), (past, behind_N + T)
+        return states_BXD.reshape(N, T, -1), (past, behind_N + T)
+
+    def _mask(self, past: Past, behind_N: Tensor, T: int, longest: int, dtype: torch.dtype) -> Any:
+        """What the last T positions of each text see, in the model's own form; by type of layer if windows differ."""
+        if all(longest <= window for window in self.windows.values() if window):
+            visible = past.visible(T)
+            return None if visible is None else added_to_scores(visible, dtype)
+        return internals.mask_of(
+            {
+                kind: added_to_scores(past.visible_within(window or longest, behind_N, T), dtype)
+                for kind, window in self.windows.items()
+            }
+        )
 
     def _check_positions(self, needed: int) -> None:
         if self.positions is not None and needed > self.positions:
@@ -163,15 +207,14 @@ class PretrainedText(TextEncoder):
                 hook.remove()
 
 
-def _layers(net: nn.Module, name: str) -> list[nn.Module]:
-    for path in LAYER_LISTS:
-        try:
-            layers = net.get_submodule(path)
-        except AttributeError:
-            continue
-        if isinstance(layers, nn.ModuleList):
-            return list(layers)
-    raise UserError(f"text.name={name}: velm does not know where {type(net).__name__} keeps its layers")
+def _output_layer_of_checkpoint(text: PretrainedText, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """The scale and cap that its weights were trained with; a head's bias was written before, but never added."""
+    if not any(name.startswith(f"{prefix}net.") for name in state):
+        return
+    state.pop(f"{prefix}head.bias", None)
+    if hasattr(text, "scale_and_cap"):
+        scalars = state.setdefault(f"{prefix}scale_and_cap", torch.tensor([1.0, 0.0]))
+        text.output_scale, text.output_cap = scalars.tolist()
 
 
 def _add_lora(net: nn.Module, rank: int) -> None:

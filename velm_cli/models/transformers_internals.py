@@ -1,0 +1,160 @@
+"""What velm uses of transformers beyond its documented interface, all of it in this file.
+
+tests/unit/test_transformers_internals.py has a test per name; after an update of transformers it says what changed.
+transformers is imported where it is first needed: a model from scratch does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from inspect import signature
+from typing import Any
+
+from torch import Tensor, nn
+
+from velm_cli.models.state import KeyValue, Layer, Past
+
+# --- text
+
+LAYER_LISTS = ("layers", "h", "encoder.layer", "decoder.layers", "blocks")  # where the blocks are, by family
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}  # layer types that keep keys and values only
+
+# Families that scale their logits, and by what.
+SCALES = {
+    "cohere": lambda config: config.logit_scale,
+    "cohere2": lambda config: config.logit_scale,
+    "granite": lambda config: 1 / config.logits_scaling,
+    "granite_swa": lambda config: 1 / config.logits_scaling,
+    "granitemoe": lambda config: 1 / config.logits_scaling,
+    "granitemoeshared": lambda config: 1 / config.logits_scaling,
+    "hyperclovax": lambda config: config.logits_scaling,
+    "minicpm3": lambda config: 1 / config.logits_scaling,
+}
+# Families with sliding windows whose layers see what the mask of their type says, and nothing else.
+MASKED_BY_TYPE = {
+    "cohere2", "cwm", "exaone4", "gemma2", "gemma3_text", "gpt_oss", "granite_swa", "ministral", "ministral3",
+    "mistral", "mixtral", "olmo3", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
+    "starcoder2", "vaultgemma",
+}  # fmt: skip
+
+
+def family_of(net: Any) -> str:
+    return str(net.config.model_type)
+
+
+def body_of(model: Any) -> Any:
+    """A language model without its head."""
+    body = model.base_model
+    return model.model if body is model else body  # Llama 4 names itself
+
+
+def blocks_of(net: nn.Module) -> list[nn.Module] | None:
+    """The layers of a model without its head; None where they are in no place that is known."""
+    for path in LAYER_LISTS:
+        try:
+            layers = net.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(layers, nn.ModuleList):
+            return list(layers)
+    return None
+
+
+def keeps_keys_and_values(net: Any) -> bool:
+    """Whether keys and values are all that its layers keep of earlier positions, by what the model declares."""
+    types = set(getattr(net.config, "layer_types", None) or ())
+    return types <= ATTENTION and cache_name(net) in signature(net.forward).parameters
+
+
+def cache_name(net: Any) -> str:
+    """What its forward, and what that returns, call the cache; the second name is to go in transformers 5.40."""
+    return "cache" if "cache" in signature(net.forward).parameters else "past_key_values"
+
+
+def output_scale(config: Any) -> float:
+    """What the family multiplies its logits with."""
+    return float(SCALES.get(config.model_type, lambda _: 1.0)(config))
+
+
+def output_cap(config: Any) -> float:
+    """c, where the family's logits are c * tanh(z / c); 0 without."""
+    return float(getattr(config, "final_logit_softcapping", None) or 0.0)
+
+
+def windows_of(config: Any) -> dict[str, int]:
+    """By type of layer, how many positions back it sees, its own counted; 0 is all of them. Without types: ""."""
+    window = getattr(config, "sliding_window", None) or 0
+    types = getattr(config, "layer_types", None)
+    windows = {kind: window if kind == "sliding_attention" else 0 for kind in types} if types else {"": window}
+    return windows if any(windows.values()) else {}
+
+
+def shares_slots(net: Any) -> bool:
+    """Whether attention goes by the mask and the positions that the model is given, and by nothing else."""
+    config = net.config
+    return (
+        net._supports_attention_backend
+        and "position_ids" in signature(net.forward).parameters
+        and "chunked_attention" not in (getattr(config, "layer_types", None) or ())
+        and (not windows_of(config) or config.model_type in MASKED_BY_TYPE)
+    )
+
+
+def mask_of(masks: dict[str, Tensor]) -> Any:
+    """`attention_mask`, by type of layer, as the forward of a family with windows takes it."""
+    return masks.get("", masks)
+
+
+def cache_of(layers: Sequence[KeyValue]) -> Any:
+    """A cache with the keys and values of earlier positions, all of which it keeps: windows are the masks' business."""
+    from transformers import DynamicCache
+
+    return DynamicCache([tuple(layer) for layer in layers] or None)
+
+
+def run_with_cache(net: Any, cache: Any, **inputs: Any) -> tuple[Tensor, tuple[KeyValue, ...]]:
+    """States of further positions, and the keys and values of all, by layer."""
+    name = cache_name(net)
+    out = net(**inputs, **{name: cache}, use_cache=True)
+    return out.last_hidden_state, tuple(KeyValue(keys, values) for keys, values, *_ in out[name])
+
+
+def run_with_slots(net: Any, past: Past, new: int, **inputs: Any) -> Tensor:
+    """States of further positions, after a past that has grown by `new` slots an image, which the model writes."""
+    from transformers import Cache
+
+    slots = Cache(layers=[_slots_class()(layer, new) for layer in past.layers()])
+    states: Tensor = net(**inputs, **{cache_name(net): slots}, use_cache=True).last_hidden_state
+    return states
+
+
+@cache
+def _slots_class() -> type:
+    from transformers.cache_utils import CacheLayerMixin
+
+    class Slots(CacheLayerMixin):
+        is_sliding = False
+
+        def __init__(self, layer: Layer, new: int) -> None:
+            super().__init__()
+            self._layer, self._new, self.is_initialized = layer, new, True
+
+        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            return self._layer.write(key_states, value_states)
+
+        def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+            """The past has its memory."""
+
+        def get_seq_length(self) -> int:
+            return self._layer.past.slots - self._new
+
+        def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+            return self._layer.past.slots, 0
+
+        def get_max_length(self) -> int:
+            return -1
+
+        get_max_cache_shape = get_max_length  # its name before 5.15
+
+    return Slots
