@@ -61,6 +61,12 @@ class PretrainedText(TextEncoder):
         self.num_layers = len(self.layers)
         if config.lora_rank:
             _add_lora(self.net, config.lora_rank)
+        # Tables next to that of the words: of positions (GPT-2, BERT, OPT ...), of the types of text (BERT).
+        self.no_decay = tuple(
+            f"net.{path}"
+            for path, part in self.net.named_modules()
+            if isinstance(part, nn.Embedding) and part is not embedding
+        )
 
     @property
     def embedding_scale(self) -> float:
