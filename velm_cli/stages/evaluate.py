@@ -162,9 +162,8 @@ def _load_task(
     trained: TrainRoot, store: Store, tokenizer: Tokenizer, weights: Path, device: torch.device
 ) -> CaptionTask:
     """The trained model, ready to describe images; its objectives' own layers are not needed."""
-    trained.vision.weights = "none"  # they are in the file
     if isinstance(trained.text, PretrainedTextConfig):
-        trained.text.weights = "none"
+        trained.text.weights = "none"  # they are in the file
     no_terms = dict.fromkeys(term_weights(trained), Weight(0.0, 0.0))
     with Undrawn():
         task = build_task(trained, store, tokenizer, no_terms)
