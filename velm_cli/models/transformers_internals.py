@@ -43,7 +43,7 @@ def parts_of(net: nn.Module, family: Family) -> dict[str, str]:
     """The paths in `net` of its embeddings and of the parts that `family` names, by name; those that there are."""
     paths = [path for path, _ in net.named_modules()]
     found = {path.rpartition(".")[2]: path for path in reversed(paths)}  # of several of a name the first
-    return {name: found[name] for name in ("embeddings", *family[1:]) if name in found}
+    return {name: found[name] for name in ("embeddings", *family[1:]) if name is not None and name in found}
 
 
 def blocks_of(net: nn.Module) -> nn.ModuleList:

@@ -75,6 +75,8 @@ def _evaluate(
             write_json(path / "weights.json", sealed(weights))
         tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
         task = _load_task(trained, store, tokenizer, Path(weights["file"]), device)
+        for note in task.image_resizing.enlarges(store.image_size, trained.vision.image_size):
+            print(note)
         captions: Captions = {}
         features = None
         with contextlib.suppress(Stopped):

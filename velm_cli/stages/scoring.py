@@ -65,6 +65,7 @@ def caption_split(
                 image_size=image_size,
                 mean=task.image_mean,
                 std=task.image_std,
+                resizing=task.image_resizing,
                 features=features,
             )
             generator = torch.Generator(device=ranks.device).manual_seed(seed_of(seed, number))
@@ -144,6 +145,7 @@ def _validation_losses(
         image_size=run.config.vision.image_size,
         mean=task.image_mean,
         std=task.image_std,
+        resizing=task.image_resizing,
         num_concepts=task.concepts,
         captions_per_image=run.config.data.captions_per_image,
         features=run.features,

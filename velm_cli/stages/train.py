@@ -14,7 +14,7 @@ from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import Checkpoints, Progress, seed_of
 from velm_cli.engine.compiling import as_written, compile_model
 from velm_cli.engine.device import pick_precision, prepare
-from velm_cli.engine.folder import keep_lines_until, mark, open_run, run_path
+from velm_cli.engine.folder import keep_lines_until, mark, open_run, resize_of, run_path
 from velm_cli.engine.loop import Run, fit, is_over
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, build_optimizer
@@ -54,6 +54,7 @@ def run(config: TrainRoot) -> float | None:
                 else store.encode(tokenizer, config.tokenizer.max_tokens)
             )
         path = ranks.same(run_path(config))
+        config.vision.resize = ranks.same(resize_of(path, config))
         with open_run(path, config, writes=ranks.first), stop_on_signals() as stop:
             return _train(config, store, tokens, path, stop, ranks)
 
@@ -92,6 +93,7 @@ def _train(
         image_size=config.vision.image_size if task.model.vision else None,
         mean=task.image_mean,
         std=task.image_std,
+        resizing=task.image_resizing,
         num_concepts=task.concepts,
         seed=config.seed,
         limit=config.run.overfit_images,
@@ -334,6 +336,9 @@ def _headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Stre
     where = str(run.device)
     if run.ranks.world > 1:
         where = f"{run.ranks.world} processes ({config.run.parallel.value}), {run.device.type}"
+    enlarged = []
+    if run.task.model.vision is not None and store.has_images:
+        enlarged = run.task.image_resizing.enlarges(store.image_size, config.vision.image_size)
     return [
         f"run         {run.folder}",
         f"data        {store.path}  {store.counts['train']:,} training images, "
@@ -341,4 +346,5 @@ def _headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Stre
         f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
         f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
+        *enlarged,
     ]

@@ -5,12 +5,11 @@ Shapes as in `interface.py`.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from velm_cli.data.resizing import BICUBIC, BILINEAR, Resizing, colours_of, processor_options, resizing_of
 from velm_cli.errors import UserError
 from velm_cli.models.hub import load_config, load_pretrained
 from velm_cli.models.transformers_internals import (
@@ -24,15 +23,15 @@ from velm_cli.models.transformers_internals import (
     tables_of,
 )
 from velm_cli.models.vision.interface import HALF, IMAGENET_MEAN, IMAGENET_STD, ImageFeatures, VisionEncoder
-from velm_cli.schema import TransformersVisionConfig
+from velm_cli.schema import Resize, TransformersVisionConfig
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-# How a family's images are normalised when no file says so.
-COLOURS = {
-    "CLIPVisionModel": (CLIP_MEAN, CLIP_STD),
-    "SiglipVisionModel": (HALF, HALF),
-    "Dinov2Model": (IMAGENET_MEAN, IMAGENET_STD),
-    "ViTModel": (HALF, HALF),
+# How a family's images are normalised and resized when no file says so: as the published ones' are.
+INPUTS = {
+    "CLIPVisionModel": (CLIP_MEAN, CLIP_STD, Resizing(resample=BICUBIC, floors=True)),
+    "SiglipVisionModel": (HALF, HALF, Resizing(whole=True, resample=BICUBIC, floors=True)),
+    "Dinov2Model": (IMAGENET_MEAN, IMAGENET_STD, Resizing(zoom=256 / 224, resample=BICUBIC, floors=True)),
+    "ViTModel": (HALF, HALF, Resizing(whole=True, resample=BILINEAR, floors=True)),
 }
 
 
@@ -40,7 +39,8 @@ class TransformersVision(VisionEncoder):
     """tokens = the net's last_hidden_state; pooled = its pooler_output, or the class token where it has no pooler.
 
     `layer=n` drops the blocks after the n-th, so the net's own last norm, where it has one, follows block n.
-    Image sizes other than the weights' own get interpolated positions.
+    Image sizes other than the weights' own get interpolated positions. Images are normalised, and with `resize=auto`
+    resized, as the image processor does whose file is in the model's folder.
     """
 
     def __init__(self, config: TransformersVisionConfig) -> None:
@@ -52,7 +52,12 @@ class TransformersVision(VisionEncoder):
         class_name = self.family.class_name
         plain: dict[str, Any] = {"add_pooling_layer": False} if class_name == "ViTModel" else {}
         self.net: Any = load_pretrained("vision", config.name, config.weights, class_name, **plain)
-        self.mean, self.std = _normalisation(config.name) or COLOURS[class_name]
+        mean, std, resizing = INPUTS[class_name]
+        options = processor_options(config.name)
+        if config.resize is not Resize.auto:  # then only the colours are the file's, as they were before there was auto
+            options = {name: options[name] for name in ("image_mean", "image_std") if name in options}
+        self.mean, self.std = colours_of(options) or (mean, std)
+        self.resizing = resizing_of(options, resizing)
         self.width = self.net.config.hidden_size
         if config.layer > len(self.blocks):
             raise UserError(f"vision.layer={config.layer}: {config.name} has {len(self.blocks)} blocks")
@@ -100,12 +105,3 @@ class TransformersVision(VisionEncoder):
 
     def entrance(self) -> list[nn.Module | nn.Parameter]:
         return [self._part(name) for name in (self.family.before,) if name in self._paths]
-
-
-def _normalisation(name: str) -> tuple[tuple, tuple] | None:
-    """(mean, std) as the folder's preprocessor_config.json says; None where there is no such file."""
-    try:
-        options = json.loads((Path(name) / "preprocessor_config.json").read_text("utf-8"))
-        return tuple(map(float, options["image_mean"])), tuple(map(float, options["image_std"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
