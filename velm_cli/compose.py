@@ -199,6 +199,9 @@ def read_config(path: Path) -> DictConfig:
         raise UserError(f"{path} cannot be read: {line[:200]}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} is not a config: it holds no options")
+    vision = config.get("vision")
+    if isinstance(vision, DictConfig) and "resize" not in vision:  # an older velm's, which cropped all images
+        vision.resize = schema.Resize.crop.name
     return config
 
 

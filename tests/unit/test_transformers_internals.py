@@ -1,6 +1,6 @@
 """What velm relies on in transformers beyond its documented interface: a test per name, which says what changed.
 
-Run it after every update of transformers. A failure names the internal, and where in velm it is used.
+The text side; test_transformers_internals_vision.py has the vision side. Run it after every update of transformers. A failure names the internal, and where in velm it is used.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ def changed(name: str, function: str) -> str:
     return f"transformers {t.__version__} changed {name}: see `{function}` in {FILE}"
 
 
-# --- text
-
-TEXT_NAMES = (
+NAMES = (
     r"cache_utils|masking_utils|DynamicCache|CacheLayerMixin|_supports_attention_backend|past_key_values|base_model\b"
+    r"|interpolate_pos_encoding|pre_layrnorm|post_layernorm|mask_token"
 )
 
 
-def test_text_names_of_internals_stand_in_one_file():
+def test_names_of_internals_stand_in_one_file():
     package = Path(velm_cli.__file__).parent
-    found = {path.name for path in package.rglob("*.py") if re.search(TEXT_NAMES, path.read_text("utf-8"))}
+    found = {path.name for path in package.rglob("*.py") if re.search(NAMES, path.read_text("utf-8"))}
     assert found == {Path(FILE).name}
 
 
@@ -73,8 +72,8 @@ def test_text_base_model(name, body):
 def test_text_lists_of_blocks(name):
     """Also that a block gets its input as the first argument, or as `hidden_states`."""
     net = internals.body_of(text_model(name))
-    blocks = internals.blocks_of(net)
-    assert blocks is not None and len(blocks) == 2, changed("the place of a model's blocks", "blocks_of")
+    blocks = internals.layers_of(net)
+    assert blocks is not None and len(blocks) == 2, changed("the place of a model's blocks", "layers_of")
     first = next(iter(inspect.signature(type(blocks[0]).forward).parameters.keys() - {"self"}), None)
     inputs = []
     hook = blocks[0].register_forward_pre_hook(
@@ -89,7 +88,7 @@ def test_text_lists_of_blocks(name):
 
 def test_text_bert_keeps_its_blocks_in_encoder_layer():
     net = t.AutoModel.from_pretrained(folder("bert"))
-    assert internals.blocks_of(net) is not None, changed("BertModel.encoder.layer", "blocks_of")
+    assert internals.layers_of(net) is not None, changed("BertModel.encoder.layer", "layers_of")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "bloom"])

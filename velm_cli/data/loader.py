@@ -28,6 +28,7 @@ from torch import Tensor
 
 from velm_cli.data.batch import Batch, assemble
 from velm_cli.data.features import FeatureCache
+from velm_cli.data.resizing import CENTRE_CROP, Resizing
 from velm_cli.data.store import Store
 from velm_cli.data.tokens import Tokens
 from velm_cli.data.transforms import EvalTransform, TrainTransform, may_flip
@@ -73,6 +74,7 @@ class TrainLoader:
         image_size: int | None,
         mean: Sequence[float],
         std: Sequence[float],
+        resizing: Resizing = CENTRE_CROP,
         num_concepts: int,
         seed: int,
         split: str = "train",
@@ -104,7 +106,7 @@ class TrainLoader:
         self._image_size = image_size if store.has_images else None
         self._features = features
         self._transform = TrainTransform(
-            self._image_size or 1, mean, std, data.crop_scale, data.flip, data.colour_jitter
+            self._image_size or 1, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing
         )
         self._epoch: _Epoch | None = None
 
@@ -167,6 +169,7 @@ def eval_batches(
     image_size: int | None,
     mean: Sequence[float],
     std: Sequence[float],
+    resizing: Resizing = CENTRE_CROP,
     num_concepts: int = 0,
     captions_per_image: int = 0,
     workers: int = 0,
@@ -198,7 +201,7 @@ def eval_batches(
     def read_image(record: int, epoch: int, out_CHW: Tensor) -> None:
         _read_image(store, record, partial(transform, out_CHW=out_CHW.numpy()))
 
-    transform = EvalTransform(image_size or 1, mean, std)
+    transform = EvalTransform(image_size or 1, mean, std, resizing)
     return filled(planned(), read_image if features is None else _read_features(features), workers)
 
 

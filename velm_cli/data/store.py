@@ -177,6 +177,11 @@ class Store:
         return self.manifest["options"]["images"]
 
     @property
+    def image_size(self) -> int:
+        """Pixels of the shorter side of its images; of images that were smaller, fewer."""
+        return self.manifest["options"]["image_size"]
+
+    @property
     def concept_names(self) -> list[str]:
         """The concept words, the most frequent first; labels are indices into this list."""
         return self._concept_names

@@ -33,6 +33,7 @@ from velm_cli.data.concepts import labels_of
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.images import is_plain, normalise_image
 from velm_cli.data.loader import AUGMENT, BATCHES, CAPTIONS, ORDER, TrainLoader, filled
+from velm_cli.data.resizing import CENTRE_CROP, Resizing
 from velm_cli.data.store import Store
 from velm_cli.data.stream_lane import Lane, Piece
 from velm_cli.data.stream_scan import Example
@@ -59,6 +60,7 @@ def training_loader(
     image_size: int | None,
     mean: Sequence[float],
     std: Sequence[float],
+    resizing: Resizing = CENTRE_CROP,
     num_concepts: int,
     seed: int,
     limit: int = 0,
@@ -72,10 +74,11 @@ def training_loader(
         assert not limit and not features, "validate refuses these for streams"
         return StreamLoader(
             store, tokens.tokenizer, data, max_tokens=max_tokens, batch_size=batch_size, image_size=image_size or 1,
-            mean=mean, std=std, num_concepts=num_concepts, seed=seed, rank=rank, world=world, even=even,
+            mean=mean, std=std, resizing=resizing, num_concepts=num_concepts, seed=seed, rank=rank, world=world,
+            even=even,
         )  # fmt: skip
     return TrainLoader(
-        store, tokens, data, batch_size=batch_size, image_size=image_size, mean=mean, std=std,
+        store, tokens, data, batch_size=batch_size, image_size=image_size, mean=mean, std=std, resizing=resizing,
         num_concepts=num_concepts, seed=seed, limit=limit, features=features, rank=rank, world=world, even=even,
     )  # fmt: skip
 
@@ -99,6 +102,7 @@ class StreamLoader:
         image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        resizing: Resizing = CENTRE_CROP,
         num_concepts: int,
         seed: int,
         rank: int = 0,
@@ -126,7 +130,9 @@ class StreamLoader:
         self._starts = (np.cumsum(self._rows) - self._rows) * self.batches_per_epoch  # of each lane in the epoch
         self._per_block = max(1, store.dataset.shuffle // self._batch_size)  # batches
         self._captions_per_image = max(1, min(data.captions_per_image, store.most_captions))
-        self._transform = TrainTransform(image_size, mean, std, data.crop_scale, data.flip, data.colour_jitter)
+        self._transform = TrainTransform(
+            image_size, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing
+        )
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches number `start`, `start + 1`, ... since the beginning of training, without end."""

@@ -26,23 +26,27 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 from torch.nn import functional
 
+from velm_cli.data.resizing import BICUBIC, BILINEAR, CENTRE_CROP, Box, Resizing
+
 MAX_RATIO = 4 / 3  # random crops are at most this much wider than high, or higher than wide
 
 FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # markers of baseline, extended and progressive JPEGs
 COLOURS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the stored image
+MODES = {BILINEAR: "bilinear", BICUBIC: "bicubic"}  # filters that torch has, too
 
 
 class EvalTransform:
-    """Shorter side to `image_size` (bilinear, antialiased), centre crop, `(x / 255 - mean) / std`.
+    """Shorter side to `image_size` (bilinear, antialiased), centre crop, `(x / 255 - mean) / std`; or the part and the
+    filter that `resizing` names.
 
     Equals torchvision's Resize, CenterCrop, ToTensor and Normalize, except that a JPEG of at least four
     times the size is scaled down by its decoder first. `mean` and `std` are of RGB in 0..1.
     """
 
-    def __init__(self, image_size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.image_size = image_size
+    def __init__(
+        self, image_size: int, mean: Sequence[float], std: Sequence[float], resizing: Resizing = CENTRE_CROP
+    ) -> None:
+        self.image_size, self.resizing = image_size, resizing
         std_C11 = np.array(std, np.float64).reshape(3, 1, 1)
         self._scale_C11 = (1 / (255 * std_C11)).astype(np.float32)
         self._shift_C11 = (-np.array(mean, np.float64).reshape(3, 1, 1) / std_C11).astype(np.float32)
@@ -52,10 +56,12 @@ class EvalTransform:
 
         Raises OSError where `jpeg` is not a readable image.
         """
-        image = Image.open(BytesIO(jpeg))
-        return self.normalised(
-            _part(image, _centre(image.width, image.height, self.image_size), self.image_size), out_CHW
-        )
+        return self.normalised(self.part(Image.open(BytesIO(jpeg))), out_CHW)
+
+    def part(self, image: Image.Image) -> Image.Image:
+        """What is kept of the image, RGB, scaled."""
+        box = self.resizing.kept(image.width, image.height, self.image_size)
+        return _part(image, box, self.image_size, self.resizing.resample)
 
     def normalised(self, image: Image.Image | Tensor, out_CHW: np.ndarray | None) -> Tensor:
         """Of an RGB image of the right size, or its uint8 pixels CHW."""
@@ -76,7 +82,7 @@ class EvalTransform:
 class TrainTransform:
     """A random crop, mirrored half of the time, in other colours: a pure function of the JPEG and the generator.
 
-    A crop keeps from `crop_scale` to all of the image's area; with 1 it is EvalTransform's centre crop.
+    A crop keeps from `crop_scale` to all of the image's area; with 1 it is what EvalTransform keeps.
     (Of an image longer than 4:3 the area counts that a crop of this ratio can hold.)
     """
 
@@ -88,10 +94,11 @@ class TrainTransform:
         crop_scale: float,
         flip: bool,
         colour_jitter: float = 0.0,
+        resizing: Resizing = CENTRE_CROP,
     ) -> None:
         assert 0 < crop_scale <= 1 and 0 <= colour_jitter < 1
         self.image_size, self.colour_jitter = image_size, colour_jitter
-        self._plain = EvalTransform(image_size, mean, std)
+        self._plain = EvalTransform(image_size, mean, std, resizing)
         self.crop_scale = crop_scale
         self.flip = flip
 
@@ -104,19 +111,18 @@ class TrainTransform:
         out_CHW: np.ndarray | None = None,
     ) -> Tensor:
         """As EvalTransform; `may_flip=False` forbids mirroring without changing the crop."""
-        draws, size = generator.random(5), self.image_size
+        draws, size, resample = generator.random(5), self.image_size, self._plain.resizing.resample
         mirror = self.flip and may_flip and bool(draws[4] < 0.5)
         factors = (1 + self.colour_jitter * (2 * generator.random(3) - 1)).tolist() if self.colour_jitter else ()
         part: Image.Image | Tensor | None = (
-            None if self.crop_scale == 1 else _crop_by_torch(jpeg, self.crop_scale, draws, size)
+            None if self.crop_scale == 1 else _crop_by_torch(jpeg, self.crop_scale, draws, size, resample)
         )
         if part is None:
             image = Image.open(BytesIO(jpeg))
             if self.crop_scale == 1:
-                box = _centre(image.width, image.height, size)
+                part = self._plain.part(image)
             else:
-                box = _random_crop(image.width, image.height, self.crop_scale, draws)
-            part = _part(image, box, size)
+                part = _part(image, _random_crop(*image.size, self.crop_scale, draws), size, resample)
         if factors:
             part = Image.fromarray(part.permute(1, 2, 0).numpy()) if isinstance(part, Tensor) else part
             for enhance, factor in zip(COLOURS, factors, strict=True):
@@ -126,7 +132,7 @@ class TrainTransform:
         return self._plain.normalised(part, out_CHW)
 
 
-def _part(image: Image.Image, box: Box, size: int) -> Image.Image:
+def _part(image: Image.Image, box: Box, size: int, resample: int) -> Image.Image:
     """The part `box` of the image, RGB, scaled to `size` a side."""
     width, height = image.size
     shrink = _shrink(box, size)
@@ -138,7 +144,7 @@ def _part(image: Image.Image, box: Box, size: int) -> Image.Image:
             box = box[0] * scale, box[1] * scale, right, bottom
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return image.resize((size, size), Image.Resampling(resample), box=box)
 
 
 def _shrink(box: Box, size: int) -> float:
@@ -146,13 +152,15 @@ def _shrink(box: Box, size: int) -> float:
     return min(box[2] - box[0], box[3] - box[1]) / (2 * size)
 
 
-def _crop_by_torch(jpeg: bytes, crop_scale: float, draws: np.ndarray, size: int) -> Tensor | None:
+def _crop_by_torch(
+    jpeg: bytes, crop_scale: float, draws: np.ndarray, size: int, resample: int = BILINEAR
+) -> Tensor | None:
     """uint8 [3, size, size]: `_part` of a random crop of whole pixels, in half of its time.
 
     None for what is better left to Pillow: no plain or whole JPEG, or one that its decoder should scale down.
     """
     decode, found = _jpeg_decoder(), _jpeg_size(jpeg)
-    if decode is None or found is None:
+    if decode is None or found is None or resample not in MODES:
         return None
     box = _random_crop(*found, crop_scale, draws)
     if _shrink(box, size) >= 2:
@@ -163,7 +171,7 @@ def _crop_by_torch(jpeg: bytes, crop_scale: float, draws: np.ndarray, size: int)
     except RuntimeError:  # Pillow may know it, or says what is wrong
         return None
     part_1CHW = pixels_CHW[None, :, top : max(bottom, top + 1), left : max(right, left + 1)]
-    return functional.interpolate(part_1CHW, (size, size), mode="bilinear", antialias=True)[0]
+    return functional.interpolate(part_1CHW, (size, size), mode=MODES[resample], antialias=True)[0]
 
 
 def _jpeg_size(content: bytes) -> tuple[int, int] | None:
@@ -193,25 +201,16 @@ def _jpeg_decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
     return None
 
 
-def kept_box(jpeg: bytes, image_size: int) -> Box:
+def kept_box(jpeg: bytes, image_size: int, resizing: Resizing = CENTRE_CROP) -> Box:
     """The part of the image that EvalTransform keeps: left, top, right, bottom as fractions of its sides."""
     width, height = Image.open(BytesIO(jpeg)).size
-    left, top, right, bottom = _centre(width, height, image_size)
+    left, top, right, bottom = resizing.kept(width, height, image_size)
     return left / width, top / height, right / width, bottom / height
 
 
 def may_flip(captions: Iterable[str]) -> bool:
     """False when a caption names a side (left, right, leftmost ...), which a mirror would swap."""
     return not any(re.search(r"\b(?:left|right)", caption, re.IGNORECASE) for caption in captions)
-
-
-def _centre(width: int, height: int, size: int) -> Box:
-    """What torchvision's Resize(size) and CenterCrop(size) keep, rounding included."""
-    short = min(width, height)
-    scaled_width, scaled_height = int(size * width / short), int(size * height / short)
-    left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
-    x, y = width / scaled_width, height / scaled_height
-    return left * x, top * y, min((left + size) * x, width), min((top + size) * y, height)
 
 
 def _random_crop(width: int, height: int, crop_scale: float, draws: np.ndarray) -> Box:

@@ -171,10 +171,12 @@ def _optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def _restore_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(task.named_parameters())
+    parameters, buffers = dict(task.named_parameters()), {name for name, _ in task.named_buffers()}
     optimizer.state.clear()
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
+        if name in buffers:  # gains of a detector's norms, which an older velm trained
+            continue
         own = parameters[name]
         # Beside moments, shaped as their parameter, there is the number of steps.
         optimizer.state[own][key] = slice_like(own, tensor) if tensor.shape == own.shape else tensor.to(own.device)

@@ -25,6 +25,7 @@ from omegaconf import OmegaConf
 from velm_cli import compose
 from velm_cli.errors import UserError
 from velm_cli.files import crc32, read_log, write_bytes, write_json, write_text
+from velm_cli.schema import Resize
 
 MARKERS = ("DONE", "PREEMPTED", "FAILED")
 
@@ -66,6 +67,15 @@ def open_run(path: Path, config: Any, *, writes: bool = True) -> Iterator[Path]:
             with contextlib.suppress(OSError):  # of a full disk: the error itself is what matters
                 mark(path, "FAILED", str(error) or type(error).__name__)
             raise
+
+
+def resize_of(path: Path, config: Any) -> Resize:
+    """`vision.resize`; where the command leaves it open, that of the run which goes on in `path`."""
+    file = path / "config.yaml"
+    if config.vision.resize is not Resize.auto or not file.exists() or not _has_begun(path):
+        return config.vision.resize
+    vision = compose.read_config(file).get("vision") or {}
+    return Resize.__members__.get(str(vision.get("resize")), Resize.auto)
 
 
 def is_complete(path: Path, config: Any) -> bool:

@@ -35,13 +35,15 @@ class AdamW(torch.optim.AdamW):
 def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over what is trainable.
 
-    Matrices decay; biases, gains, embeddings of positions and other vectors do not. The vision encoder
-    learns at `vision_lr_scale` times the rate. Each group carries its `scale` of the rate.
+    Matrices decay, embeddings of words among them; biases, gains and other vectors do not, nor what modules name in
+    `no_decay`. The vision encoder learns at `vision_lr_scale` times the rate. Each group carries its `scale` of the
+    rate.
     """
+    undecayed = _undecayed(task)
     groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in task.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not name.endswith("position")
+            decays = parameter.ndim >= 2 and name not in undecayed
             # Slices and whole tensors (fsdp) cannot be updated in one call.
             key = (name.startswith("model.vision."), decays, is_slice(parameter))
             groups.setdefault(key, []).append(parameter)
@@ -59,6 +61,19 @@ def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         eps=config.eps,
         fused=True,
     )
+
+
+def _undecayed(task: nn.Module) -> set[str]:
+    """The names of the parameters that the `no_decay` of any module names, or of which it names a module above them.
+
+    Any module may have one, those of external fusions too: names below it, of parameters and of modules, such as
+    `position` or `net.embeddings.cls_token`.
+    """
+    heads = {
+        f"{path}.{own}".lstrip(".") for path, module in task.named_modules() for own in getattr(module, "no_decay", ())
+    }
+    names = {name for name, _ in task.named_parameters()}
+    return {name for name in names if any(name == head or name.startswith(f"{head}.") for head in heads)}
 
 
 def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:

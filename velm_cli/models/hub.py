@@ -15,7 +15,7 @@ import torch
 
 from velm_cli.errors import UserError
 from velm_cli.hub import hub_has
-from velm_cli.models.weights import on_meta
+from velm_cli.models.weights import unfilled
 
 
 def load_pretrained(
@@ -35,7 +35,7 @@ def load_pretrained(
     try:
         for key, value in (changes or {}).items():
             setattr(config, key, value)
-        if weights == "none" or on_meta():
+        if weights == "none" or unfilled():
             if auto_class.startswith("Auto"):  # which would take the config's dtype: bfloat16 of most published models
                 return maker.from_config(config, dtype=torch.float32, **options)
             return maker(config, **options)

@@ -88,13 +88,14 @@ def _seal_of(state: dict[str, Tensor]) -> str:
 
 
 class Undrawn(TorchFunctionMode):
-    """Within it random initial values are not drawn: for models whose parameters `load_state_dict` then replaces.
+    """Within it random initial values are not drawn, nor weight files of `vision.weights` read: for models whose
+    parameters `load_state_dict` then replaces.
 
     Their memory is never touched, so with `assign=True` weights exist once. (With torch.device("meta") buffers would
     be lost that no file has, such as rotary frequencies; and torch's `normal_` there imports the whole compiler.)
     """
 
-    active = False  # whether a model is being built within one
+    active = 0  # how many there are
     _draws = frozenset(
         f"{name}_" for name in (
             "normal", "uniform", "trunc_normal", "orthogonal", "sparse",
@@ -103,11 +104,11 @@ class Undrawn(TorchFunctionMode):
     )  # fmt: skip
 
     def __enter__(self) -> Undrawn:
-        Undrawn.active = True
-        return super().__enter__()  # type: ignore[no-any-return]
+        Undrawn.active += 1
+        return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        Undrawn.active = False
+        Undrawn.active -= 1
         super().__exit__(*error)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -122,6 +123,11 @@ class Undrawn(TorchFunctionMode):
 def on_meta() -> bool:
     """Whether a model is being built without storage, and so without weights."""
     return torch.empty(0).device.type == "meta"
+
+
+def unfilled() -> bool:
+    """Whether a model is being built that gets no weights now: sizes alone are of interest, or others follow."""
+    return on_meta() or Undrawn.active > 0
 
 
 def _torchvision_state(name: str | None) -> dict[str, Tensor]:

@@ -12,6 +12,12 @@ class VisionOutput(Enum):
     pooled = "pooled"
 
 
+class Resize(Enum):
+    auto = "auto"
+    crop = "crop"
+    whole = "whole"
+
+
 class SumWeights(Enum):
     scalar = "scalar"
     dimension = "dimension"
@@ -33,6 +39,7 @@ class PrefixMapper(Enum):
 class VisionConfig:
     kind: str = MISSING
     image_size: int = 224  # input side, pixels
+    resize: Resize = Resize.auto  # auto (as the model's image processor) | crop (the centre) | whole (squeezed)
     weights: str = "none"  # pretrained | none | path of a state dict (.safetensors)
     freeze: str = "none"  # none | all | first:n (the first n stages or blocks, with positions and norms before them)
     output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token an image

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from velm_cli.data.batch import Batch
 from velm_cli.data.features import Encode, FeatureCache
 from velm_cli.data.loader import eval_batches, view_batches
+from velm_cli.data.resizing import CENTRE_CROP
 from velm_cli.data.store import Store
 from velm_cli.data.transforms import TrainTransform
 from velm_cli.engine.device import autocast
@@ -54,18 +55,21 @@ def cached_features(
     if model.frozen_stages:
         about = {"stages": _fingerprint(_first(model.vision, model.frozen_stages)), "image_size": side}
     about |= {"mean": list(task.image_mean), "std": list(task.image_std), "precision": precision.value}
+    if task.image_resizing != CENTRE_CROP:  # which older caches know nothing of
+        about |= {"resizing": task.image_resizing._asdict()}
     if view:
         about |= {"view": view, "crop": data.crop_scale, "flip": data.flip, "jitter": data.colour_jitter}
     cache = FeatureCache(store.path, len(store), data.cache, about)
 
     def images(records: np.ndarray) -> Iterator[Batch]:
-        mean, std = task.image_mean, task.image_std
+        mean, std, resizing = task.image_mean, task.image_std, task.image_resizing
         if view:
-            transform = TrainTransform(side, mean, std, data.crop_scale, data.flip, data.colour_jitter)
+            transform = TrainTransform(side, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing)
             return view_batches(store, records, transform, view, batch_size=TOGETHER, workers=READERS)
         return eval_batches(
-            store, None, records, batch_size=TOGETHER, image_size=side, mean=mean, std=std, workers=READERS
-        )
+            store, None, records, batch_size=TOGETHER, image_size=side, mean=mean, std=std, resizing=resizing,
+            workers=READERS,
+        )  # fmt: skip
 
     def encode(records: np.ndarray) -> Iterator[Tensor]:
         for batch in images(records):

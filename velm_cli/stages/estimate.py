@@ -65,6 +65,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     print("dry run: the config is valid; nothing was trained")
     for label, value in rows:
         print(f"{label:<14}{value}")
+    if task.model.vision is not None and store.has_images:
+        for note in task.image_resizing.enlarges(store.image_size, config.vision.image_size):
+            print(note)
 
 
 def _mean_length(store: Store, tokens) -> float:

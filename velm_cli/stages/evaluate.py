@@ -77,6 +77,8 @@ def _evaluate(
             write_json(path / "weights.json", sealed(weights))
         tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
         task = _load_task(trained, store, tokenizer, Path(weights["file"]), device)
+        for note in task.image_resizing.enlarges(store.image_size, trained.vision.image_size):
+            print(note)
         captions: Captions = {}
         features = None
         with contextlib.suppress(Stopped):
@@ -188,9 +190,8 @@ def _load_task(
     trained: TrainRoot, store: Store, tokenizer: Tokenizer, weights: Path, device: torch.device
 ) -> CaptionTask:
     """The trained model, ready to describe images; its objectives' own layers are not needed."""
-    trained.vision.weights = "none"  # they are in the file
     if isinstance(trained.text, PretrainedTextConfig):
-        trained.text.weights = "none"
+        trained.text.weights = "none"  # they are in the file
     no_terms = dict.fromkeys(term_weights(trained), Weight(0.0, 0.0))
     with Undrawn():
         task = build_task(trained, store, tokenizer, no_terms)

@@ -22,6 +22,9 @@ def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Strea
     where = str(run.device)
     if run.ranks.world > 1:
         where = f"{run.ranks.world} processes ({config.run.parallel.value}), {run.device.type}"
+    enlarged: list[str] = []
+    if run.task.model.vision is not None and store.has_images:
+        enlarged = run.task.image_resizing.enlarges(store.image_size, config.vision.image_size)
     return [
         f"run         {run.folder}",
         f"data        {store.path}  {store.counts['train']:,} training images, "
@@ -29,6 +32,7 @@ def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Strea
         f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
         f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
+        *enlarged,
         *implications(config, run.weights, run.ranks.world),
     ]
 

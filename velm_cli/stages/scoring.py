@@ -68,6 +68,7 @@ def caption_split(
                 image_size=image_size,
                 mean=task.image_mean,
                 std=task.image_std,
+                resizing=task.image_resizing,
                 features=features,
             )
             with autocast(ranks.device, precision):
@@ -149,6 +150,7 @@ def _validation_losses(
         image_size=run.config.vision.image_size,
         mean=task.image_mean,
         std=task.image_std,
+        resizing=task.image_resizing,
         num_concepts=task.concepts,
         captions_per_image=run.config.data.captions_per_image,
         features=run.features,

@@ -87,6 +87,7 @@ def _attention(
         image_size=image_size,
         mean=task.image_mean,
         std=task.image_std,
+        resizing=task.image_resizing,
         features=features,
     )
     for batch in batches:
@@ -105,7 +106,10 @@ def _attention(
                 yield (
                     image_id,
                     _by_word(
-                        tokenizer, row, weights_Thw.float().cpu(), kept_box(store.image_bytes(record), image_size)
+                        tokenizer,
+                        row,
+                        weights_Thw.float().cpu(),
+                        kept_box(store.image_bytes(record), image_size, task.image_resizing),
                     ),
                 )
 

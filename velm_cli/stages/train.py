@@ -13,7 +13,7 @@ from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import Checkpoints, Progress, seed_of
 from velm_cli.engine.compiling import as_written, compile_model
 from velm_cli.engine.device import pick_precision, prepare
-from velm_cli.engine.folder import keep_lines_until, mark, open_run, run_path
+from velm_cli.engine.folder import keep_lines_until, mark, open_run, resize_of, run_path
 from velm_cli.engine.loop import Run, fit, is_over
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, build_optimizer
@@ -54,6 +54,7 @@ def run(config: TrainRoot) -> float | None:
                 else store.encode(tokenizer, config.tokenizer.max_tokens)
             )
         path = ranks.same(run_path(config))
+        config.vision.resize = ranks.same(resize_of(path, config))
         with open_run(path, config, writes=ranks.first), stop_on_signals() as stop:
             return _train(config, store, tokens, path, stop, ranks)
 
@@ -92,6 +93,7 @@ def _train(
         image_size=config.vision.image_size if task.model.vision else None,
         mean=task.image_mean,
         std=task.image_std,
+        resizing=task.image_resizing,
         num_concepts=task.concepts,
         seed=config.seed,
         limit=config.run.overfit_images,

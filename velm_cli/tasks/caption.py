@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.data.batch import Batch
+from velm_cli.data.resizing import CENTRE_CROP, Resizing
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
 from velm_cli.models.decoding import decode_stream
@@ -90,6 +91,10 @@ class CaptionTask(nn.Module):
     @property
     def image_std(self) -> tuple[float, ...]:
         return self.model.vision.std if self.model.vision else (1.0, 1.0, 1.0)
+
+    @property
+    def image_resizing(self) -> Resizing:
+        return self.model.vision.resizing if self.model.vision else CENTRE_CROP
 
     def after_step(self) -> None:
         """Bring parameters that have a limit back to it, after each step of the optimiser."""

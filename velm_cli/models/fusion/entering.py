@@ -28,6 +28,7 @@ class Prefix(Fusion):
     """
 
     after_text = False
+    no_decay = ("queries",)
 
     def __init__(self, config: PrefixConfig, image_width: int, text: TextEncoder) -> None:
         super().__init__()

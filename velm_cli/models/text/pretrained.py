@@ -23,7 +23,7 @@ from velm_cli.models.layers import within
 from velm_cli.models.state import Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.models.text.own_logits import refuse_other_logits
-from velm_cli.models.weights import Undrawn, on_meta
+from velm_cli.models.weights import unfilled
 from velm_cli.schema import BertConfig, CausalLMConfig
 
 
@@ -44,7 +44,7 @@ class PretrainedText(TextEncoder):
         else:
             model = load_pretrained("text", config.name, config.weights, "AutoModelForCausalLM")
             self.net = internals.body_of(model)
-        layers = internals.blocks_of(self.net)
+        layers = internals.layers_of(self.net)
         if layers is None or (causal and not internals.keeps_keys_and_values(self.net)):
             raise UserError(
                 f"text.name={config.name} is of the family {internals.family_of(model)}, which does not keep keys and "
@@ -64,13 +64,19 @@ class PretrainedText(TextEncoder):
         self.width = self.output_weight.shape[1]
         self.embedding_width = self.net.get_input_embeddings().embedding_dim
         if model is not self.net:
-            if not (on_meta() or Undrawn.active):
+            if not unfilled():
                 refuse_other_logits(self, model)
             model.get_output_embeddings().bias = None  # velm's own, which starts from it, takes its place
         if config.lora_rank:
             _add_lora(self.net, config.lora_rank)
             if self.head is not None:
                 self.head.requires_grad_(False)
+        # Tables next to that of the words: of positions (GPT-2, BERT, OPT ...), of the types of text (BERT).
+        self.no_decay = tuple(
+            f"net.{path}"
+            for path, part in self.net.named_modules()
+            if isinstance(part, nn.Embedding) and part is not self.net.get_input_embeddings()
+        )
 
     def _take_head(self, model: Any) -> None:
         head = model.get_output_embeddings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from velm_cli.data.resizing import Resizing
 from velm_cli.errors import UserError
 from velm_cli.models.vision.interface import ImageFeatures, VisionEncoder
 from velm_cli.models.vision.regions import Regions
@@ -14,6 +15,7 @@ from velm_cli.schema import (
     ConvNetConfig,
     NoVisionConfig,
     RegionsConfig,
+    Resize,
     TorchvisionConfig,
     TransformersVisionConfig,
     VisionConfig,
@@ -41,6 +43,8 @@ def build_vision(config: VisionConfig) -> VisionEncoder | None:
             encoder = Regions(config)
         case _:
             raise AssertionError(f"no vision encoder for {type(config).__name__}")
+    if config.resize is not Resize.auto:
+        encoder.resizing = Resizing(whole=config.resize is Resize.whole)
     for stage in frozen_stages(encoder, config.freeze):
         stage.requires_grad_(False)
     return encoder

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from velm_cli.data.resizing import CENTRE_CROP, Resizing
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
@@ -44,13 +46,15 @@ class ImageFeatures:
 
 
 class VisionEncoder(nn.Module):
-    """Says how its input is normalised (`mean`, `std`) and how wide its tokens are (`width`)."""
+    """Says how its input is made (`mean`, `std`, `resizing`) and how wide its tokens are (`width`)."""
 
     width: int
     mean: tuple[float, float, float] = HALF
     std: tuple[float, float, float] = HALF
+    resizing: Resizing = CENTRE_CROP
     tokens_only: tuple[str, ...] = ()  # its parts and parameters of which `pooled` knows nothing
     pooled_only: tuple[str, ...] = ()  # ... of which `tokens` know nothing
+    no_decay: tuple[str, ...] = ()  # ... that are no matrices of a product: positions, class tokens, queries
     images_at_once: int = 16  # on a CPU that keeps nothing for gradients: more gain nothing, their memory is new
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:

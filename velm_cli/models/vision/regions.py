@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from velm_cli.errors import UserError
 from velm_cli.models.vision.interface import ImageFeatures, VisionEncoder
-from velm_cli.models.weights import load_state, on_meta
+from velm_cli.models.weights import load_state, unfilled
 from velm_cli.schema import RegionsConfig
 
+# Whose published weights torchvision (`overwrite_eps`) runs without an eps in the norms.
+NO_EPS = ("fasterrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "keypointrcnn_resnet50_fpn")
 GEOMETRY = 5  # x0, y0, x1, y1 as shares of the image, and the share of its area
 CANDIDATES = 4  # proposals that are classified for each region that is kept
 
@@ -23,7 +25,8 @@ class Regions(VisionEncoder):
     """tokens = [RoI features ; box geometry] of the `regions` boxes most surely of some class; pooled = their mean.
 
     The proposals themselves are taken as given: no gradient reaches the region proposal network or the
-    detector's own classifier. Fewer proposals than regions are filled up with the whole image.
+    detector's own classifier. Fewer proposals than regions are filled up with the whole image. With weights the net is
+    the one that torchvision makes for weights, whose norms keep the statistics they have; without, its norms learn.
     """
 
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)  # the detector normalises its images itself
@@ -36,7 +39,9 @@ class Regions(VisionEncoder):
         self.net: Any = torchvision.models.get_model(
             config.net, weights=None, weights_backbone=None, min_size=size, max_size=size
         )
-        if config.weights != "none" and not on_meta():
+        if config.weights != "none":
+            _keep_statistics(self.net.backbone, config.net)
+        if config.weights != "none" and not unfilled():
             state = load_state(config.weights, config.net)
             missing, unexpected = self.net.load_state_dict(state, strict=False)
             missing = [name for name in missing if not name.endswith("num_batches_tracked")]
@@ -45,7 +50,8 @@ class Regions(VisionEncoder):
         self.net.rpn.requires_grad_(False)
         self.net.roi_heads.box_predictor.requires_grad_(False)
         self.regions = config.regions
-        self.width = self.net.roi_heads.box_head.fc7.out_features + GEOMETRY
+        (*_, last) = (part for part in self.net.roi_heads.box_head.modules() if isinstance(part, nn.Linear))
+        self.width = last.out_features + GEOMETRY
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:
         B, _, H, W = image_BCHW.shape
@@ -88,3 +94,16 @@ class Regions(VisionEncoder):
 
     def stages(self) -> list[nn.Module]:
         return [self.net.backbone, self.net.roi_heads.box_head]
+
+
+def _keep_statistics(backbone: nn.Module, name: str) -> None:
+    """Replace batch normalisation as torchvision's builders of trained detectors do; those of `_v2` leave it."""
+    if name.endswith("_v2"):
+        return
+    from torchvision.ops import FrozenBatchNorm2d
+
+    options = {"eps": 0.0} if name in NO_EPS else {}
+    for parent in list(backbone.modules()):
+        for child, part in list(parent.named_children()):
+            if isinstance(part, nn.BatchNorm2d):
+                setattr(parent, child, FrozenBatchNorm2d(part.num_features, **options))

@@ -20,6 +20,8 @@ class ViT(VisionEncoder):
     (Xiao et al. 2021).
     """
 
+    no_decay = ("position",)
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.width = config.width
@@ -78,7 +80,7 @@ class ConvNet(VisionEncoder):
     otherwise.
     """
 
-    tokens_only = ("position",)
+    tokens_only = no_decay = ("position",)
 
     def __init__(self, config: ConvNetConfig) -> None:
         super().__init__()

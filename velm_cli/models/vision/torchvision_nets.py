@@ -18,8 +18,12 @@ from velm_cli.models.vision.interface import (
     as_rows,
     of_grid,
 )
-from velm_cli.models.weights import load_state, on_meta
+from velm_cli.models.weights import load_state, unfilled
 from velm_cli.schema import TorchvisionConfig
+
+# What torchvision's own recipes do not decay next to vectors: Swin's table of positions; ConvNeXt's gains, which its
+# authors keep as a vector and torchvision as (D, 1, 1).
+TABLES = ("relative_position_bias_table", "layer_scale")
 
 
 class ConvClassifier(VisionEncoder):
@@ -42,6 +46,7 @@ class ConvClassifier(VisionEncoder):
         if config.layer > len(parts):
             raise UserError(f"vision.layer={config.layer}: {config.net} has {len(parts)} stages")
         self.parts = nn.ModuleList(parts[: config.layer or None])
+        self.no_decay = tuple(name for name, _ in self.named_parameters() if name.rpartition(".")[2] in TABLES)
         self.channels_last = config.net.startswith("swin")
         with torch.device("meta"):
             probe = nn.ModuleList(_stages(_torchvision_net(config))[: config.layer or None]).eval()
@@ -74,6 +79,7 @@ class TorchvisionViT(VisionEncoder):
     """
 
     mean, std = IMAGENET_MEAN, IMAGENET_STD
+    no_decay = ("net.class_token", "net.encoder.pos_embedding")
 
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__()
@@ -118,8 +124,8 @@ class TorchvisionViT(VisionEncoder):
 
 
 def _state(config: TorchvisionConfig) -> dict[str, Tensor] | None:
-    """The weights to start from; None where they are drawn, or where sizes alone are of interest."""
-    return None if config.weights == "none" or on_meta() else load_state(config.weights, config.net)
+    """The weights to start from; None where they are drawn, or needed by nobody."""
+    return None if config.weights == "none" or unfilled() else load_state(config.weights, config.net)
 
 
 def _torchvision_net(config: TorchvisionConfig) -> Any:
