@@ -15,7 +15,7 @@ setup: $(READY)  ## install velm and its development tools into .venv
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar off --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar=off --quiet -e '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## preprocess, train, finetune and evaluate on the embedded data set
