@@ -57,13 +57,17 @@ def test_the_search_finds_advice(text, names):
     assert advised(text) == names
 
 
-@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(ROOT)))
-def test_nobody_is_told_to_install_a_strangers_package(file):
+def test_nobody_is_told_to_install_a_strangers_package():
     """`velm` on PyPI is another project's: advice names velm-cli, or what velm-cli itself depends on."""
     known = requirements() | {"velm-cli", "pip", "uv", "hydra-optuna-sweeper", "fsspec", *EXTRA.values()}
-    text = file.read_text("utf-8")
-    assert advised(text) <= known
-    assert "velm[" not in text
+    texts = {str(file.relative_to(ROOT)): file.read_text("utf-8") for file in TEXTS}
+    assert not {file: names for file, text in texts.items() if (names := advised(text) - known)}
+    assert not [file for file, text in texts.items() if "velm[" in text]
+
+
+def test_every_requirement_says_from_which_version_on():
+    """Without one `make test-oldest` would take the first that was ever published."""
+    assert not [line for line in importlib.metadata.requires("velm-cli") if ">=" not in line]
 
 
 def test_the_distribution_is_velm_cli():
