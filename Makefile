@@ -3,19 +3,21 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+OLDEST := .venv-oldest
+OLDEST_TESTS ?= tests/unit
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check golden bench gpu-check docs wheel clean
+.PHONY: help setup demo test test-all test-oldest check golden bench gpu-check docs wheel clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## install velm and its development tools into .venv
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --progress-bar off --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --progress-bar=off --quiet -e '.[dev]'
 	@touch $@
 
 demo: $(READY)  ## preprocess, train, finetune and evaluate on the embedded data set
@@ -26,6 +28,16 @@ test: $(READY)  ## all tests but the slow ones
 
 test-all: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal tests
+
+test-oldest: $(OLDEST)/.ready  ## unit tests (or OLDEST_TESTS) with the lowest versions that pyproject.toml allows
+	$(OLDEST)/bin/uv pip list --python $(OLDEST)/bin/python
+	$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal $(OLDEST_TESTS)
+
+$(OLDEST)/.ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --progress-bar=off --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[dev]'
+	@touch $@
 
 check: $(READY)  ## format, lint, types, configs, imports: seconds
 	$(BIN)/ruff format --check .
@@ -56,5 +68,5 @@ wheel: $(READY)  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## remove what make made (not your data, stores or runs)
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -20,7 +20,7 @@ def wheel(tmp_path_factory) -> Path:
         [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("velm-*.whl")
+    (built,) = folder.glob("velm_cli-*.whl")
     return built
 
 

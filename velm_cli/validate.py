@@ -252,7 +252,7 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
         import importlib.util
 
         if importlib.util.find_spec("tensorboard") is None:
-            yield "run.tensorboard=true needs TensorBoard: pip install 'velm[tensorboard]'"
+            yield "run.tensorboard=true needs TensorBoard: pip install tensorboard"
 
 
 def _data(data: schema.DataConfig) -> Iterator[str]:

@@ -140,7 +140,7 @@ def test_transparent_palette_entries_become_white(tmp_path, suffix):
 def test_other_modes_become_rgb(tmp_path, mode):
     scene = Image.fromarray(blocks(np.random.default_rng(), 64, 96, 3)).convert(mode, dither=0)
     file = tmp_path / ("scene.tiff" if mode == "YCbCr" else "scene.png")
-    scene.save(file)
+    scene.save(file, compression="tiff_lzw")  # uncompressed YCbCr is read from Pillow 13 on
     assert_looks_like(normalise(file), np.asarray(scene.convert("RGB")))
 
 

@@ -106,7 +106,7 @@ def mark(path: Path, marker: str, text: str = "") -> None:
 
 def environment() -> dict[str, Any]:
     """What the run ran on and with."""
-    packages = ("velm", "torch", "torchvision", "transformers", "hydra-core", "omegaconf", "tokenizers")
+    packages = ("velm-cli", "torch", "torchvision", "transformers", "hydra-core", "omegaconf", "tokenizers")
     versions = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

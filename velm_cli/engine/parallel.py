@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -61,6 +62,7 @@ class Replica:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        _show_tensors_of_terms()
         mesh = init_device_mesh(self.ranks.device.type, (self.ranks.world,))
         scalars = {p for p in self.task.parameters() if p.ndim == 0}  # cannot be sliced
         self._by_hand = [p for p in self.task.parameters() if p in scalars and p.requires_grad]
@@ -134,6 +136,16 @@ class Replica:
         finally:
             if self._plain is not None:
                 self._plain.to("cpu")
+
+
+@functools.cache
+def _show_tensors_of_terms() -> None:
+    """Tell torch which tensors a Term holds: fully_shard starts the backward of what no layer holds (all that learns,
+    below a frozen encoder and a recurrent text encoder) at those that the task returns, and torch 2.11 looks into no
+    dataclass that it was not told of: gradients then stay each rank's own."""
+    from torch.export import register_dataclass
+
+    register_dataclass(Term)
 
 
 def is_slice(tensor: Tensor) -> TypeGuard[DTensor]:

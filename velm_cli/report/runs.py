@@ -178,7 +178,7 @@ def plot(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr
     try:
         import matplotlib
     except ImportError:
-        raise UserError("out= draws with matplotlib: pip install 'velm[report]'") from None
+        raise UserError("out= draws with matplotlib: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

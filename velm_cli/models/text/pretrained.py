@@ -228,6 +228,6 @@ def _add_lora(net: nn.Module, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError("text.lora_rank needs peft: pip install 'velm[lora]'") from None
+        raise UserError("text.lora_rank needs peft: pip install peft") from None
     net.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), net)
