@@ -204,9 +204,7 @@ def check_learning(model: VelmModel, image: torch.Tensor) -> None:
     model.freeze_unused(text=True, pooled=False, states=False)
     model.double().train()
     for module in model.modules():
-        if isinstance(
-            module, nn.BatchNorm2d
-        ):  # of two images it is a step function: no gradient tells how far it holds
+        if isinstance(module, nn.BatchNorm2d):  # statistics of two images curve too much for a step of this size
             module.eval()
     tokens = torch.randint(3, VOCAB, (4, 8))
 
