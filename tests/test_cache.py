@@ -16,7 +16,7 @@ from velm_cli.data.features import LOCK
 
 COMMAND = [
     "train", *TINY, *TINY_MODEL, "vision.freeze=all", "run.max_steps=8", "run.validate_every=4", "loss.beta=0.1",
-    "loss.gamma=0.1", "metrics.names=[cider]",
+    "loss.gamma=0.1", "metrics.names=[cider]", "run.precision=fp32",
 ]  # fmt: skip
 WAY = sum(1e-3 * step / 100 for step in range(1, 9))  # that a weight can go in eight steps of AdamW in warm-up
 

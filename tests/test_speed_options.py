@@ -31,7 +31,14 @@ from velm_cli.schema import (
     ViTConfig,
 )
 
-STEPS = ["run.max_steps=17", "run.validate_every=0", "metrics.names=[cider]", "text.dropout=0", "fusion.dropout=0"]
+STEPS = [
+    "run.max_steps=17",
+    "run.validate_every=0",
+    "metrics.names=[cider]",
+    "text.dropout=0",
+    "fusion.dropout=0",
+    "run.precision=fp32",
+]
 
 
 @pytest.fixture(scope="module")

@@ -29,11 +29,8 @@ class ConceptLoss(nn.Module):
         nn.init.constant_(self.classifier.bias, -3.9)
 
     def forward(self, pooled_BD: Tensor, concepts_BC: Tensor) -> Tensor:
-        """Sum over images and concepts, nats."""
-        logits_BC = at_least_float32(self.classifier(pooled_BD))
-        return F.binary_cross_entropy_with_logits(logits_BC, concepts_BC, reduction="sum")
         """Sum over images of the sum or mean over concepts, nats."""
-        logits_BC = self.classifier(pooled_BD).float()
+        logits_BC = at_least_float32(self.classifier(pooled_BD))
         return F.binary_cross_entropy_with_logits(logits_BC, concepts_BC, reduction="sum") / self.divisor
 
 
