@@ -49,9 +49,9 @@ def test_the_losses_and_weights_are_those_without_a_cache(place, cache, toleranc
     assert weights.keys() == found.keys()
     apart = torch.cat([(tensor - found[name]).abs().flatten() for name, tensor in weights.items()])
     assert apart.mean() < share * WAY
-    assert call("eval", f"checkpoint=runs/train/{cache}", "metrics.names=[cider]") == 0
+    assert call("eval", f"checkpoint=runs/train/{cache}", "metrics.names=[cider]", "run.precision=fp32") == 0
     assert "features" in capsys.readouterr().out, "an evaluation shares the features"
-    assert call("eval", "checkpoint=runs/train/plain", "metrics.names=[cider]") == 0
+    assert call("eval", "checkpoint=runs/train/plain", "metrics.names=[cider]", "run.precision=fp32") == 0
     if cache == "fp32":
         plain_captions, captions = (
             json.loads((place.parent / f"evaluate/{name}-shapes-test-beam5/predictions.json").read_text())
@@ -87,7 +87,7 @@ def test_views_of_the_training_images_are_kept_beside_the_plain_one(place, capsy
     assert not np.allclose(first, second) and not np.allclose(second, third)
     assert call(*COMMAND, *more, "run.max_steps=10") == 0
     assert "view 3 of 3  complete" in capsys.readouterr().out
-    assert call("eval", "checkpoint=runs/train/views", "metrics.names=[cider]") == 0
+    assert call("eval", "checkpoint=runs/train/views", "metrics.names=[cider]", "run.precision=fp32") == 0
     assert "complete" in capsys.readouterr().out, "evaluation sees images as they are"
 
 
@@ -129,9 +129,9 @@ def test_the_layers_above_frozen_ones_learn_from_what_those_say(place, capsys):
     # those above have learned: the encoder that was frozen whole has other weights now
     assert any(not torch.equal(found[name], whole) for name, whole in load_file(place / "plain/model.safetensors").items()
                if name.startswith("model.vision.") and name in found)  # fmt: skip
-    assert call("eval", "checkpoint=runs/train/part", "metrics.names=[cider]") == 0
+    assert call("eval", "checkpoint=runs/train/part", "metrics.names=[cider]", "run.precision=fp32") == 0
     assert "complete" in capsys.readouterr().out, "after training the frozen layers are the same, and so is their cache"
-    assert call("eval", "checkpoint=runs/train/part-plain", "metrics.names=[cider]") == 0
+    assert call("eval", "checkpoint=runs/train/part-plain", "metrics.names=[cider]", "run.precision=fp32") == 0
     plain_captions, captions = (
         json.loads((place.parent / f"evaluate/{name}-shapes-test-beam5/predictions.json").read_text())
         for name in ("part-plain", "part")
