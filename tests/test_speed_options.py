@@ -68,7 +68,7 @@ def test_a_profile_changes_nothing_and_says_where_a_step_went(place, monkeypatch
     assert "ProfilerHandler" not in said.err and "ERROR" not in said.err
     page = (folder / "summary.txt").read_text()
     assert page.startswith("10 steps after the first 5")
-    assert all(name in page for name in (*PARTS, "matrix products", "attention", "aten::addmm"))
+    assert all(name in page for name in (*PARTS, "matrix products", "attention", "aten::"))
     trace = json.loads(gzip.decompress((folder / "trace.json.gz").read_bytes()))
     assert sum(event["name"] == "backward" for event in trace["traceEvents"]) == 10
 
