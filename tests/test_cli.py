@@ -62,6 +62,14 @@ MISTAKES = [
         "velm: loss.label_smoothing=0.1 has no effect with loss.text=self_critical: leave it at 0.0",
     ),
     (
+        ["train", "loss.gamma=1", "run.batch_size=1"],
+        "velm: loss.gamma: L_joint compares the images of a batch, and run.batch_size=1 has nothing to compare with",
+    ),
+    (
+        ["train", "loss.scheduled_sampling=learned"],
+        "velm: loss.scheduled_sampling=learned: only weights can be learned; give a number or a schedule",
+    ),
+    (
         ["train", "fusion=none", "loss.gamma=1", "loss.joint=matching"],
         "velm: loss.joint=matching judges image and caption by the fused state, and fusion=none leaves the image out: "
         "choose a fusion, or loss.joint=contrastive",

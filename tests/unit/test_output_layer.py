@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 import transformers
@@ -107,7 +110,34 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights["lm_head.weight"].fill_(float("nan"))
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="differ by nan nats"):
+    with pytest.raises(UserError, match="the model's logits are not finite: its weights or config are damaged"):
+        build(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("gemma2", {"num_hidden_layers": 3}),
+        ("gemma2", {"final_logit_softcapping": "x"}),
+        ("llama", {"num_attention_heads": 3}),
+        ("mistral-window", {"sliding_window": "four"}),
+        ("granite", {"logits_scaling": 0}),
+        ("cohere", {"logit_scale": None}),
+    ],
+)
+def test_a_config_that_is_no_models_is_refused_in_a_line(family, change, tmp_path):
+    shutil.copytree(folder("llama") if family == "llama" else family_folder(family), tmp_path / "copy")
+    file = tmp_path / "copy/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=r"^text\.name=.*copy") as refused:
+        build(str(tmp_path / "copy"))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_model_of_another_kind_is_called_that(tmp_path):
+    config = transformers.T5Config(vocab_size=VOCAB, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a model of another kind than text needs"):
         build(str(tmp_path))
 
 
@@ -119,7 +149,7 @@ def test_a_model_is_compared_once_and_not_where_it_has_no_weights_yet(monkeypatc
     with Undrawn():
         build(folder("llama"), weights="none")
     assert not calls
-    with pytest.raises(UserError, match=r"family llama \(ZeroDivisionError"):
+    with pytest.raises(UserError, match=r"family llama, by its config or by its kind \(ZeroDivisionError"):
         build(folder("llama"))
     assert len(calls) == 1
 

@@ -19,6 +19,7 @@ from tiny_models import folder
 from velm_cli import schema
 from velm_cli.data.resizing import CENTRE_CROP, Resizing, colours_of, processor_options, resizing_of
 from velm_cli.data.transforms import EvalTransform, TrainTransform, kept_box
+from velm_cli.errors import UserError
 from velm_cli.models.vision import build_vision
 
 SIDE = 48
@@ -94,13 +95,32 @@ def test_the_options_of_a_processor_are_found_in_all_their_forms(tmp_path):
     assert resizing_of({"size": square(224)}, crop) == crop._replace(whole=True)
     assert resizing_of({"size": {"shortest_edge": 224}}, whole) == CENTRE_CROP
     assert resizing_of({"size": square(224), "do_resize": False}, crop) == crop
-    assert resizing_of({"size": "large", "crop_size": [], "resample": "soft"}, whole) == whole
+    assert resizing_of({"size": [224, 224], "resample": None}, whole) == whole
     assert colours_of({}) is None
     assert processor_options(str(tmp_path)) == {}
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {"size": square(224)}}))
     assert processor_options(str(tmp_path)) == {"size": square(224)}  # as whole processors are saved
-    (tmp_path / "preprocessor_config.json").write_text("[]")
-    assert processor_options(str(tmp_path)) == {"size": square(224)}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": 96, "image_mean": [0.5] * 3}))
+    assert processor_options(str(tmp_path)) == {"size": 96, "image_mean": [0.5] * 3}
+    assert processor_options(str(tmp_path), {"image_mean", "image_std"}) == {"image_mean": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{broken", "[]", '"hello"', '{"size": "big"}', '{"size": []}', '{"size": -5}', '{"size": {"height": 32, "width": 16}}',
+        '{"size": {"shortest_edge": 1000000000}, "crop_size": 16}', '{"crop_size": {"height": 16, "width": 0}}',
+        '{"resample": 99}', '{"resample": "soft"}', '{"rescale_factor": "a"}', '{"rescale_factor": 0}',
+        '{"rescale_factor": null}', '{"image_mean": [NaN, 0.5, 0.5]}', '{"image_std": [0, 0, 0]}', '{"image_std": [1, 1]}',
+        '{"image_mean": "grey"}',
+    ],
+)  # fmt: skip
+def test_a_file_that_no_processor_can_have_is_refused_in_a_line(tmp_path, content):
+    """Else the model would silently get other images than those that it knows."""
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json: .*; fix the file, or remove it") as refused:
+        processor_options(str(tmp_path))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("kind", ["convnet", "hf_vit"])

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from velm_cli.errors import UserError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the stored image
 Colour = tuple[float, float, float]  # red, green, blue
 
 BILINEAR, BICUBIC = 2, 3  # Pillow's numbers, which are those of the files
 FILTERS = range(6)
+LARGEST_ZOOM = 8  # a processor that keeps less than an eighth of a side is a mistake
 
 
 class Resizing(NamedTuple):
@@ -60,17 +63,61 @@ class Resizing(NamedTuple):
 CENTRE_CROP = Resizing()
 
 
-def processor_options(folder: str) -> dict[str, Any]:
-    """What the folder's files say of the model's image processor; nothing where there are none."""
+def processor_options(folder: str, used: Container[str] | None = None) -> dict[str, Any]:
+    """The options of the model's image processor in the folder's files, those in `used` alone; none without a file.
+
+    Raises UserError for a file that is damaged and for options that no processor can have: other images than those
+    that the model knows would be a silent loss.
+    """
     for name, inside in (("preprocessor_config.json", None), ("processor_config.json", "image_processor")):
-        try:
-            options = json.loads((Path(folder) / name).read_text("utf-8"))
-            options = options if inside is None else options[inside]
-        except (OSError, ValueError, KeyError, TypeError):
+        path = Path(folder) / name
+        if not path.is_file():
             continue
-        if isinstance(options, dict):
+        try:
+            options = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise _unusable(path, f"it is no JSON ({error})") from error
+        if inside is not None and isinstance(options, dict):
+            options = options.get(inside, {})
+        if not isinstance(options, dict):
+            raise _unusable(path, "it holds no options")
+        options = {key: value for key, value in options.items() if used is None or key in used}
+        if problem := next(_problems(options), None):
+            raise _unusable(path, problem)
+        if options:
             return options
     return {}
+
+
+def _unusable(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: {problem}; fix the file, or remove it for the values of the model's family")
+
+
+def _problems(options: Mapping[str, Any]) -> Iterator[str]:
+    if options.get("do_rescale", True) and not _is_number(options.get("rescale_factor", 1), above=0):
+        yield f"rescale_factor={options['rescale_factor']!r} is no number above 0"
+    if options.get("do_normalize", True):
+        for name, above in (("image_mean", -math.inf), ("image_std", 0)):
+            values = options.get(name, [1])
+            values = values if isinstance(values, list) else [values]
+            if len(values) not in (1, 3) or not all(_is_number(value, above=above) for value in values):
+                yield f"{name}={options[name]!r} is not three finite numbers{' above 0' if above == 0 else ''}"
+    if options.get("resample", BILINEAR) not in (*FILTERS, None):
+        yield f"resample={options['resample']!r} is no filter of Pillow ({FILTERS[0]} to {FILTERS[-1]})"
+    sizes = [name for name, does in (("size", "do_resize"), ("crop_size", "do_center_crop")) if options.get(does, True)]
+    for name in sizes:
+        size = options.get(name)
+        if size is not None and _length(size) is None:
+            yield f"{name}={size!r} is no length of sides in pixels"
+        if isinstance(size, Mapping) and size.get("height") != size.get("width"):
+            yield f"{name}={size!r}: velm's images are square"
+    edge, cropped = (_length(options.get(name)) for name in ("size", "crop_size"))
+    if len(sizes) == 2 and edge and cropped and edge > LARGEST_ZOOM * cropped:
+        yield f"size={options['size']!r} is more than {LARGEST_ZOOM} times crop_size={options['crop_size']!r}"
+
+
+def _is_number(value: Any, *, above: float) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > above
 
 
 def resizing_of(options: Mapping[str, Any], default: Resizing) -> Resizing:
@@ -79,9 +126,9 @@ def resizing_of(options: Mapping[str, Any], default: Resizing) -> Resizing:
     A size is a number (of both sides where the family takes the whole image), {"shortest_edge": n} or
     {"height": n, "width": n}; a crop of another size than the scaled image is a zoom.
     """
-    resample = options.get("resample", default.resample)
-    resample = resample if resample in FILTERS else default.resample
-    if "size" not in options or not options.get("do_resize", True):
+    resample = options.get("resample")
+    resample = default.resample if resample is None else resample
+    if options.get("size") is None or not options.get("do_resize", True):
         return default._replace(resample=resample)
     size = options["size"]
     whole = default.whole if not isinstance(size, Mapping) else "shortest_edge" not in size
@@ -97,20 +144,23 @@ def colours_of(options: Mapping[str, Any]) -> tuple[Colour, Colour] | None:
     scale = 255 * options.get("rescale_factor", 1 / 255) if options.get("do_rescale", True) else 255.0
     if not options.get("do_normalize", True):
         return (0.0, 0.0, 0.0), (1 / scale, 1 / scale, 1 / scale)
-    try:
-        mean, std = (_colour(options[name], scale) for name in ("image_mean", "image_std"))
-    except (ValueError, KeyError, TypeError):
+    if not {"image_mean", "image_std"} <= options.keys():
         return None
-    return mean, std
+    return _colour(options["image_mean"], scale), _colour(options["image_std"], scale)
 
 
-def _colour(values: Any, scale: float) -> Colour:
-    red, green, blue = (float(value) if abs(scale - 1) < 1e-6 else value / scale for value in values)
-    return red, green, blue
+def _colour(value: Any, scale: float) -> Colour:
+    values = value * 3 if isinstance(value, list) and len(value) == 1 else value
+    red, green, blue = values if isinstance(values, list) else [values] * 3
+    if abs(scale - 1) < 1e-6:
+        return float(red), float(green), float(blue)
+    return red / scale, green / scale, blue / scale
 
 
 def _length(size: Any) -> int | None:
     """The length of a side that a processor's file gives in one of its forms."""
     if isinstance(size, Mapping):
         size = size.get("shortest_edge") or size.get("height")
-    return size if isinstance(size, int) and size > 0 else None
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        size = size[0]
+    return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None

@@ -45,9 +45,8 @@ def load_pretrained(
         except (OSError, ValueError):
             raise
         except Exception as error:  # of pickle (which torch was told not to obey), of safetensors, of torch
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"its weights cannot be read ({type(error).__name__}: {said})") from error
-    except (OSError, ValueError) as error:
+            raise ValueError(f"its weights cannot be read ({type(error).__name__}: {first_line(error)})") from error
+    except Exception as error:  # a config with values of other types or sizes may fail anywhere in transformers
         raise UserError(_line(group, name if weights in ("pretrained", "none") else weights, error)) from error
 
 
@@ -59,16 +58,26 @@ def load_config(group: str, name: str) -> Any:
         raise UserError(f"{group}.name is not set: give the folder of a transformers model (or a hub name)")
     try:
         return transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a file that is no JSON, an unknown model_type, values that its class refuses
         if os.path.exists(name) or not hub_has(name):
             raise UserError(_line(group, name, error)) from error
     return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
 
 
+def first_line(error: Exception) -> str:
+    """The error's first line that is not empty, without its end; its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Of what validates configs the first line names the class, the second what is wrong.
+    return (" ".join(lines[:2]) if lines and lines[0].endswith(":") else (lines or [type(error).__name__])[0])[:160]
+
+
 def _line(group: str, name: str, error: Exception) -> str:
+    if os.path.isfile(os.path.join(name, "config.json")):
+        if "Unrecognized configuration class" in str(error):
+            return f"{group}.name={name} is a model of another kind than {group} needs: {first_line(error)}"
+        return f"{group}.name={name} cannot be loaded: {first_line(error)}"
     if os.path.isdir(name):
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        return f"{group}.name={name} is not a folder of a transformers model: {said}"
+        return f"{group}.name={name} is not a folder of a transformers model: {first_line(error)}"
     if Path(name).is_absolute() or name.startswith("."):
         return f"{group}.name={name} does not exist"
     return (

@@ -40,7 +40,9 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
     except UserError as error:
         yield str(error)
     else:
-        if sampling.learned or max(sampling.start, sampling.end) > 1:
+        if sampling.learned:
+            yield "loss.scheduled_sampling=learned: only weights can be learned; give a number or a schedule"
+        elif max(sampling.start, sampling.end) > 1:
             yield f"loss.scheduled_sampling={loss.scheduled_sampling}: a probability, so at most 1"
         elif not sampling.always_zero and not writes:
             yield "loss.scheduled_sampling is of no use with loss.text=masked: set it to 0"
@@ -65,6 +67,8 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
             )
         if "alpha" in active:
             yield from without_effect("loss", loss, "label_smoothing", chosen="loss.text=self_critical")
+    if "gamma" in active and config.run.batch_size == 1:
+        yield "loss.gamma: L_joint compares the images of a batch, and run.batch_size=1 has nothing to compare with"
     matches = "gamma" in active and loss.joint is schema.JointLoss.matching
     if matches and isinstance(config.fusion, schema.NoFusionConfig):
         yield (

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from velm_cli.errors import UserError
 from velm_cli.models import transformers_internals as internals
+from velm_cli.models.hub import first_line
 from velm_cli.models.layers import soft_capped
 from velm_cli.models.state import Rows, select
 
@@ -39,13 +40,14 @@ def refuse_other_logits(text: PretrainedText, model: Any) -> None:
     except UserError:
         raise
     except Exception as error:  # a family may fail anywhere in code that nobody here has read
-        said = (str(error).strip().splitlines() or [""])[0][:100]
         raise UserError(
-            f"text.name={text.name}: velm cannot run models of the family {family} ({type(error).__name__}: {said}); "
-            "those that it can: docs/language-models.md"
+            f"text.name={text.name}: velm cannot run this model of the family {family}, by its config or by its kind "
+            f"({type(error).__name__}: {first_line(error)}); families that it can run: docs/language-models.md"
         ) from error
     finally:
         model.train(was_training)
+    if not own_NTV.isfinite().all():
+        raise UserError(f"text.name={text.name}: the model's logits are not finite: its weights or config are damaged")
     difference = float((own_NTV.log_softmax(-1) - found_NTV.log_softmax(-1)).abs().max())
     if not difference <= TOLERANCE:
         raise UserError(

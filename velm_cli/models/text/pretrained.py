@@ -89,7 +89,12 @@ class PretrainedText(TextEncoder):
             self.head = head
         self.head_bias = None if head.bias is None else head.bias.detach()
         config = self.net.config
-        self.output_scale, self.output_cap = internals.output_scale(config), internals.output_cap(config)
+        try:
+            self.output_scale, self.output_cap = internals.output_scale(config), internals.output_cap(config)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise UserError(
+                f"text.name={self.name}: the scale of logits in config.json is unusable: {error}"
+            ) from error
         # Checkpoints have both, since those that were written before velm knew of them were trained without.
         if (self.output_scale, self.output_cap) != (1.0, 0.0):
             self.register_buffer("scale_and_cap", torch.tensor([self.output_scale, self.output_cap]))

@@ -53,9 +53,9 @@ class TransformersVision(VisionEncoder):
         plain: dict[str, Any] = {"add_pooling_layer": False} if class_name == "ViTModel" else {}
         self.net: Any = load_pretrained("vision", config.name, config.weights, class_name, **plain)
         mean, std, resizing = INPUTS[class_name]
-        options = processor_options(config.name)
-        if config.resize is not Resize.auto:  # then only the colours are the file's, as they were before there was auto
-            options = {name: options[name] for name in ("image_mean", "image_std") if name in options}
+        # Without auto only the colours are the file's, as they were before there was auto.
+        used = None if config.resize is Resize.auto else {"image_mean", "image_std"}
+        options = processor_options(config.name, used)
         self.mean, self.std = colours_of(options) or (mean, std)
         self.resizing = resizing_of(options, resizing)
         self.width = self.net.config.hidden_size
