@@ -57,6 +57,8 @@ def test_preprocess_train_resume_and_evaluate(place, capsys):
 
 
 def test_mistakes_are_said_in_a_line(place, capsys):
+    assert call("preprocess", *STREAM, "dataset.urls=shards/{00000..00003}.tar") == 0
+    capsys.readouterr()
     for arguments, message in [
         (["preprocess", "dataset=webdataset"], "dataset.urls=None: give a path, a URL or a list of them"),
         (["train", *STREAM, "dataset.store=none"], "the store none does not exist; run: velm preprocess dataset=webdataset"),
