@@ -21,10 +21,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from velm_cli.metrics import ptb
+from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.metrics.java import Launcher, find_java
-from velm_cli.metrics.tokenize import PYCOCOEVALCAP, one_line, ptb_tokenize
+from velm_cli.metrics.tokenize import one_line, ptb_tokenize
 
-COCO_JAR = PYCOCOEVALCAP / "spice" / "spice-1.0.jar"
+COCO_JAR = pycocoevalcap() / SPICE_JAR
 COCO_FILES = ("coco/annotations/captions_train2014.json", "coco/annotations/captions_val2014.json")
 TEXT_KEYS = frozenset(["caption", "question", "answer", "sentence", "en"])
 TIMEOUT = 600.0  # seconds for the jar on one corpus

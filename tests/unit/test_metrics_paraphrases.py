@@ -9,7 +9,7 @@ import pytest
 from java_support import needs_java, random_captions
 
 from velm_cli.metrics.java import Launcher, cache_home, find_java
-from velm_cli.metrics.meteor import PARAPHRASES, Meteor
+from velm_cli.metrics.meteor import Meteor, paraphrases
 from velm_cli.metrics.paraphrases import ParaphraseTable, neighbours
 
 TABLE = [
@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_whole_table(tmp_path):
     print(f"seed {seed}")
     rng = random.Random(seed)
     references, hypotheses = random_captions(rng, 60)
-    table = ParaphraseTable.cached(PARAPHRASES, cache_home())
+    table = ParaphraseTable.cached(paraphrases(), cache_home())
     # Phrases of the table itself with their paraphrases, some of them with marks in between.
     for image in range(1000, 1400):
         first, second = (phrase(table, 2 * pair + side) for pair in [rng.randrange(5_000_000)] for side in (0, 1))

@@ -17,12 +17,12 @@ import pytest
 from java_support import fake_java, needs_java, needs_spice, random_captions
 
 from velm_cli.metrics import ptb, spice
+from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.java import Java, JavaError, Launcher, cache_home, find_java
 from velm_cli.metrics.spice import CORENLP_JARS, SpiceSetup, command, find_corenlp, score_spice
 from velm_cli.metrics.spice_engine import ENGINE_JAR
 from velm_cli.metrics.spice_engine.build import build
-from velm_cli.metrics.tokenize import PYCOCOEVALCAP
 from velm_cli.schema import MetricsConfig
 
 # ------------------------------------------------------------------------------------ the engine
@@ -84,9 +84,9 @@ def test_flags_by_java_version(tmp_path):
 
 
 def test_corenlp_is_found_only_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(spice, "SPICE_FOLDER", tmp_path / "package")
+    monkeypatch.setattr(spice, "pycocoevalcap", lambda: tmp_path)
     monkeypatch.delenv("VELM_CORENLP", raising=False)
-    folders = [tmp_path / "package" / "lib", tmp_path / "cache" / "corenlp-3.6.0", tmp_path / "mine"]
+    folders = [tmp_path / "spice" / "lib", tmp_path / "cache" / "corenlp-3.6.0", tmp_path / "mine"]
     for folder in folders:
         folder.mkdir(parents=True)
         (folder / CORENLP_JARS[0]).touch()  # what an interrupted download of pycocoevalcap leaves
@@ -239,7 +239,7 @@ def official_spice(folder: Path, references: dict, hypotheses: dict) -> dict:
     (folder / "cache").mkdir()
     opened = ("lang", "math", "util", "util.concurrent", "net", "text")
     flags = [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in opened] if find_java().major > 8 else []
-    jars = [PYCOCOEVALCAP / "spice" / "spice-1.0.jar", find_corenlp(cache_home()) / "*", ENGINE_JAR]
+    jars = [pycocoevalcap() / SPICE_JAR, find_corenlp(cache_home()) / "*", ENGINE_JAR]
     options = ["-cache", folder / "cache", "-out", folder / "out.json", "-subset", "-silent"]
     java = [find_java().program, "-Xmx3g", *flags, "-cp", os.pathsep.join(map(str, jars))]
     scorer = ["edu.anu.spice.SpiceScorer", folder / "in.json", *options]

@@ -8,7 +8,6 @@ never a zero.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from velm_cli import __version__
 from velm_cli.data.processes import available_cores
 from velm_cli.errors import UserError, did_you_mean
-from velm_cli.metrics import language, meteor, spice
+from velm_cli.metrics import authority, language, meteor, spice
 from velm_cli.metrics.clip_score import ClipJudge, ReadImage
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.frequencies import document_frequencies
@@ -228,7 +227,7 @@ class _Run:
         """The part of METEOR's table that these captions can need; None, so all of it, where velm cannot cut it."""
         try:
             worth_it = len(references) >= IMAGES_PER_TABLE
-            table = ParaphraseTable.cached(meteor.PARAPHRASES, self.cache_dir, make=worth_it)
+            table = ParaphraseTable.cached(meteor.paraphrases(), self.cache_dir, make=worth_it)
             if table is None:
                 return None
             path = folder / "paraphrases.gz"
@@ -359,7 +358,7 @@ def _signature(references: Mapping[ImageId, Sequence[str]]) -> dict[str, Any]:
     counts = [len(captions) for captions in references.values()]
     return {
         "velm": __version__,
-        "pycocoevalcap": importlib.metadata.version("pycocoevalcap"),
+        "pycocoevalcap": authority.version(),
         "tokenizer": "PTB, as stanford-corenlp-3.4.1",
         "java": None,
         "images": len(counts),

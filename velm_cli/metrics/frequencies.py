@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from velm_cli.errors import UserError
+from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.metrics.document_frequency import DocumentFrequency
-from velm_cli.metrics.tokenize import PYCOCOEVALCAP
+from velm_cli.metrics.java import JavaError
 
 COCO_CAPTIONS = "coco/annotations/captions_val2014.json"  # in the jar of SPICE: the official ones, 40,504 images
 COCO_TABLE = "cider-df-coco-val2014.npz"
@@ -40,7 +41,10 @@ def document_frequencies(df: str, cache_dir: Path, tokenize: Tokenize) -> Docume
 
 
 def _of_coco(tokenize: Tokenize) -> DocumentFrequency:
-    jar = PYCOCOEVALCAP / "spice" / "spice-1.0.jar"
+    try:
+        jar = pycocoevalcap() / SPICE_JAR
+    except JavaError as error:
+        raise UserError(f"metrics.df=coco: {error}") from None
     try:
         with zipfile.ZipFile(jar) as archive:
             annotations = json.loads(archive.read(COCO_CAPTIONS))["annotations"]

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from velm_cli.metrics.authority import pycocoevalcap
 from velm_cli.metrics.java import JavaError, Launcher
 from velm_cli.metrics.significance import Summands
-from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
+from velm_cli.metrics.tokenize import Id, one_line
 
-METEOR_JAR = PYCOCOEVALCAP / "meteor" / "meteor-1.5.jar"
-PARAPHRASES = METEOR_JAR.parent / "data" / "paraphrase-en.gz"  # where the jar itself looks for them
 # The quick compiler and one thread: the thorough one costs as much time as it saves, on cores that the others need.
 FLAGS = ("-Xmx2G", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 MAX_WORDS = 500  # of a caption: its aligner runs out of memory on a caption of thousands
@@ -33,6 +32,16 @@ MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 # hypothesis and reference, the function words of both.
 WORDS, REFERENCE_WORDS, FUNCTION_WORDS, REFERENCE_FUNCTION_WORDS = range(4)
 CHUNKS, MATCHED, REFERENCE_MATCHED = 20, 21, 22
+
+
+def jar() -> Path:
+    """METEOR's own. Raises JavaError where pycocoevalcap is not installed."""
+    return pycocoevalcap() / "meteor" / "meteor-1.5.jar"
+
+
+def paraphrases() -> Path:
+    """Its table, where the jar itself looks for it."""
+    return jar().parent / "data" / "paraphrase-en.gz"
 
 
 class Meteor:
@@ -49,7 +58,7 @@ class Meteor:
     ) -> None:
         """`timeout` is the limit of one `score`, in seconds; `paraphrases` replaces METEOR's own table."""
         self._timeout = timeout
-        arguments = [*FLAGS, "-jar", str(METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
+        arguments = [*FLAGS, "-jar", str(jar()), "-", "-", "-stdio", "-l", "en", "-norm"]
         if paraphrases is not None:
             arguments += ["-a", str(paraphrases)]
         self._workers = [_Worker(launcher, arguments, reply_timeout) for _ in range(processes)]

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from velm_cli.data.processes import available_cores
+from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.metrics.java import JavaError, JavaTimeout, Launcher, memory_limit
 from velm_cli.metrics.spice_engine import ENGINE_JAR
-from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
+from velm_cli.metrics.tokenize import Id, one_line
 
 CORENLP_VERSION = "3.6.0"
 CORENLP_JARS = (f"stanford-corenlp-{CORENLP_VERSION}.jar", f"stanford-corenlp-{CORENLP_VERSION}-models.jar")
-SPICE_FOLDER = PYCOCOEVALCAP / "spice"
 # The jar's names for the kinds of tuples that a score is split into; All is the score itself.
 CATEGORIES = ("All", "Object", "Attribute", "Relation", "Color", "Cardinality", "Size")
 # Images of one group, by the heap: all its parses are in memory together, but each group loads the models anew.
@@ -73,7 +73,7 @@ class SpiceSetup:
 
 def find_corenlp(cache_dir: Path) -> Path | None:
     """The folder with both of CoreNLP's jars: $VELM_CORENLP, velm's cache or pycocoevalcap's own; or None."""
-    folders = [cache_dir / f"corenlp-{CORENLP_VERSION}", SPICE_FOLDER / "lib"]
+    folders = [cache_dir / f"corenlp-{CORENLP_VERSION}", (pycocoevalcap() / SPICE_JAR).parent / "lib"]
     if os.environ.get("VELM_CORENLP"):
         folders.insert(0, Path(os.environ["VELM_CORENLP"]).expanduser())
     return next((path for path in folders if all((path / jar).is_file() for jar in CORENLP_JARS)), None)
@@ -102,7 +102,7 @@ def command(setup: SpiceSetup, work: Path, java_major: int, *, cached: bool) -> 
         flags += [f"--add-opens=java.base/java.{name}=ALL-UNNAMED" for name in ADD_OPENS]
     if cached and java_major >= 24:
         flags += ["--enable-native-access=ALL-UNNAMED"]
-    class_path = os.pathsep.join(map(str, [SPICE_FOLDER / "spice-1.0.jar", setup.corenlp / "*", ENGINE_JAR]))
+    class_path = os.pathsep.join(map(str, [pycocoevalcap() / SPICE_JAR, setup.corenlp / "*", ENGINE_JAR]))
     options = ["-out", str(work / "out.json"), "-subset", "-silent", "-threads", str(setup.threads)]
     if cached:
         options += ["-cache", str(work / "parses")]

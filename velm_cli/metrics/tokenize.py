@@ -11,16 +11,12 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import TypeVar
 
-import pycocoevalcap
-
 from velm_cli.metrics import ptb
+from velm_cli.metrics.authority import pycocoevalcap
 from velm_cli.metrics.java import JavaError, Launcher
 
-PYCOCOEVALCAP = Path(pycocoevalcap.__path__[0])
-PTB_JAR = PYCOCOEVALCAP / "tokenizer" / "stanford-corenlp-3.4.1.jar"
 Id = TypeVar("Id", bound=Hashable)
 
 
@@ -69,7 +65,8 @@ def ptb_tokenize(captions: Sequence[str], launcher: Launcher, *, timeout: float)
     """
     if not captions:
         return []
-    arguments = ["-cp", str(PTB_JAR), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    jar = pycocoevalcap() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    arguments = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     process = launcher.start(arguments)
     deadline = time.monotonic() + timeout
     try:
