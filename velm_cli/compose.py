@@ -49,7 +49,7 @@ FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "
 HOUSEKEEPING = {
     "": "stage name seed fresh dry_run checkpoint experiment debug metrics decode",
     "run.": "dir max_steps log_every checkpoint_every keep_checkpoints keep_every async_checkpoints validate_every "
-    "validate_images patience device parallel threads tensorboard compile profile",
+    "validate_images patience device parallel threads deterministic tensorboard compile profile",
     "data.": "workers",
     "preprocess.": "workers shard_images part seconds_per_image memory_per_image",
     "dataset.": "root missing store urls val_urls retries damaged pipes",

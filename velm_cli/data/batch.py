@@ -6,6 +6,7 @@ image_BCHW, CHW is channels, height, width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from torch import Tensor
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.models.packing import Packing
+
+PARTS = ("image_BCHW", "feature_BSD", "tokens_BKT", "lengths_BK", "packing", "concepts_BC")  # what a device gets
 
 
 class Examples(Protocol):
@@ -64,9 +67,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """This batch with its tensors on `device`; the copy may still be under way (pinned memory)."""
-        names = ("image_BCHW", "feature_BSD", "tokens_BKT", "lengths_BK", "packing", "concepts_BC")
-        tensors = {name: getattr(self, name) for name in names}
-        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in tensors.items() if t is not None})
+        parts = {name: getattr(self, name) for name in PARTS}
+        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in parts.items() if t is not None})
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All of them that `to` has moved."""
+        for name in PARTS:
+            part = getattr(self, name)
+            yield from (part.moved() if isinstance(part, Packing) else () if part is None else (part,))
 
 
 def assemble(

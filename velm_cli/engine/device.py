@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -67,10 +68,15 @@ def drawing_from(seed: int, device: torch.device) -> Iterator[None]:
             module.set_rng_state(state)
 
 
-def prepare(device: torch.device, threads: int) -> None:
+def prepare(device: torch.device, threads: int, *, deterministic: bool = False) -> None:
     """Process-wide settings, once a stage."""
     if threads:
         torch.set_num_threads(threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA's first product is asked for
+        torch.use_deterministic_algorithms(True)
+        # That torch fills all new memory then is for finding faults, and costs time.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cpu":
         _keep_freed_memory()
         # Numbers below 1e-38 cost a CPU tens of times as much as others, and there are many: the momentum of a word

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from velm_cli.data.batch import Batch
 from velm_cli.data.features import FeatureCache
+from velm_cli.data.transfer import on_device
 from velm_cli.engine.checkpoint import Checkpoints, Progress
 from velm_cli.engine.device import autocast
 from velm_cli.engine.meter import Meter
@@ -75,6 +76,7 @@ def fit(
     began, seconds_before = time.perf_counter(), progress.seconds
     saved_step = progress.step
     run.task.train()
+    arriving = on_device(batches, run.device)
     while True:
         # Here, not after the step, so that a validation that a signal cut short is made up for on resume.
         if _validation_due(run):
@@ -93,7 +95,7 @@ def fit(
         with run.profiler.step() if run.profiler else contextlib.nullcontext():
             waited = time.perf_counter()
             with part("wait for data"):
-                micro_batches = [next(batches).to(run.device) for _ in range(options.accumulation)]
+                micro_batches = [next(arriving) for _ in range(options.accumulation)]
             waited = time.perf_counter() - waited
 
             size = {

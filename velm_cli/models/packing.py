@@ -50,8 +50,12 @@ class Packing(NamedTuple):
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Packing:
         """The same on `device`."""
-        names = ("positions_M", "by_time_M", "places_M")
-        return self._replace(**{name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names})
+        positions_M, by_time_M, places_M = (tensor.to(device, non_blocking=non_blocking) for tensor in self.moved())
+        return self._replace(positions_M=positions_M, by_time_M=by_time_M, places_M=places_M)
+
+    def moved(self) -> tuple[Tensor, ...]:
+        """What lies on a device."""
+        return self.positions_M, self.by_time_M, self.places_M
 
     @property
     def image_M(self) -> Tensor:

@@ -16,6 +16,7 @@ from velm_cli.data.features import Encode, FeatureCache
 from velm_cli.data.loader import eval_batches, view_batches
 from velm_cli.data.resizing import CENTRE_CROP
 from velm_cli.data.store import Store
+from velm_cli.data.transfer import on_device
 from velm_cli.data.transforms import TrainTransform
 from velm_cli.engine.device import autocast
 from velm_cli.engine.ranks import Ranks
@@ -72,11 +73,10 @@ def cached_features(
         )  # fmt: skip
 
     def encode(records: np.ndarray) -> Iterator[Tensor]:
-        for batch in images(records):
+        for batch in on_device(images(records), device):
             with torch.inference_mode(), autocast(device, precision):
-                image_BCHW = batch.to(device).image_BCHW
-                assert image_BCHW is not None
-                yield model.kept(image_BCHW)
+                assert batch.image_BCHW is not None
+                yield model.kept(batch.image_BCHW)
 
     count = _fill(cache, records, encode, ranks, stop)
     which = f"view {view + 1} of {data.views}  " if view else ""

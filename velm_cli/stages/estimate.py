@@ -6,8 +6,6 @@ counts the floating-point operations and the bytes that backward needs.
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -16,6 +14,7 @@ from velm_cli.data.batch import Batch
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_device, pick_precision, prepare
+from velm_cli.engine.meter import matrix_peak
 from velm_cli.models.packing import Packing
 from velm_cli.models.velm import count_parameters
 from velm_cli.schema import FeatureCaching, Precision, TrainRoot
@@ -44,7 +43,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     images = config.run.batch_size * config.run.accumulation
     trainable, total = count_parameters(task, trainable=True), count_parameters(task)
     state = 4 * total + (12 + 4 * bool(config.run.ema_decay)) * trainable
-    peak = _matmul_peak(device, precision)
+    peak = matrix_peak(device, precision)
     seconds = config.run.max_steps * flops * config.run.accumulation / (REACHED * peak)
     rows = [
         ("parameters", f"{total:,} ({trainable:,} trained)"),
@@ -119,19 +118,6 @@ def _one_step(task: CaptionTask, config: TrainRoot, length: int, images: bool) -
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
     return counter.get_total_flops(), sum(saved.values())
-
-
-def _matmul_peak(device: torch.device, precision: Precision) -> float:
-    """FLOP/s of a square matrix product on this device, best of a few."""
-    side = 1024 if device.type == "cpu" else 8192
-    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
-    a = torch.randn(side, side, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        float((a @ a)[0, 0])  # fetching one number waits for the device
-        best = min(best, time.perf_counter() - began)
-    return 2 * side**3 / best
 
 
 def _duration(seconds: float) -> str:

@@ -70,7 +70,7 @@ def _evaluate(
     """Caption on all ranks; score and write on the first."""
     device = ranks.device
     precision = pick_precision(config.run.precision, device)
-    prepare(device, config.run.threads)
+    prepare(device, config.run.threads, deterministic=config.run.deterministic)
     print(f"weights     {weights['file']}\ndata        {store.path}  {config.split}  {len(indices):,} images")
     with open_run(path, config, writes=ranks.first), stop_on_signals() as stop:
         if ranks.first:

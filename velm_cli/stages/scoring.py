@@ -16,6 +16,7 @@ from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.data.transfer import on_device
 from velm_cli.engine.checkpoint import seed_of
 from velm_cli.engine.device import autocast, drawing_from
 from velm_cli.engine.loop import Run
@@ -157,12 +158,12 @@ def _validation_losses(
         rank=run.ranks.rank,
         world=run.ranks.world,
     )
-    for number, batch in zip(count(run.ranks.rank, run.ranks.world), batches):
+    for number, batch in zip(count(run.ranks.rank, run.ranks.world), on_device(batches, run.device)):
         if stop:
             break
         seed = seed_of(run.config.seed, number)
         with drawing_from(seed, run.device), torch.inference_mode(), autocast(run.device, run.precision):
-            terms = task(batch.to(run.device), active)
+            terms = task(batch, active)
         own[number] = {name: (float(term.sum), term.count) for name, term in terms.items()}
     # Added in the order of the batches, whoever computed them: the same bits on any number of ranks.
     by_number = sorted(item for part in run.ranks.of_all(own) for item in part.items())

@@ -64,7 +64,7 @@ def _train(
 ) -> float | None:
     device = ranks.device
     precision = pick_precision(config.run.precision, device)
-    prepare(device, config.run.threads)
+    prepare(device, config.run.threads, deterministic=config.run.deterministic)
     torch.manual_seed(config.seed)
     weights = term_weights(config)
     task = build_task(config, store, tokens.tokenizer, weights)

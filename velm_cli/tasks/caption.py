@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from velm_cli.data.batch import Batch
 from velm_cli.data.resizing import CENTRE_CROP, Resizing
 from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.data.transfer import on_device
 from velm_cli.errors import UserError
 from velm_cli.models.decoding import decode_stream
 from velm_cli.models.layers import without_gradients
@@ -252,9 +253,8 @@ class CaptionTask(nn.Module):
         image_ids: list[int | str] = []
 
         def memories() -> Iterator[tuple[tuple, int]]:
-            for batch in batches:
+            for batch in on_device(batches, device):
                 image_ids.extend(batch.image_ids)
-                batch = batch.to(device)
                 with torch.no_grad():
                     features = self.model.encode_image(batch.image_BCHW, batch.feature_BSD)
                     memory = self.model.memory_for(features, decoding)
