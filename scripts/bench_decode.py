@@ -192,7 +192,8 @@ def by_velm_together(
                 memory = model.memory_for(features, config)
             yield memory, len(features.pooled_BD)
 
-    found = decode_stream(model, memories(), config=config, bos_id=BOS, eos_id=EOS, banned=banned)
+    device = encoded[0].pooled_BD.device
+    found = decode_stream(model, memories(), config=config, bos_id=BOS, eos_id=EOS, banned=banned, device=device)
     return [tokens for _, tokens in sorted(found)]
 
 
@@ -266,7 +267,9 @@ def coca(sizes: Sizes) -> Callable[[Tensor], Tensor] | None:
 @torch.no_grad()
 def score(model: VelmModel, features: ImageFeatures, tokens: list[int]) -> float:
     """Mean log p of a caption's tokens, by one pass over all of them."""
-    inputs_1T, targets_T1 = torch.tensor([[BOS, *tokens[:-1]]]), torch.tensor(tokens)[:, None]
+    device = features.pooled_BD.device
+    inputs_1T = torch.tensor([[BOS, *tokens[:-1]]], device=device)
+    targets_T1 = torch.tensor(tokens, device=device)[:, None]
     fused_1TD, _ = model.fusion.read(model.text, inputs_1T, model.memory(features))
     return float(model.logits(fused_1TD[0]).log_softmax(-1).gather(1, targets_T1).mean())
 
@@ -295,7 +298,7 @@ def agreement(model: VelmModel, features: ImageFeatures, ours: Captions, theirs:
         if beams == 1:  # greedy: tied are the two tokens at which the ways part
             parting = next(t for t in range(LENGTH) if pair[0][t] != pair[1][t])
             pair = [tokens[: parting + 1] for tokens in pair]
-        one = features.select(torch.tensor([image]))
+        one = features.select(torch.tensor([image], device=features.pooled_BD.device))
         first, second = (score(model, one, tokens) for tokens in pair)
         verdicts.append("tie" if abs(first - second) < 1e-5 * abs(first) else "other")
     return verdicts

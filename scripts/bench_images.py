@@ -127,10 +127,10 @@ def bits_a_pixel(paths: Sequence[Path], size: Size) -> float:
 
 def coco_captions(images: int) -> list[list[str]]:
     """The captions of so many of COCO's images (of 123,287), about five each."""
-    import pycocoevalcap
+    from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 
     groups: dict[int, list[str]] = {}
-    with zipfile.ZipFile(Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar") as jar:
+    with zipfile.ZipFile(pycocoevalcap() / SPICE_JAR) as jar:
         for part in ("val2014", "train2014"):
             if len(groups) < images:
                 for annotation in json.loads(jar.read(f"coco/annotations/captions_{part}.json"))["annotations"]:

@@ -31,7 +31,6 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
-import pycocoevalcap
 import torch
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
@@ -40,6 +39,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from velm_cli.files import write_json
+from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.java import cache_home
 from velm_cli.metrics.overlap import Corpus, bleu, cider, rouge_l
@@ -48,7 +48,6 @@ from velm_cli.metrics.scores import COLUMNS
 from velm_cli.metrics.spice import find_corenlp
 from velm_cli.schema import MetricsConfig
 
-JAR = Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar"
 ANNOTATIONS = "coco/annotations/captions_val2014.json"
 REFERENCES, REWARD_IMAGES, SAMPLES, MAX_TOKENS = 5, 64, 5, 20
 TOLERANCE = 1e-6
@@ -59,7 +58,7 @@ Steps = dict[str, tuple[float, Any]]  # what was done -> seconds, and what came 
 
 def coco_captions(images: int, rng: random.Random) -> Captions:
     """References and hypotheses of the first `images` images, as they were written."""
-    with zipfile.ZipFile(JAR) as jar:
+    with zipfile.ZipFile(pycocoevalcap() / SPICE_JAR) as jar:
         annotations = json.loads(jar.read(ANNOTATIONS))["annotations"]
     groups: dict[int, list[str]] = {}
     for annotation in annotations:

@@ -35,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import benching
-import pycocoevalcap
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -46,6 +45,7 @@ from velm_cli.engine.compiling import compile_model
 from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.meter import matrix_peak
 from velm_cli.metrics import ptb
+from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.tasks.caption import CaptionTask
@@ -57,12 +57,11 @@ ROWS = [  # velm's contestant, the other one, who that is, how many times faster
     ("both", "coca", "open_clip's CoCa, with contrastive loss", 3.0),
 ]
 Step = Callable[[Batch], object]
-JAR = Path(pycocoevalcap.__path__[0]) / "spice" / "spice-1.0.jar"
 
 
 def caption_lengths() -> list[list[int]]:
     """Words of each caption of COCO's val2014, by image."""
-    with zipfile.ZipFile(JAR) as jar:
+    with zipfile.ZipFile(pycocoevalcap() / SPICE_JAR) as jar:
         annotations = json.loads(jar.read("coco/annotations/captions_val2014.json"))["annotations"]
     groups: dict[int, list[str]] = {}
     for annotation in annotations:
@@ -71,9 +70,12 @@ def caption_lengths() -> list[list[int]]:
     return [[len(caption.split()) for caption in ptb.tokenize(group)] for group in some]
 
 
-def make_batches(count: int, images: int, side: int) -> list[Batch]:
-    """Random images and words; of like length in a batch, as velm's loader puts them together."""
-    lengths = caption_lengths()
+def make_batches(count: int, images: int, side: int, lengths: list[list[int]]) -> list[Batch]:
+    """Random images and words; of like length in a batch, as velm's loader puts them together.
+
+    `lengths`: words of each caption, by image.
+    """
+    lengths = [*lengths]
     random.Random(0).shuffle(lengths)
     lengths = sorted(lengths[: 50 * images], key=max)
     groups = [lengths[start : start + images] for start in range(0, len(lengths) - images + 1, images)]
@@ -112,7 +114,7 @@ class Contestant:
         if name in ("velm", "both"):
             prepare(torch.device("cpu"), 0)
         precision, how = schema.Precision(options["precision"]), schema.Compile(options["compile"])
-        self.batches = make_batches(options["rounds"] + 1, options["images"], sizes["side"])
+        self.batches = make_batches(options["rounds"] + 1, options["images"], sizes["side"], caption_lengths())
         self._step: Step
         if name == "coca":
             self._step, self.parameters = coca_step(sizes, precision)
@@ -137,11 +139,16 @@ class Contestant:
 
 
 def velm_step(
-    sizes: dict[str, int], precision: schema.Precision, how: schema.Compile, *, contrastive: bool
+    sizes: dict[str, int],
+    precision: schema.Precision,
+    how: schema.Compile,
+    *,
+    contrastive: bool = False,
+    device: torch.device = benching.CPU,
 ) -> tuple[Step, int]:
-    """A step of `velm train`, and the number of parameters."""
+    """A step of `velm train`, and the number of parameters. Batches have to be on the device."""
     torch.manual_seed(0)
-    width, heads, device = sizes["width"], sizes["heads"], torch.device("cpu")
+    width, heads = sizes["width"], sizes["heads"]
     text_layers, fusion_layers = (
         (0, sizes["text"]) if not contrastive else (sizes["text"] // 2 + 1, -(-sizes["text"] // 2))
     )
@@ -154,13 +161,13 @@ def velm_step(
         vocab_size=VOCAB,
     )
     terms = frozenset({"text", "joint"} if contrastive else {"text"})
-    task = CaptionTask(model, schema.LossConfig(joint_width=width), concepts=1, active=terms).train()
+    task = CaptionTask(model, schema.LossConfig(joint_width=width), concepts=1, active=terms).train().to(device)
     compile_model(model, how, device)
     config = schema.TrainRoot(
         dataset=schema.ShapesConfig(), vision=schema.ViTConfig(), text=schema.TransformerConfig(),
         fusion=schema.CrossModalConfig(), task=schema.CaptionTaskConfig(),
     )  # fmt: skip
-    run = benching.run_of(task, config, precision)
+    run = benching.run_of(task, config, precision, device)
     return lambda batch: benching.step(run, batch), count_parameters(task)
 
 
@@ -204,7 +211,9 @@ def _descend(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Ten
     optimizer.zero_grad(set_to_none=True)
 
 
-def transformers_step(sizes: dict[str, int], precision: schema.Precision, *, grouped: bool) -> tuple[Step, int]:
+def transformers_step(
+    sizes: dict[str, int], precision: schema.Precision, *, grouped: bool, device: torch.device = benching.CPU
+) -> tuple[Step, int]:
     """A step of VisionEncoderDecoderModel, every caption with its image or grouped; the number of parameters."""
     import transformers as t
     from transformers.modeling_outputs import BaseModelOutput
@@ -221,18 +230,20 @@ def transformers_step(sizes: dict[str, int], precision: schema.Precision, *, gro
     )  # fmt: skip
     model: Any = t.VisionEncoderDecoderModel(
         encoder=t.ViTModel(vision, add_pooling_layer=False), decoder=t.GPT2LMHeadModel(text)
-    ).train()
+    )
+    model.train().to(device)
     model.config.decoder_start_token_id, model.config.pad_token_id = BOS, PAD
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    fused = device.type == "cuda" or None  # as transformers' Trainer; torch's default on a CPU
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05, fused=fused)
     bf16 = precision is schema.Precision.bf16
 
     def step(batch: Batch) -> None:
         tokens_NT = batch.tokens_BKT.flatten(0, 1)
         lengths_N1 = batch.lengths_BK.view(-1, 1)
-        inside_NT = torch.arange(tokens_NT.shape[1] - 1) < lengths_N1 - 1
+        inside_NT = torch.arange(tokens_NT.shape[1] - 1, device=device) < lengths_N1 - 1
         labels_NT = tokens_NT[:, 1:].masked_fill(~inside_NT, -100)
         inputs = {"decoder_input_ids": tokens_NT[:, :-1], "decoder_attention_mask": inside_NT.long()}
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             if grouped:
                 states_BSD = model.encoder(pixel_values=batch.image_BCHW).last_hidden_state
                 inputs["encoder_outputs"] = BaseModelOutput(states_BSD.repeat_interleave(CAPTIONS, dim=0))

@@ -36,6 +36,7 @@ from velm_cli.schema import Precision, TrainRoot
 from velm_cli.tasks.caption import CaptionTask
 
 Seconds = dict[str, list[float]]
+CPU = torch.device("cpu")
 
 
 class Apart:
@@ -84,9 +85,10 @@ def ratio(seconds: Seconds, ours: str, theirs: str) -> dict[str, float]:
     return {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
 
 
-def run_of(task: CaptionTask, config: TrainRoot, precision: Precision = Precision.fp32) -> Run:
-    """What `train_step` needs to train `task` on the CPU, L_text and, if it has one, L_joint weighted by 1."""
-    device = torch.device("cpu")
+def run_of(
+    task: CaptionTask, config: TrainRoot, precision: Precision = Precision.fp32, device: torch.device = CPU
+) -> Run:
+    """What `train_step` needs to train `task` where it is, L_text and, if it has one, L_joint weighted by 1."""
     alone = Ranks(Place(), device)
     return Run(
         config=config,

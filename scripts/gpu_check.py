@@ -1,285 +1,248 @@
-"""Is velm right and fast on this machine's GPUs? `make gpu-check` runs it; it needs no data.
+"""Is velm right and fast on this machine's GPUs? `make gpu-check` and scripts/gpu_session.sh run it; it needs no data.
 
-1. parity     the same weights and batch on CPU and GPU: losses, gradients, greedy and beam captions
-2. bf16       autocast stays near float32, and its gradients point the same way
-3. compile    torch.compile gives the same losses
-4. ranks      one process a GPU (NCCL), ddp and fsdp: all keep the same weights, those of one process with all data
-5. speed      training step and beam decoding of a ViT-S-sized captioner, and the share of the matrix peak
+    python scripts/gpu_check.py [--out FOLDER] [--minutes 8] [--only parity,step] [--device cpu --small]
 
-Every check prints what it found and the bound; the exit code is 1 if one fails. On a machine without CUDA it says so
-and exits with 2. `--device cpu` runs the same code there (two gloo ranks, tiny sizes): that tests this script.
+Right, where each check has a bound:
+
+parity      the same weights and batch on CPU and GPU, for each vision encoder, text encoder and fusion: losses and
+            gradients in float32; words of greedy, beam and nucleus decoding; bf16 and fp16
+objectives  each objective, with the same random draws on both
+compile     run.compile=block and model against the code as written
+ranks       ddp and fsdp over NCCL on all GPUs, on one too, against one process with the whole batch
+runs        velm's own commands: stop and resume to the same bits, cached features, self-critical training, evaluate
+transfer    batches in pinned memory, and copies that run beside the computing
+
+Fast, beside transformers in the same run:
+
+step        training ViT-B/16 with a decoder of 12 layers in bf16: captions/s, share of the matrix peak, where it goes
+decode      greedy and five beams, and captions per second from pixels
+loader      images per second that the loader reads, by cores, against what a step needs
+
+FOLDER gets gpu.json and gpu.log; `python scripts/gpu_page.py FOLDER/gpu.json` writes the tables of docs/gpu.md. Each
+part is a process of its own, so that a part that breaks, or is not done in time, does not take the others with it. The
+exit code is 1 if a check failed. Without CUDA it says so and exits with 2; `--device cpu --small` runs the same code
+there: that tests this script.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import copy
+import importlib
+import json
 import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-import torch
-import torch.distributed
-import torch.multiprocessing
-from torch import Tensor
-
-from velm_cli import schema
-from velm_cli.data.batch import Batch
-from velm_cli.engine.parallel import Replica, is_slice
-from velm_cli.engine.ranks import Ranks
-from velm_cli.models.decoding import decode_stream
-from velm_cli.models.packing import Packing
-from velm_cli.models.velm import VelmModel
-from velm_cli.objectives.ranks import alone as no_ranks
-from velm_cli.place import Place
-from velm_cli.tasks.caption import CaptionTask
-
-VOCAB, BOS, EOS = 1000, 1, 2
-TERMS = frozenset({"text", "image", "joint"})
-MODELS: dict[str, tuple[schema.VisionConfig, schema.TextConfig, schema.FusionConfig]] = {
-    "vit + transformer + cross_modal": (
-        schema.ViTConfig(image_size=64, width=128),
-        schema.TransformerConfig(width=128, dropout=0.0),
-        schema.CrossModalConfig(dropout=0.0),
-    ),
-    "convnet + lstm + attention": (
-        schema.ConvNetConfig(image_size=64, width=128),
-        schema.LSTMConfig(width=128, dropout=0.0),
-        schema.AttentionConfig(dropout=0.0),
-    ),
-    "resnet18 + gru + weighted_sum": (
-        schema.TorchvisionConfig(net="resnet18", image_size=64, weights="none"),
-        schema.GRUConfig(width=128, dropout=0.0),
-        schema.WeightedSumConfig(weights=schema.SumWeights.gate, dropout=0.0),
-    ),
-    "vit + transformer + prefix": (
-        schema.ViTConfig(image_size=64, width=128),
-        schema.TransformerConfig(width=128, dropout=0.0),
-        schema.PrefixConfig(mapper=schema.PrefixMapper.tokens, dropout=0.0),
-    ),
+# Part -> the file that has it, and the most seconds that it may take. The checks run side by side, the measurements
+# afterwards and alone; the longest first.
+CHECKS = {
+    "parity": ("gpu_right", 150),
+    "runs": ("gpu_runs", 150),
+    "compile": ("gpu_right", 150),
+    "ranks": ("gpu_ranks", 120),
+    "objectives": ("gpu_right", 100),
 }
-failures = 0
+MEASURED = {
+    "transfer": ("gpu_fast", 40),
+    "step": ("gpu_fast", 130),
+    "decode": ("gpu_fast", 110),
+    "loader": ("gpu_fast", 60),
+}
+PARTS = CHECKS | MEASURED
+LEAST = 15  # seconds, without which no part is begun
+VISIBLE = ("torch", "torchvision", "transformers", "numpy", "tokenizers", "safetensors", "PIL", "hydra", "omegaconf")
 
 
-def check(name: str, found: float, bound: float) -> None:
-    """A line of the report: `found` must not exceed `bound`."""
-    global failures
-    good = found <= bound  # False for NaN too
-    failures += not good
-    print(f"  {'ok  ' if good else 'FAIL'}  {name:<58} {found:.2e}  (at most {bound:.0e})", flush=True)
+@dataclass
+class Report:
+    """What a part has found so far; each finding is written at once, so that nothing is lost with the process."""
+
+    path: Path | None = None
+    small: bool = False
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    figures: list[dict[str, Any]] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def check(self, name: str, found: float, bound: float) -> None:
+        """`found` must not exceed `bound`."""
+        good = bool(found <= bound)  # False for NaN too
+        self.checks.append({"name": name, "found": float(found), "bound": float(bound), "ok": good})
+        print(f"  {'ok  ' if good else 'FAIL'}  {name:<66} {found:.2e}  (at most {bound:.0e})", flush=True)
+        self._write()
+
+    def figure(self, name: str, value: float, unit: str, *, aim: float | None = None, **about: Any) -> None:
+        """A measurement, and what the project aims at."""
+        self.figures.append({"name": name, "value": float(value), "unit": unit, "aim": aim, **about})
+        goal = f"  (aim: {aim:g})" if aim is not None else ""
+        print(f"        {name:<66} {value:,.4g} {unit}{goal}", flush=True)
+        self._write()
+
+    def text(self, name: str, text: str) -> None:
+        """A page of text."""
+        self.texts[name] = text
+        print(f"  {name}\n{text}", flush=True)
+        self._write()
+
+    def _write(self) -> None:
+        if self.path is not None:
+            kept = {key: value for key, value in asdict(self).items() if key not in ("path", "small")}
+            part = self.path.with_suffix(".part")
+            part.write_text(json.dumps(_plain(kept)))
+            part.replace(self.path)
 
 
-def make_task(model: tuple, seed: int = 0) -> CaptionTask:
-    vision, text, fusion = model
-    torch.manual_seed(seed)
-    captioner = VelmModel(vision=vision, text=text, fusion=fusion, vocab_size=VOCAB)
-    return CaptionTask(captioner, schema.LossConfig(), concepts=20, active=TERMS).train()
-
-
-def make_batch(
-    images: int, side: int, *, captions: int = 3, length: int = 12, seed: int = 0, rows: slice = slice(None)
-) -> Batch:
-    """A batch of so many images, or those of its `rows`."""
-    draw = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(4, length + 1, (images, captions), generator=draw)[rows].contiguous()
-    packing = Packing.of((lengths - 1).numpy(), length - 1)
-    ids = list(range(images))[rows]
-    return Batch(
-        image_ids=list(ids),
-        indices=list(ids),
-        image_BCHW=torch.randn(images, 3, side, side, generator=draw)[rows],
-        tokens_BKT=torch.randint(3, VOCAB, (images, captions, length), generator=draw)[rows].contiguous(),
-        lengths_BK=lengths,
-        packing=packing,
-        concepts_BC=torch.randint(0, 2, (images, 20), generator=draw)[rows].float(),
-        num_captions=len(ids) * captions,
-        num_tokens=len(packing.positions_M),
-    )
-
-
-def loss_of(task: Callable, batch: Batch) -> Tensor:
-    return sum(term.sum / term.count for term in task(batch, TERMS).values())  # type: ignore[return-value]
-
-
-def gradients(task: CaptionTask, batch: Batch, *, bf16: bool = False) -> tuple[float, Tensor]:
-    """The loss, and the gradient of all parameters in one row, on the CPU in float64."""
-    device = next(task.parameters()).device
-    task.zero_grad(set_to_none=True)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        loss = loss_of(task, batch.to(device))
-    loss.backward()
-    rows = [p.grad.flatten().double().cpu() for p in task.parameters() if p.grad is not None]
-    return float(loss), torch.cat(rows)
-
-
-def relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
-
-
-def captions_of(task: CaptionTask, batch: Batch, beams: int) -> list[list[int]]:
-    """Of all images through three places: on a GPU images enter while others are being captioned."""
-    device = next(task.parameters()).device
-    model = copy.deepcopy(task.model).eval()
-    assert batch.image_BCHW is not None
-    with torch.inference_mode():
-        memories = [
-            (model.memory(model.encode_image(images.to(device))), len(images)) for images in batch.image_BCHW.split(3)
-        ]
-    config = schema.DecodeConfig(beams=beams, max_length=12)
-    found = decode_stream(model, memories, config=config, bos_id=BOS, eos_id=EOS, banned=[0], device=device)
-    return [tokens for _, tokens in sorted(found)]
-
-
-def check_parity(device: torch.device) -> None:
-    print("1. parity with the CPU in float32 (TF32 off), and 2. bf16")
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-    for name, model in MODELS.items():
-        batch = make_batch(8, 64)
-        here = make_task(model)
-        there = copy.deepcopy(here).to(device)
-        loss, gradient = gradients(here, batch)
-        other_loss, other_gradient = gradients(there, batch)
-        check(f"{name}: loss", abs(other_loss - loss) / abs(loss), 1e-4)
-        check(f"{name}: gradient", relative(other_gradient, gradient), 1e-3)
-        for beams in (1, 4):
-            pairs = zip(captions_of(here, batch, beams), captions_of(there, batch, beams), strict=True)
-            check(f"{name}: captions that differ, {beams} beams", sum(a != b for a, b in pairs), 0)
-        bf16_loss, bf16_gradient = gradients(there, batch, bf16=True)
-        check(f"{name}: bf16 loss", abs(bf16_loss - loss) / abs(loss), 2e-2)
-        cosine = torch.cosine_similarity(bf16_gradient, gradient, dim=0)
-        check(f"{name}: bf16 gradient, 1 - cosine", 1 - float(cosine), 1e-1)  # 0.06 where batch norm amplifies
-
-
-def check_compile(device: torch.device) -> None:
-    print("3. torch.compile")
-    name, model = next(iter(MODELS.items()))
-    batch = make_batch(8, 64).to(device)
-    task = make_task(model).to(device)
-    plain = float(loss_of(task, batch).detach())
-    compiled = float(loss_of(torch.compile(task), batch).detach())
-    check(f"{name}: loss", abs(compiled - plain) / abs(plain), 1e-4)
-
-
-def check_ranks(device: torch.device) -> None:
-    world = torch.cuda.device_count() if device.type == "cuda" else 2
-    print(f"4. {world} {'GPUs with NCCL' if device.type == 'cuda' else 'gloo ranks'}")
-    if world < 2:
-        print("  one GPU only: nothing to check")
-        return
-    for how in schema.Parallel:
-        with tempfile.TemporaryDirectory() as folder:
-            torch.multiprocessing.spawn(_rank, (world, device.type, how, folder), nprocs=world)
-            drift, difference, moved = torch.load(os.path.join(folder, "found.pt"), weights_only=True).tolist()
-        check(f"{how.value}: largest difference of a weight between ranks", drift, 0)
-        check(f"{how.value}: weights after 5 steps, from those of one process", difference, 1e-3)
-        check(f"{how.value}: the same, as a share of how far they went", difference / moved, 1e-1)
-
-
-def _rank(rank: int, world: int, kind: str, how: schema.Parallel, folder: str) -> None:
-    device = torch.device(kind, rank) if kind == "cuda" else torch.device("cpu")
-    if kind == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(1)
-    backend = "nccl" if kind == "cuda" else "gloo"
-    rendezvous = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group(backend, init_method=rendezvous, rank=rank, world_size=world)
-    ranks = Ranks(Place(rank, world, rank), device, torch.distributed.new_group(backend="gloo"))
-    task = make_task(MODELS["vit + transformer + cross_modal"]).to(device)
-    for module in task.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    alone = copy.deepcopy(task)
-    start = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    whole = make_batch(4 * world, 64)
-    mine = make_batch(4 * world, 64, rows=slice(rank, None, world))
-    totals = task.counts(whole)
-    by_itself = Ranks(Place(), device)
-    for replica, batch in ((Replica(task, ranks, how), mine), (Replica(alone, by_itself, how), whole)):
-        optimizer = torch.optim.SGD([p for p in replica.task.parameters() if p.requires_grad], lr=0.1)
-        for _ in range(5):
-            optimizer.zero_grad()
-            with contextlib.nullcontext() if replica.task is task else no_ranks():
-                terms = replica(batch.to(device), TERMS)
-                replica.backward(sum(term.sum / totals[name] for name, term in terms.items()))
-            replica.add_up_the_rest()
-            optimizer.step()
-    reference = torch.cat([tensor.flatten() for tensor in alone.state_dict().values()])
-    before = torch.cat([tensor.flatten() for tensor in start.values()])
-    held = {name: t.full_tensor() if is_slice(t) else t for name, t in task.state_dict().items()}
-    found_here = torch.cat([tensor.flatten() for tensor in held.values()])
-    first = found_here.clone()
-    torch.distributed.broadcast(first, src=0)
-    drift = (found_here - first).abs().max()
-    torch.distributed.all_reduce(drift, torch.distributed.ReduceOp.MAX)
-    if rank == 0:
-        scale = reference.norm()
-        found = torch.stack([drift, (found_here - reference).norm() / scale, (reference - before).norm() / scale]).cpu()
-        torch.save(found, os.path.join(folder, "found.pt"))
-    torch.distributed.destroy_process_group()
-
-
-def measure_speed(device: torch.device) -> None:
-    print("5. speed")
-    small = device.type == "cpu"
-    dtype = torch.float32 if small else torch.bfloat16
-    side, width, images, layers, heads = (64, 64, 2, 1, 2) if small else (224, 384, 64, 12, 6)
-    vision = schema.ViTConfig(image_size=side, patch_size=16, width=width, layers=layers, heads=heads)
-    text = schema.TransformerConfig(width=width, layers=-(-layers // 4), heads=heads)
-    model = (vision, text, schema.CrossModalConfig(layers=-(-layers // 4), heads=heads))
-    task = make_task(model).to(device)
-    batch = make_batch(images, side, captions=5).to(device)
-    optimizer = torch.optim.AdamW(task.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=not small):
-            loss = loss_of(task, batch)
-        loss.backward()
-        optimizer.step()
-
-    seconds = min(_seconds(step, device, 2 if small else 20) for _ in range(3))
-    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
-        step()
-    a = torch.randn(512 if small else 8192, 512 if small else 8192, device=device, dtype=dtype)
-    peak = 2 * len(a) ** 3 / min(_seconds(lambda: a @ a, device, 5) for _ in range(3))
-    reached = counter.get_total_flops() / seconds
-    print(f"  training   {images * 5 / seconds:,.0f} captions/s, {images / seconds:,.0f} images/s")
-    print(f"  matrices   {reached / 1e12:.2f} of {peak / 1e12:.2f} TFLOP/s {str(dtype)[6:]} = {reached / peak:.0%}")
-    seconds = min(_seconds(lambda: captions_of(task, batch, 5), device, 1) for _ in range(2))
-    print(f"  decoding   {images / seconds:,.0f} images/s with 5 beams")
-
-
-def _seconds(do: Callable, device: torch.device, times: int) -> float:
-    """Seconds a call, the device's work included, after one to warm up."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    do()
-    wait()
-    began = time.perf_counter()
-    for _ in range(times):
-        do()
-    wait()
-    return (time.perf_counter() - began) / times
+def _plain(value: Any) -> Any:
+    """The value as strict JSON: what is not finite becomes text."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return str(value) if isinstance(value, float) and value - value != 0 else value
 
 
 def main() -> int:
+    options = _options()
+    import torch
+
+    device = torch.device(options.device)
+    if options.part:
+        return _one(options, device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here, so nothing was checked (--device cpu --small tries the script)", file=sys.stderr)
+        return 2
+    machine = _machine(device)
+    print("  ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "machine": machine, "device": device.type, "small": options.small, "minutes": options.minutes,
+        "date": time.strftime("%Y-%m-%d"), "parts": {},
+    }  # fmt: skip
+    ends = time.monotonic() + 60 * options.minutes
+    asked = options.only.split(",") if options.only else list(PARTS)
+    with tempfile.TemporaryDirectory() as folder, (options.out / "gpu.log").open("w") as log:
+        run = partial(_run, options, Path(folder), ends, result, log)
+        at_once = _side_by_side(options.device)
+        for parts, processes in ((CHECKS, at_once), (MEASURED, at_once if options.small else 1)):
+            with ThreadPoolExecutor(processes) as pool:
+                list(pool.map(run, [part for part in parts if part in asked]))
+    failed = sum(part["state"] != "done" or _failures(part) > 0 for part in result["parts"].values())
+    _table(result)
+    print(f"{failed} of {len(result['parts'])} parts have failures" if failed else "all checks passed")
+    print(f"written: {options.out / 'gpu.json'}, {options.out / 'gpu.log'}")
+    return int(failed > 0)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    device = torch.device(parser.parse_args().device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("no CUDA device here, so nothing was checked (--device cpu tries the script itself)", file=sys.stderr)
-        return 2
-    print(f"torch {torch.__version__}; {torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}")
-    check_parity(device)
-    check_compile(device)
-    check_ranks(device)
-    measure_speed(device)
-    print(f"{failures} checks failed" if failures else "all checks passed")
-    return int(failures > 0)
+    parser.add_argument("--small", action="store_true", help="tiny sizes: they say nothing of speed")
+    parser.add_argument("--out", type=Path, default=Path("gpu_check"), help="folder for gpu.json and gpu.log")
+    parser.add_argument(
+        "--minutes", type=float, default=7.5, help="what is not done by then is left out, and said to be"
+    )
+    parser.add_argument("--only", default="", help=f"some of: {','.join(PARTS)}")
+    parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
+    parser.add_argument("--into", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if unknown := sorted(set(filter(None, options.only.split(","))) - PARTS.keys()):
+        parser.error(f"--only: there is no part {unknown[0]}; there are {', '.join(PARTS)}")
+    return options
+
+
+def _one(options: argparse.Namespace, device: Any) -> int:
+    """Run one part in this process."""
+    report = Report(options.into, options.small)
+    module = importlib.import_module(PARTS[options.part][0])
+    getattr(module, options.part)(report, device)
+    return 0
+
+
+def _run(options: argparse.Namespace, folder: Path, ends: float, result: dict[str, Any], log: Any, part: str) -> None:
+    """Run one part in a process of its own; its findings go into the result, which is written."""
+    seconds = min(PARTS[part][1], ends - time.monotonic())
+    found: dict[str, Any] = {"state": "not run: no time was left", "seconds": 0.0}
+    if seconds >= LEAST:
+        into = folder / f"{part}.json"
+        command = [sys.executable, str(Path(__file__).resolve()), f"--device={options.device}", f"--part={part}"]
+        command += [f"--into={into}", *(["--small"] if options.small else [])]
+        threads = (
+            len(os.sched_getaffinity(0)) // _side_by_side(options.device) if part in CHECKS or options.small else 0
+        )
+        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        began = time.monotonic()
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment,
+            cwd=folder, start_new_session=True,
+        )  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=seconds)
+            state = "done" if process.returncode == 0 else f"failed (exit code {process.returncode})"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
+            output, _ = process.communicate()
+            state = f"stopped after {seconds:.0f} s"
+        found = json.loads(into.read_text()) if into.exists() else {}
+        found |= {"state": state, "seconds": time.monotonic() - began}
+        if state != "done":
+            found["error"] = output[-3000:]
+        log.write(f"{output}\n== {part}: {state}, {found['seconds']:.0f} s\n\n")
+        log.flush()
+        findings = [line for line in output.splitlines() if line.startswith("  ")]
+        print("\n".join([part, *(findings if state == "done" else output.splitlines()[-40:])]), flush=True)
+    print(f"== {part}: {found['state']}, {found['seconds']:.0f} s", flush=True)
+    result["parts"][part] = found
+    (options.out / "gpu.json.part").write_text(json.dumps(_plain(result), indent=1) + "\n")
+    (options.out / "gpu.json.part").replace(options.out / "gpu.json")
+
+
+def _side_by_side(device: str) -> int:
+    """How many checks run at once: they mostly wait for single cores."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, min(len(CHECKS), cores // 3 if device == "cuda" else cores))
+
+
+def _machine(device: Any) -> dict[str, Any]:
+    """What it was measured on."""
+    import platform
+
+    import torch
+
+    machine: dict[str, Any] = {"python": platform.python_version(), "cores": len(os.sched_getaffinity(0))}
+    for name in VISIBLE:
+        machine[name] = getattr(importlib.import_module(name), "__version__", "?")
+    if device.type == "cuda":
+        machine |= {
+            "gpu": torch.cuda.get_device_name(), "gpus": torch.cuda.device_count(), "cuda": torch.version.cuda,
+            "memory_gb": round(torch.cuda.get_device_properties(0).total_memory / 2**30),
+        }  # fmt: skip
+    return machine
+
+
+def _failures(part: dict[str, Any]) -> int:
+    return sum(not check["ok"] for check in part.get("checks", ()))
+
+
+def _table(result: dict[str, Any]) -> None:
+    """The short table that is printed last."""
+    print(f"\n{'part':<12}{'checks':>8}{'failed':>8}{'seconds':>9}  state")
+    for name, part in result["parts"].items():
+        checks = part.get("checks", [])
+        print(f"{name:<12}{len(checks):>8}{_failures(part):>8}{part['seconds']:>9.0f}  {part['state']}")
+    aimed = [figure for part in result["parts"].values() for figure in part.get("figures", ()) if figure["aim"]]
+    for figure in aimed:
+        print(f"{figure['name']:<58} {figure['value']:>8.3g} {figure['unit']}  (aim: {figure['aim']:g})")
+    for name, part in result["parts"].items():
+        for check in part.get("checks", ()):
+            if not check["ok"]:
+                print(f"FAIL  {name}: {check['name']}: {check['found']:.2e} (at most {check['bound']:.0e})")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,7 @@ class RunConfig:
         Parallel.ddp
     )  # several processes (torchrun, srun): ddp | fsdp (each holds a slice of the weights)
     threads: int = 0  # CPU threads; 0 = as torch decides
-    deterministic: bool = False  # only kernels that give the same bits every time (GPUs have faster ones that do not)
+    deterministic: bool = False  # kernels that give the same bits every time, where torch has them (it warns elsewhere)
     tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`)
     profile: bool = False  # watch ten steps after the fifth: RUN/profile/summary.txt and trace.json.gz
 
