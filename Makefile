@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 OLDEST := .venv-oldest
 OLDEST_TESTS ?= tests/unit
+GPU_IMAGE  := .venv-gpu-image
+GPU_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest check golden bench gpu-check docs wheel clean
+.PHONY: help setup demo test test-all test-oldest test-gpu-image check golden bench gpu-check docs wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -39,6 +41,21 @@ $(OLDEST)/.ready: pyproject.toml
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	@touch $@
 
+test-gpu-image: $(READY) $(GPU_IMAGE)/.ready  ## scripts/gpu_session.sh on the CPU, with the versions of a GPU image
+	VELM_GPU_IMAGE=$(CURDIR)/$(GPU_IMAGE) $(BIN)/python -m pytest -m slow --durations 1 tests/test_gpu_check.py
+
+# Without velm, Hydra and pycocoevalcap: what such an image lacks comes as wheels, as on a machine without a network.
+$(GPU_IMAGE)/.ready: Makefile
+	rm -rf $(GPU_IMAGE)
+	$(PYTHON) -m venv $(GPU_IMAGE)/uv
+	$(GPU_IMAGE)/uv/bin/python -m pip install --progress-bar=off --quiet uv wheel
+	$(GPU_IMAGE)/uv/bin/uv venv --quiet --allow-existing --python $(GPU_PYTHON) $(GPU_IMAGE)
+	$(GPU_IMAGE)/uv/bin/uv pip install --quiet --python $(GPU_IMAGE)/bin/python torch==2.11.0 torchvision==0.26.0 \
+		transformers==5.17.0 'numpy==2.5.*; python_version >= "3.12"' tokenizers safetensors pillow tqdm
+	$(GPU_IMAGE)/uv/bin/python -m pip wheel --progress-bar=off --quiet --no-deps --wheel-dir $(GPU_IMAGE)/wheels \
+		hydra-core==1.3.8 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3
+	@touch $@
+
 check: $(READY)  ## format, lint, types, configs, imports: seconds
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -58,7 +75,7 @@ bench: $(READY)  ## speed on this machine, beside other tools: an hour; writes d
 	$(BIN)/python scripts/bench_store.py --out docs/bench/store.json
 	$(BIN)/python scripts/bench_page.py
 
-gpu-check: $(READY)  ## right and fast on this machine's GPUs? parity, bf16, compile, NCCL, speed
+gpu-check: $(READY)  ## right and fast on this machine's GPUs? 8 minutes, and gpu_check/gpu.json (docs/gpu.md)
 	$(BIN)/python scripts/gpu_check.py
 
 docs: $(READY)  ## write what the code says of itself: docs/config.md, docs/matrix.md
@@ -68,5 +85,5 @@ wheel: $(READY)  ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist .
 
 clean:  ## remove what make made (not your data, stores or runs)
-	rm -rf $(VENV) $(OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(GPU_IMAGE) build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

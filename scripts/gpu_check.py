@@ -173,10 +173,9 @@ def _run(options: argparse.Namespace, folder: Path, ends: float, result: dict[st
         into = folder / f"{part}.json"
         command = [sys.executable, str(Path(__file__).resolve()), f"--device={options.device}", f"--part={part}"]
         command += [f"--into={into}", *(["--small"] if options.small else [])]
-        threads = (
-            len(os.sched_getaffinity(0)) // _side_by_side(options.device) if part in CHECKS or options.small else 0
-        )
-        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        environment = os.environ | {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        if part in CHECKS or options.small:  # they share the cores
+            environment["OMP_NUM_THREADS"] = str(len(os.sched_getaffinity(0)) // _side_by_side(options.device))
         began = time.monotonic()
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment,
