@@ -48,7 +48,7 @@ test-gpu-image: $(READY) $(GPU_IMAGE)/.ready  ## scripts/gpu_session.sh on the C
 $(GPU_IMAGE)/.ready: Makefile
 	rm -rf $(GPU_IMAGE)
 	$(PYTHON) -m venv $(GPU_IMAGE)/uv
-	$(GPU_IMAGE)/uv/bin/python -m pip install --progress-bar=off --quiet uv wheel
+	$(GPU_IMAGE)/uv/bin/python -m pip install --progress-bar=off --quiet uv
 	$(GPU_IMAGE)/uv/bin/uv venv --quiet --allow-existing --python $(GPU_PYTHON) $(GPU_IMAGE)
 	$(GPU_IMAGE)/uv/bin/uv pip install --quiet --python $(GPU_IMAGE)/bin/python torch==2.11.0 torchvision==0.26.0 \
 		transformers==5.17.0 'numpy==2.5.*; python_version >= "3.12"' tokenizers safetensors pillow tqdm
