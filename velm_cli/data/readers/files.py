@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,6 +10,8 @@ from typing import Any
 
 from velm_cli.errors import UserError
 
+UNPACKED_AT_LEAST, UNPACKED_TIMES = 64 << 20, 50  # bytes, and times the packed size; captions come to 10 or 20 times
+
 Refused = list[tuple[str, str]]  # (image id or file:line, reason) pairs, as in `Corpus.refused`
 
 
@@ -18,11 +19,28 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in .gz."""
     try:
         data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        return _unpacked(data) if path.suffix == ".gz" else data
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, ValueError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What gzip packed. ValueError for more than any file of captions becomes: 3 MB of blanks would be 3 GB."""
+    most = UNPACKED_AT_LEAST + UNPACKED_TIMES * len(data)
+    parts: list[bytes] = []
+    size = 0
+    while data:  # gzip files may stand one behind the other
+        unpacking = zlib.decompressobj(wbits=31)
+        parts.append(unpacking.decompress(data, most + 1 - size))
+        size += len(parts[-1])
+        if size > most:
+            raise ValueError(f"it unpacks to more than {most >> 20} MB, {UNPACKED_TIMES} times its size")
+        if not unpacking.eof:
+            raise ValueError("its end is missing")
+        data = unpacking.unused_data.lstrip(b"\0")  # padding, as gzip allows
+    return b"".join(parts)
 
 
 def parse_json(data: bytes, where: str, reduce: Callable[[dict], Any] | None = None) -> Any:
