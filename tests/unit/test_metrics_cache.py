@@ -67,10 +67,10 @@ def test_a_file_is_never_left_writable_to_a_group(tmp_path):
 def test_links_and_pipes_are_not_read(tmp_path):
     cache.keep(tmp_path / "file", [b"some parses"])
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="symbolic links"):
         read(tmp_path / "link")
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError):  # and at once
+    with pytest.raises(ValueError, match="can be changed by others"):  # and at once
         read(tmp_path / "pipe")
     cache.keep(tmp_path / "link", [b"new"])  # takes the place of the link, not of what it names
     assert read(tmp_path / "file") == b"some parses" and read(tmp_path / "link") == b"new"
