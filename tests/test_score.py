@@ -127,6 +127,21 @@ def test_files_that_do_not_fit_are_refused_or_cut(files, capsys):
     assert "note: left out: no prediction for 20 images (" in out
 
 
+def test_a_damaged_image_costs_its_picture_only(files, tmp_path):
+    from PIL import Image
+
+    references = json.loads(Path("references.json").read_text())
+    Path("images").mkdir()
+    for number, image in enumerate(references["images"][:3]):
+        image["file_name"] = f"{number}.jpg"
+        Image.new("RGB", (9, 9)).save(f"images/{number}.jpg")
+    Path("images/1.jpg").write_bytes(Path("images/1.jpg").read_bytes()[:30])
+    Path("references.json").write_text(json.dumps(references))
+    command = ("score", "predictions=good.json", "references=references.json", "metrics.names=[rouge_l]")
+    assert harness.call(*command, "images=images", "out=scored") == 0
+    assert Path("scored/report.html").read_text().count('id="thumbnail-') == 2
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 

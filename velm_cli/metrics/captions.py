@@ -187,10 +187,12 @@ class _Run:
             columns = judge.score(self.references, self.hypotheses, self.read_image, on_images=bar.update)
         unseen = columns[0].count(None)
         if unseen == len(columns[0]):
-            self.reasons |= dict.fromkeys(COLUMNS["clip"], "none of the images was found")
+            self.reasons |= dict.fromkeys(COLUMNS["clip"], "none of the images is there and can be read")
             return
         if unseen:
-            self.warnings.append(f"CLIPScore leaves out {unseen} of {len(columns[0])} images, which were not found")
+            self.warnings.append(
+                f"CLIPScore leaves out {unseen} of {len(columns[0])} images, which are not there or damaged"
+            )
         self.signature["clip"] = judge.signature
         self.results += [average(name, values) for name, values in zip(COLUMNS["clip"], columns, strict=True)]
 

@@ -55,7 +55,7 @@ def _refuse_other_folder(where: str, path: Path, inputs: dict[str, str]) -> None
     if not path.is_dir():
         raise UserError(f"{where} is not a folder: give another name")
     there = {file.name for file in path.iterdir() if not file.name.endswith(".part")}
-    if INPUTS in there:
+    if (path / INPUTS).is_file():
         try:
             made = read_sealed(path / INPUTS)
         except (OSError, ValueError) as error:

@@ -26,9 +26,14 @@ def read_bytes(path: Path) -> bytes:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
+def most_unpacked(packed: int) -> int:
+    """The bytes that `packed` bytes may become: 3 MB of packed blanks would be 3 GB."""
+    return UNPACKED_AT_LEAST + UNPACKED_TIMES * packed
+
+
 def _unpacked(data: bytes) -> bytes:
-    """What gzip packed. ValueError for more than any file of captions becomes: 3 MB of blanks would be 3 GB."""
-    most = UNPACKED_AT_LEAST + UNPACKED_TIMES * len(data)
+    """What gzip packed. ValueError for more than any file of captions becomes."""
+    most = most_unpacked(len(data))
     parts: list[bytes] = []
     size = 0
     while data:  # gzip files may stand one behind the other
