@@ -126,7 +126,7 @@ def test_a_page_compares_runs_side_by_side(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("replaced: both.html\n")
     (tmp_path / "notes.html").write_text("<!doctype html>mine")
     assert call("report", "runs/evaluate/e0", "out=notes.html") == 2
-    assert "velm: report out=notes.html is there and is not a page of velm's" in capsys.readouterr().err
+    assert "velm: report out=notes.html is there and is not a page of velm report" in capsys.readouterr().err
     assert (tmp_path / "notes.html").read_text() == "<!doctype html>mine"
     page = (tmp_path / "both.html").read_text("utf-8")
     assert page.count('id="thumbnail-') == 8
@@ -134,6 +134,7 @@ def test_a_page_compares_runs_side_by_side(tmp_path, monkeypatch, capsys):
     assert [run["name"] for run in data["runs"]] == ["e0", "e1"]
     p_values = dict(zip([m["name"] for m in data["metrics"]], data["runs"][1]["pValues"], strict=True))
     assert {name for name, p in p_values.items() if p is not None} == {"ROUGE_L", "CIDEr"}
+    assert call("report", "runs/evaluate/e0", "out=runs/evaluate/e0/report.html") == 2
     # An evaluation's own page has the same images, and where the model looked.
     own = (tmp_path / "runs/evaluate/e0/report.html").read_text("utf-8")
     assert own.count('id="thumbnail-') == 8

@@ -102,7 +102,8 @@ class DocumentFrequency:
             with np.load(path, allow_pickle=False) as file:
                 if not isinstance(file, np.lib.npyio.NpzFile) or int(file["format"]) != FORMAT:
                     raise ValueError("not a table of this version of velm")
-                if sum(member.file_size for member in file.zip.infolist()) > most_unpacked(path.stat().st_size):
+                unpacked = sum(member.file_size for member in file.zip.infolist()) if file.zip else 0
+                if unpacked > most_unpacked(path.stat().st_size):
                     raise ValueError("it unpacks to many times its size")
                 words = _text(file["words"]).split()
                 keys = [np.arange(len(words)), *(file[f"keys{n}"] for n in range(2, MAX_ORDER + 1))]

@@ -39,7 +39,7 @@ def main(args: list[str]) -> None:
     evaluations: dict[Path, Evaluated] = {}
     page = plot_file = None
     if options.get("out", "").endswith(".html"):
-        page = output_file("report out", options["out"], is_page, "a page of velm's")
+        page = output_file("report out", options["out"], _is_comparison, "a page of velm report")
     elif "out" in options:
         plot_file = output_file("report out", options["out"], is_plot, "a picture of velm report")
     runs, left_out = {}, []
@@ -67,3 +67,8 @@ def main(args: list[str]) -> None:
         verb = "replaced" if plot_file.exists() else "drawn"
         plot(differing, rows, plot_file, metric)
         print(f"{verb}: {options['out']}")
+
+
+def _is_comparison(path: Path) -> bool:
+    """Whether `path` is a page of this stage: those of evaluations lie beside their scores."""
+    return is_page(path) and not (path.parent / "scores.json").exists()
