@@ -122,6 +122,8 @@ LOGS = {
     "deep": DEEP,
 }
 CONFIGS = {
+    "nothing": "",
+    "the begin of its first line": "# seal",
     "a list for a checkpoint": "stage: evaluate\ncheckpoint: [1]\ndecode: {}\nsplit: test\n",
     "a number for decode": "stage: evaluate\ncheckpoint: x\ndecode: 5\nsplit: test\n",
     "numbers for keys": "1: 2\nstage: train\n",
