@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 
 import pytest
 
@@ -41,6 +43,7 @@ def test_every_changed_byte_and_every_cut_is_noticed(tmp_path):
 def test_what_others_can_change_is_not_read(tmp_path, monkeypatch):
     path = tmp_path / "file"
     cache.keep(path, [b"some parses"])
+    monkeypatch.setattr(cache, "_is_of_one", lambda group, user: False)
     for mode in (0o664, 0o646):
         path.chmod(mode)
         with pytest.raises(ValueError, match="can be changed by others"):
@@ -53,6 +56,17 @@ def test_what_others_can_change_is_not_read(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(ValueError, match="can be changed by others"):
         read(path)
+
+
+def test_a_private_group_is_nobody_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    cache.keep(path, [b"some parses"])
+    path.chmod(0o664)
+    user = pwd.getpwuid(path.stat().st_uid).pw_name
+    for name, members, private in [(user, [], True), (user, [user], True), (user, ["x"], False), ("users", [], False)]:
+        entry = grp.struct_group((name, "x", path.stat().st_gid, members))
+        monkeypatch.setattr(grp, "getgrgid", lambda group, entry=entry: entry)
+        assert cache.can_be_changed_by_others(path) is not private
 
 
 def test_a_file_is_never_left_writable_to_a_group(tmp_path):

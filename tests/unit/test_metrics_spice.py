@@ -99,6 +99,22 @@ def test_corenlp_is_found_only_whole(tmp_path, monkeypatch):
         assert find_corenlp(tmp_path / "cache") == folder
 
 
+@pytest.mark.parametrize("name", [".", CORENLP_JARS[0], "more.jar"])
+def test_programs_that_others_can_change_are_not_run(tmp_path, monkeypatch, name):
+    """A shared cache: Java would run whatever lies in it."""
+    monkeypatch.delenv("VELM_CORENLP", raising=False)
+    folder = tmp_path / "corenlp-3.6.0"
+    folder.mkdir()
+    for jar in (*CORENLP_JARS, "more.jar"):
+        (folder / jar).touch()
+    assert SpiceSetup.find(tmp_path).corenlp == folder
+    (folder / name).chmod(0o777)
+    with pytest.raises(JavaError, match=r"holds programs that others can change: chmod -R go-w .*corenlp-3\.6\.0"):
+        SpiceSetup.find(tmp_path)
+    monkeypatch.setenv("VELM_CORENLP", str(folder))  # named on purpose
+    assert SpiceSetup.find(tmp_path / "other").corenlp == folder
+
+
 # ---------------------------------------------------------------------- without the real program
 
 SPICE_IN_PYTHON = """

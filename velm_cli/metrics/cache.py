@@ -7,7 +7,9 @@ is the user (or root) and nobody else may write it. A file that does not count c
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
@@ -48,8 +50,7 @@ def read_pieces(path: Path) -> Iterator[bytes]:
     """
     with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # a pipe would never end
         status = os.fstat(file.fileno())
-        others_write = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if not stat.S_ISREG(status.st_mode) or others_write or status.st_uid not in (os.geteuid(), 0):
+        if not stat.S_ISREG(status.st_mode) or _others_write(status):
             raise ValueError(f"{path} can be changed by others")
         check, left = 0, status.st_size - SEAL_LENGTH
         while left > 0 and (piece := file.read(min(left, PIECE))):
@@ -57,3 +58,23 @@ def read_pieces(path: Path) -> Iterator[bytes]:
             yield piece
         if left or file.read(SEAL_LENGTH + 1) != SEAL % check:
             raise ValueError(f"{path} has changed since it was written")
+
+
+def can_be_changed_by_others(path: Path) -> bool:
+    """Whether a file, or what is in a folder, may be another user's: root's and one's own count as one's own."""
+    return any(_others_write(part.stat()) for part in (path, *(path.iterdir() if path.is_dir() else ())))
+
+
+def _others_write(status: os.stat_result) -> bool:
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & stat.S_IWOTH:
+        return True
+    return bool(status.st_mode & stat.S_IWGRP) and not _is_of_one(status.st_gid, status.st_uid)
+
+
+def _is_of_one(group: int, user: int) -> bool:
+    """Whether a group is the user's private one, which many systems give everybody, with files writable to it."""
+    try:
+        entry, name = grp.getgrgid(group), pwd.getpwuid(user).pw_name
+    except KeyError:
+        return False
+    return entry.gr_name == name and set(entry.gr_mem) <= {name}

@@ -60,8 +60,13 @@ class SpiceSetup:
 
     @classmethod
     def find(cls, cache_dir: Path, memory: str = "auto", threads: int = 0) -> SpiceSetup:
-        """The setup of this machine. Raises JavaError when CoreNLP is missing."""
+        """The setup of this machine. Raises JavaError when CoreNLP is missing, or others may have put it there."""
         corenlp = find_corenlp(cache_dir)
+        if corenlp is not None and corenlp.parent == cache_dir and cache.can_be_changed_by_others(corenlp):
+            raise JavaError(
+                f"{corenlp} holds programs that others can change: chmod -R go-w {corenlp}, and delete what is not "
+                "yours, or set VELM_CORENLP to it if you trust them"
+            )
         if corenlp is None:
             raise JavaError(f"CoreNLP {CORENLP_VERSION} not found: run `velm doctor fix=spice`")
         has_native_library = platform.machine().lower() in (
