@@ -233,6 +233,17 @@ def test_parses_that_have_changed_are_made_again(tmp_path, spoil, reason):
     assert kept(setup.snapshot) == b"parse "  # smaller than what was there, but whole
 
 
+def test_a_folder_under_the_name_of_the_cache_costs_time_only(tmp_path):
+    setup = setup_in(tmp_path)
+    (setup.snapshot / "mine").mkdir(parents=True)
+    for trouble in ("", "if '-cache' in arguments: sys.exit('java.lang.UnsatisfiedLinkError: lmdbjni')"):
+        with pretend(tmp_path, trouble) as launcher:
+            found, warnings = score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
+        assert found == EXPECTED
+        assert "its parse cache is not used" in warnings[0] and "Is a directory" in warnings[0]
+        assert (setup.snapshot / "mine").is_dir()
+
+
 def test_links_in_a_shared_cache_lead_nowhere(tmp_path):
     """The name under which the cache is kept is a link, as another user of the folder may plant it."""
     setup, victim = setup_in(tmp_path), tmp_path / "thesis.tex"

@@ -48,7 +48,7 @@ def read_pieces(path: Path) -> Iterator[bytes]:
 
     Raises FileNotFoundError where there is nothing, other OSErrors and ValueError where it cannot be trusted.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # a pipe would never end
+    with open(path, "rb", opener=_no_link_and_no_wait) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or _others_write(status):
             raise ValueError(f"{path} can be changed by others")
@@ -58,6 +58,10 @@ def read_pieces(path: Path) -> Iterator[bytes]:
             yield piece
         if left or file.read(SEAL_LENGTH + 1) != SEAL % check:
             raise ValueError(f"{path} has changed since it was written")
+
+
+def _no_link_and_no_wait(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would be waited for
 
 
 def can_be_changed_by_others(path: Path) -> bool:

@@ -169,7 +169,8 @@ def score_spice(
                     found = _run(launcher, setup, work, deadline, on_stage, cached=False)
                     warnings.append(f"SPICE ran without its parse cache, which failed: {error}")
                     assert setup.snapshot is not None
-                    setup.snapshot.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        setup.snapshot.unlink()
                     cached = False
                 if set(found) != set(range(len(group))):
                     raise JavaError(f"SPICE gave scores of {len(found)} images for {len(group)}")

@@ -33,7 +33,7 @@ SCORES = {
 }
 AVERAGES = ("ROUGE_L", "CIDEr", "SPICE")  # means of per-image scores; BLEU and METEOR are counted over the corpus
 RESAMPLES = 2000
-SIGN = "drawn by velm report"
+SIGN, LARGEST_PLOT = "drawn by velm report", 64 << 20
 SIGNED_BY = {"png": "Software", "svg": "Description", "pdf": "Subject"}  # where the formats have room for it
 
 
@@ -217,4 +217,4 @@ def plot(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr
 
 def is_plot(path: Path) -> bool:
     """Whether `path` is a picture that `plot` has written."""
-    return SIGN.encode() in path.read_bytes()
+    return path.stat().st_size < LARGEST_PLOT and SIGN.encode() in path.read_bytes()

@@ -27,19 +27,21 @@ def run(config: ScoreRoot) -> float | None:
     references = read_references(Path(config.references))
     ours = read_predictions(Path(config.predictions))
     theirs = read_predictions(Path(config.vs)) if config.vs is not None else None
+    save_df = None
+    if config.save_df is not None:
+        save_df = output_file("save_df", config.save_df, _is_frequencies, "a table of document frequencies")
     if config.out is None:
-        return _run(config, references, ours, theirs)
+        return _run(config, references, ours, theirs, save_df)
     inputs = {"predictions": ours.digest, "references": references.digest}
     if theirs is not None:
         inputs["vs"] = theirs.digest
     with score_folder("out", config.out, inputs):
-        return _run(config, references, ours, theirs)
+        return _run(config, references, ours, theirs, save_df)
 
 
-def _run(config: ScoreRoot, references: References, ours: Predictions, theirs: Predictions | None) -> float | None:
-    save_df = None
-    if config.save_df is not None:
-        save_df = output_file("save_df", config.save_df, _is_frequencies, "a table of document frequencies")
+def _run(
+    config: ScoreRoot, references: References, ours: Predictions, theirs: Predictions | None, save_df: Path | None
+) -> float | None:
     images, notes = matched(references.captions, ours, config.mismatch, config.predictions)
     if theirs is not None:
         shared = {image: references.captions[image] for image in images}
@@ -51,7 +53,7 @@ def _run(config: ScoreRoot, references: References, ours: Predictions, theirs: P
     scores = _score(config, config.predictions, images, references, ours, training, files)
     domains = by_domain(scores, references.domains)
     if domains:
-        print(f"\n{visible(domain_table(domains))}")
+        print(f"\n{domain_table(domains)}")
     if config.instances is not None:
         invented = chair(scores.hypotheses, ground_truth(Path(config.instances), scores.references, images))
         print(f"\n{hallucination_table(invented)}")
