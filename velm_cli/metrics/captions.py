@@ -358,8 +358,8 @@ def _check(references: Mapping[ImageId, list[str]], hypotheses: Mapping[ImageId,
 
 
 def _number(value: Any) -> float | None:
-    """A Python float; None for what is no number (None, NaN), so that it enters no mean and no JSON."""
-    return None if value is None or math.isnan(value) else float(value)
+    """A Python float; None for what is no number (None, NaN, infinity), so that it enters no mean and no JSON."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _signature(references: Mapping[ImageId, Sequence[str]]) -> dict[str, Any]:
