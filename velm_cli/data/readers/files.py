@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,7 +24,7 @@ def read_bytes(path: Path) -> bytes:
         return _unpacked(data) if path.suffix == ".gz" else data
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
@@ -33,18 +35,14 @@ def most_unpacked(packed: int) -> int:
 
 def _unpacked(data: bytes) -> bytes:
     """What gzip packed. ValueError for more than any file of captions becomes."""
-    most = most_unpacked(len(data))
+    most, left = most_unpacked(len(data)), most_unpacked(len(data))
     parts: list[bytes] = []
-    size = 0
-    while data:  # gzip files may stand one behind the other
-        unpacking = zlib.decompressobj(wbits=31)
-        parts.append(unpacking.decompress(data, most + 1 - size))
-        size += len(parts[-1])
-        if size > most:
-            raise ValueError(f"it unpacks to more than {most >> 20} MB, {UNPACKED_TIMES} times its size")
-        if not unpacking.eof:
-            raise ValueError("its end is missing")
-        data = unpacking.unused_data.lstrip(b"\0")  # padding, as gzip allows
+    with gzip.open(io.BytesIO(data)) as file:
+        while piece := file.read(1 << 20):
+            parts.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise ValueError(f"it unpacks to more than {most >> 20} MB, {UNPACKED_TIMES} times its size")
     return b"".join(parts)
 
 
