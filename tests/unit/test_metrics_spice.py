@@ -112,7 +112,7 @@ def test_programs_that_others_can_change_are_not_run(tmp_path, monkeypatch, name
     with pytest.raises(JavaError, match=r"holds programs that others can change: chmod -R go-w .*corenlp-3\.6\.0"):
         SpiceSetup.find(tmp_path)
     monkeypatch.setenv("VELM_CORENLP", str(folder))  # named on purpose
-    assert SpiceSetup.find(tmp_path / "other").corenlp == folder
+    assert SpiceSetup.find(tmp_path).corenlp == folder
 
 
 # ---------------------------------------------------------------------- without the real program

@@ -27,6 +27,7 @@ from velm_cli.metrics.tokenize import PYCOCOEVALCAP, Id, one_line
 from velm_cli.metrics.workspace import work_folder
 
 CORENLP_VERSION = "3.6.0"
+CORENLP_FOLDER = f"corenlp-{CORENLP_VERSION}"  # in the cache
 CORENLP_JARS = (f"stanford-corenlp-{CORENLP_VERSION}.jar", f"stanford-corenlp-{CORENLP_VERSION}-models.jar")
 SPICE_FOLDER = PYCOCOEVALCAP / "spice"
 # The jar's names for the kinds of tuples that a score is split into; All is the score itself.
@@ -62,7 +63,8 @@ class SpiceSetup:
     def find(cls, cache_dir: Path, memory: str = "auto", threads: int = 0) -> SpiceSetup:
         """The setup of this machine. Raises JavaError when CoreNLP is missing, or others may have put it there."""
         corenlp = find_corenlp(cache_dir)
-        if corenlp is not None and corenlp.parent == cache_dir and cache.can_be_changed_by_others(corenlp):
+        in_cache = corenlp == cache_dir / CORENLP_FOLDER and os.environ.get("VELM_CORENLP") != str(corenlp)
+        if corenlp is not None and in_cache and cache.can_be_changed_by_others(corenlp):
             raise JavaError(
                 f"{corenlp} holds programs that others can change: chmod -R go-w {corenlp}, and delete what is not "
                 "yours, or set VELM_CORENLP to it if you trust them"
@@ -79,7 +81,7 @@ class SpiceSetup:
 
 def find_corenlp(cache_dir: Path) -> Path | None:
     """The folder with both of CoreNLP's jars: $VELM_CORENLP, velm's cache or pycocoevalcap's own; or None."""
-    folders = [cache_dir / f"corenlp-{CORENLP_VERSION}", SPICE_FOLDER / "lib"]
+    folders = [cache_dir / CORENLP_FOLDER, SPICE_FOLDER / "lib"]
     if os.environ.get("VELM_CORENLP"):
         folders.insert(0, Path(os.environ["VELM_CORENLP"]).expanduser())
     return next((path for path in folders if all((path / jar).is_file() for jar in CORENLP_JARS)), None)
