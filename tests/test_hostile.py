@@ -447,6 +447,16 @@ def test_names_of_images_and_runs_reach_no_shell(tmp_path):
         assert compose.read_config(tmp_path / "runs" / name / "config.yaml")
 
 
+@pytest.mark.parametrize("evil", ["\x1b[2J", "\x1b]0;title\x07", "\x9b1A", "\u202e", "\r"])
+def test_names_reach_the_terminal_as_text(tmp_path, capsys, evil):
+    """What a terminal would obey: clearing it, its title, moving up, writing from right to left."""
+    for words in (["report", f"x{evil}y"], ["score", f"predictions='x{evil}y.json'", "references=r.json"]):
+        (tmp_path / "r.json").write_text('[{"image_id": 1, "caption": "a"}]')
+        assert call(*words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.isprintable() and line.startswith("velm: ") and "does not exist" in line
+
+
 def test_captions_reach_java_as_text(tmp_path):
     """A Java program is a list of arguments, captions go through its standard input."""
     from velm_cli.metrics.java import Java, Launcher

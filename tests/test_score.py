@@ -127,6 +127,93 @@ def test_files_that_do_not_fit_are_refused_or_cut(files, capsys):
     assert "note: left out: no prediction for 20 images (" in out
 
 
+def test_a_damaged_image_costs_its_picture_only(files, tmp_path):
+    from PIL import Image
+
+    references = json.loads(Path("references.json").read_text())
+    Path("images").mkdir()
+    for number, image in enumerate(references["images"][:3]):
+        image["file_name"] = f"{number}.jpg"
+        Image.new("RGB", (9, 9)).save(f"images/{number}.jpg")
+    Path("images/1.jpg").write_bytes(Path("images/1.jpg").read_bytes()[:30])
+    Path("references.json").write_text(json.dumps(references))
+    command = ("score", "predictions=good.json", "references=references.json", "metrics.names=[rouge_l]")
+    assert harness.call(*command, "images=images", "out=scored") == 0
+    assert Path("scored/report.html").read_text().count('id="thumbnail-') == 2
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_results_go_to_new_folders_or_over_their_own(files, capsys, tmp_path):
+    command = ("score", "predictions=good.json", "references=references.json", "metrics.names=[rouge_l]")
+    assert harness.call(*command, "out=deep/new") == 0
+    assert "written: deep/new" in capsys.readouterr().out
+    Path("deep/new/notes.md").write_text("mine")
+    assert harness.call(*command, "out=deep/new") == 0  # the same again
+    assert "replaced: deep/new" in capsys.readouterr().out
+    assert Path("deep/new/notes.md").read_text() == "mine"
+
+    for name, spoil in {
+        "run": lambda folder: [(folder / n).write_text("{}") for n in ("config.yaml", "scores.json", "report.html")],
+        "own": lambda folder: (folder / "notes.md").write_text("mine"),
+        "sealed": lambda folder: (folder / "inputs.json").write_text(
+            '{"made_by": "velm score", "inputs": {}, "crc32": "0"}'
+        ),
+        "other": lambda folder: (folder / "inputs.json").write_text('{"made_by": "npm", "inputs": {}}'),
+    }.items():
+        Path(name).mkdir()
+        spoil(Path(name))
+        before = contents(Path(name))
+        assert harness.call(*command, f"out={name}") == 2
+        error = capsys.readouterr().err
+        assert error.startswith("velm: out=") and error.count("\n") == 1 and "give another folder" in error
+        assert contents(Path(name)) == before
+
+    before = contents(Path("deep"))
+    assert harness.call(*command[:1], "predictions=bad.json", *command[2:], "out=deep/new") == 2
+    assert "velm: out=deep/new holds the scores of other files" in capsys.readouterr().err
+    assert contents(Path("deep")) == before
+
+    Path("deep/new/notes.md").unlink()
+    Path("deep/new/inputs.json").unlink()  # as an older velm left it
+    assert harness.call(*command, "out=deep/new") == 0
+    assert "replaced: deep/new" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("out=good.json", "is not a folder"),
+        ("out=good.json/x", "cannot be written: "),
+        ("out=loop", "cannot be written: "),
+        ("save_df=good.json", "is there and is not a table of document frequencies"),
+        ("save_df=good.json/x.npz", "cannot be written: "),
+        ("save_df=loop", "cannot be written: "),
+        ("save_df=.", "is a folder"),
+    ],
+)
+def test_places_that_cannot_be_written_are_named_before_the_work(files, capsys, tmp_path, option, line):
+    Path("loop").symlink_to("loop")
+    before = contents(tmp_path)
+    assert harness.call("score", "predictions=good.json", "references=references.json", FAST, option) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"velm: {option} ") and line in said.err and said.err.count("\n") == 1
+    assert "ROUGE" not in said.out
+    assert contents(tmp_path) == before
+
+
+def test_a_table_of_frequencies_replaces_another_only(files, capsys):
+    command = ("score", "predictions=good.json", "references=references.json", "metrics.names=[rouge_l]")
+    assert harness.call(*command, "save_df=new/df.npz") == 0
+    assert "written: new/df.npz" in capsys.readouterr().out
+    Path("link.npz").symlink_to("new/df.npz")
+    assert harness.call(*command, "save_df=link.npz") == 0
+    assert "replaced: link.npz" in capsys.readouterr().out
+    assert Path("link.npz").is_symlink()
+
+
 def test_what_is_not_set_is_asked_for(files, capsys):
     assert harness.call("score", "references=references.json") == 2
     assert "velm: predictions is not set" in capsys.readouterr().err

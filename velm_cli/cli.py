@@ -10,7 +10,7 @@ import sys
 from typing import NoReturn
 
 from velm_cli import __version__
-from velm_cli.errors import StageError, UserError, did_you_mean
+from velm_cli.errors import StageError, UserError, did_you_mean, visible
 from velm_cli.files import refused_by_the_system
 from velm_cli.place import place
 
@@ -226,6 +226,6 @@ def _complete(args: list[str]) -> None:
 
 def _fail(message: str, code: int = 2) -> NoReturn:
     rank = place().rank
-    for line in message.splitlines():
+    for line in visible(message).split("\n"):
         print(f"velm: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr)
     sys.exit(code)

@@ -184,7 +184,8 @@ def read_config(path: Path) -> DictConfig:
     """
     try:
         content, seal, value = path.read_text(encoding="utf-8").rpartition(SEAL)
-        whole = value == f"{zlib.crc32(content.encode()):08x}\n" if seal else not value.startswith(HEAD)
+        cut = value.startswith(HEAD) or HEAD.startswith(value)  # behind its head, or within it
+        whole = value == f"{zlib.crc32(content.encode()):08x}\n" if seal else not cut
         if not whole:
             raise UserError(
                 f"{path} has changed since velm wrote it; if you changed it on purpose, remove its first and last line"

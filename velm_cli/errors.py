@@ -20,6 +20,21 @@ class StageError(Exception):
     """The work itself failed (no mistake in the command): one line, exit code 1."""
 
 
+def visible(text: str) -> str:
+    """`text` with every character but line ends that a terminal obeys or cannot show as its escape: `\\x1b[2J`.
+
+    Ids, names and words of strangers' files and programs are in messages and tables.
+    """
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def on_one_line(text: str) -> str:
+    """The same of line ends too: what a stranger's file calls something makes no line of its own."""
+    return visible(text).replace("\n", "\\n")
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'train'?"` when one of `choices` is close to `word`, else an empty string."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)

@@ -116,7 +116,10 @@ def unsealed(value: dict[str, Any]) -> dict[str, Any]:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """The JSON object of a file that was written `sealed`. OSError or ValueError when it cannot be had whole."""
-    value = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path.name} is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     try:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -36,6 +37,8 @@ TRAIN = [
     "data.cache=bf16", "metrics.names=[bleu,cider]", "name=flipped",
 ]  # fmt: skip
 STORE, RUN, EVALUATION = Path("stores/shapes"), Path("runs/train/flipped"), Path("runs/evaluate/flipped")
+CACHE, SCORED = Path("cache"), Path("scored")
+PHRASES = [("0.5", "a dog", "dogs"), ("0.25", "dogs", "a dog"), ("1.0", "man", "red haired man")]
 
 
 @dataclass
@@ -85,6 +88,9 @@ def prepare() -> None:
     """A store, its tokens and features, a trained run and its evaluation, in the working folder."""
     from velm import call
 
+    from velm_cli.metrics import cache
+    from velm_cli.metrics.paraphrases import ParaphraseTable
+
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert call("preprocess", "dataset=shapes", "preprocess.shard_images=16", *SIZES) == 0
         assert call(*TRAIN) == 0
@@ -92,6 +98,11 @@ def prepare() -> None:
             call("evaluate", f"checkpoint={RUN}", "metrics.names=[bleu,cider]", "name=flipped", "report.page=false")
             == 0
         )
+        captions = f"predictions={EVALUATION}/predictions.json", f"references={EVALUATION}/per_image.jsonl"
+        assert call("score", *captions, "metrics.names=[rouge_l]", f"out={SCORED}", "save_df=df.npz") == 0
+    cache.keep(CACHE / "parses.mdb", [random.Random(0).randbytes(5000)])
+    Path("phrases.gz").write_bytes(gzip.compress("".join(f"{line}\n" for row in PHRASES for line in row).encode()))
+    ParaphraseTable.cached(Path("phrases.gz"), CACHE / "meteor")
 
 
 def kinds() -> list[Kind]:
@@ -108,6 +119,9 @@ def kinds() -> list[Kind]:
     from velm_cli.engine.optim import Ema, build_optimizer
     from velm_cli.engine.ranks import Ranks
     from velm_cli.files import read_sealed
+    from velm_cli.metrics import cache
+    from velm_cli.metrics.document_frequency import DocumentFrequency
+    from velm_cli.metrics.paraphrases import ParaphraseTable
     from velm_cli.metrics.result_files import read_predictions
     from velm_cli.models.weights import load_state
     from velm_cli.place import Place
@@ -115,10 +129,12 @@ def kinds() -> list[Kind]:
     from velm_cli.report.runs import read_run
     from velm_cli.schema import FeatureCaching, PreprocessConfig
     from velm_cli.stages.evaluate import _read
+    from velm_cli.stages.outputs import score_folder
     from velm_cli.stages.preprocess import _tally
     from velm_cli.stages.train import build_task, term_weights
 
     config = compose.load_run_config(RUN)
+    made = read_sealed(SCORED / "inputs.json")["inputs"]
     store = Store.open(STORE)
     corpus = read(config.dataset)
     task = build_task(config, store, Tokenizer.load(RUN / "tokenizer"), term_weights(config))
@@ -177,6 +193,22 @@ def kinds() -> list[Kind]:
     def scores() -> Any:
         return [read_run(EVALUATION), read_evaluation(EVALUATION)]
 
+    def parses() -> Any:
+        try:
+            return b"".join(cache.read_pieces(CACHE / "parses.mdb"))
+        except ValueError as error:  # SPICE begins a new one: test_metrics_spice.py
+            raise Noticed(str(error)) from None
+
+    def inputs() -> Any:
+        with score_folder("out", str(SCORED), made):
+            return made
+
+    def phrases() -> Any:
+        table = ParaphraseTable.cached(Path("phrases.gz"), CACHE / "meteor", make=False)
+        if table is None:  # METEOR reads its own, or velm makes it again
+            raise Noticed("the table of paraphrases is not used")
+        return [table.vocabulary, table.words_W, table.lengths_P, table.weights_E]
+
     def log() -> Any:
         return [read_run(RUN), read_evaluation(RUN).curves]
 
@@ -207,6 +239,10 @@ def kinds() -> list[Kind]:
         Kind("config.yaml of the evaluation", [EVALUATION / "config.yaml"], scores),
         Kind("weights.json of the evaluation", [EVALUATION / "weights.json"],
              lambda: _read(EVALUATION, lambda: read_sealed(EVALUATION / "weights.json"))["sha256"]),
+        Kind("SPICE's parses", [CACHE / "parses.mdb"], parses),
+        Kind("METEOR's paraphrases", [*(CACHE / "meteor").iterdir()], phrases),
+        Kind("document frequencies", [Path("df.npz")], lambda: DocumentFrequency.load(Path("df.npz")).digest),
+        Kind("inputs.json of scores", [SCORED / "inputs.json"], inputs),
     ]  # fmt: skip
 
 

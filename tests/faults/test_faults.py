@@ -1,10 +1,12 @@
 """Small versions of the harness in this folder; `make test-all` runs the full ones. docs/robustness.md has their tables."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import flips
+import nonsense
 import pytest
 
 HERE = Path(__file__).parent
@@ -29,6 +31,14 @@ def test_no_flipped_byte_and_no_cut_goes_unnoticed(tmp_path, monkeypatch):
     assert not bad
     assert sum(kind.outcomes.total() for kind in found) >= 150
     assert sum(kind.outcomes["detected"] for kind in found) > 100
+
+
+@pytest.mark.parametrize("program", nonsense.PROGRAMS)
+def test_no_nonsense_from_java_becomes_a_number(tmp_path, monkeypatch, program):
+    for name in ("JAVA_HOME", "VELM_CORENLP", "PATH"):  # which are set for each kind
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for kind in nonsense.KINDS:
+        print(kind, nonsense.outcome(program, kind, tmp_path / kind.replace(" ", "-")))
 
 
 def test_full_disks_locks_clocks_and_dying_helpers():

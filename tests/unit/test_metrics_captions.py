@@ -17,7 +17,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from velm_cli.errors import UserError
 from velm_cli.metrics import captions as metrics
 from velm_cli.metrics import ptb
-from velm_cli.metrics.captions import fast_cider, score_captions
+from velm_cli.metrics.captions import _number, fast_cider, score_captions
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.scores import NAMES, save, table
 from velm_cli.schema import MetricsConfig
@@ -248,3 +248,10 @@ def test_fast_cider_is_cider(captions, no_java):
     scores = score_captions(references, hypotheses, MetricsConfig(names=["cider"]))
     assert fast_cider(references, hypotheses) == pytest.approx(scores.corpus["CIDEr"])
     assert fast_cider({1: [""]}, {1: "a"}) == 0.0
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), -float("inf")])
+def test_what_is_no_finite_number_is_no_score(value):
+    """JSON has no room for it, and a mean with it says nothing."""
+    assert _number(value) is None
+    assert _number(0.5) == 0.5

@@ -105,17 +105,21 @@ def test_scores_are_those_of_the_paper(judge_folder):
     assert scores.signature["clip"].startswith("clip ")
 
 
-def test_images_that_are_missing_are_counted_and_enter_no_mean(judge_folder):
+@pytest.mark.parametrize("damaged", [None, b"", b"GIF89a no", b"\xff\xd8\xff\xe0 cut"])
+def test_images_that_are_missing_or_damaged_are_counted_and_enter_no_mean(judge_folder, damaged):
     rng = random.Random(1)
     references, hypotheses = captions(rng, 3)
-    files = {0: jpeg(rng), 2: jpeg(rng)}
+    files = {0: jpeg(rng), 1: damaged, 2: jpeg(rng)}
     config = MetricsConfig(names=[], clip=judge_folder)
     scores = score_captions(references, hypotheses, config, read_image=files.get)
     values = [scores.per_image[image]["CLIPScore"] for image in range(3)]
     assert values[1] is None
     assert scores.corpus["CLIPScore"] == pytest.approx((values[0] + values[2]) / 2)
-    assert "CLIPScore leaves out 1 of 3 images, which were not found" in scores.warnings
-    for read_image, reason in ((lambda image: None, "none of the images was found"), (None, "say where they are")):
+    assert "CLIPScore leaves out 1 of 3 images, which are not there or damaged" in scores.warnings
+    for read_image, reason in (
+        (lambda image: None, "none of the images is there and can be read"),
+        (None, "say where they are"),
+    ):
         scores = score_captions(references, hypotheses, config, read_image=read_image)
         assert scores.corpus["CLIPScore"] is None
         assert reason in scores.reasons["RefCLIPScore"]

@@ -27,3 +27,9 @@ def test_undefined_scores_of_a_domain_are_none():
         ["in", "1", "100.0", "50.0"],
         ["out", "2", "300.0", "-"],
     ]
+
+
+def test_a_strangers_domain_stays_in_its_row():
+    found = {"in\n\x1b[2Jvelm: all good": {"images": 1, "CIDEr": 1.0}, "out": {"images": 2, "CIDEr": 0.5}}
+    rows = domain_table(found).splitlines()
+    assert len(rows) == 3 and all(row.isprintable() for row in rows)

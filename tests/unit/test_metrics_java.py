@@ -56,16 +56,19 @@ def test_java_home_goes_before_path_and_a_wrong_one_does_no_harm(monkeypatch, tm
 
 def test_java_that_is_old_broken_or_hung_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    old, broken, hung = (tmp_path / name for name in ("old", "broken", "hung"))
+    old, broken, hung, mad = (tmp_path / name for name in ("old", "broken", "hung", "mad"))
     fake_java(old, "", version="1.7.0_80")
     fake_java(broken, "").write_text("#!/bin/sh\necho libjvm.so is missing >&2; exit 1\n")
     fake_java(hung, "").write_text("#!/bin/sh\nexec sleep 60\n")
+    fake_java(mad, "").write_text("#!/bin/sh\nprintf '\\033[2J' >&2; exec yes\n")
     path = os.environ["PATH"]
-    monkeypatch.setattr(java, "VERSION_TIMEOUT", 0.3)
+    monkeypatch.setattr(java, "VERSION_TIMEOUT", 1)
+    monkeypatch.setattr(java, "MOST_UNREAD", 1 << 20)
     for folder, part in (
         (old, "1.7.0_80 is too old"),
         (broken, "libjvm.so is missing"),
         (hung, "no answer in"),
+        (mad, r"did not give a version: \x1b[2J"),
     ):
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{path}")
         problem = java_problem()

@@ -11,7 +11,7 @@ from java_support import fake_java, needs_java, random_captions
 
 from velm_cli.metrics import ptb
 from velm_cli.metrics.java import Java, JavaError, Launcher, find_java
-from velm_cli.metrics.meteor import Meteor
+from velm_cli.metrics.meteor import Meteor, _plausible, _request
 
 
 @pytest.mark.java
@@ -55,7 +55,7 @@ ANSWERS = """
         fields = line.strip().split(" ||| ")
         if fields[-1] == "hang" and {hangs}:
             {how}
-        print(len(fields[-1]), *[0] * 22)
+        print(len(fields[-1].split()), *[0] * 22)
 """
 
 
@@ -63,10 +63,39 @@ ANSWERS = """
 def test_a_process_that_fails_once_is_replaced_and_goes_on(tmp_path, how):
     java = jvm(tmp_path, ANSWERS.format(hangs="starts == 0", how=how))
     with Launcher(java) as launcher, Meteor(launcher, timeout=60, reply_timeout=3) as meteor:
-        total, each, sums = meteor.score({1: ["r"], 2: ["r"], 3: ["r"]}, {1: "ab", 2: "hang", 3: "abc"})
-    assert sums.rows_IS[:, 0].tolist() == [2.0, 4.0, 3.0]
+        total, each, sums = meteor.score({1: ["r"], 2: ["r"], 3: ["r"]}, {1: "a b", 2: "hang", 3: "a b c"})
+    assert sums.rows_IS[:, 0].tolist() == [2.0, 1.0, 3.0]
     assert (total, each) == (0.0, {1: 0.0, 2: 0.0, 3: 0.0})  # nothing matched
     assert (tmp_path / "starts").read_text() == "xx"
+
+
+GOOD = "4 3 1 1  2 2 1 1  0 0 0 0  0 0 0 0  0 0 0 0  1 3 3"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        GOOD.rpartition(" ")[0],  # one too few
+        GOOD + " 0",
+        "",
+        GOOD.replace("4", "nan", 1),
+        GOOD.replace("4", "inf", 1),
+        GOOD.replace("4", "4.5", 1),
+        GOOD.replace("3 1 1", "3 -1 1"),
+        GOOD.replace("4", "5", 1),  # words of another caption
+        GOOD.replace("2 2 1 1", "2 2 0 1"),  # 3 words matched, of 2
+        GOOD.replace("1 3 3", "4 3 3"),  # more chunks than words in them
+        GOOD.replace("4 3", "4 2"),  # more matched than there are
+        " ".join(["1"] * 23),
+        "Error: out of memory",
+    ],
+)
+def test_what_cannot_be_statistics_of_the_caption_is_no_answer(line):
+    request = _request(["a dog runs"], "the dog runs fast")
+    assert _plausible(GOOD, request) and _plausible(
+        GOOD.replace("4", "6", 1), _request(["a dog runs"], "the dog's fast")
+    )
+    assert not _plausible(line, request)
 
 
 def test_a_caption_that_always_hangs_it_is_named(tmp_path):

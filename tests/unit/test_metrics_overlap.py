@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -233,6 +235,17 @@ def test_a_damaged_table_is_refused_in_one_line(tmp_path):
             DocumentFrequency.load(path)
     np.savez(path, **{name: array for name, array in arrays.items() if name != "keys3"})
     with pytest.raises(UserError, match="no document frequencies that velm can read"):
+        DocumentFrequency.load(path)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<i8", "fortran_order": False, "shape": (1 << 45,)})
+    for huge in (header.getvalue(), header.getvalue().replace(b"35184372088832,", b"9007199254740,,")):
+        np.savez(path, **{name: array for name, array in arrays.items() if name != "counts1"})
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr("counts1.npy", huge)
+        with pytest.raises(UserError, match="no document frequencies that velm can read"):
+            DocumentFrequency.load(path)
+    np.savez_compressed(path, **(arrays | {"counts1": np.full(12 << 20, 2)}))
+    with pytest.raises(UserError, match="it unpacks to many times its size"):
         DocumentFrequency.load(path)
     path.unlink()
     path.mkdir()

@@ -52,6 +52,19 @@ def test_the_cache_gives_what_was_read(tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_a_damaged_cache_is_made_again_and_one_that_cannot_be_written_does_no_harm(tmp_path):
+    file, captions = write(tmp_path / "t.gz", TABLE), ["a dog", "dogs", "red haired man"]
+    expected = ParaphraseTable.cached(file, tmp_path / "cache").of(captions)
+    (kept,) = (tmp_path / "cache").iterdir()
+    whole = kept.read_bytes()
+    for place in range(0, len(whole), 7):
+        kept.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert ParaphraseTable.cached(file, tmp_path / "cache", make=False) is None
+        assert ParaphraseTable.cached(file, tmp_path / "cache").of(captions) == expected
+        assert kept.read_bytes() == whole
+    assert ParaphraseTable.cached(file, file).of(captions) == expected  # a file where the folder should be
+
+
 @pytest.mark.parametrize(
     ("rows", "end", "message"),
     [

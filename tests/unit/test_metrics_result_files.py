@@ -114,6 +114,48 @@ def test_other_files_are_refused_in_one_line(tmp_path, text, message):
     assert "\n" not in str(failure.value)
 
 
+def test_a_small_file_that_unpacks_to_a_huge_one_is_refused(tmp_path):
+    packed = gzip.compress(b" " * (100 << 20), compresslevel=1)
+    (tmp_path / "bomb.json.gz").write_bytes(packed)
+    with pytest.raises(
+        UserError, match=r"bomb\.json\.gz cannot be read: it unpacks to more than \d+ MB, 50 times its size"
+    ):
+        read_predictions(tmp_path / "bomb.json.gz")
+
+
+def test_packed_files_in_parts_with_padding_are_read_and_damaged_ones_named(tmp_path):
+    whole = json.dumps(ITEMS).encode()
+    path = tmp_path / "p.json.gz"
+    path.write_bytes(gzip.compress(whole[:9]) + gzip.compress(whole[9:]) + bytes(5))
+    assert read_predictions(path).captions == {7: "a cat", "x": "two\ndogs 🐕"}
+    packed = gzip.compress(whole)
+    for damaged in (packed[:-9], packed[:20] + bytes([packed[20] ^ 255]) + packed[21:], packed + b"more"):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"predictions=.*p\.json\.gz cannot be read: ") as failure:
+            read_predictions(path)
+        assert "\n" not in str(failure.value)
+
+
+def test_what_stands_beside_a_file_does_no_harm_and_odd_lists_neither(tmp_path):
+    path = written(tmp_path, "p.json", value=ITEMS)
+    (tmp_path / "scores.json").write_text("[" * 100_000)
+    assert len(read_predictions(path).captions) == 2
+    path = written(tmp_path, "r.json", value={"images": 5, "annotations": [{"image_id": 1, "caption": "a"}]})
+    assert read_references(path).captions == {1: ["a"]}
+
+
+def test_ids_and_keys_of_strangers_make_no_lines_and_no_commands_for_the_terminal(tmp_path):
+    evil = "\x1b[2J\nvelm: all good\u202e\ud800"
+    predictions = read_predictions(written(tmp_path, "p.json", value=[{"image_id": evil, "caption": "c"}]))
+    with pytest.raises(UserError, match="no prediction for 1 image") as failure:
+        matched({7: ["r"]}, predictions, Mismatch.error)
+    assert r"(\x1b[2J\nvelm: all good\u202e\ud800)" in str(failure.value)
+    assert str(failure.value).isprintable()
+    with pytest.raises(UserError, match="none of caption") as failure:
+        read_predictions(written(tmp_path, "p.json", value=[{"image_id": 1, evil: "c"}]))
+    assert str(failure.value).isprintable()
+
+
 def test_absent_and_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_references(tmp_path / "nothing.json")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from java_support import fake_java, needs_java, needs_spice, random_captions
 
-from velm_cli.metrics import ptb, spice
+from velm_cli.metrics import cache, ptb, spice
 from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.java import Java, JavaError, Launcher, cache_home, find_java
@@ -99,6 +99,22 @@ def test_corenlp_is_found_only_whole(tmp_path, monkeypatch):
         assert find_corenlp(tmp_path / "cache") == folder
 
 
+@pytest.mark.parametrize("name", [".", CORENLP_JARS[0], "more.jar"])
+def test_programs_that_others_can_change_are_not_run(tmp_path, monkeypatch, name):
+    """A shared cache: Java would run whatever lies in it."""
+    monkeypatch.delenv("VELM_CORENLP", raising=False)
+    folder = tmp_path / "corenlp-3.6.0"
+    folder.mkdir()
+    for jar in (*CORENLP_JARS, "more.jar"):
+        (folder / jar).touch()
+    assert SpiceSetup.find(tmp_path).corenlp == folder
+    (folder / name).chmod(0o777)
+    with pytest.raises(JavaError, match=r"holds programs that others can change: chmod -R go-w .*corenlp-3\.6\.0"):
+        SpiceSetup.find(tmp_path)
+    monkeypatch.setenv("VELM_CORENLP", str(folder))  # named on purpose
+    assert SpiceSetup.find(tmp_path).corenlp == folder
+
+
 # ---------------------------------------------------------------------- without the real program
 
 SPICE_IN_PYTHON = """
@@ -109,7 +125,7 @@ if "-cache" in arguments:
     data.write_bytes((data.read_bytes() if data.exists() else b"") + b"parse ")
 {trouble}
 given = json.load(open(arguments["edu.anu.spice.SpiceScorer"]))
-f = lambda item: None if item["test"] == "nan" else len(item["test"]) + len(item["refs"]) / 10
+f = lambda item: None if item["test"] == "nan" else (len(item["test"]) + len(item["refs"]) / 10) / 100
 names = "All Object Attribute Relation Color Cardinality Size".split()
 results = [dict(image_id=item["image_id"], scores={{name: dict(f=f(item)) for name in names}}) for item in given]
 json.dump(results, open(arguments["-out"], "w"))
@@ -129,7 +145,11 @@ def setup_in(folder: Path) -> SpiceSetup:
 
 REFERENCES = {i: ["r"] * (i % 3 + 1) for i in range(7)}
 HYPOTHESES = {i: "h" * i for i in range(7)}
-EXPECTED = {i: dict.fromkeys(spice.CATEGORIES, i + (i % 3 + 1) / 10) for i in range(7)}
+EXPECTED = {i: dict.fromkeys(spice.CATEGORIES, (i + (i % 3 + 1) / 10) / 100) for i in range(7)}
+
+
+def kept(snapshot: Path) -> bytes:
+    return b"".join(cache.read_pieces(snapshot))
 
 
 def test_groups_are_put_together_and_the_cache_grows(tmp_path, monkeypatch):
@@ -139,9 +159,9 @@ def test_groups_are_put_together_and_the_cache_grows(tmp_path, monkeypatch):
         setup = setup_in(tmp_path)
         found, warnings = score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60, on_images=done.append)
         assert (found, warnings, done) == (EXPECTED, [], [3, 3, 1])
-        assert setup.snapshot.read_bytes() == b"parse " * 3
+        assert kept(setup.snapshot) == b"parse " * 3
         score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
-        assert setup.snapshot.read_bytes() == b"parse " * 6
+        assert kept(setup.snapshot) == b"parse " * 6
     assert [path.name for path in setup.snapshot.parent.iterdir()] == ["data.mdb"]
 
 
@@ -155,7 +175,7 @@ with open({str(seen)!r}, "a") as file:
 """
     with pretend(tmp_path, look) as launcher:
         score_spice(launcher, setup_in(tmp_path), REFERENCES, HYPOTHESES, timeout=60)
-    assert seen.read_text().split() == ["-", str(len("parse ")), str(2 * len("parse "))]
+    assert seen.read_text().split() == ["-", *(str(n * len("parse ") + cache.SEAL_LENGTH) for n in (1, 2))]
 
 
 def test_heaps_are_read_as_java_reads_them():
@@ -165,8 +185,7 @@ def test_heaps_are_read_as_java_reads_them():
 
 def test_the_cache_is_bounded_and_a_read_only_one_does_no_harm(tmp_path, monkeypatch):
     setup = setup_in(tmp_path)
-    setup.snapshot.parent.mkdir()
-    setup.snapshot.write_bytes(b"x" * 100)
+    cache.keep(setup.snapshot, [b"x" * 100])
     monkeypatch.setattr(spice, "SNAPSHOT_LIMIT", 50)
     with pretend(tmp_path) as launcher:
         score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
@@ -178,8 +197,7 @@ def test_the_cache_is_bounded_and_a_read_only_one_does_no_harm(tmp_path, monkeyp
 
 def test_a_broken_cache_is_left_out_and_thrown_away(tmp_path):
     setup = setup_in(tmp_path)
-    setup.snapshot.parent.mkdir()
-    setup.snapshot.write_bytes(b"rubbish")
+    cache.keep(setup.snapshot, [b"what LMDB does not like"])
     trouble = "if '-cache' in arguments: sys.exit('java.lang.UnsatisfiedLinkError: lmdbjni')"
     with pretend(tmp_path, trouble) as launcher:
         found, warnings = score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
@@ -187,6 +205,56 @@ def test_a_broken_cache_is_left_out_and_thrown_away(tmp_path):
     assert len(warnings) == 1
     assert "UnsatisfiedLinkError: lmdbjni" in warnings[0]
     assert not setup.snapshot.exists()
+
+
+def damaged(snapshot: Path) -> None:
+    data = bytearray(snapshot.read_bytes())
+    data[3] ^= 1
+    snapshot.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (damaged, "has changed since it was written"),
+        (lambda snapshot: os.truncate(snapshot, 9), "has changed since it was written"),
+        (lambda snapshot: snapshot.write_bytes(b"parses of an older velm " * 9), "has changed since it was written"),
+        (lambda snapshot: snapshot.chmod(0o666), "can be changed by others"),
+    ],
+)
+def test_parses_that_have_changed_are_made_again(tmp_path, spoil, reason):
+    setup = setup_in(tmp_path)
+    cache.keep(setup.snapshot, [b"parse " * 3])
+    spoil(setup.snapshot)
+    with pretend(tmp_path) as launcher:
+        found, warnings = score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
+    assert found == EXPECTED
+    assert len(warnings) == 1 and reason in warnings[0]
+    assert kept(setup.snapshot) == b"parse "  # smaller than what was there, but whole
+
+
+def test_a_folder_under_the_name_of_the_cache_costs_time_only(tmp_path):
+    setup = setup_in(tmp_path)
+    (setup.snapshot / "mine").mkdir(parents=True)
+    for trouble in ("", "if '-cache' in arguments: sys.exit('java.lang.UnsatisfiedLinkError: lmdbjni')"):
+        with pretend(tmp_path, trouble) as launcher:
+            found, warnings = score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)
+        assert found == EXPECTED
+        assert "its parse cache is not used" in warnings[0] and "Is a directory" in warnings[0]
+        assert (setup.snapshot / "mine").is_dir()
+
+
+def test_links_in_a_shared_cache_lead_nowhere(tmp_path):
+    """The name under which the cache is kept is a link, as another user of the folder may plant it."""
+    setup, victim = setup_in(tmp_path), tmp_path / "thesis.tex"
+    cache.keep(victim, [b"parse "])
+    before = victim.read_bytes()
+    setup.snapshot.parent.mkdir()
+    setup.snapshot.symlink_to(victim)
+    with pretend(tmp_path) as launcher:
+        assert score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=60)[0] == EXPECTED
+    assert victim.read_bytes() == before
+    assert not setup.snapshot.is_symlink() and kept(setup.snapshot) == b"parse "
 
 
 @pytest.mark.parametrize(
@@ -197,6 +265,7 @@ def test_a_broken_cache_is_left_out_and_thrown_away(tmp_path):
         ("os.kill(os.getpid(), signal.SIGKILL)", "smaller metrics.spice_memory"),
         ("sys.exit(0)", "no readable result"),
         ("json.load = lambda file, load=json.load: load(file)[1:]", "scores of 6 images for 7"),
+        ("json.load = lambda file, load=json.load: load(file) + load(open(file.name))", "several scores of one image"),
     ],
 )
 def test_a_failure_is_one_line_with_what_to_do(tmp_path, trouble, message):
@@ -211,7 +280,7 @@ def test_the_time_limit_keeps_finished_parses(tmp_path):
     with pretend(tmp_path, "time.sleep(60)") as launcher, pytest.raises(JavaError) as failure:
         score_spice(launcher, setup, REFERENCES, HYPOTHESES, timeout=2)
     assert "stopped after 2 s with 0 of 7 images scored: raise metrics.java_timeout" in str(failure.value)
-    assert setup.snapshot.read_bytes() == b"parse "
+    assert kept(setup.snapshot) == b"parse "
 
 
 def test_an_undefined_score_stays_out_of_the_mean(tmp_path, monkeypatch):
@@ -223,7 +292,7 @@ def test_an_undefined_score_stays_out_of_the_mean(tmp_path, monkeypatch):
         (tmp_path / jar).touch()
     config = MetricsConfig(names=["spice"])
     scores = score_captions({1: ["r"], 2: ["r"]}, {1: "nan", 2: "hh"}, config, cache_dir=tmp_path / "cache")
-    assert scores.corpus["SPICE"] == pytest.approx(2.1)
+    assert scores.corpus["SPICE"] == pytest.approx(0.021)
     assert scores.per_image[1]["SPICE"] is None
     assert any("SPICE is not defined on 1 of 2 images" in warning for warning in scores.warnings)
 
@@ -275,3 +344,29 @@ def test_equals_the_official_jar_and_survives_odd_captions(tmp_path, monkeypatch
     assert np.mean([scores["All"] for scores in first.values()]) > 0
     if shared:  # nothing is parsed twice on a machine
         assert not any("pipeline" in stage for stage in stages)
+
+
+WAITS = """
+public class Waits {
+    public static void main(String[] args) throws Exception {
+        System.out.println("started");
+        Thread.sleep(60000);
+    }
+}
+"""
+
+
+@pytest.mark.java
+def test_the_program_ends_with_the_velm_that_started_it(tmp_path):
+    """As after a SIGKILL: nobody holds the other end of its standard input any more."""
+    needs_java()
+    if shutil.which("javac") is None:
+        pytest.skip("javac is not on PATH")
+    (tmp_path / "Waits.java").write_text(WAITS)
+    subprocess.run(["javac", "-d", tmp_path, tmp_path / "Waits.java"], check=True)
+    command = [find_java().program, "-cp", f"{tmp_path}{os.pathsep}{ENGINE_JAR}", "velm.Watched", "Waits"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin and process.stdout
+    assert process.stdout.readline() == b"started\n"
+    process.stdin.close()
+    assert process.wait(20) == 137

@@ -79,6 +79,16 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     assert lines[0].split()[:2] == ["fusion", "runs"]
     assert {tuple(line.split()[:2]) for line in lines[1:3]} == {("add", "2"), ("concat", "2")}
     assert (tmp_path / "picture.png").read_bytes()[:4] == b"\x89PNG"
+    for again in ("picture.png", "new/picture.svg", "new/picture.svg", "new/picture.pdf", "new/picture.pdf"):
+        there = (tmp_path / again).exists()
+        assert call("report", *folders, f"out={again}") == 0  # over its own picture
+        assert capsys.readouterr().out.endswith(f"{'replaced' if there else 'drawn'}: {again}\n")
+    (tmp_path / "notes.png").write_bytes(b"\x89PNG of mine")
+    assert call("report", *folders, "out=notes.png") == 2
+    assert "is there and is not a picture of velm report" in capsys.readouterr().err
+    assert (tmp_path / "notes.png").read_bytes() == b"\x89PNG of mine"
+    assert call("report", *folders, "out=picture.xyz") == 2
+    assert "a picture's name ends in one of png, svg, pdf" in capsys.readouterr().err
     start = json.loads((tmp_path / "runs/train").joinpath(folders[0], "metrics.jsonl").read_text().splitlines()[0])
     assert start["kind"] == "start"
     assert 0 < start["trained"] <= start["parameters"]
@@ -112,12 +122,19 @@ def test_a_page_compares_runs_side_by_side(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert call("report", "runs/evaluate/e0", "runs/evaluate/e1", "out=both.html") == 0
     assert capsys.readouterr().out.endswith("written: both.html\n")
+    assert call("report", "runs/evaluate/e0", "runs/evaluate/e1", "out=both.html") == 0
+    assert capsys.readouterr().out.endswith("replaced: both.html\n")
+    (tmp_path / "notes.html").write_text("<!doctype html>mine")
+    assert call("report", "runs/evaluate/e0", "out=notes.html") == 2
+    assert "velm: report out=notes.html is there and is not a page of velm report" in capsys.readouterr().err
+    assert (tmp_path / "notes.html").read_text() == "<!doctype html>mine"
     page = (tmp_path / "both.html").read_text("utf-8")
     assert page.count('id="thumbnail-') == 8
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert [run["name"] for run in data["runs"]] == ["e0", "e1"]
     p_values = dict(zip([m["name"] for m in data["metrics"]], data["runs"][1]["pValues"], strict=True))
     assert {name for name, p in p_values.items() if p is not None} == {"ROUGE_L", "CIDEr"}
+    assert call("report", "runs/evaluate/e0", "out=runs/evaluate/e0/report.html") == 2
     # An evaluation's own page has the same images, and where the model looked.
     own = (tmp_path / "runs/evaluate/e0/report.html").read_text("utf-8")
     assert own.count('id="thumbnail-') == 8

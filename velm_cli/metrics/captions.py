@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from velm_cli.errors import UserError, did_you_mean
 from velm_cli.metrics import authority, language, meteor, spice
 from velm_cli.metrics.clip_score import ClipJudge, ReadImage
 from velm_cli.metrics.document_frequency import DocumentFrequency
-from velm_cli.metrics.frequencies import document_frequencies
+from velm_cli.metrics.frequencies import COCO_DIGEST, document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home
 from velm_cli.metrics.overlap import Corpus, bleu_scores, bleu_summands, cider, rouge_l
 from velm_cli.metrics.paraphrases import ParaphraseTable
@@ -34,6 +33,7 @@ from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all, mean_of
 from velm_cli.metrics.tokenize import PtbTokenizer, flatten, unflatten
+from velm_cli.metrics.workspace import work_folder
 from velm_cli.schema import MetricsConfig
 
 __all__ = ["fast_cider", "score_captions"]
@@ -153,7 +153,7 @@ class _Run:
         """`do()`, or None and a reason for `name` when that fails."""
         try:
             return do()
-        except (JavaError, OSError) as error:  # OSError: no room for its temporary files
+        except (JavaError, OSError, ValueError) as error:  # OSError: no room for its temporary files
             self.reasons[name] = str(error)
             return None
 
@@ -186,10 +186,12 @@ class _Run:
             columns = judge.score(self.references, self.hypotheses, self.read_image, on_images=bar.update)
         unseen = columns[0].count(None)
         if unseen == len(columns[0]):
-            self.reasons |= dict.fromkeys(COLUMNS["clip"], "none of the images was found")
+            self.reasons |= dict.fromkeys(COLUMNS["clip"], "none of the images is there and can be read")
             return
         if unseen:
-            self.warnings.append(f"CLIPScore leaves out {unseen} of {len(columns[0])} images, which were not found")
+            self.warnings.append(
+                f"CLIPScore leaves out {unseen} of {len(columns[0])} images, which are not there or damaged"
+            )
         self.signature["clip"] = judge.signature
         self.results += [average(name, values) for name, values in zip(COLUMNS["clip"], columns, strict=True)]
 
@@ -201,6 +203,11 @@ class _Run:
         if self.frequencies is not None:
             self.signature["cider_df"] = f"{self.frequencies.source}, {self.frequencies.documents} images"
             self.signature["cider_df_sha256"] = self.frequencies.digest
+            if self.config.df == "coco" and self.frequencies.digest != COCO_DIGEST:
+                self.warnings.append(
+                    "CIDEr's document frequencies of COCO are not those that velm knows, so scores may differ: without "
+                    "Java some of its captions are read otherwise, else pycocoevalcap has other captions"
+                )
         elif images < MIN_DF_IMAGES:
             self.warnings.append(
                 f"CIDEr's document frequencies come from these {images} images only; under {MIN_DF_IMAGES} it says "
@@ -212,8 +219,8 @@ class _Run:
         _ = launcher.java  # without Java nothing has to be prepared
         tokens = self._shortened("METEOR", meteor.MAX_WORDS)
         processes = max(1, min(available_cores(), MOST_METEORS, len(self.references) // IMAGES_PER_METEOR))
-        with tempfile.TemporaryDirectory(prefix="velm-meteor-") as folder:
-            table = self._paraphrases(Path(folder), *tokens)
+        with work_folder("meteor") as folder:
+            table = self._paraphrases(folder, *tokens)
             aligner = meteor.Meteor(
                 launcher, timeout=self.config.java_timeout, processes=processes if table else 1, paraphrases=table
             )
@@ -350,8 +357,8 @@ def _check(references: Mapping[ImageId, list[str]], hypotheses: Mapping[ImageId,
 
 
 def _number(value: Any) -> float | None:
-    """A Python float; None for what is no number (None, NaN), so that it enters no mean and no JSON."""
-    return None if value is None or math.isnan(value) else float(value)
+    """A Python float; None for what is no number (None, NaN, infinity), so that it enters no mean and no JSON."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def _signature(references: Mapping[ImageId, Sequence[str]]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class ClipJudge:
         *,
         on_images: Callable[[int], object] = lambda count: None,
     ) -> tuple[list[float | None], list[float | None]]:
-        """CLIP-S and RefCLIP-S of each image, from raw captions; None where there is no image."""
+        """CLIP-S and RefCLIP-S of each image, from raw captions; None where there is no image that can be read."""
         ids = list(references)
         clip: list[float | None] = []
         with_references: list[float | None] = []
@@ -74,11 +74,12 @@ class ClipJudge:
             cosine_C = (reference_CD * caption_ID[owner_C]).sum(axis=1)
             nearest_I = np.zeros(len(some))
             np.maximum.at(nearest_I, owner_C, cosine_C)
-            files = {place: file for place, image in enumerate(some) if (file := read_image(image)) is not None}
+            found = ((place, _decoded(read_image(image))) for place, image in enumerate(some))
+            pictures = {place: picture for place, picture in found if picture is not None}
             seen_I = np.full(len(some), np.nan)
-            if files:
-                places = list(files)
-                seen_I[places] = (self._images(list(files.values())) * caption_ID[places]).sum(axis=1)
+            if pictures:
+                places = list(pictures)
+                seen_I[places] = (self._images(list(pictures.values())) * caption_ID[places]).sum(axis=1)
             for seen, nearest in zip(seen_I.tolist(), nearest_I.tolist(), strict=True):
                 own = None if np.isnan(seen) else WEIGHT * max(seen, 0.0)
                 clip.append(own)
@@ -100,10 +101,7 @@ class ClipJudge:
             vectors.append(self._embed(self.model.get_text_features, tokens))
         return np.concatenate(vectors)
 
-    def _images(self, files: Sequence[bytes]) -> np.ndarray:
-        from PIL import Image
-
-        pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+    def _images(self, pictures: Sequence[Any]) -> np.ndarray:
         return self._embed(
             self.model.get_image_features, self.processor.image_processor(images=pictures, return_tensors="pt")
         )
@@ -119,3 +117,15 @@ class ClipJudge:
 
 def _harmonic(first: float, second: float) -> float:
     return 2 * first * second / (first + second) if first > 0 and second > 0 else 0.0
+
+
+def _decoded(file: bytes | None) -> Any:
+    """The picture in a file; None without one, or when it is damaged."""
+    from PIL import Image
+
+    if file is None:
+        return None
+    try:
+        return Image.open(io.BytesIO(file)).convert("RGB")
+    except Exception:  # decoders raise nearly every type on damaged input
+        return None

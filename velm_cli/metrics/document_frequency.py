@@ -23,11 +23,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from velm_cli.data.readers.files import most_unpacked
 from velm_cli.errors import UserError
 from velm_cli.files import write_bytes
 from velm_cli.metrics.ngrams import MAX_ORDER, Ints, NGrams, Tokens, count_ngrams, run_starts
 
 FORMAT = 1
+# What numpy raises for archives that are damaged, or of a stranger: a header may ask for any size of array.
+READING_ERRORS = (OSError, EOFError, KeyError, ValueError, TypeError, OverflowError, MemoryError, RecursionError,
+                  NotImplementedError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +102,9 @@ class DocumentFrequency:
             with np.load(path, allow_pickle=False) as file:
                 if not isinstance(file, np.lib.npyio.NpzFile) or int(file["format"]) != FORMAT:
                     raise ValueError("not a table of this version of velm")
+                unpacked = sum(member.file_size for member in file.zip.infolist()) if file.zip else 0
+                if unpacked > most_unpacked(path.stat().st_size):
+                    raise ValueError("it unpacks to many times its size")
                 words = _text(file["words"]).split()
                 keys = [np.arange(len(words)), *(file[f"keys{n}"] for n in range(2, MAX_ORDER + 1))]
                 counts = [file[f"counts{n}"] for n in range(1, MAX_ORDER + 1)]
@@ -105,7 +112,7 @@ class DocumentFrequency:
             table._check()
         except FileNotFoundError:
             raise UserError(f"no document frequencies in {path}: there is no such file") from None
-        except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except READING_ERRORS as error:
             raise UserError(f"{path} holds no document frequencies that velm can read: {error}") from error
         return table
 

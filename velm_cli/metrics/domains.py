@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from velm_cli.errors import on_one_line
 from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores
 from velm_cli.metrics.significance import Summands
 
@@ -34,9 +35,10 @@ def by_domain(scores: Scores, domains: Mapping[ImageId, str]) -> dict[str, dict[
 def domain_table(domains: Mapping[str, Mapping[str, float | None]]) -> str:
     """One line a domain, scores times 100."""
     shown = [name for name in NAMES if all(name in scores for scores in domains.values())]
-    width = max(map(len, ["domain", *domains]))
+    named = [(on_one_line(domain), scores) for domain, scores in domains.items()]  # as a stranger's file has them
+    width = max(map(len, ["domain", *(domain for domain, _ in named)]))
     rows = [f"{'domain':<{width}}{'images':>8}" + "".join(f"{LABELS[name]:>9}" for name in shown)]
-    for domain, scores in domains.items():
+    for domain, scores in named:
         values = (scores[name] for name in shown)
         cells = "".join(f"{'-':>9}" if value is None else f"{100 * value:>9.1f}" for value in values)
         rows.append(f"{domain:<{width}}{scores['images']:>8,}{cells}")

@@ -126,7 +126,7 @@ def load_scenes(path: Path) -> dict[int, Scene]:
         return {int(image_id): Scene.from_json(scene) for image_id, scene in content.items()}
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): prepare dataset=shapes first") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise UserError(f"{path} is not a scenes.json of dataset=shapes: write it anew") from error
 
 

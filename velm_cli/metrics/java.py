@@ -22,15 +22,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from velm_cli.errors import on_one_line
+
 # The same bytes and the same lower case whatever the machine's locale; both names of the output's
 # encoding are needed, Java 19 split them.
 COMMON_FLAGS = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
 VERSION_TIMEOUT = 60.0  # seconds for `java -version`: a cold network disk is slow, a hung one must not hold us
 OLDEST_JAVA = 8
+LONGEST_LINE, MOST_UNREAD = 16 << 20, 64 << 20  # bytes of output: a program that writes more unread is ended
+LONGEST_COMPLAINT = 1 << 16  # bytes of a line of standard error
 
 
 class JavaError(Exception):
     """A Java program could not be run or failed; `str(error)` is one line: what happened, what to do."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(on_one_line(text))  # a program may have said anything
 
 
 class JavaTimeout(JavaError):
@@ -70,23 +77,18 @@ def java_problem() -> str | None:
 @functools.lru_cache(maxsize=8)
 def _probe(program: str) -> Java:
     """Asks `program` for its version. Raises JavaError (never cached) when it does not say one."""
+    process = Process([program, "-version"])
     try:
-        result = subprocess.run(
-            [program, "-version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=VERSION_TIMEOUT,
-            start_new_session=True,
-        )
-    except subprocess.TimeoutExpired:
+        process.close_input()
+        code = process.wait(VERSION_TIMEOUT)
+        said = [*process.last_words(), process.read_line(1.0) or f"exit code {code}"]
+    except JavaTimeout:
         raise JavaError(f"{program} -version gave no answer in {VERSION_TIMEOUT:g} s") from None
-    except OSError as error:
-        raise JavaError(f"{program} could not be started: {error.strerror or error}") from None
-    said = (result.stderr + result.stdout).decode("utf-8", "replace")
-    version = parse_version(said)
+    finally:
+        process.kill()
+    version = parse_version("\n".join(said))
     if version is None:
-        lines = said.strip().splitlines() or [f"exit code {result.returncode}"]
-        raise JavaError(f"{program} -version did not give a version: {lines[0][:120]}")
+        raise JavaError(f"{program} -version did not give a version: {said[0][:120]}")
     return Java(program, *version)
 
 
@@ -188,6 +190,8 @@ class Process:
             raise JavaError(f"{command[0]} could not be started: {error.strerror or error}") from None
         self._to_write: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._arrived = self._taken = 0  # bytes of its output; each is counted up by one thread only
+        self.flooded = False  # it was ended because it wrote too much
         self._last_words: deque[str] = deque(maxlen=40)
         self._on_log = on_log
         self._drainer = threading.Thread(target=self._drain, daemon=True)
@@ -211,14 +215,19 @@ class Process:
     def _read(self) -> None:
         assert self._popen.stdout is not None
         with self._popen.stdout as stream:
-            for line in stream:
+            while line := stream.readline(LONGEST_LINE):
+                self._arrived += len(line)
+                self.flooded = len(line) == LONGEST_LINE or self._arrived - self._taken > MOST_UNREAD
+                if self.flooded:
+                    self.kill()
+                    break
                 self._lines.put(line)
         self._lines.put(None)
 
     def _drain(self) -> None:
         assert self._popen.stderr is not None
         with self._popen.stderr as stream:
-            for line in stream:
+            while line := stream.readline(LONGEST_COMPLAINT):
                 text = line.decode("utf-8", "replace").strip()
                 if text:
                     self._last_words.append(text)
@@ -241,6 +250,7 @@ class Process:
         if line is None:
             self._lines.put(None)  # the end stays the end for the next reader
             return None
+        self._taken += len(line)
         return line.decode("utf-8", "replace").rstrip("\r\n")
 
     def wait(self, timeout: float) -> int:
@@ -261,9 +271,15 @@ class Process:
             self._popen.wait()
         self._to_write.put(None)  # ends the writing thread
 
+    def last_words(self) -> list[str]:
+        """The last lines of its standard error, of a program that has ended."""
+        self._drainer.join(timeout=1.0)  # standard output may end a moment before they are read
+        return list(self._last_words)
+
     def complaint(self) -> str:
         """The line of its last words that tells most, for an error message."""
-        self._drainer.join(timeout=1.0)  # standard output may end a moment before the last words are read
-        lines = list(self._last_words)
+        if self.flooded:
+            return f"it wrote more than {(LONGEST_LINE if self._arrived < MOST_UNREAD else MOST_UNREAD) >> 20} MB"
+        lines = self.last_words()
         telling = [line for line in lines if re.search(r"\w(Error|Exception)\b|^(Invalid|Unrecogni[sz]ed) ", line)]
         return (telling or lines or ["it said nothing"])[-1][:200]

@@ -8,6 +8,7 @@ can need (`paraphrases.py`), and then several processes can share the images.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
 # hypothesis and reference, the function words of both.
 WORDS, REFERENCE_WORDS, FUNCTION_WORDS, REFERENCE_FUNCTION_WORDS = range(4)
 CHUNKS, MATCHED, REFERENCE_MATCHED = 20, 21, 22
+_PLAIN = re.compile("[a-z0-9 \n]*")
 
 
 def jar() -> Path:
@@ -125,7 +127,7 @@ class _Worker:
                 # All at once: the process never waits for us, and the pipe's threads keep it from blocking.
                 self._process.send("".join(requests[len(answers) :]))
                 while len(answers) < len(requests):
-                    answers.append(self._reply(deadline))
+                    answers.append(self._reply(deadline, requests[len(answers)]))
                     on_answer()
                 return answers
             except JavaError as error:
@@ -135,15 +137,35 @@ class _Worker:
                 self._process = self._launcher.start(self._arguments)
         raise AssertionError("unreachable")
 
-    def _reply(self, deadline: float) -> str:
+    def _reply(self, deadline: float, request: str) -> str:
         line = self._process.read_line(min(self._reply_timeout, deadline - time.monotonic()))
         if line is None:
             raise JavaError(f"its process ended: {self._process.complaint()}")
-        try:
-            list(map(float, line.split()))
-        except ValueError:
-            raise JavaError(line) from None
+        if not _plausible(line, request):
+            raise JavaError(f"it answered {line[:100]!r}" if line else "it answered an empty line")
         return line
+
+
+def _plausible(line: str, request: str) -> bool:
+    """Whether a line can be the 23 statistics of a request: counts that fit together and to the hypothesis."""
+    try:
+        numbers = [float(number) for number in line.split()]
+    except ValueError:
+        return False
+    if len(numbers) != 23 or not all(number >= 0 and number.is_integer() for number in numbers):  # nor NaN, infinity
+        return False
+    hypothesis = request.rpartition("|||")[2]
+    words = len(hypothesis.split()) if _PLAIN.fullmatch(hypothesis) else None  # others METEOR rewrites
+    hypothesis_matched = sum(numbers[4:20:4]) + sum(numbers[6:20:4])
+    reference_matched = sum(numbers[5:20:4]) + sum(numbers[7:20:4])
+    return (
+        hypothesis_matched == numbers[MATCHED] <= numbers[WORDS]
+        and reference_matched == numbers[REFERENCE_MATCHED] <= numbers[REFERENCE_WORDS]
+        and numbers[FUNCTION_WORDS] <= numbers[WORDS]
+        and numbers[REFERENCE_FUNCTION_WORDS] <= numbers[REFERENCE_WORDS]
+        and numbers[CHUNKS] <= min(numbers[MATCHED], numbers[REFERENCE_MATCHED])
+        and words in (None, numbers[WORDS])
+    )
 
 
 def summands(statistics: Sequence[str]) -> Summands:

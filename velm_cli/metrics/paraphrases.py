@@ -2,22 +2,21 @@
 
 METEOR's table has 5.3 million pairs of phrases, and reading it takes longer than aligning the captions of five
 thousand images. A pair counts only where both of its phrases stand in captions; so velm keeps the table as numbers
-in its cache, chooses the pairs whose words stand side by side in the captions, and gives METEOR these alone. METEOR
-rewrites captions before it aligns them (hyphens, dots, numbers), so every way a token could come out is looked
-for: too many pairs cost milliseconds, one too few would change a score.
+in a file of its cache, chooses the pairs whose words stand side by side in the captions, and gives METEOR these
+alone. METEOR rewrites captions before it aligns them (hyphens, dots, numbers), so every way a token could come out
+is looked for: too many pairs cost milliseconds, one too few would change a score.
 
 Shapes: W words of the table, E pairs, P = 2 * E phrases.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import itertools
-import os
+import json
 import re
-import shutil
-import tempfile
 import unicodedata
 import zlib
 from collections import defaultdict
@@ -28,12 +27,12 @@ from pathlib import Path
 
 import numpy as np
 
-from velm_cli.data.arrays import map_array
-from velm_cli.files import write_bytes
+from velm_cli.metrics import cache
 
-FORMAT = 1
+FORMAT = 2
 CHUNK = 1 << 24  # bytes of the table in hand at a time
 _PLAIN = re.compile("[a-z0-9 ]*")
+ARRAYS = {"words_W": "<u2", "lengths_P": "u1", "weights_E": "<f8"}  # as the cache has them, in this order
 _PART = re.compile(r"[^\W_]+|[^\w\s]|_")
 
 
@@ -48,21 +47,38 @@ class ParaphraseTable:
 
     @classmethod
     def cached(cls, table: Path, cache_dir: Path, *, make: bool = True) -> ParaphraseTable | None:
-        """The table in METEOR's file `table`, read once into a folder of `cache_dir`.
+        """The table in METEOR's file `table`, read once into a file of `cache_dir`.
 
-        None where it is not there yet and `make` is false. Raises OSError or ValueError where it cannot be read or
-        kept.
+        None where it is not there, or damaged, and `make` is false. A cache that cannot be written costs time only.
+        Raises OSError or ValueError where `table` cannot be read.
         """
         digest = hashlib.sha256(table.read_bytes()).hexdigest()
-        folder = cache_dir / f"meteor-paraphrases-{FORMAT}-{digest[:16]}"
-        if not folder.is_dir():
-            if not make:
-                return None
-            _keep(cls.parse(table), folder)
-        return cls(
-            (folder / "vocabulary.txt").read_text("utf-8").split("\n"),
-            *(map_array(folder / f"{name}.npy") for name in ARRAYS),
-        )
+        path = cache_dir / f"meteor-paraphrases-{FORMAT}-{digest[:16]}"
+        with contextlib.suppress(OSError, ValueError):
+            return cls._kept(path)
+        if not make:
+            return None
+        made = cls.parse(table)
+        with contextlib.suppress(OSError):
+            cache.keep(path, made._parts())
+        return made
+
+    @classmethod
+    def _kept(cls, path: Path) -> ParaphraseTable:
+        data = b"".join(cache.read_pieces(path))
+        end = data.index(b"\n") + 1
+        sizes = json.loads(data[:end])
+        arrays = []
+        for name, kind in ARRAYS.items():
+            arrays.append(np.frombuffer(data, kind, sizes[name], end))
+            end += arrays[-1].nbytes
+        return cls(data[end:].decode().split("\n"), *arrays)
+
+    def _parts(self) -> Iterator[bytes]:
+        arrays = {name: np.asarray(getattr(self, name), kind) for name, kind in ARRAYS.items()}
+        yield json.dumps({name: array.size for name, array in arrays.items()}).encode() + b"\n"
+        yield from (array.tobytes() for array in arrays.values())
+        yield "\n".join(self.vocabulary).encode()
 
     @classmethod
     def parse(cls, table: Path) -> ParaphraseTable:
@@ -125,26 +141,6 @@ class ParaphraseTable:
         words = [self.vocabulary[number] for number in self.words_W[word_W].tolist()]
         for first, length in zip(first_P.tolist(), length_P.tolist(), strict=True):
             yield " ".join(words[first : first + length])
-
-
-ARRAYS = ("words_W", "lengths_P", "weights_E")
-
-
-def _keep(table: ParaphraseTable, folder: Path) -> None:
-    """Writes the folder whole or not at all; another process may have been quicker."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        for name in ARRAYS:
-            np.save(part / f"{name}.npy", getattr(table, name), allow_pickle=False)
-        write_bytes(part / "vocabulary.txt", ["\n".join(table.vocabulary).encode()])
-        try:
-            os.rename(part, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def neighbours(captions: Iterable[str]) -> set[tuple[str, str]]:

@@ -7,7 +7,7 @@ get published.
 
 from __future__ import annotations
 
-import gzip
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from velm_cli.errors import UserError
+from velm_cli.data.readers.files import read_bytes
+from velm_cli.errors import UserError, on_one_line
 from velm_cli.metrics.scores import ImageId, check_vouched
 from velm_cli.schema import Mismatch
 
@@ -27,6 +28,7 @@ class Predictions:
     captions: dict[ImageId, str]
     sets: dict[ImageId, list[str]] = field(default_factory=dict)
     duplicates: list[ImageId] = field(default_factory=list)  # ids that came again; their first caption counts
+    digest: str = ""  # of the file's content
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class References:
     captions: dict[ImageId, list[str]]
     domains: dict[ImageId, str] = field(default_factory=dict)
     files: dict[ImageId, str] = field(default_factory=dict)
+    digest: str = ""  # of the file's content
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -43,8 +46,9 @@ def read_predictions(path: Path) -> Predictions:
 
     velm's own per_image.jsonl is one too ("hypothesis"). Raises UserError for anything else.
     """
-    predictions = Predictions({})
-    for where, item in _load(path, "predictions")[0]:
+    items, _, digest = _load(path, "predictions")
+    predictions = Predictions({}, digest=digest)
+    for where, item in items:
         image = _image_id(item, where)
         if image in predictions.captions:
             predictions.duplicates.append(image)
@@ -65,14 +69,15 @@ def read_references(path: Path, option: str = "references") -> References:
 
     Lines of one caption each, and velm's own per_image.jsonl ("references"), are read as well.
     """
-    references = References({})
-    items, about = _load(path, option)
+    items, about, digest = _load(path, option)
+    references = References({}, digest=digest)
     for where, item in items:
         texts = _texts(item, where, "references", "captions", "caption")
         references.captions.setdefault(_image_id(item, where), []).extend(texts)
     if not references.captions:
         raise UserError(f"{option}={path} holds no captions")
-    for image in about.get("images", []):
+    images = about.get("images")
+    for image in images if isinstance(images, list) else []:
         if isinstance(image, dict) and isinstance(image.get("id"), (int, str)):
             for found, key in ((references.domains, "domain"), (references.files, "file_name")):
                 if isinstance(image.get(key), str):
@@ -118,18 +123,19 @@ def matched(
 
 def listing(images: Sequence[ImageId]) -> str:
     """`7 images (1, 2, 3, 4, 5, ...)`."""
-    shown = ", ".join(map(str, images[:5]))
+    shown = ", ".join(on_one_line(str(image)) for image in images[:5])
     return f"{len(images)} image{'s' * (len(images) > 1)} ({shown}{', ...' * (len(images) > 5)})"
 
 
-def _load(path: Path, option: str) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any]]:
-    """(where, object) of a JSON list, of "annotations" in a JSON object, or of JSON lines; and that JSON object."""
+def _load(path: Path, option: str) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any], str]:
+    """(where, object) of a JSON list, of "annotations" in a JSON object, or of JSON lines; that JSON object; a digest
+    of the file."""
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{option}={path} does not exist") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        data = read_bytes(path)
+        text = data.decode("utf-8-sig")
+    except UserError as error:
+        raise UserError(f"{option}={error}") from None
+    except UnicodeDecodeError as error:
         raise UserError(f"{option}={path} cannot be read: {error}") from error
     check_vouched(path)
     unit = ""
@@ -154,7 +160,7 @@ def _load(path: Path, option: str) -> tuple[list[tuple[str, dict[str, Any]]], di
     for where, item in named:
         if not isinstance(item, dict):
             raise UserError(f"{where}: not an object but {json.dumps(item)[:60]}")
-    return named, about
+    return named, about, hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _line(path: Path, number: int, line: str) -> Any:
@@ -175,7 +181,7 @@ def _texts(item: Mapping[str, Any], where: str, *keys: str) -> list[str]:
     """The captions under the first of `keys` that is there: a text or a list of them."""
     key = next((key for key in keys if key in item), None)
     if key is None:
-        raise UserError(f"{where}: none of {', '.join(keys)}, but {', '.join(map(str, item)) or 'nothing'}")
+        raise UserError(f"{where}: none of {', '.join(keys)}, but {on_one_line(', '.join(item)) or 'nothing'}")
     texts = [item[key]] if isinstance(item[key], str) else item[key]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise UserError(f'{where}: "{key}" must be text or a list of texts, not {json.dumps(item[key])[:40]}')

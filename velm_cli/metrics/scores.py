@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from velm_cli.errors import UserError
+from velm_cli.errors import UserError, on_one_line
 from velm_cli.files import check_crc32, crc32, read_sealed, sealed, write_bytes, write_json
 from velm_cli.metrics.significance import Summands
 
@@ -63,7 +64,7 @@ def table(scores: Scores) -> str:
             error_bars = f"   {100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
             rows.append(f"{LABELS[name]:<{width}}{value:>7.3f}{100 * value:>8.1f}{error_bars}")
         else:
-            rows.append(f"{LABELS[name]:<{width}}{'-':>7}{'-':>8}   {scores.reasons[name]}")
+            rows.append(f"{LABELS[name]:<{width}}{'-':>7}{'-':>8}   {on_one_line(scores.reasons[name])}")
     return "\n".join(rows)
 
 
@@ -122,18 +123,89 @@ def save(scores: Scores, folder: Path, beside: Sequence[str] = ()) -> None:
     write_json(folder / "scores.json", sealed(summary))
 
 
+# Folders of scores may come from strangers: every type is checked where they are read, and not where they are used.
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
-    """The `scores.json` that `save` wrote. OSError or ValueError when it or a file that it vouches for is damaged."""
-    summary = read_sealed(folder / "scores.json")
-    for name, expected in summary.get("crc32_of", {}).items():
-        check_crc32(folder / name, expected)
+    """The `scores.json` that `save` wrote, without keys of other types than it wrote.
+
+    OSError or ValueError when it or a file that it vouches for is damaged.
+    """
+    summary = read_sealed(_plain_file(folder / "scores.json"))
+    vouched = _of("crc32_of", summary, lambda value: isinstance(value, str))
+    for name, expected in vouched.items():
+        if Path(name).name != name:
+            raise ValueError(f"scores.json vouches for {name!r}")
+        check_crc32(_plain_file(folder / name), expected)
+    for name in NAMES:
+        if not _is_figure(summary.get(name)):
+            raise ValueError(f"{name} is no number")
+    for key in ("language", "spice_categories"):
+        _of(key, summary, _is_figure)
+    _of("intervals", summary, _is_interval)
+    _of("reasons", summary, lambda value: isinstance(value, str))
+    _of("signature", summary, lambda value: True)
+    if not _are_texts(summary.get("warnings", [])):
+        raise ValueError("warnings is no list of texts")
     return summary
+
+
+def read_images(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `per_image.jsonl`, as `save` wrote them. OSError or ValueError when they are damaged."""
+    images = []
+    for number, line in enumerate(_plain_file(folder / "per_image.jsonl").read_bytes().splitlines(), 1):
+        try:
+            image = json.loads(line)
+            whole = (
+                isinstance(image["image_id"], (int, str))
+                and isinstance(image["hypothesis"], str)
+                and _are_texts(image["references"])
+                and bool(_of("scores", image, _is_figure))
+            )
+        except (ValueError, KeyError, TypeError, RecursionError):
+            whole = False
+        if not whole:
+            raise ValueError(f"line {number} of per_image.jsonl is damaged")
+        images.append(image)
+    return images
+
+
+def _plain_file(path: Path) -> Path:
+    """`path`; OSError where nothing is, ValueError for what might be read for ever (a pipe, a device)."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path.name} is not a file")
+    return path
+
+
+def _of(key: str, values: Mapping[str, Any], fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """The object under `key`, empty where there is none; ValueError when it or a value in it does not fit."""
+    found = values.get(key, {})
+    if not isinstance(found, dict) or not all(map(fits, found.values())):
+        raise ValueError(f"{key} is not what velm writes")
+    return found
+
+
+def _is_figure(value: Any) -> bool:
+    """None or a finite number; whole ones have no bounds in JSON."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 1 << 64
+    return value is None or (isinstance(value, float) and math.isfinite(value))
+
+
+def _is_interval(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list) and len(value) == 2 and all(end is not None and _is_figure(end) for end in value)
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
 
 
 def check_vouched(path: Path) -> None:
     """UserError when a `scores.json` beside the file has another checksum of it; most files have none and pass."""
     try:
-        expected = read_sealed(path.parent / "scores.json").get("crc32_of", {}).get(path.name)
+        expected = read_sealed(_plain_file(path.parent / "scores.json")).get("crc32_of", {}).get(path.name)
     except (OSError, ValueError, AttributeError):  # none there, or not velm's
         return
     try:

@@ -14,20 +14,21 @@ import json
 import os
 import platform
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from velm_cli.data.processes import available_cores
+from velm_cli.metrics import cache
 from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.metrics.java import JavaError, JavaTimeout, Launcher, memory_limit
 from velm_cli.metrics.spice_engine import ENGINE_JAR
 from velm_cli.metrics.tokenize import Id, one_line
+from velm_cli.metrics.workspace import work_folder
 
 CORENLP_VERSION = "3.6.0"
+CORENLP_FOLDER = f"corenlp-{CORENLP_VERSION}"  # in the cache
 CORENLP_JARS = (f"stanford-corenlp-{CORENLP_VERSION}.jar", f"stanford-corenlp-{CORENLP_VERSION}-models.jar")
 # The jar's names for the kinds of tuples that a score is split into; All is the score itself.
 CATEGORIES = ("All", "Object", "Attribute", "Relation", "Color", "Cardinality", "Size")
@@ -36,6 +37,7 @@ IMAGES_PER_GIB = 250
 MAX_GROUP = 2000
 MAX_WORDS = 100  # of a caption: the parser's time and memory grow with the cube; COCO's longest has 50
 SNAPSHOT_LIMIT = 512 << 20  # bytes (about a million captions); a larger parse cache starts empty again
+RESULT_LIMIT = 256 << 20  # bytes of a group's result, which is about 10 MB
 ADD_OPENS = (
     "lang",
     "math",
@@ -59,21 +61,27 @@ class SpiceSetup:
 
     @classmethod
     def find(cls, cache_dir: Path, memory: str = "auto", threads: int = 0) -> SpiceSetup:
-        """The setup of this machine. Raises JavaError when CoreNLP is missing."""
+        """The setup of this machine. Raises JavaError when CoreNLP is missing, or others may have put it there."""
         corenlp = find_corenlp(cache_dir)
+        in_cache = corenlp == cache_dir / CORENLP_FOLDER and os.environ.get("VELM_CORENLP") != str(corenlp)
+        if corenlp is not None and in_cache and cache.can_be_changed_by_others(corenlp):
+            raise JavaError(
+                f"{corenlp} holds programs that others can change: chmod -R go-w {corenlp}, and delete what is not "
+                "yours, or set VELM_CORENLP to it if you trust them"
+            )
         if corenlp is None:
             raise JavaError(f"CoreNLP {CORENLP_VERSION} not found: run `velm doctor fix=spice`")
         has_native_library = platform.machine().lower() in (
             "x86_64",
             "amd64",
         )  # the jar's LMDB is built for x86
-        snapshot = cache_dir / f"spice-parses-{CORENLP_VERSION}" / "data.mdb" if has_native_library else None
+        snapshot = cache_dir / f"spice-parses-{CORENLP_VERSION}.mdb" if has_native_library else None
         return cls(corenlp, _heap() if memory == "auto" else memory, threads or available_cores(), snapshot)
 
 
 def find_corenlp(cache_dir: Path) -> Path | None:
     """The folder with both of CoreNLP's jars: $VELM_CORENLP, velm's cache or pycocoevalcap's own; or None."""
-    folders = [cache_dir / f"corenlp-{CORENLP_VERSION}", (pycocoevalcap() / SPICE_JAR).parent / "lib"]
+    folders = [cache_dir / CORENLP_FOLDER, (pycocoevalcap() / SPICE_JAR).parent / "lib"]
     if os.environ.get("VELM_CORENLP"):
         folders.insert(0, Path(os.environ["VELM_CORENLP"]).expanduser())
     return next((path for path in folders if all((path / jar).is_file() for jar in CORENLP_JARS)), None)
@@ -94,7 +102,8 @@ def command(setup: SpiceSetup, work: Path, java_major: int, *, cached: bool) -> 
     """Java's arguments to score `work/in.json` into `work/out.json`.
 
     By class and not by `-jar`, which ignores `-cp`: the class path carries CoreNLP from outside
-    site-packages and, for Java 15 and later, a JavaScript engine. Only the cache's serializer needs
+    site-packages and, for Java 15 and later, a JavaScript engine. `velm.Watched` ends the program with velm, however
+    velm ends: unlike METEOR it never reads what it is given. Only the cache's serializer needs
     Java's own packages opened (9 and later) and says so in warnings (24 and later).
     """
     flags = [f"-Xmx{setup.memory}", f"-Djava.io.tmpdir={work}"]
@@ -106,7 +115,7 @@ def command(setup: SpiceSetup, work: Path, java_major: int, *, cached: bool) -> 
     options = ["-out", str(work / "out.json"), "-subset", "-silent", "-threads", str(setup.threads)]
     if cached:
         options += ["-cache", str(work / "parses")]
-    return [*flags, "-cp", class_path, "edu.anu.spice.SpiceScorer", str(work / "in.json"), *options]
+    return [*flags, "-cp", class_path, "velm.Watched", "edu.anu.spice.SpiceScorer", str(work / "in.json"), *options]
 
 
 def score_spice(
@@ -129,10 +138,12 @@ def score_spice(
     scores: dict[Id, FScores] = {}
     warnings: list[str] = []
     group_size = min(MAX_GROUP, max(1, int(_gib(setup.memory) * IMAGES_PER_GIB)))
-    with tempfile.TemporaryDirectory(prefix="velm-spice-") as folder:
-        work = Path(folder)
-        snapshot = setup.snapshot if _borrow(setup.snapshot, work) else None
+    with work_folder("spice") as work:
+        snapshot = setup.snapshot
         cached = snapshot is not None
+        problem = _borrow(snapshot, work) if snapshot is not None else None
+        if problem is not None:
+            warnings.append(f"SPICE parsed everything anew, its parse cache is not used: {problem}")
         try:
             for start in range(0, len(images), group_size):
                 group = images[start : start + group_size]
@@ -160,17 +171,18 @@ def score_spice(
                     found = _run(launcher, setup, work, deadline, on_stage, cached=False)
                     warnings.append(f"SPICE ran without its parse cache, which failed: {error}")
                     assert setup.snapshot is not None
-                    setup.snapshot.unlink(missing_ok=True)
+                    with contextlib.suppress(OSError):
+                        setup.snapshot.unlink()
                     cached = False
                 if set(found) != set(range(len(group))):
                     raise JavaError(f"SPICE gave scores of {len(found)} images for {len(group)}")
                 scores |= {image: found[i] for i, image in enumerate(group)}
                 on_images(len(group))
-                if cached and snapshot is not None:
-                    _publish(work, snapshot)  # parses are hours of work: a kill costs those of one group
+                if cached and snapshot is not None:  # parses are hours of work: a kill costs those of one group
+                    _publish(work, snapshot, if_larger=problem is None)
         finally:
             if cached and snapshot is not None:
-                _publish(work, snapshot)
+                _publish(work, snapshot, if_larger=problem is None)
     return scores, warnings
 
 
@@ -194,16 +206,33 @@ def _run(
         code = process.wait(deadline - time.monotonic())
     finally:
         process.kill()
+    if process.flooded:
+        raise JavaError(f"SPICE failed: {process.complaint()}")
     if code != 0:
         raise JavaError(f"SPICE failed with exit code {code}{_advice(code, process.complaint())}")
     try:
+        if (size := (work / "out.json").stat().st_size) > RESULT_LIMIT:
+            raise ValueError(f"{size >> 20} MB")
         results = json.loads((work / "out.json").read_text(encoding="utf-8"))
         (work / "out.json").unlink()
-        return {
-            item["image_id"]: {name: item["scores"].get(name, {}).get("f") for name in CATEGORIES} for item in results
+        found = {
+            item["image_id"]: {name: _f_score(item["scores"].get(name, {}).get("f")) for name in CATEGORIES}
+            for item in results
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise JavaError(f"SPICE gave no readable result ({error}): {process.complaint()}") from None
+    if len(found) != len(results):
+        raise JavaError("SPICE gave several scores of one image")
+    return found
+
+
+def _f_score(value: object) -> float | None:
+    """A score as the jar may write it (NaN or nothing: it is not defined); ValueError for anything else."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value <= 1 or value != value):
+        raise ValueError(f"a score of {str(value)[:40]}")
+    return value
 
 
 def _advice(code: int, complaint: str) -> str:
@@ -215,37 +244,34 @@ def _advice(code: int, complaint: str) -> str:
     return f": {complaint}"
 
 
-def _borrow(snapshot: Path | None, work: Path) -> bool:
-    """Copies the shared parse cache into the private folder; False when there can be no cache at all.
+def _borrow(snapshot: Path, work: Path) -> str | None:
+    """Copies the shared parse cache into the private folder; why not, where there is one that cannot be used.
 
     The shared file is never opened by LMDB and never changed, only replaced: any number of runs may copy.
     """
-    if snapshot is None:
-        return False
     (work / "parses").mkdir()
-    if snapshot.is_file():
-        try:
-            shutil.copyfile(snapshot, work / "parses" / "data.mdb")
-        except OSError:
-            (work / "parses" / "data.mdb").unlink(missing_ok=True)  # a torn copy is worse than none
-    return True
-
-
-def _publish(work: Path, snapshot: Path) -> None:
-    """Puts the private parse cache in the place of the shared one if it knows more; the last run wins."""
     private = work / "parses" / "data.mdb"
-    partial = snapshot.with_name(f"{snapshot.name}.{os.getpid()}.partial")
     try:
+        with private.open("wb") as file:
+            file.writelines(cache.read_pieces(snapshot))
+        return None
+    except (FileNotFoundError, NotADirectoryError):
+        problem = None
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    private.unlink(missing_ok=True)  # a torn copy is worse than none
+    return problem
+
+
+def _publish(work: Path, snapshot: Path, *, if_larger: bool) -> None:
+    """Puts the private parse cache in the place of the shared one, `if_larger` only if it knows more than that one."""
+    private = work / "parses" / "data.mdb"
+    # A full or read-only disk costs the next run time, it must not cost this one its scores.
+    with contextlib.suppress(OSError):
         size = private.stat().st_size if private.is_file() else 0
+        there = snapshot.stat().st_size - cache.SEAL_LENGTH if if_larger and snapshot.is_file() else 0
         if size > SNAPSHOT_LIMIT:
             snapshot.unlink(missing_ok=True)
-        elif size > (snapshot.stat().st_size if snapshot.is_file() else 0):
-            snapshot.parent.mkdir(parents=True, exist_ok=True)
-            with private.open("rb") as source, partial.open("wb") as target:
-                shutil.copyfileobj(source, target)
-                target.flush()
-                os.fsync(target.fileno())
-            os.replace(partial, snapshot)
-    except OSError:  # a full or read-only disk costs the next run time, it must not cost this one its scores
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        elif size > there:
+            with private.open("rb") as source:
+                cache.keep(snapshot, iter(lambda: source.read(cache.PIECE), b""))

@@ -17,6 +17,7 @@ from velm_cli.metrics import ptb
 from velm_cli.metrics.authority import pycocoevalcap
 from velm_cli.metrics.java import JavaError, Launcher
 
+KNOWN = 1000  # captions, of which the jar's tokens are compared with velm's own
 Id = TypeVar("Id", bound=Hashable)
 
 
@@ -44,17 +45,32 @@ class PtbTokenizer:
 
     def __call__(self, captions: Sequence[str]) -> list[str]:
         lines = [one_line(caption) for caption in captions]
-        if beyond := len(ptb.uncovered(lines)):
+        if uncovered := ptb.uncovered(lines):
             if self.launcher is not None:
                 try:
                     tokens = ptb_tokenize(lines, self.launcher, timeout=self.timeout)
+                    _check_known(lines, tokens, set(uncovered))
                 except JavaError as error:
                     self.problem = str(error)
                 else:
-                    self.from_jar += beyond
+                    self.from_jar += len(uncovered)
                     return tokens
-            self.unsure += beyond
+            self.unsure += len(uncovered)
         return ptb.tokenize(lines)
+
+
+def _check_known(captions: Sequence[str], tokens: Sequence[str], uncovered: set[int]) -> None:
+    """JavaError when the jar's tokens are not those that velm knows of captions that it can read itself.
+
+    A tenth of them may differ, so that no fault of velm's own reader costs the jar's word on the others.
+    """
+    first = ["" if number in uncovered else caption for number, caption in enumerate(captions[:KNOWN])]
+    expected = ptb.tokenize(first)
+    known = [number for number in range(len(first) - 1) if not uncovered & {number, number + 1}]
+    differing = [number for number in known if tokens[number] != expected[number]]
+    if 10 * len(differing) > len(known):
+        one = differing[0]
+        raise JavaError(f"the PTB tokenizer failed: {captions[one][:60]!r} became {tokens[one][:60]!r}")
 
 
 def ptb_tokenize(captions: Sequence[str], launcher: Launcher, *, timeout: float) -> list[str]:
@@ -73,8 +89,8 @@ def ptb_tokenize(captions: Sequence[str], launcher: Launcher, *, timeout: float)
         # No newline after the last caption: pycocoevalcap writes none.
         process.send("\n".join(one_line(caption) for caption in captions))
         process.close_input()
-        lines = []
-        while (line := process.read_line(deadline - time.monotonic())) is not None:
+        lines: list[str] = []
+        while (line := process.read_line(deadline - time.monotonic())) is not None and len(lines) <= len(captions):
             lines.append(line)
         code = process.wait(deadline - time.monotonic())
     except JavaError as error:

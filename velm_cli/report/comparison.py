@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from velm_cli import compose
@@ -11,17 +12,19 @@ from velm_cli.data.store import Store, store_path
 from velm_cli.errors import UserError
 from velm_cli.metrics.scores import ImageId
 from velm_cli.metrics.significance import mean_of, paired_permutation
-from velm_cli.report.evaluations import Evaluated, read_evaluation
+from velm_cli.report.evaluations import Evaluated
 from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.report.runs import AVERAGES
 
 
-def compare_page(folders: Sequence[Path], path: Path) -> None:
+def compare_page(evaluations: Mapping[Path, Evaluated], path: Path) -> None:
     """Write the page of finished run folders, with the images of their data set where its store is to be found."""
-    runs = [read_evaluation(folder) for folder in folders]
+    runs = list(evaluations.values())
     compared = [runs[0], *(dataclasses.replace(run, p_values=_p_values(runs[0], run)) for run in runs[1:])]
     wanted = {image for run in runs for image in run.per_image}
-    write_page(path, compared, _pictures(folders[0], wanted), title=" against ".join(run.name for run in runs[:3]))
+    write_page(
+        path, compared, _pictures(next(iter(evaluations)), wanted), title=" against ".join(run.name for run in runs[:3])
+    )
 
 
 def _p_values(first: Evaluated, other: Evaluated) -> dict[str, float]:
@@ -45,4 +48,8 @@ def _pictures(folder: Path, wanted: set[ImageId]) -> Mapping[ImageId, Picture]:
     if not store.has_images:
         return {}
     places = {store.image_id(number): number for number in range(len(store))}
-    return {image: Picture(thumbnail(store.image_bytes(places[image]))) for image in wanted if image in places}
+    pictures = {}
+    for image in wanted & places.keys():
+        with contextlib.suppress(OSError, UserError):  # its captions are shown without it
+            pictures[image] = Picture(thumbnail(store.image_bytes(places[image])))
+    return pictures

@@ -6,7 +6,6 @@ somebody else's predictions) is shown in the same way.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,8 @@ from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.errors import UserError
-from velm_cli.files import read_log
-from velm_cli.metrics.scores import NAMES, ImageId, Scores, read_summary
+from velm_cli.metrics.scores import NAMES, ImageId, Scores, read_images, read_summary
+from velm_cli.report.logs import read_figures
 
 Point = tuple[int, float]  # optimisation step, value
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides
@@ -79,8 +78,7 @@ def read_evaluation(folder: Path) -> Evaluated:
     """
     try:
         summary = read_summary(folder)
-        with (folder / "per_image.jsonl").open(encoding="utf-8") as lines:
-            images = [json.loads(line) for line in lines]
+        images = read_images(folder)
         return Evaluated(
             name=folder.resolve().name,
             scores={name: summary.get(name) for name in NAMES},
@@ -98,7 +96,7 @@ def read_evaluation(folder: Path) -> Evaluated:
         raise UserError(
             f"{folder}: it has no {Path(error.filename).name}; give the folder of a finished run"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: its scores are damaged ({error}); evaluate again with fresh=true") from error
 
 
@@ -143,7 +141,7 @@ def read_curves(folder: Path) -> Curves:
     The loss is the text's, or the plain sum of the others where the text has none.
     """
     train_loss, validation_loss, validation_cider = {}, {}, {}
-    for line in read_log(folder):
+    for line in read_figures(folder):
         if line["kind"] == "train":
             train_loss[line["step"]] = _loss_of(line)
         elif line["kind"] == "validation":
@@ -167,7 +165,7 @@ def curves_behind(folder: Path) -> Curves | None:
     if (folder / "config.yaml").is_file():
         config = OmegaConf.to_container(compose.read_config(folder / "config.yaml"))
         assert isinstance(config, dict)
-        if "checkpoint" in config and config.get("stage") == "evaluate":
+        if isinstance(config.get("checkpoint"), str) and config.get("stage") == "evaluate":
             try:
                 home = compose.run_folder_of(config["checkpoint"])
             except UserError:

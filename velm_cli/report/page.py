@@ -26,6 +26,7 @@ from velm_cli.files import write_bytes
 from velm_cli.metrics.scores import LABELS, NAMES, NOT_REQUESTED, ImageId
 from velm_cli.report.evaluations import Attention, Curves, Evaluated, Point
 
+SIGN = b"velm report</p>"  # in every page, and how velm knows its own
 WEB = Path(__file__).with_name("web")
 SCRIPTS = ("elements.js", "overview.js", "view.js", "gallery.js")
 THUMBNAIL_SIDE = 160  # pixels of the longer side
@@ -61,10 +62,13 @@ class Picture:
 
 def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
     """A JPEG whose longer side has at most `side` pixels; OSError where `jpeg` is no readable image."""
-    image = Image.open(BytesIO(jpeg))
-    image.thumbnail((side, side))  # the decoder itself scales down by 2, 4 or 8 first
     out = BytesIO()
-    image.convert("RGB").save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    try:
+        image = Image.open(BytesIO(jpeg))
+        image.thumbnail((side, side))  # the decoder itself scales down by 2, 4 or 8 first
+        image.convert("RGB").save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
+    except Exception as error:  # decoders raise nearly every type on damaged input
+        raise OSError(f"not a readable image: {error}") from error
     return out.getvalue()
 
 
@@ -85,6 +89,13 @@ def write_page(
     shown = [metric for metric in metrics if any(_is_told(run, metric.name) for run in runs)] or metrics
     images = list(dict.fromkeys(image for run in runs for image in run.per_image))
     write_bytes(path, _parts(runs, shown, images, pictures or {}, title))
+
+
+def is_page(path: Path) -> bool:
+    """Whether `path` is a page that velm has written."""
+    with path.open("rb") as file:
+        start = file.read(1 << 17)  # the sign is behind the style
+    return start.startswith(b"<!doctype html>") and SIGN in start
 
 
 def _is_told(run: Evaluated, name: str) -> bool:

@@ -7,7 +7,9 @@ mean (BLEU, METEOR) get none.
 
 from __future__ import annotations
 
+import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +19,10 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from velm_cli import compose
-from velm_cli.errors import UserError
-from velm_cli.files import read_log
-from velm_cli.metrics.scores import read_summary
+from velm_cli.errors import UserError, on_one_line
+from velm_cli.files import write_bytes
+from velm_cli.metrics.scores import read_images, read_summary
+from velm_cli.report.logs import read_figures
 
 SCORES = {
     "Bleu_4": "BLEU-4",
@@ -30,6 +33,8 @@ SCORES = {
 }
 AVERAGES = ("ROUGE_L", "CIDEr", "SPICE")  # means of per-image scores; BLEU and METEOR are counted over the corpus
 RESAMPLES = 2000
+SIGN, LARGEST_PLOT = "drawn by velm report", 64 << 20
+SIGNED_BY = {"png": "Software", "svg": "Description", "pdf": "Subject"}  # where the formats have room for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,23 +65,21 @@ def read_run(folder: Path) -> ScoredRun:
     """Raises UserError when `folder` is not a run folder with scores."""
     try:
         scores = read_summary(folder)
-        images = (folder / "per_image.jsonl").read_text("utf-8").splitlines()
-        per_image = {item["image_id"]: item["scores"] for item in map(json.loads, images)}
-        config = OmegaConf.to_container(compose.read_config(folder / "config.yaml"))
+        per_image = {image["image_id"]: image["scores"] for image in read_images(folder)}
     except FileNotFoundError as error:
         hint = "" if (folder / "config.yaml").is_file() else "it is not a run folder"
         raise UserError(f"{folder}: {hint or 'it has no scores (yet)'}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder}: its scores are damaged ({error}); evaluate again with fresh=true") from error
-    assert isinstance(config, dict)
-    if config.get("stage") == "evaluate" and not {"checkpoint", "decode", "split"} <= config.keys():
-        raise UserError(f"{folder / 'config.yaml'} is not a config of this version of velm")
+    config = _config(folder)
     home = folder
     if config.get("stage") == "evaluate":
+        if not (
+            isinstance(config.get("checkpoint"), str) and isinstance(config.get("decode"), dict) and "split" in config
+        ):
+            raise UserError(f"{folder / 'config.yaml'} is not a config of this version of velm")
         home = compose.run_folder_of(config["checkpoint"])
-        trained = OmegaConf.to_container(compose.read_config(home / "config.yaml"))
-        assert isinstance(trained, dict)
-        options = compose.experiment_of(trained) | {
+        options = compose.experiment_of(_config(home)) | {
             f"decode.{key}": value for key, value in config["decode"].items() if key != "batch_size"
         }
         options["split"] = config["split"]
@@ -86,12 +89,9 @@ def read_run(folder: Path) -> ScoredRun:
     start: dict[str, Any] = {}
     speeds: list[float] = []
     if (home / "metrics.jsonl").is_file():
-        try:
-            lines = read_log(home)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{home}: its log is damaged ({error})") from error
+        lines = read_figures(home)
         start = next((line for line in reversed(lines) if line["kind"] == "start"), {})
-        speeds = [line["captions_per_s"] for line in lines if line["kind"] == "train"]
+        speeds = [line["captions_per_s"] for line in lines if math.isfinite(line.get("captions_per_s") or math.nan)]
     return ScoredRun(
         folder=folder,
         options=options,
@@ -100,6 +100,13 @@ def read_run(folder: Path) -> ScoredRun:
         trained=start.get("trained"),
         captions_per_s=float(np.median(speeds)) if speeds else None,
     )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    config = OmegaConf.to_container(compose.read_config(folder / "config.yaml"))
+    if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
+        raise UserError(f"{folder / 'config.yaml'} is not a config of this version of velm")
+    return {str(key): value for key, value in config.items()}
 
 
 def compare(runs: Sequence[ScoredRun], metric: str = "CIDEr") -> tuple[list[str], list[Row]]:
@@ -160,6 +167,7 @@ def table(differing: list[str], rows: list[Row], metric: str = "CIDEr") -> str:
         cells.append("-" if row.trained is None else f"{row.trained / 1e6:.2f} M")
         cells.append("-" if row.captions_per_s is None else f"{row.captions_per_s:,.0f}")
         body.append(cells)
+    header, *body = [list(map(on_one_line, line)) for line in (header, *body)]  # options of strangers' runs
     widths = [max(len(line[column]) for line in [header, *body]) for column in range(len(header))]
     words = len(differing)
 
@@ -174,7 +182,7 @@ def table(differing: list[str], rows: list[Row], metric: str = "CIDEr") -> str:
 
 
 def plot(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr") -> None:
-    """A point and an interval for each row, the best on top."""
+    """A point and an interval for each row, the best on top, signed as velm's in the file."""
     try:
         import matplotlib
     except ImportError:
@@ -182,6 +190,9 @@ def plot(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in SIGNED_BY:
+        raise UserError(f"report out={path}: a picture's name ends in one of {', '.join(SIGNED_BY)}; a page's in html")
     figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.4 * len(rows)), layout="constrained")
     for place, row in enumerate(reversed(rows)):
         score = row.scores[metric]
@@ -198,5 +209,12 @@ def plot(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr
     axes.set_xlabel(f"{SCORES[metric]} (line: 95 % bootstrap over seeds and images)")
     axes.set_ylabel(", ".join(differing))
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=150)
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, dpi=150, metadata={SIGNED_BY[kind]: SIGN})
     pyplot.close(figure)
+    write_bytes(path, [out.getvalue()])
+
+
+def is_plot(path: Path) -> bool:
+    """Whether `path` is a picture that `plot` has written."""
+    return path.stat().st_size < LARGEST_PLOT and SIGN.encode() in path.read_bytes()

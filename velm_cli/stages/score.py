@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from velm_cli.engine.folder import lock_folder
-from velm_cli.errors import StageError
+from velm_cli.errors import StageError, UserError, on_one_line, visible
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.document_frequency import DocumentFrequency
@@ -19,25 +19,33 @@ from velm_cli.metrics.tokenize import flatten
 from velm_cli.report.evaluations import evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.schema import ScoreRoot
+from velm_cli.stages.outputs import output_file, score_folder
 
 
 def run(config: ScoreRoot) -> float | None:
     """Returns the CIDEr of `predictions` (None if it was not asked for)."""
-    if config.out is None:
-        return _run(config)
-    with lock_folder(Path(config.out)):
-        return _run(config)
-
-
-def _run(config: ScoreRoot) -> float | None:
     references = read_references(Path(config.references))
     ours = read_predictions(Path(config.predictions))
+    theirs = read_predictions(Path(config.vs)) if config.vs is not None else None
+    save_df = None
+    if config.save_df is not None:
+        save_df = output_file("save_df", config.save_df, _is_frequencies, "a table of document frequencies")
+    if config.out is None:
+        return _run(config, references, ours, theirs, save_df)
+    inputs = {"predictions": ours.digest, "references": references.digest}
+    if theirs is not None:
+        inputs["vs"] = theirs.digest
+    with score_folder("out", config.out, inputs):
+        return _run(config, references, ours, theirs, save_df)
+
+
+def _run(
+    config: ScoreRoot, references: References, ours: Predictions, theirs: Predictions | None, save_df: Path | None
+) -> float | None:
     images, notes = matched(references.captions, ours, config.mismatch, config.predictions)
-    theirs = None
-    if config.vs is not None:
-        theirs = read_predictions(Path(config.vs))
+    if theirs is not None:
         shared = {image: references.captions[image] for image in images}
-        images, more = matched(shared, theirs, config.mismatch, config.vs)
+        images, more = matched(shared, theirs, config.mismatch, str(config.vs))
         notes += more
 
     files = _images(config.images, references, images) if config.images else None
@@ -55,11 +63,13 @@ def _run(config: ScoreRoot) -> float | None:
         p_values = {n: paired_permutation(scores.summands[n], others.summands[n]) for n in others.summands}
         print(f"\n{comparison(scores, others, p_values)}")
     for note in dict.fromkeys([*notes, *scores.warnings]):
-        print(f"note: {note}")
-    if config.save_df is not None:
-        DocumentFrequency.of(scores.reference_tokens.values(), config.references).save(Path(config.save_df))
-        print(f"written: {config.save_df}")
+        print(f"note: {on_one_line(note)}")
+    if save_df is not None:
+        verb = "replaced" if save_df.exists() else "written"
+        DocumentFrequency.of(scores.reference_tokens.values(), config.references).save(save_df)
+        print(f"{verb}: {config.save_df}")
     if config.out is not None:
+        verb = "replaced" if Path(config.out, "scores.json").exists() else "written"
         save(scores, Path(config.out))
         if config.instances is not None:
             figures = {"CHAIR_i": invented.chair_i, "CHAIR_s": invented.chair_s, "recall": invented.recall}
@@ -68,7 +78,7 @@ def _run(config: ScoreRoot) -> float | None:
         if domains:
             write_json(Path(config.out) / "domains.json", domains)
         page = _page(config, scores, others, p_values, files or {})
-        print(f"written: {config.out}  (look at {page})")
+        print(f"{verb}: {config.out}  (look at {page})")
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
     return scores.corpus["CIDEr"]
@@ -92,7 +102,7 @@ def _score(
         read_image=None if files is None else lambda image: files[image].read_bytes() if image in files else None,
     )
     count = sum(len(references.captions[image]) for image in images)
-    print(f"{title}  {len(images):,} images, {count:,} references\n{table(scores)}")
+    print(visible(f"{title}  {len(images):,} images, {count:,} references\n{table(scores)}"))
     print(language_line(scores.language), flush=True)
     return scores
 
@@ -106,6 +116,14 @@ def _images(folder: str, references: References, images: list[ImageId]) -> dict[
     return there
 
 
+def _is_frequencies(path: Path) -> bool:
+    try:
+        DocumentFrequency.load(path)
+    except UserError:
+        return False
+    return True
+
+
 def _page(
     config: ScoreRoot, ours: Scores, theirs: Scores | None, p_values: Mapping[str, float], files: Mapping[ImageId, Path]
 ) -> Path:
@@ -114,7 +132,10 @@ def _page(
     runs = [evaluated_of(ours, Path(config.predictions).stem)]
     if theirs is not None:
         runs.append(evaluated_of(theirs, Path(str(config.vs)).stem, p_values))
-    pictures = {image: Picture(thumbnail(path.read_bytes())) for image, path in files.items()}
+    pictures = {}
+    for image, path in files.items():
+        with contextlib.suppress(OSError):  # its captions are shown without it
+            pictures[image] = Picture(thumbnail(path.read_bytes()))
     page = Path(config.out) / "report.html"
     write_page(page, runs, pictures, title=" against ".join(run.name for run in runs))
     return page

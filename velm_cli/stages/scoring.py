@@ -22,6 +22,7 @@ from velm_cli.engine.device import autocast, drawing_from
 from velm_cli.engine.loop import Run
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
+from velm_cli.errors import on_one_line
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import fast_cider, score_captions
 from velm_cli.metrics.scores import Scores, language_line, save, table
@@ -217,5 +218,5 @@ def score_and_save(
     save(scores, folder, beside=["predictions.json"])
     print(f"\n{title}  {len(by_id):,} images\n{table(scores)}\n{language_line(scores.language)}")
     for warning in scores.warnings:
-        print(f"note: {warning}")
+        print(f"note: {on_one_line(warning)}")
     return scores

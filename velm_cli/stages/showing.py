@@ -102,7 +102,7 @@ def _attention(
         if weights_BThw is None:
             return
         for image_id, record, row, weights_Thw in zip(batch.image_ids, batch.indices, ids, weights_BThw, strict=True):
-            if row:
+            if tokenizer.decode(row).split():  # tokens of blanks alone make no word
                 yield (
                     image_id,
                     _by_word(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from typing import Any
 
 from velm_cli.errors import UserError
 
+UNPACKED_AT_LEAST, UNPACKED_TIMES = 64 << 20, 50  # bytes, and times the packed size; captions come to 10 or 20 times
+
 Refused = list[tuple[str, str]]  # (image id or file:line, reason) pairs, as in `Corpus.refused`
 
 
@@ -18,11 +21,29 @@ def read_bytes(path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in .gz."""
     try:
         data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        return _unpacked(data) if path.suffix == ".gz" else data
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def most_unpacked(packed: int) -> int:
+    """The bytes that `packed` bytes may become: 3 MB of packed blanks would be 3 GB."""
+    return UNPACKED_AT_LEAST + UNPACKED_TIMES * packed
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What gzip packed. ValueError for more than any file of captions becomes."""
+    most, left = most_unpacked(len(data)), most_unpacked(len(data))
+    parts: list[bytes] = []
+    with gzip.open(io.BytesIO(data)) as file:
+        while piece := file.read(1 << 20):
+            parts.append(piece)
+            left -= len(piece)
+            if left < 0:
+                raise ValueError(f"it unpacks to more than {most >> 20} MB, {UNPACKED_TIMES} times its size")
+    return b"".join(parts)
 
 
 def parse_json(data: bytes, where: str, reduce: Callable[[dict], Any] | None = None) -> Any:
