@@ -9,9 +9,11 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
+import subprocess
 import sys
 import tarfile
 import zlib
@@ -23,7 +25,7 @@ import tiny_models
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from velm import call
+from velm import call, velm
 
 import velm_cli
 from velm_cli import compose
@@ -68,6 +70,57 @@ def test_the_payload_is_one(tmp_path):
     pickle.loads(pickle.dumps(Payload()))
     assert Path("canary").is_dir()
     Path("canary").rmdir()
+
+
+# ------------------------------------------------------------------------------------ the working folder
+
+LOOKALIKE = """
+import os, sys, sysconfig
+os.makedirs("canary", exist_ok=True)
+del sys.modules[__name__]
+sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]
+sys.modules[__name__] = __import__(__name__)
+"""
+
+
+@pytest.fixture
+def lookalikes(tmp_path):
+    """Modules in the working folder that any of velm's processes would import, if it looked there."""
+    for name in ("signal", "pickle", "omegaconf", "hydra", "tqdm"):
+        (tmp_path / f"{name}.py").write_text(LOOKALIKE)
+    done = subprocess.run([sys.executable, "-c", "import signal, tqdm"], capture_output=True, text=True)
+    assert done.returncode == 0 and Path("canary").is_dir(), done.stderr
+    Path("canary").rmdir()
+
+
+def test_modules_in_a_folder_of_photos_are_not_imported(tmp_path, lookalikes):
+    for number in range(3):
+        Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a red square\n")
+    words = ["dataset.val_fraction=0", "dataset.test_fraction=0", "preprocess.workers=2", "tokenizer.min_count=1"]
+    assert call("preprocess", "dataset=folder", "dataset.root=.", "dataset.store=made", *words) == 0
+    with tarfile.open("0.tar", "w") as tar:
+        for name in ("0.png", "0.txt"):
+            tar.add(name)
+    assert call("preprocess", "dataset=webdataset", "dataset.urls=0.tar", "tokenizer.min_count=1") == 0
+
+
+def test_modules_in_the_working_folder_are_not_imported_by_sweeps_and_ranks(lookalikes, capsys):
+    assert call("train", "-m", "seed=0,1", "--jobs=2", "name=sweep") == 1
+    (log, _) = Path("runs/sweeps").iterdir()
+    assert "the store stores/shapes does not exist" in log.read_text()
+    done = velm("train", "--cfg", "job", cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_documented_command_puts_the_working_folder_on_the_path():
+    root = Path(__file__).parents[1]
+    texts = {
+        path: path.read_text() for path in [root / "README.md", *root.glob("docs/*.md"), *root.glob("scripts/*.s*")]
+    }
+    assert len(texts) > 15
+    found = [path for path, text in texts.items() if re.search(r"-m velm_cli\b(?!\.)", text)]
+    assert not found
 
 
 # ------------------------------------------------------------------------------------ weights
