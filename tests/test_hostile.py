@@ -222,6 +222,42 @@ def test_the_command_line_runs_nothing_either(tmp_path, capsys):
         assert capsys.readouterr().err.count("\n") == 1
 
 
+EXPERIMENTS = {
+    "callback": ("hydra: {callbacks: {x: {_target_: os.mkdir, path: canary}}}", "hydra.callbacks"),
+    "environment": ("hydra: {job: {env_set: {JAVA_HOME: evil}}}", "hydra.job.env_set"),
+    "launcher": ("hydra: {launcher: {_target_: os.mkdir}}", "hydra.launcher._target_"),
+    "logger": ("hydra: {job_logging: {handlers: {x: {class: os.mkdir, path: canary}}}}", "hydra.job_logging"),
+    "secret": ("name: x-${oc.env:HOME}", "name=x-"),
+    "hidden": ("name: x-${oc.${task.kind}:${oc.env:HOME}}", "name=x-"),
+    "circle": ("defaults: [circle]", "circle"),
+    "bomb": ("\n".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}' if n else 'x'] * 9)}]" for n in range(12)), "10,000"),
+    "deep": ("name: " + "[" * 100_000, "16 levels"),
+    "broken": ("name: [", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("folder", ["--config-dir=theirs", "hydra.searchpath=[file://theirs]"])
+def test_a_strangers_experiment_only_chooses_options(tmp_path, name, folder, capsys):
+    content, said = EXPERIMENTS[name]
+    file = tmp_path / "theirs/experiment" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"# @package _global_\n{content}\n")
+    assert call("train", folder, f"experiment={name}", "dry_run=true") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error
+
+
+def test_what_the_command_itself_says_is_allowed(tmp_path, capsys):
+    file = tmp_path / "theirs/experiment/good.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\ndefaults: [override /fusion: add]\noptim: {lr: 0.5}\nname: n-${optim.lr}\n")
+    words = ["+hydra.job.env_set.VELM_TEST=1", "seed=${oc.decode:'7'}"]
+    assert call("train", "--config-dir=theirs", "experiment=good", *words, "--cfg", "job", "--resolve") == 0
+    said = capsys.readouterr().out
+    assert "name: n-0.5" in said and "seed: 7" in said and "kind: add" in said
+
+
 # ------------------------------------------------------------------------------------ hub folders
 
 
