@@ -10,7 +10,6 @@ Suffixes: B images, S image positions, D width.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from velm_cli.data.arrays import map_array, read_array, write_array
 from velm_cli.errors import UserError
-from velm_cli.files import read_sealed, sealed, write_json
+from velm_cli.files import locked, read_sealed, refuse_links, sealed, write_json
 from velm_cli.schema import FeatureCaching
 
 PART = 256  # records; what a kill can cost, and what lies in memory while features are computed
@@ -88,7 +87,10 @@ class FeatureCache:
             yield []
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._sole_writer():
+        refuse_links(self.folder.parent.parent)
+        # Runs of a sweep that start together need the same features: one computes, the others wait.
+        busy = f"another run computes the features in {self.folder}: waiting for it"
+        with locked(self.folder / LOCK, busy, wait=True):
             for left_by_a_kill in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.part")):
                 left_by_a_kill.unlink()
             yield self._absent(parts)  # another process may have written some meanwhile
@@ -149,17 +151,6 @@ class FeatureCache:
 
     def _damaged(self, part: int, why: str) -> UserError:
         return UserError(f"{self._path(part)} cannot be read ({why}): delete it, and it is made again")
-
-    @contextmanager
-    def _sole_writer(self) -> Iterator[None]:
-        """Runs of a sweep that start together need the same features: one computes, the others wait."""
-        with (self.folder / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another run computes the features in {self.folder}: waiting for it", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
 
 def _bits(tensor: Tensor) -> np.ndarray:
