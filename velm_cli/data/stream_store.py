@@ -17,8 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from dataclasses import replace as changed
 from enum import Enum
@@ -29,7 +28,6 @@ from typing import Any
 import numpy as np
 
 from velm_cli import __version__
-from velm_cli.data.arrays import read_array
 from velm_cli.data.building import MANIFEST, REJECTS
 from velm_cli.data.concepts import labels_of
 from velm_cli.data.making import build_store, is_complete
@@ -47,10 +45,10 @@ from velm_cli.data.store_folder import (
     replace,
     write_plan,
 )
-from velm_cli.data.stream_scan import SPLITS, Job, Scan, examples_of, scan_all
+from velm_cli.data.stream_scan import SPLITS, Job, Scan, examples_of, first_change, scan_all, scanned_rows
 from velm_cli.data.tokens import Tokens
 from velm_cli.errors import UserError
-from velm_cli.files import refuse_links, whole_file, write_json
+from velm_cli.files import check_crc32, crc32, refuse_links, sealed, whole_file, write_json
 from velm_cli.schema import Damaged, DatasetConfig, PreprocessConfig, TokenizerConfig, WebDatasetConfig
 
 STREAM_FORMAT = 1
@@ -155,7 +153,7 @@ def _held_out_records(jobs: list[Job], scans: list[Scan], firsts: list[int], pla
     for job, scan, first in zip(jobs, scans, firsts, strict=True):
         if not (first or scan.counts["val"] or scan.counts["test"]):
             continue
-        use = read_array(job.array_path)["use"].copy()
+        use = scanned_rows(job.array_path, scan.crc32)["use"]
         use[np.flatnonzero(use == 0)[:first]] = SPLITS.index("val")
         wanted = {int(number): SPLITS[use[number]] for number in np.flatnonzero((use == 1) | (use == 2))}
         for number, example in examples_of(job, wanted):
@@ -218,9 +216,10 @@ def _write_manifest(
         "options": {o.name: _plain(getattr(dataset, o.name)) for o in fields(dataset)},
         "stream": {"shards": shards, "most_captions": max(scan.most_captions for scan in scans)},
         "made_with": {"velm": __version__, "numpy": np.__version__},
+        "crc32_of": {REJECTS: crc32(place / REJECTS)},
         "complete": True,
     }
-    write_json(place / MANIFEST, manifest, indent=None)
+    write_json(place / MANIFEST, sealed(manifest), indent=None)
 
 
 # ------------------------------------------------------------------------------------------ open
@@ -297,15 +296,23 @@ class StreamStore(Store):
         """What the scan found in a shard: a SCANNED row a sample, the `use` of those held out is val's."""
         path = self.path / "scan" / f"{shard.number:06d}.npy"
         try:
-            rows = read_array(path)
-            if zlib.crc32(rows.tobytes()) != shard.crc32:
-                raise ValueError("its content has changed")
+            rows = scanned_rows(path, shard.crc32)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the store {self.path} is damaged ({path.name}: {error}); preprocess again with fresh=true"
             ) from error
         rows["use"][np.flatnonzero(rows["use"] == 0)[: shard.first]] = SPLITS.index("val")
         return rows
+
+    def damage(self) -> Iterator[str | None]:
+        """Read everything: the held-out images, and the shards to train on wherever they lie."""
+        for store in filter(None, (self._learning, self._held_out)):
+            yield from (line and f"{store.path.name}: {line}" for line in store.damage())
+        for shard in self.shards:
+            try:
+                yield first_change(shard.url, self.dataset, self.scanned(shard))
+            except UserError as error:
+                yield str(error)
 
     def split(self, name: str) -> np.ndarray:
         """Numbers of the held-out records in split `name`; none for training, whose samples stream."""
@@ -325,6 +332,11 @@ def open_stream(path: Path, manifest: dict[str, Any], dataset: DatasetConfig | N
     """The complete stream store at `path`; UserError with the command to run where it is not usable."""
     if manifest["format"] != STREAM_FORMAT:
         raise UserError(f"the stream store {path} has format {manifest['format']}, this velm reads {STREAM_FORMAT}")
+    try:
+        for name, expected in manifest.get("crc32_of", {}).items():  # an older velm's store has none
+            check_crc32(path / name, expected)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the store {path} is damaged ({error}); preprocess again with fresh=true") from error
     return StreamStore(path, manifest, dataset)
 
 
