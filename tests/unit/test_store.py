@@ -429,6 +429,16 @@ def test_a_manifest_of_somebody_else_is_no_store(tmp_path, content, capsys):
             work(tmp_path)
 
 
+def test_a_shard_that_is_cut_short_while_it_is_open_is_said_in_a_line(store, tmp_path):
+    """Under a map this would be a SIGBUS, which ends the process without a word."""
+    shutil.copytree(store.path, tmp_path / "store")
+    opened = Store.open(tmp_path / "store")
+    opened.image_bytes(0)
+    os.truncate(tmp_path / "store/images/shard-00000.tar", 0)
+    with pytest.raises(UserError, match=f"image {opened.image_id(1)} of the store .* cannot be read"):
+        opened.image_bytes(1)
+
+
 def test_unknown_split_is_named(store):
     with pytest.raises(UserError, match="no split 'dev'; it has train, val, test"):
         store.split("dev")
