@@ -136,7 +136,7 @@ def campaign(paths: int | None, seed: int) -> tuple[int, list[str]]:
         if path.parts[0] == "stores" and path.name != ".writing" for fresh in (False, True)
     ]  # fmt: skip
     if paths is not None:
-        links, files = rng.sample(links, paths), rng.sample(files, paths)
+        links, files = rng.sample(links, paths), rng.sample(files, min(paths, len(files)))
     bad = []
     for folder, path, alone, fresh in links:
         if wrong := after_a_link(whole, folder, path, alone, fresh):

@@ -376,6 +376,14 @@ def test_nothing_to_store(tmp_path):
     assert len((tmp_path / "b" / "rejects.jsonl").read_text().splitlines()) == 6
 
 
+@pytest.mark.parametrize("option", ["memory_per_image", "seconds_per_image"])
+@pytest.mark.parametrize("value", [0, -1, 1e30, float("nan"), float("inf")])
+def test_limits_of_an_image_that_no_system_knows_are_refused(corpus, tmp_path, option, value):
+    with pytest.raises(UserError, match=f"preprocess.{option}="):
+        build_store(corpus, DATASET, replace(SMALL, **{option: value}), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
 def test_captions_may_be_absent(tmp_path):
     records = [Record(i, "test", None, ()) for i in range(3)]
     store = build_store(Corpus(records), replace(DATASET, images=False), SMALL, tmp_path / "store")
