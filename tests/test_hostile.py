@@ -397,6 +397,49 @@ def test_members_of_a_tar_cannot_leave_it(store, tmp_path):
             Store.open(store.path).image_bytes(row)
 
 
+@pytest.mark.parametrize("name", ["tokens", "tokens/.writing", "features", "features/.writing", "notes"])
+def test_nothing_is_written_through_links_of_a_strangers_store(store, tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("precious")
+    target = tmp_path / "mine" / ("" if name in ("tokens", "features") else "thesis.tex")
+    (store.path / name).parent.mkdir(exist_ok=True)
+    (store.path / name).symlink_to(target)
+    with pytest.raises(UserError, match="velm does not write through links") as error:
+        store.tokens(TokenizerConfig(min_count=1))
+    one_line(error)
+    cache = FeatureCache(store.path, len(store), FeatureCaching.fp32, {})
+    with pytest.raises(UserError, match="velm does not write through links"), cache.missing(np.arange(len(store))):
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "mine/thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "command.txt", "metrics.jsonl", "tokenizer", "samples", "checkpoints", "a/b/c"]
+)
+@pytest.mark.parametrize("target", ["thesis.tex", "", "absent"])
+def test_nothing_is_written_through_links_of_a_strangers_run(tmp_path, name, target):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("precious")
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine" / target)
+    with (
+        pytest.raises(UserError, match="velm does not write through links") as error,
+        open_run(tmp_path / "run", TrainRoot()),
+    ):
+        pytest.fail("opened")
+    one_line(error)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "mine/thesis.tex").read_text() == "precious"
+
+
+def test_links_within_a_run_folder_are_ones_own_affair(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/latest").symlink_to("checkpoints")
+    with open_run(tmp_path / "run", TrainRoot()):
+        pass
+
+
 # ------------------------------------------------------------------------------------ predictions
 
 

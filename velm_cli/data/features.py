@@ -88,8 +88,8 @@ class FeatureCache:
         if not self._absent(parts):
             yield []
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         refuse_links(self.folder.parent.parent)
+        self.folder.mkdir(parents=True, exist_ok=True)
         # Runs of a sweep that start together need the same features: one computes, the others wait.
         busy = f"another run computes the features in {self.folder}: waiting for it"
         with locked(self.folder / LOCK, busy, wait=True):

@@ -92,8 +92,8 @@ def encoded_in(
     place = folder / f"{tokenizer.digest[:12]}-{max_tokens}"
     if named or not place.exists():
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             refuse_links(folder.parent)
+            folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / LOCK, "", wait=True):  # others that ask at the same time find them made
                 for left_by_a_kill in folder.glob(".*.tmp"):
                     shutil.rmtree(left_by_a_kill)
