@@ -7,7 +7,9 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,9 +23,23 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # a file system witho
 SEAL = "crc32"  # the key of a JSON object that seals the others
 
 
+TEMPORARY = r"\.[^/]+\.\d+-[0-9a-f]+\.(?:tmp|part)"  # names made with `unique`
+
+
 def unique() -> str:
     """Part of a temporary name that no other process uses, on this machine or on another with the same disk."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed processes have left half-written in the folder, and nothing of anybody else's."""
+    for parent, folders, files in os.walk(folder):
+        for name in [name for name in folders if re.fullmatch(TEMPORARY, name)]:
+            shutil.rmtree(os.path.join(parent, name))
+            folders.remove(name)
+        for name in files:
+            if re.fullmatch(TEMPORARY, name):
+                os.unlink(os.path.join(parent, name))
 
 
 def write_bytes(path: Path, parts: Iterable[bytes]) -> None:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from velm_cli.data.arrays import map_array, read_array, write_array
 from velm_cli.errors import UserError
-from velm_cli.files import locked, read_sealed, refuse_links, sealed, write_json
+from velm_cli.files import locked, read_sealed, refuse_links, remove_temporary, sealed, write_json
 from velm_cli.schema import FeatureCaching
 
 PART = 256  # records; what a kill can cost, and what lies in memory while features are computed
@@ -93,8 +93,7 @@ class FeatureCache:
         # Runs of a sweep that start together need the same features: one computes, the others wait.
         busy = f"another run computes the features in {self.folder}: waiting for it"
         with locked(self.folder / LOCK, busy, wait=True):
-            for left_by_a_kill in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.part")):
-                left_by_a_kill.unlink()
+            remove_temporary(self.folder)
             yield self._absent(parts)  # another process may have written some meanwhile
 
     def write(self, parts: Sequence[int], encode: Encode) -> int:

@@ -20,13 +20,12 @@ from velm_cli.data.store_folder import (
     real_folder,
     refuse_foreign,
     refuse_to_replace,
-    remove_temporary,
     replace,
     undo_cut_off_swap,
     write_plan,
 )
 from velm_cli.errors import UserError
-from velm_cli.files import refuse_links
+from velm_cli.files import refuse_links, remove_temporary
 from velm_cli.schema import (
     DatasetConfig,
     PreprocessConfig,

@@ -15,9 +15,8 @@ from typing import Any
 
 from velm_cli.data.building import ARRAYS, PLAN
 from velm_cli.errors import UserError
-from velm_cli.files import read_sealed, sealed, write_json
+from velm_cli.files import TEMPORARY, read_sealed, sealed, write_json
 
-TEMPORARY = r"\.[^/]+\.\d+-[0-9a-f]+\.(?:tmp|part)"  # of `files.whole_file` and its like, left by a kill
 LOCKS = r"\.writing(?:\.\d+-of-\d+)?|\.parts"
 BUILT = re.compile(
     rf"""(?:captions/|held-out/)?(?:
@@ -92,14 +91,6 @@ def empty(path: Path, keep: str = "$") -> None:
         if parent != str(path):
             with suppress(OSError):
                 os.rmdir(parent)
-
-
-def remove_temporary(path: Path) -> None:
-    """Remove what killed builds have left half-written in the folder `path`."""
-    for parent, _, files in os.walk(path):
-        for name in files:
-            if re.fullmatch(TEMPORARY, name):
-                os.unlink(os.path.join(parent, name))
 
 
 # ------------------------------------------------------------------------------------ replacing a store

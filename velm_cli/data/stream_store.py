@@ -41,14 +41,13 @@ from velm_cli.data.store_folder import (
     place_of_fresh,
     read_plan,
     real_folder,
-    remove_temporary,
     replace,
     write_plan,
 )
 from velm_cli.data.stream_scan import SPLITS, Job, Scan, examples_of, first_change, scan_all, scanned_rows
 from velm_cli.data.tokens import Tokens
 from velm_cli.errors import UserError
-from velm_cli.files import check_crc32, crc32, refuse_links, sealed, whole_file, write_json
+from velm_cli.files import check_crc32, crc32, refuse_links, remove_temporary, sealed, whole_file, write_json
 from velm_cli.schema import Damaged, DatasetConfig, PreprocessConfig, TokenizerConfig, WebDatasetConfig
 
 STREAM_FORMAT = 1

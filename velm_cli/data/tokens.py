@@ -21,7 +21,17 @@ from tqdm import tqdm
 from velm_cli.data.arrays import map_array, write_array
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
-from velm_cli.files import check_crc32, crc32, locked, read_sealed, refuse_links, sealed, unique, write_json
+from velm_cli.files import (
+    check_crc32,
+    crc32,
+    locked,
+    read_sealed,
+    refuse_links,
+    remove_temporary,
+    sealed,
+    unique,
+    write_json,
+)
 from velm_cli.schema import TokenizerConfig, TokenizerKind
 
 TOKENS_FORMAT = 1
@@ -95,10 +105,7 @@ def encoded_in(
             refuse_links(folder.parent)
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / LOCK, "", wait=True):  # others that ask at the same time find them made
-                for left_by_a_kill in folder.glob(".*.tmp"):
-                    shutil.rmtree(left_by_a_kill)
-                for left_by_a_kill in folder.glob(".*.part"):
-                    left_by_a_kill.unlink()
+                remove_temporary(folder)
                 if not place.exists():
                     _write(place, tokenizer, max_tokens, captions)
                 if named:
