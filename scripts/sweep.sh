@@ -21,7 +21,7 @@ if [ $# = 0 ]; then
   exit 2
 fi
 
-folders=$(python -m velm_cli "$@" -m --where)  # the grammar is Hydra's; a mistake ends here
+folders=$(velm "$@" -m --where)  # the grammar is Hydra's; a mistake ends here
 points=$(wc -l <<<"$folders")
 VELM_SCRIPTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export VELM_SCRIPTS

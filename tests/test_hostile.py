@@ -9,9 +9,11 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 import struct
+import subprocess
 import sys
 import tarfile
 import zlib
@@ -23,7 +25,7 @@ import tiny_models
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from velm import call
+from velm import call, velm
 
 import velm_cli
 from velm_cli import compose
@@ -68,6 +70,57 @@ def test_the_payload_is_one(tmp_path):
     pickle.loads(pickle.dumps(Payload()))
     assert Path("canary").is_dir()
     Path("canary").rmdir()
+
+
+# ------------------------------------------------------------------------------------ the working folder
+
+LOOKALIKE = """
+import os, sys, sysconfig
+os.makedirs("canary", exist_ok=True)
+del sys.modules[__name__]
+sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]
+sys.modules[__name__] = __import__(__name__)
+"""
+
+
+@pytest.fixture
+def lookalikes(tmp_path):
+    """Modules in the working folder that any of velm's processes would import, if it looked there."""
+    for name in ("signal", "pickle", "omegaconf", "hydra", "tqdm"):
+        (tmp_path / f"{name}.py").write_text(LOOKALIKE)
+    done = subprocess.run([sys.executable, "-c", "import signal, tqdm"], capture_output=True, text=True)
+    assert done.returncode == 0 and Path("canary").is_dir(), done.stderr
+    Path("canary").rmdir()
+
+
+def test_modules_in_a_folder_of_photos_are_not_imported(tmp_path, lookalikes):
+    for number in range(3):
+        Image.new("RGB", (16, 16), (90 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a red square\n")
+    words = ["dataset.val_fraction=0", "dataset.test_fraction=0", "preprocess.workers=2", "tokenizer.min_count=1"]
+    assert call("preprocess", "dataset=folder", "dataset.root=.", "dataset.store=made", *words) == 0
+    with tarfile.open("0.tar", "w") as tar:
+        for name in ("0.png", "0.txt"):
+            tar.add(name)
+    assert call("preprocess", "dataset=webdataset", "dataset.urls=0.tar", "tokenizer.min_count=1") == 0
+
+
+def test_modules_in_the_working_folder_are_not_imported_by_sweeps_and_ranks(lookalikes, capsys):
+    assert call("train", "-m", "seed=0,1", "--jobs=2", "name=sweep") == 1
+    (log, _) = Path("runs/sweeps").iterdir()
+    assert "the store stores/shapes does not exist" in log.read_text()
+    done = velm("train", "--cfg", "job", cwd=Path.cwd())
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_documented_command_puts_the_working_folder_on_the_path():
+    root = Path(__file__).parents[1]
+    texts = {
+        path: path.read_text() for path in [root / "README.md", *root.glob("docs/*.md"), *root.glob("scripts/*.s*")]
+    }
+    assert len(texts) > 15
+    found = [path for path, text in texts.items() if re.search(r"-m velm_cli\b(?!\.)", text)]
+    assert not found
 
 
 # ------------------------------------------------------------------------------------ weights
@@ -167,6 +220,42 @@ def test_the_command_line_runs_nothing_either(tmp_path, capsys):
                   ["name=${oc.env:HOME}/../canary.${nothing:1}"]):  # fmt: skip
         assert call("train", "dataset=shapes", "dry_run=true", *words) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+EXPERIMENTS = {
+    "callback": ("hydra: {callbacks: {x: {_target_: os.mkdir, path: canary}}}", "hydra.callbacks"),
+    "environment": ("hydra: {job: {env_set: {JAVA_HOME: evil}}}", "hydra.job.env_set"),
+    "launcher": ("hydra: {launcher: {_target_: os.mkdir}}", "hydra.launcher._target_"),
+    "logger": ("hydra: {job_logging: {handlers: {x: {class: os.mkdir, path: canary}}}}", "hydra.job_logging"),
+    "secret": ("name: x-${oc.env:HOME}", "name=x-"),
+    "hidden": ("name: x-${oc.${task.kind}:${oc.env:HOME}}", "name=x-"),
+    "circle": ("defaults: [circle]", "circle"),
+    "bomb": ("\n".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}' if n else 'x'] * 9)}]" for n in range(12)), "10,000"),
+    "deep": ("name: " + "[" * 100_000, "16 levels"),
+    "broken": ("name: [", "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("folder", ["--config-dir=theirs", "hydra.searchpath=[file://theirs]"])
+def test_a_strangers_experiment_only_chooses_options(tmp_path, name, folder, capsys):
+    content, said = EXPERIMENTS[name]
+    file = tmp_path / "theirs/experiment" / f"{name}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"# @package _global_\n{content}\n")
+    assert call("train", folder, f"experiment={name}", "dry_run=true") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error
+
+
+def test_what_the_command_itself_says_is_allowed(tmp_path, capsys):
+    file = tmp_path / "theirs/experiment/good.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\ndefaults: [override /fusion: add]\noptim: {lr: 0.5}\nname: n-${optim.lr}\n")
+    words = ["+hydra.job.env_set.VELM_TEST=1", "seed=${oc.decode:'7'}"]
+    assert call("train", "--config-dir=theirs", "experiment=good", *words, "--cfg", "job", "--resolve") == 0
+    said = capsys.readouterr().out
+    assert "name: n-0.5" in said and "seed: 7" in said and "kind: add" in said
 
 
 # ------------------------------------------------------------------------------------ hub folders
@@ -306,6 +395,49 @@ def test_members_of_a_tar_cannot_leave_it(store, tmp_path):
     for row in (0, 1):
         with pytest.raises(UserError, match="cannot be read"):
             Store.open(store.path).image_bytes(row)
+
+
+@pytest.mark.parametrize("name", ["tokens", "tokens/.writing", "features", "features/.writing", "notes"])
+def test_nothing_is_written_through_links_of_a_strangers_store(store, tmp_path, name):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("precious")
+    target = tmp_path / "mine" / ("" if name in ("tokens", "features") else "thesis.tex")
+    (store.path / name).parent.mkdir(exist_ok=True)
+    (store.path / name).symlink_to(target)
+    with pytest.raises(UserError, match="velm does not write through links") as error:
+        store.tokens(TokenizerConfig(min_count=1))
+    one_line(error)
+    cache = FeatureCache(store.path, len(store), FeatureCaching.fp32, {})
+    with pytest.raises(UserError, match="velm does not write through links"), cache.missing(np.arange(len(store))):
+        pass
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "mine/thesis.tex").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "command.txt", "metrics.jsonl", "tokenizer", "samples", "checkpoints", "a/b/c"]
+)
+@pytest.mark.parametrize("target", ["thesis.tex", "", "absent"])
+def test_nothing_is_written_through_links_of_a_strangers_run(tmp_path, name, target):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("precious")
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine" / target)
+    with (
+        pytest.raises(UserError, match="velm does not write through links") as error,
+        open_run(tmp_path / "run", TrainRoot()),
+    ):
+        pytest.fail("opened")
+    one_line(error)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    assert (tmp_path / "mine/thesis.tex").read_text() == "precious"
+
+
+def test_links_within_a_run_folder_are_ones_own_affair(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/latest").symlink_to("checkpoints")
+    with open_run(tmp_path / "run", TrainRoot()):
+        pass
 
 
 # ------------------------------------------------------------------------------------ predictions

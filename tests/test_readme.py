@@ -38,7 +38,7 @@ def shorter(command: str) -> str:
     """The same command on less data and for fewer steps."""
     words = command.split()
     if words[0] == "torchrun":
-        words = words[words.index("velm_cli") :]
+        words = words[words.index("velm") :]
     elif words[0] != "velm" or "--help" in words or "--cfg" in words:
         return command
     stage, more = words[1], []

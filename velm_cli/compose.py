@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.files import write_text
+from velm_cli.shared_configs import guard
 
 DEEPEST = 16  # levels of a config.yaml; velm writes 3
 HEAD, SEAL = "# sealed by the last line\n", "# crc32 "  # how a config.yaml, and the last line of it, begins
@@ -68,6 +69,7 @@ def register(stage: str, checkpoint: str | None = None) -> None:
 
     For `finetune` and `evaluate` the choices of the run `checkpoint` become the option `_checkpoint` of their groups.
     """
+    guard(conf_dir())
     OmegaConf.register_new_resolver("velm_groups", group_choices, replace=True)
     hydra_store = ConfigStore.instance()
     hydra_store.store(name=f"_{stage}", node=schema.ROOTS[stage])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
+import re
 import secrets
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,12 +19,27 @@ from velm_cli.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # a file system without them: some mounts of Lustre and NFS
 SEAL = "crc32"  # the key of a JSON object that seals the others
+
+
+TEMPORARY = r"\.[^/]+\.\d+-[0-9a-f]+\.(?:tmp|part)"  # names made with `unique`
 
 
 def unique() -> str:
     """Part of a temporary name that no other process uses, on this machine or on another with the same disk."""
     return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what killed processes have left half-written in the folder, and nothing of anybody else's."""
+    for parent, folders, files in os.walk(folder):
+        for name in [name for name in folders if re.fullmatch(TEMPORARY, name)]:
+            shutil.rmtree(os.path.join(parent, name))
+            folders.remove(name)
+        for name in files:
+            if re.fullmatch(TEMPORARY, name):
+                os.unlink(os.path.join(parent, name))
 
 
 def write_bytes(path: Path, parts: Iterable[bytes]) -> None:
@@ -68,6 +86,57 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """Replace `path` by strict JSON (no NaN), in ASCII: captions may hold what UTF-8 cannot."""
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+# Folders may come from strangers (a shared store, an unpacked run), and links survive tar and git.
+
+
+def refuse_links(folder: Path) -> None:
+    """UserError if anything in `folder` is a link that leads out of it: what is written there would land elsewhere."""
+    home = os.path.realpath(folder)
+    for parent, folders, files in os.walk(folder):  # does not go through links
+        for name in (*folders, *files):
+            path = os.path.join(parent, name)
+            if os.path.islink(path) and os.path.commonpath([home, target := os.path.realpath(path)]) != home:
+                raise UserError(f"{path} is a link to {target}, and velm does not write through links: remove it")
+
+
+def writing_through_no_link(path: Path) -> int:
+    """A descriptor to read and append to `path`, which is made if absent. UserError where it is a link."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path} is a link, and velm does not write through links: remove it") from None
+        raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of the file `path`, which is made if absent and never written into.
+
+    UserError(busy) where somebody else holds it; with `wait` that is printed, if it is not empty, and the lock awaited.
+    `flock`s end with their owner, and no program that it starts has them; without locks work goes on.
+    """
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        with open(writing_through_no_link(path), "rb", buffering=0) as file:
+            try:
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise UserError(busy) from None
+                if busy:
+                    print(busy, flush=True)
+                fcntl.flock(file, how)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                    yield
+                    return
+        # its owner has just removed the file, and others lock a new one
 
 
 def refused_by_the_system(error: OSError) -> str | None:

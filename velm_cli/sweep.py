@@ -282,10 +282,13 @@ def _start(stage: str, point: Point, slot: _Slot) -> None:
             set_death_signal = 1  # PR_SET_PDEATHSIG of prctl.h
             ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
 
+    # Not `-m velm_cli`, which would import what lies in the working folder before anything installed.
+    folders = [folder for folder in sys.path if folder]
+    program = f"import sys; sys.path[:] = {folders!r}; from velm_cli.cli import main; main()"
     point.log.parent.mkdir(parents=True, exist_ok=True)
     with open(point.log, "ab") as log:
         slot.process = subprocess.Popen(
-            [sys.executable, "-m", "velm_cli", stage, *point.arguments],
+            [sys.executable, "-c", program, stage, *point.arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -39,6 +39,7 @@ TRAIN = [
 STORE, RUN, EVALUATION = Path("stores/shapes"), Path("runs/train/flipped"), Path("runs/evaluate/flipped")
 CACHE, SCORED = Path("cache"), Path("scored")
 PHRASES = [("0.5", "a dog", "dogs"), ("0.25", "dogs", "a dog"), ("1.0", "man", "red haired man")]
+STREAM, SHARDS = Path("stores/stream"), Path("stores/shapes/images")  # a stream of the store's own shards
 
 
 @dataclass
@@ -94,6 +95,7 @@ def prepare() -> None:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert call("preprocess", "dataset=shapes", "preprocess.shard_images=16", *SIZES) == 0
         assert call(*TRAIN) == 0
+        build_stream_of_shards()
         assert (
             call("evaluate", f"checkpoint={RUN}", "metrics.names=[bleu,cider]", "name=flipped", "report.page=false")
             == 0
@@ -103,6 +105,14 @@ def prepare() -> None:
     cache.keep(CACHE / "parses.mdb", [random.Random(0).randbytes(5000)])
     Path("phrases.gz").write_bytes(gzip.compress("".join(f"{line}\n" for row in PHRASES for line in row).encode()))
     ParaphraseTable.cached(Path("phrases.gz"), CACHE / "meteor")
+
+
+def build_stream_of_shards() -> Any:
+    from velm_cli.data.stream_store import build_stream
+    from velm_cli.schema import PreprocessConfig, WebDatasetConfig
+
+    dataset = WebDatasetConfig(urls=str(SHARDS), image_size=32)
+    return build_stream(dataset, PreprocessConfig(workers=1), STREAM, progress=False)
 
 
 def kinds() -> list[Kind]:
@@ -190,6 +200,20 @@ def kinds() -> list[Kind]:
         state = {str(number): value for number, value in enumerate(optimizer.state.values())}
         return [progress, task.state_dict(), state, ema.average, torch.get_rng_state()]
 
+    def stream() -> Any:
+        s = Store.open(STREAM)
+        return [s.manifest, s.shards, [s.scanned(shard) for shard in s.shards], _tally(STREAM / "rejects.jsonl")]
+
+    def stream_continued() -> Any:
+        """As after a kill just before the manifest: what was scanned is not read from the shards again."""
+        manifest = STREAM / "manifest.json"
+        kept = manifest.read_bytes()
+        manifest.unlink()
+        try:
+            return build_stream_of_shards().manifest
+        finally:
+            manifest.write_bytes(kept)
+
     def scores() -> Any:
         return [read_run(EVALUATION), read_evaluation(EVALUATION)]
 
@@ -225,6 +249,10 @@ def kinds() -> list[Kind]:
         Kind("ids.json, rejects.jsonl", [STORE / "ids.json"], whole_store),
         Kind("manifest.json", [STORE / "manifest.json"], whole_store),
         Kind("plan.json", [STORE / "plan.json"], opened_by_preprocess),
+        Kind("manifest.json of a stream", [STREAM / "manifest.json"], stream),
+        Kind("plan.json of a stream", [STREAM / "plan.json"], lambda: build_stream_of_shards().manifest),
+        Kind("scans, read for training", sorted(STREAM.glob("scan/*.npy")), stream),
+        Kind("scans, build continued", sorted(STREAM.glob("scan/*")), stream_continued),
         Kind("token arrays", [tokens_folder / "ids.npy", tokens_folder / "offsets.npy", tokens_folder / "crc32.json"], tokens),
         Kind("tokenizer of the tokens", [*tokens_folder.glob("*tokenizer.json"), *STORE.glob("tokens/*.json")], tokens),
         Kind("feature parts, checksums, about", sorted(parts_folder.glob("*.*")), features),

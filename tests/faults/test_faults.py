@@ -7,6 +7,7 @@ from pathlib import Path
 
 import flips
 import nonsense
+import planted
 import pytest
 
 HERE = Path(__file__).parent
@@ -41,6 +42,13 @@ def test_no_nonsense_from_java_becomes_a_number(tmp_path, monkeypatch, program):
         print(kind, nonsense.outcome(program, kind, tmp_path / kind.replace(" ", "-")))
 
 
+def test_nothing_is_lost_behind_planted_links_and_under_names_of_velms(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planted.prepare()
+    attempts, bad = planted.campaign(12, seed=3)
+    assert not bad and attempts == 24
+
+
 def test_full_disks_locks_clocks_and_dying_helpers():
     said = run(
         "scenarios.py", "full_disk_in_a_checkpoint", "files_of_limited_size", "second_process", "image_that_decays"
@@ -56,6 +64,11 @@ def test_forty_kills():
 @pytest.mark.slow
 def test_a_thousand_flips():
     run("flips.py")
+
+
+@pytest.mark.slow
+def test_links_and_files_at_every_path():
+    run("planted.py")
 
 
 @pytest.mark.slow

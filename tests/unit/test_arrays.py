@@ -1,6 +1,7 @@
 """Arrays in files: NumPy's own bytes, whole or not at all, from any thread."""
 
 import gc
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -75,3 +76,21 @@ def test_arrays_are_read_in_many_threads(tmp_path):
     finally:
         sys.setswitchinterval(interval)
         gc.set_threshold(*threshold)
+
+
+def test_an_array_that_is_cut_short_under_its_map_ends_in_a_line(tmp_path):
+    write_array(tmp_path / "a.npy", np.arange(100_000))
+    program = """
+import os, sys
+from pathlib import Path
+from velm_cli.data.arrays import end_in_a_line_when_cut_short, map_array
+end_in_a_line_when_cut_short()
+array = map_array(Path(sys.argv[1]))
+os.truncate(sys.argv[1], 0)
+print(array.sum())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "a.npy"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("velm: a file in memory has been cut short") and done.stderr.count("\n") == 1

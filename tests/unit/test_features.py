@@ -81,6 +81,31 @@ def test_anything_that_features_depend_on_has_a_folder_of_its_own(tmp_path):
     assert same.folder == caches[0].folder
 
 
+def test_a_store_that_is_replaced_meanwhile_gets_no_features_of_the_old_one(tmp_path):
+    old = FeatureCache(tmp_path / "store", RECORDS, FeatureCaching.fp32, {"store": "a"})
+
+    def replaced(records):
+        if 0 not in records:
+            (tmp_path / "store").rename(tmp_path / "aside")
+            new = FeatureCache(tmp_path / "store", RECORDS, FeatureCaching.fp32, {"store": "b"})
+            fill(new, np.arange(PART), Encoder())
+        yield TABLE[records] + 1
+
+    with pytest.raises(UserError, match="is gone: was the store replaced"):
+        fill(old, np.arange(RECORDS), replaced)
+    again = FeatureCache(tmp_path / "store", RECORDS, FeatureCaching.fp32, {"store": "b"})
+    assert fill(again, np.arange(RECORDS), Encoder()) == RECORDS - PART
+    assert torch.equal(read(again, range(RECORDS)), TABLE)
+
+
+def test_features_of_an_older_velm_are_found(tmp_path):
+    older = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {"weights": "a"})
+    fill(older, np.arange(RECORDS), Encoder())
+    found = FeatureCache(tmp_path, RECORDS, FeatureCaching.fp32, {"weights": "a", "store": "b"})
+    assert fill(found, np.arange(RECORDS), Encoder()) == 0
+    assert torch.equal(read(found, range(RECORDS)), TABLE)
+
+
 def test_killed_between_parts_it_goes_on_with_the_next(tmp_path):
     def dies(records):
         if 0 not in records:

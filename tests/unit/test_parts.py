@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from velm_cli.data import parts
+from velm_cli import files
 from velm_cli.data.making import build_part, build_store
 from velm_cli.data.parts import Part, parse_part, sole_writer
 from velm_cli.data.records import Corpus, Record
@@ -88,7 +88,7 @@ def test_without_locks_the_same_part_may_be_made_twice_at_once(corpus, whole, tm
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(parts.fcntl, "flock", refuse)
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
     path = tmp_path / "store"
 
     def make(number: int) -> None:

@@ -115,3 +115,9 @@ def test_a_damaged_archive_is_named(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"split\.json\.gz cannot be read: "):
             read_split(path, key="cocoid")
+
+
+def test_a_number_of_thousands_of_digits_is_said_in_a_line(tmp_path):
+    (tmp_path / "captions.json").write_text('{"images": [{"id": ' + "7" * 5000 + "}]}")
+    with pytest.raises(UserError, match=r"captions.json is no annotation file: .*digits"):
+        load_json(tmp_path / "captions.json")

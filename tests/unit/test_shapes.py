@@ -290,6 +290,17 @@ def test_other_parameters_and_foreign_folders_are_refused(written, tmp_path):
         write_shapes(CONFIG, tmp_path / "thesis.tex", progress=False)
 
 
+def test_scenes_are_not_drawn_through_a_link(written, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "shapes").mkdir()
+    stamp = (written / "shapes.json").read_bytes()
+    (tmp_path / "shapes/shapes.unfinished.json").write_bytes(stamp)  # as a stranger's folder may have
+    (tmp_path / "shapes/train2014").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="does not write through links"):
+        write_shapes(CONFIG, tmp_path / "shapes", progress=False)
+    assert not list((tmp_path / "mine").iterdir())
+
+
 def test_damaged_stamp_is_refused(tmp_path):
     for text in ("{", "[1]", "null"):
         (tmp_path / "shapes.json").write_text(text)

@@ -77,7 +77,7 @@ def test_readers_work_in_forked_and_spawned_processes(tmp_path):
     samples = good(random_samples(0, 9))
     write_shard(tmp_path, 0, samples, "plan")
     reader = ShardReader(tmp_path)
-    reader.read(0, 0)  # mapped before the fork
+    reader.read(0, 0)  # opened before the fork
     child = os.fork()
     if child == 0:
         same = all(reader.read(0, row) == image.jpeg for row, (_, _, image) in enumerate(samples))

@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from velm_cli.data import making
-from velm_cli.data.making import build_store
+from velm_cli.data.making import build_part, build_store
+from velm_cli.data.parts import Part
 from velm_cli.data.records import Corpus, Record
 from velm_cli.data.store import Ids, Store, preprocess_command, store_path
 from velm_cli.errors import UserError
@@ -27,6 +28,7 @@ from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.schema import (
     CocoConfig,
     CocoSplit,
+    DoctorRoot,
     FlickrConfig,
     FolderConfig,
     ManifestConfig,
@@ -34,6 +36,7 @@ from velm_cli.schema import (
     TokenizerConfig,
     TokenizerKind,
 )
+from velm_cli.stages import doctor
 
 DATASET = ManifestConfig(root="photos", image_size=48)
 SMALL = PreprocessConfig(workers=2, shard_images=30, num_concepts=20)
@@ -191,7 +194,8 @@ KILLED = """
 import sys, pickle
 from pathlib import Path
 from velm_cli.data import making
-from velm_cli.data.making import build_store
+from velm_cli.data.making import build_part, build_store
+from velm_cli.data.parts import Part
 corpus, dataset, preprocess = pickle.loads(Path(sys.argv[1]).read_bytes())
 build_store(corpus, dataset, preprocess, Path(sys.argv[2]), progress=False)
 """
@@ -243,9 +247,17 @@ def test_an_unfinished_store_of_something_else_is_started_over(corpus, store, tm
     path = tmp_path / "store"
     shutil.copytree(store.path, path)
     (path / "manifest.json").unlink()
-    (path / "plan.json").write_text("{}")
+    plan = {**read_sealed(path / "plan.json"), "dataset.image_size": 47}
+    write_json(path / "plan.json", plan)  # without a seal, as an older velm's
     (path / "images" / "shard-00000.tar").write_bytes(b"of another build")
+    for name in ("notes.txt", "images/notes.txt", "thesis/a.tex", ".git/config"):
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text("precious")
     assert build_store(corpus, DATASET, SMALL, path, progress=False).hash == store.hash
+    kept = [
+        str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.read_bytes() == b"precious"
+    ]
+    assert sorted(kept) == [".git/config", "images/notes.txt", "notes.txt", "thesis/a.tex"]
 
 
 def test_another_plan_is_refused_and_fresh_replaces(corpus, store, tmp_path):
@@ -278,6 +290,72 @@ def test_folders_that_are_no_store_are_left_alone(corpus, tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+@pytest.mark.parametrize(
+    "content", ["{}", "[1]", '{"name": "app"}', "[" * 100_000, "no JSON", '{"format": 1, "steps": []}']
+)
+def test_a_plan_of_somebody_else_makes_no_store_of_a_folder(corpus, tmp_path, content):
+    for name, text in (("plan.json", content), ("thesis/a.tex", "precious"), ("images/a.png", "precious")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = files_of(tmp_path)
+    for fresh in (False, True):
+        with pytest.raises(UserError, match=r"is not a store|not velm's"):
+            build_store(corpus, DATASET, SMALL, tmp_path, fresh=fresh)
+        with pytest.raises(UserError, match=r"is not a store|not velm's"):
+            build_part(corpus, DATASET, SMALL, tmp_path, Part(1, 2), fresh=fresh)
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [".store.old", ".store.new"])
+@pytest.mark.parametrize("there", [False, True])
+def test_hidden_folders_of_ones_own_beside_a_store_stay(corpus, store, tmp_path, name, there):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "diary.txt").write_text("precious")
+    if there:
+        shutil.copytree(store.path, tmp_path / "store")
+    with pytest.raises(UserError, match=f"{name} exists and is not a store"):
+        build_store(corpus, DATASET, SMALL, tmp_path / "store", fresh=True)
+    build_store(corpus, DATASET, SMALL, tmp_path / "store", progress=False)
+    assert (tmp_path / name / "diary.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "images/a.png", "tokens/mine/ids.npy"])
+def test_fresh_names_what_else_lies_in_a_store_before_it_does_anything(corpus, store, tmp_path, name):
+    path = tmp_path / "store"
+    shutil.copytree(store.path, path)
+    (path / name).parent.mkdir(exist_ok=True, parents=True)
+    (path / name).write_text("precious")
+    before = files_of(tmp_path)
+    with pytest.raises(UserError, match=f"holds {name}, which velm did not write"):
+        build_store(corpus, DATASET, SMALL, path, fresh=True)
+    assert files_of(tmp_path) == before
+
+
+def test_a_store_behind_a_link_is_replaced_where_it_lies(corpus, tmp_path):
+    disk, path = tmp_path / "disk/shapes", tmp_path / "stores/shapes"
+    path.parent.mkdir()
+    disk.mkdir(parents=True)
+    path.symlink_to(disk)
+    for size in (48, 32, 24):
+        made = build_store(corpus, replace(DATASET, image_size=size), SMALL, path, fresh=size < 48, progress=False)
+        assert made.path == path and made.image_size == size
+        assert path.readlink() == disk
+        assert [entry.name for entry in (*path.parent.iterdir(), *disk.parent.iterdir())] == ["shapes", "shapes"]
+
+
+@pytest.mark.parametrize("name", ["/", "loop", "file", "file/store"])
+def test_places_that_cannot_be_a_store_are_said_in_a_line(corpus, tmp_path, name):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for fresh in (False, True):
+        with pytest.raises(UserError) as error:
+            build_store(corpus, DATASET, SMALL, tmp_path / name, fresh=fresh)
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError):
+        Store.open(tmp_path / name)
+    assert (tmp_path / "file").read_text() == "precious"
+
+
 def test_two_builds_at_once_are_refused(corpus, tmp_path):
     import fcntl
 
@@ -296,6 +374,14 @@ def test_nothing_to_store(tmp_path):
     with pytest.raises(UserError, match=r"all 6 examples were refused \(the first: "):
         build_store(corpus, DATASET, SMALL, tmp_path / "b", progress=False)
     assert len((tmp_path / "b" / "rejects.jsonl").read_text().splitlines()) == 6
+
+
+@pytest.mark.parametrize("option", ["memory_per_image", "seconds_per_image"])
+@pytest.mark.parametrize("value", [0, -1, 1e30, float("nan"), float("inf")])
+def test_limits_of_an_image_that_no_system_knows_are_refused(corpus, tmp_path, option, value):
+    with pytest.raises(UserError, match=f"preprocess.{option}="):
+        build_store(corpus, DATASET, replace(SMALL, **{option: value}), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
 
 
 def test_captions_may_be_absent(tmp_path):
@@ -336,6 +422,29 @@ def test_store_paths_and_commands():
     assert preprocess_command(FolderConfig(root="photos")) == "velm preprocess dataset=folder dataset.root=photos"
     flickr = FlickrConfig(root="/data/f30k", release="flickr30k")
     assert preprocess_command(flickr) == "velm preprocess dataset=flickr30k dataset.root=/data/f30k"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"name": "app"}', '{"manifest_version": 3, "format": 1}', "[" * 100_000, "no JSON", '{"crc32": "0"}', "7",
+     '{"format": 1, "hash": "x", "splits": [], "counts": 3, "shards": [], "options": {"images": true}}',
+     '{"stream": {"shards": [{"number": "x"}]}}'],
+)  # fmt: skip
+def test_a_manifest_of_somebody_else_is_no_store(tmp_path, content, capsys):
+    (tmp_path / "manifest.json").write_text(content)
+    for work in (Store.open, lambda path: doctor.run(DoctorRoot(store=str(path)))):
+        with pytest.raises(UserError, match="is not a store of velm"):
+            work(tmp_path)
+
+
+def test_a_shard_that_is_cut_short_while_it_is_open_is_said_in_a_line(store, tmp_path):
+    """Under a map this would be a SIGBUS, which ends the process without a word."""
+    shutil.copytree(store.path, tmp_path / "store")
+    opened = Store.open(tmp_path / "store")
+    opened.image_bytes(0)
+    os.truncate(tmp_path / "store/images/shard-00000.tar", 0)
+    with pytest.raises(UserError, match=f"image {opened.image_id(1)} of the store .* cannot be read"):
+        opened.image_bytes(1)
 
 
 def test_unknown_split_is_named(store):

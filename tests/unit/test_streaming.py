@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import tarfile
 from collections import Counter
 from contextlib import closing
@@ -26,7 +27,17 @@ from velm_cli.data.store import Store
 from velm_cli.data.stream_store import StreamStore, build_stream
 from velm_cli.data.streaming import StreamLoader
 from velm_cli.errors import StageError, UserError
-from velm_cli.schema import Damaged, DataConfig, ManifestConfig, PreprocessConfig, TokenizerConfig, WebDatasetConfig
+from velm_cli.files import read_sealed, write_json
+from velm_cli.schema import (
+    Damaged,
+    DataConfig,
+    DoctorRoot,
+    ManifestConfig,
+    PreprocessConfig,
+    TokenizerConfig,
+    WebDatasetConfig,
+)
+from velm_cli.stages import doctor
 
 SAMPLES = [7, 12, 1, 9, 15, 6]  # of each shard
 
@@ -306,6 +317,59 @@ def test_a_killed_scan_goes_on_and_a_changed_list_is_refused(tmp_path, monkeypat
     assert (made.path / "scan/000001.npy").stat().st_mtime_ns == kept
     with pytest.raises(UserError, match=r"made from something else: dataset.urls=6 shards .* \(now 2 shards"):
         stream(tmp_path / "store", str(tmp_path / "shards/{00000,00001}.tar"))
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_scan_that_has_changed_is_made_again(tmp_path, capsys, older):
+    shards_in(tmp_path / "shards")
+    made = stream(tmp_path / "store", str(tmp_path / "shards"))
+    whole = {path: path.read_bytes() for path in (made.path / "scan").iterdir()}
+    for file, content in whole.items():
+        (made.path / "manifest.json").unlink()
+        changed = content.replace(b"dog", b"dig", 1) if file.suffix == ".json" else content[:-1] + b"?"
+        assert changed != content
+        file.write_bytes(changed)
+        assert stream(tmp_path / "store", str(tmp_path / "shards")).hash == made.hash
+        assert file.read_bytes() == content
+        assert f"scanned again: {file.stem}.json" in capsys.readouterr().out
+    if older:  # which sealed neither scans nor plan nor manifest
+        for file in made.path.glob("scan/*.json"):
+            write_json(file, json.loads(file.read_text())["scan"], indent=None)
+        for name in ("plan.json", "manifest.json"):
+            content = read_sealed(made.path / name)
+            content.pop("crc32_of", None)
+            write_json(made.path / name, content)
+        assert stream(tmp_path / "store", str(tmp_path / "shards")).hash == made.hash
+        (made.path / "manifest.json").unlink()
+        assert stream(tmp_path / "store", str(tmp_path / "shards")).hash == made.hash
+        assert "scanned again" not in capsys.readouterr().out
+
+
+def test_a_changed_byte_of_the_manifest_is_found(store, tmp_path):
+    shutil.copytree(store.path, tmp_path / "store")
+    file = tmp_path / "store/manifest.json"
+    whole = file.read_text()
+    for old, new in (('"train": 12', '"train": 11'), ('"first": 0', '"first": 1'), ('"most_captions": 1', '"most_captions": 3'),
+                     ('"crc32": "', '"crc23": "'), ('"records": 50', '"records": 40')):  # fmt: skip
+        assert old in whole
+        file.write_text(whole.replace(old, new))
+        with pytest.raises(UserError, match=r"manifest.json is damaged \("):
+            Store.open(tmp_path / "store")
+
+
+def test_doctor_reads_the_shards_to_train_on(tmp_path, capsys):
+    shards_in(tmp_path / "shards")
+    made = stream(tmp_path / "store", str(tmp_path / "shards"), num_val=2)
+    assert doctor.run(DoctorRoot(store=str(made.path))) == 0
+    assert "50 records, all bytes are as they were written" in capsys.readouterr().out
+    shard = tmp_path / "shards/00003.tar"
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"photo number")] ^= 1
+    shard.write_bytes(content)
+    (tmp_path / "shards/00004.tar").unlink()
+    assert doctor.run(DoctorRoot(store=str(made.path))) == 2
+    said = capsys.readouterr().out
+    assert "00003.tar: sample 000000020 has changed since" in said and "00004.tar: cannot be opened" in said
 
 
 def test_shards_that_change_or_vanish_while_training(tmp_path, capsys):

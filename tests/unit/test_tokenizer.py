@@ -14,6 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from velm_cli.data.tokenizer import SPECIAL, Tokenizer
 from velm_cli.errors import UserError
+from velm_cli.files import write_json
 from velm_cli.schema import TokenizerConfig, TokenizerKind
 
 STRANGE = [
@@ -88,6 +89,35 @@ def test_save_and_load(kind, tmp_path):
     ids = built.encode_batch(texts + STRANGE)
     assert loaded.encode_batch(texts + STRANGE) == ids
     assert [loaded.decode(each) for each in ids] == [built.decode(each) for each in ids]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"eos": 100_000}, {"bos": -1}, {"pad": 4.5}, {"unk": True}, {"bos": "1"}, {"pad": None}]
+)
+def test_special_ids_outside_the_vocabulary_are_refused(tmp_path, wrong):
+    Tokenizer.build(config("word"), captions(seed=3)).save(tmp_path)
+    write_json(tmp_path / "velm_tokenizer.json", {"pad": 0, "bos": 1, "eos": 2, "unk": 3, **wrong})
+    with pytest.raises(UserError, match="is damaged"):
+        Tokenizer.load(tmp_path)
+
+
+def test_special_ids_are_looked_at_where_asserts_are_off(tmp_path):
+    Tokenizer.build(config("word"), captions(seed=3)).save(tmp_path)
+    write_json(tmp_path / "velm_tokenizer.json", {"pad": 0, "bos": 1, "eos": 100_000, "unk": 3})
+    program = f"from velm_cli.data.tokenizer import Tokenizer\nTokenizer.load({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-OO", "-c", program], capture_output=True, text=True)
+    assert "UserError: the tokenizer in" in done.stderr.splitlines()[-1]
+
+
+def test_a_tokenizer_whose_words_cannot_be_searched_for_is_refused(tmp_path):
+    """The library panics, which is no Exception."""
+    model = tokenizers.Tokenizer.from_str(Tokenizer.build(config("word"), captions(seed=3))._json)
+    slow = tokenizers.Regex("(?:[a-z ]|[a-z])+[^a-z ]")
+    model.pre_tokenizer = tokenizers.pre_tokenizers.Split(slow, behavior="isolated")
+    (tmp_path / "tokenizer.json").write_text(model.to_str())
+    write_json(tmp_path / "velm_tokenizer.json", {"pad": 0, "bos": 1, "eos": 2, "unk": 3})
+    with pytest.raises(UserError, match=r"the tokenizer cannot read these captions: .*retry-limit"):
+        Tokenizer.load(tmp_path).encode_batch(["a man rides a wave on top of a board in the sea " * 4])
 
 
 def test_load_says_what_is_wrong(tmp_path):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import os
+import signal
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +17,26 @@ from velm_cli.files import whole_file
 # numpy reads an array's header with Python's own parser, which fails at times where two threads are in it at once
 # ("AST constructor recursion depth mismatch", cpython issue 106905; seen in Python 3.11.7).
 _one_header_at_a_time = threading.Lock()
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _say_and_end(_: int) -> None:
+    os.write(
+        2,
+        b"velm: a file in memory has been cut short, or its disk fails (a store's captions, tokens or features): see "
+        b"velm doctor store=PATH; the same command goes on from the last checkpoint\n",
+    )
+    os._exit(1)
+
+
+def end_in_a_line_when_cut_short() -> None:
+    """From now on touching a mapped array whose file is cut short ends this process with a line.
+
+    Without this SIGBUS ends it without one. A handler of Python's own would never run: the access is repeated for ever.
+    """
+    set_handler = ctypes.CDLL(None).signal
+    set_handler.argtypes, set_handler.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    set_handler(signal.SIGBUS, ctypes.cast(_say_and_end, ctypes.c_void_p))
 
 
 def read_array(path: Path) -> np.ndarray:

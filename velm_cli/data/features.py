@@ -1,16 +1,15 @@
 """What frozen layers say of the images: computed once, mapped into memory ever after.
 
 `STORE/features/KEY/part-00003.npy` holds the features of records 3 * PART to 4 * PART - 1, and `.crc32.npy` beside it
-the CRC-32 of each. KEY is a hash of all that they depend on (layers, weights, transform, precision), so other weights
-or another image size find a folder of their own, and nothing stale is ever read. A part appears when it is whole; a
-run that was killed goes on with the next, and runs that start together wait for the one that computes.
+the CRC-32 of each. KEY is a hash of all that they depend on (images, layers, weights, transform, precision), so other
+weights or another image size find a folder of their own, and nothing stale is ever read. A part appears when it is
+whole; a run that was killed goes on with the next, and runs that start together wait for the one that computes.
 
 Suffixes: B images, S image positions, D width.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
@@ -28,7 +27,7 @@ from tqdm import tqdm
 
 from velm_cli.data.arrays import map_array, read_array, write_array
 from velm_cli.errors import UserError
-from velm_cli.files import read_sealed, sealed, write_json
+from velm_cli.files import locked, read_sealed, refuse_links, remove_temporary, sealed, write_json
 from velm_cli.schema import FeatureCaching
 
 PART = 256  # records; what a kill can cost, and what lies in memory while features are computed
@@ -46,13 +45,15 @@ class FeatureCache:
     """
 
     def __init__(self, store: Path, records: int, kind: FeatureCaching, about: Mapping[str, Any]) -> None:
-        """`about`: everything that the features depend on beside the store, as plain JSON values."""
+        """`about`: everything that the features depend on, as plain JSON values; `store` is the hash of its content."""
         assert kind is not FeatureCaching.none
         self.records = records
         self.dtype = torch.bfloat16 if kind is FeatureCaching.bf16 else torch.float32
         self.about = {**about, "dtype": kind.value, "part": PART}
-        key = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = store / "features" / key
+        self.folder = store / "features" / _key(self.about)
+        older = store / "features" / _key({name: value for name, value in self.about.items() if name != "store"})
+        if not self.folder.exists() and older.exists():  # made by an older velm, whose keys named no store
+            self.folder = older
         self._part = functools.lru_cache(maxsize=OPEN_PARTS)(self._map)
         self._checked: dict[int, np.ndarray] = {}  # part -> bool a row: its checksum was right in this process
 
@@ -87,10 +88,12 @@ class FeatureCache:
         if not self._absent(parts):
             yield []
             return
+        refuse_links(self.folder.parent.parent)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._sole_writer():
-            for left_by_a_kill in (*self.folder.glob(".*.tmp"), *self.folder.glob(".*.part")):
-                left_by_a_kill.unlink()
+        # Runs of a sweep that start together need the same features: one computes, the others wait.
+        busy = f"another run computes the features in {self.folder}: waiting for it"
+        with locked(self.folder / LOCK, busy, wait=True):
+            remove_temporary(self.folder)
             yield self._absent(parts)  # another process may have written some meanwhile
 
     def write(self, parts: Sequence[int], encode: Encode) -> int:
@@ -119,6 +122,8 @@ class FeatureCache:
             rows.append(_bits(piece_BSD.to("cpu", self.dtype).contiguous()))
             bar.update(len(piece_BSD))
         array = np.concatenate(rows)
+        if not self.folder.exists():
+            raise UserError(f"{self.folder} is gone: was the store replaced? give the same command again")
         if not (self.folder / "about.json").exists():
             write_json(self.folder / "about.json", sealed({**self.about, "shape": array.shape[1:]}))
         free = shutil.disk_usage(self.folder).free
@@ -150,16 +155,9 @@ class FeatureCache:
     def _damaged(self, part: int, why: str) -> UserError:
         return UserError(f"{self._path(part)} cannot be read ({why}): delete it, and it is made again")
 
-    @contextmanager
-    def _sole_writer(self) -> Iterator[None]:
-        """Runs of a sweep that start together need the same features: one computes, the others wait."""
-        with (self.folder / LOCK).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"another run computes the features in {self.folder}: waiting for it", flush=True)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+
+def _key(about: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _bits(tensor: Tensor) -> np.ndarray:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from velm_cli.data.building import (
-    PLAN,
-    ImageShards,
-    Say,
-    build,
-    differences,
-    make_plan,
-)
+from velm_cli.data.building import ImageShards, Say, build, differences, make_plan
 from velm_cli.data.concepts import MAX_CONCEPTS
-from velm_cli.data.parts import LAST, LOCK, Part, note_parts, sole_writer, was_in_parts
+from velm_cli.data.parts import Part, note_parts, sole_writer, was_in_parts
 from velm_cli.data.records import Corpus
-from velm_cli.data.store import Store, preprocess_command, read_json, read_manifest
+from velm_cli.data.store import Store, preprocess_command, read_manifest
+from velm_cli.data.store_folder import (
+    LOCKS,
+    empty,
+    place_of_fresh,
+    read_plan,
+    real_folder,
+    refuse_foreign,
+    refuse_to_replace,
+    replace,
+    undo_cut_off_swap,
+    write_plan,
+)
 from velm_cli.errors import UserError
-from velm_cli.files import write_json
+from velm_cli.files import refuse_links, remove_temporary
 from velm_cli.schema import (
     DatasetConfig,
     PreprocessConfig,
@@ -44,23 +48,16 @@ def build_store(
     is taken by another store or by something else.
     """
     plan = _plan(corpus, dataset, preprocess)
-    if _is_complete(path, plan, fresh):
-        return Store.open(path, dataset)
+    named, path = path, real_folder(path)
+    if is_complete(path, plan, fresh):
+        return Store.open(named, dataset)
     command = preprocess_command(dataset, preprocess) + " fresh=true" * fresh
     with _open_to_write(path, plan, fresh, None, command) as place:
-        for left in place.glob("**/.*"):  # by a kill
-            if left.suffix in (".tmp", ".part") and left.is_file():
-                left.unlink()
+        remove_temporary(place)
         build(corpus, dataset, preprocess, place, plan, command=command, say=say, progress=progress)
     if fresh:
-        old = _aside(path)
-        if old.exists():
-            shutil.rmtree(old)
-        if path.exists():
-            path.rename(old)
-        place.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    return Store.open(path, dataset)
+        replace(path)
+    return Store.open(named, dataset)
 
 
 def build_part(
@@ -79,7 +76,8 @@ def build_part(
     store has nothing to do. Raises UserError as `build_store` does, and where the store was begun from something else.
     """
     plan = _plan(corpus, dataset, preprocess)
-    if _is_complete(path, plan, fresh):
+    path = real_folder(path)
+    if is_complete(path, plan, fresh):
         return 0, 0
     command = preprocess_command(dataset, preprocess) + " fresh=true" * fresh
     with _open_to_write(path, plan, fresh, part, command) as place:
@@ -96,24 +94,21 @@ def _plan(corpus: Corpus, dataset: DatasetConfig, preprocess: PreprocessConfig) 
         raise UserError(f"preprocess.num_concepts={preprocess.num_concepts}: must lie in 0 to {MAX_CONCEPTS}")
     if preprocess.shard_images < 1:
         raise UserError(f"preprocess.shard_images={preprocess.shard_images}: must be at least 1")
+    for option in ("seconds_per_image", "memory_per_image"):
+        if not 0 < (value := getattr(preprocess, option)) <= 1e6:  # nor NaN
+            raise UserError(f"preprocess.{option}={value}: must lie above 0, and be at most 1000000")
     return make_plan(corpus, dataset, preprocess)
 
 
-def _aside(path: Path) -> Path:
-    """Where the store `path` is while a fresh one takes its place."""
-    return path.with_name(f".{path.name}.old")
-
-
-def _is_complete(path: Path, plan: dict[str, Any], fresh: bool) -> bool:
+def is_complete(path: Path, plan: dict[str, Any], fresh: bool) -> bool:
     """Whether the store of `plan` is at `path` and wanted; UserError if another one is, or something else."""
-    old = _aside(path)
-    if old.exists() and not path.exists():
-        old.rename(path)  # a swap was interrupted half-way
-    if _is_foreign(path):
-        raise UserError(f"{path} exists and is not a store; name another folder with dataset.store=...")
+    undo_cut_off_swap(path)
+    refuse_foreign(path)
+    if fresh:
+        refuse_to_replace(path)
     if fresh or read_manifest(path) is None:
         return False
-    if differs := differences(read_json(path / PLAN) or {}, plan):
+    if differs := differences(read_plan(path) or {}, plan):
         raise UserError(
             f"the store {path} was made from something else: {differs}; "
             "replace it with fresh=true or keep both with dataset.store=..."
@@ -126,20 +121,21 @@ def _open_to_write(path: Path, plan: dict[str, Any], fresh: bool, part: Part | N
     """The folder to build the store `path` in, locked, with its plan in it. What was begun from another plan is
     removed, unless parts of an array job have begun it: their hours of work are not to end by a forgotten option.
     """
-    place = path.with_name(f".{path.name}.new") if fresh else path
+    place = place_of_fresh(path) if fresh else path
     try:
         place.mkdir(parents=True, exist_ok=True)
         with sole_writer(place, part):
-            found = read_json(place / PLAN)
+            refuse_links(place)
+            found = read_plan(place)
             if found is not None and found != plan and (part is not None or was_in_parts(place)):
                 raise UserError(
                     f"the unfinished store {place} was begun from something else: {differences(found, plan)}; "
                     "give the options that its parts had, or delete the folder"
                 )
             if found is not None and found != plan:
-                _clear(place)
+                empty(place, keep=LOCKS)
             if found != plan:  # also when other parts write the same just now
-                write_json(place / PLAN, plan)
+                write_plan(place, plan)
             if part is not None:
                 note_parts(place, part)
             yield place
@@ -147,20 +143,3 @@ def _open_to_write(path: Path, plan: dict[str, Any], fresh: bool, part: Part | N
         raise UserError(
             f"cannot build the store {place}: {error.strerror or error}; what is complete stays, go on with: {command}"
         ) from error
-
-
-def _clear(path: Path) -> None:
-    """Empty the folder of an earlier, unfinished build."""
-    for entry in path.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        elif not entry.name.startswith(LOCK) and entry.name != LAST:
-            entry.unlink()
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether something lies at `path` that no build has made; hidden files are no obstacle."""
-    if not path.is_dir():
-        return path.exists()
-    taken = any(not entry.name.startswith(".") for entry in path.iterdir())
-    return taken and not (path / PLAN).exists()  # in this order: a build that starts meanwhile writes its plan first

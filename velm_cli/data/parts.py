@@ -9,9 +9,6 @@ system has none (some mounts of Lustre and NFS), work goes on without, and `chec
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from velm_cli.errors import UserError
-from velm_cli.files import write_text
+from velm_cli.files import locked, write_text
 
 LOCK = ".writing"  # in a folder that is being built; `.writing.3-of-8` of a part
 LAST = ".parts"  # into how many parts the last array job has cut this build
 MERGE = "merge"
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @dataclass(frozen=True)
@@ -60,15 +56,15 @@ def sole_writer(path: Path, part: Part | None) -> Iterator[None]:
     """
     refusal = f"another velm preprocess is writing {path}; wait for it or stop it"
     if part is None:
-        with _lock(path / LOCK, fcntl.LOCK_EX, refusal):
+        with locked(path / LOCK, refusal):
             yield
-            for left in (*path.glob(f"{LOCK}*"), path / LAST):
+            for left in (path / LOCK, *path.glob(f"{LOCK}.*-of-*"), path / LAST):
                 left.unlink(missing_ok=True)
         return
     mine = path / f"{LOCK}.{part.number}-of-{part.of}"
     with (
-        _lock(path / LOCK, fcntl.LOCK_SH, refusal),
-        _lock(mine, fcntl.LOCK_EX, f"another velm preprocess is making part {part} of {path}; wait for it or stop it"),
+        locked(path / LOCK, refusal, shared=True),
+        locked(mine, f"another velm preprocess is making part {part} of {path}; wait for it or stop it"),
     ):
         yield
         mine.unlink(missing_ok=True)  # without locks another may have made the same part
@@ -91,26 +87,3 @@ def parts_of(path: Path, shards: list[int]) -> list[Part]:
     except (FileNotFoundError, ValueError):
         return []
     return [Part(number, of) for number in sorted({shard % of + 1 for shard in shards})]
-
-
-@contextmanager
-def _lock(path: Path, how: int, refusal: str) -> Iterator[None]:
-    while True:
-        with path.open("a+") as file:  # read and write, as NFS asks of shared and exclusive locks
-            try:
-                fcntl.flock(file, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(refusal) from None
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
-            if _is(path, file.fileno()):  # else its owner has just removed it, and others lock a new one
-                yield
-                return
-
-
-def _is(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

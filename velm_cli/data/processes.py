@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, util
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,13 @@ PATIENCE = 10  # an item may take this many times its seconds by the clock, for 
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# multiprocessing starts its helpers by `python -c`, which looks for modules in the working folder first; a folder of
+# photos may hold a signal.py. -P turns that off. Python 3.10 has only -I, which also ignores PYTHONPATH; the helpers
+# import only the standard library before they are sent the sys.path of this process.
+SAFE_FLAG = "-P" if sys.version_info >= (3, 11) else "-I"
+_usual_flags = util._args_from_interpreter_flags  # type: ignore[attr-defined]
+util._args_from_interpreter_flags = lambda: [*_usual_flags(), SAFE_FLAG]  # type: ignore[attr-defined]
 
 
 def available_cores() -> int:

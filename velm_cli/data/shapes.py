@@ -25,7 +25,7 @@ from velm_cli import schema
 from velm_cli.data.processes import new_pool
 from velm_cli.data.shapes_grammar import Scene, make_scene, write_captions
 from velm_cli.errors import UserError
-from velm_cli.files import write_bytes, write_json
+from velm_cli.files import refuse_links, write_bytes, write_json
 
 STAMP = "shapes.json"  # written last: its presence says that the folder is whole
 UNFINISHED = "shapes.unfinished.json"  # written first: its presence says that the folder is ours
@@ -214,6 +214,7 @@ def write_shapes(config: schema.ShapesConfig, root: Path, *, progress: bool = Tr
                 raise UserError(f"{root} holds other files: set dataset.root to a new or empty folder")
             root.mkdir(parents=True, exist_ok=True)
             write_json(root / UNFINISHED, stamp)
+        refuse_links(root)
         _write_all(root, config.draw_seed, sizes, progress=progress)
         write_json(root / STAMP, stamp)
         (root / UNFINISHED).unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import functools
 import hashlib
 import io
 import json
-import mmap
+import os
 import resource
 import tarfile
 import zlib
@@ -30,6 +30,7 @@ from velm_cli.files import whole_file, write_json
 
 # The sha256 names the content; the CRC-32 is checked at each reading, in 1 % of the time that decoding takes.
 INDEX = np.dtype([("record", "<i8"), ("offset", "<i8"), ("length", "<i8"), ("sha256", "u1", 32), ("crc32", "<u4")])
+MOST = 1 << 30  # bytes of a JPEG that an index may claim
 OPEN_SHARDS = 256  # at least; opening one again for every image of a random order costs 40 times the reading
 
 
@@ -147,8 +148,8 @@ def _member(name: str, payload: bytes) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT) + payload + bytes(-len(payload) % tarfile.BLOCKSIZE)
 
 
-def _room_for_maps() -> int:
-    """How many shards may be open: their two maps hold file descriptors, and this process asks for all it may have."""
+def _room_for_files() -> int:
+    """How many shards may be open: a file and a map hold descriptors, and this process asks for all it may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
     if soft < most:
@@ -161,21 +162,23 @@ def _room_for_maps() -> int:
 class ShardReader:
     """Random access to the JPEGs of a folder of shards.
 
-    Shards are mapped when first read; nothing but read-only maps is shared with forked workers, and a
-    copy sent to a spawned one opens its own.
+    Shards are opened when first read. Their bytes are asked for, not mapped: a shard that is cut short under a map, or
+    whose disk fails, would end the process without a word. A copy sent to another process opens its own.
     """
 
     def __init__(self, folder: Path, indexes: Sequence[str | None] = ()) -> None:
         """`indexes`: sha256 of each shard's index; none, or None for a shard of an older velm: not checked."""
         self.folder = folder
         self.indexes = indexes
-        self._shard = functools.lru_cache(maxsize=_room_for_maps())(self._map)
+        self._shard = functools.lru_cache(maxsize=_room_for_files())(self._open)
 
     def read(self, shard: int, row: int) -> bytes:
         """The JPEG in row `row` of shard number `shard`; ValueError when its bytes are not those that were written."""
-        data, index = self._shard(shard)
+        file, index = self._shard(shard)
         offset, length = int(index["offset"][row]), int(index["length"][row])
-        jpeg = data[offset : offset + length]
+        if not 0 <= length <= MOST:
+            raise ValueError(f"its index in {index_path(shard_path(self.folder, shard)).name} says {length} bytes")
+        jpeg = os.pread(file.fileno(), length, offset)
         if "crc32" in (index.dtype.names or ()):
             whole = zlib.crc32(jpeg) == int(index["crc32"][row])
         else:  # an older velm's
@@ -188,11 +191,10 @@ class ShardReader:
         """The rows of a shard, as an array of dtype INDEX."""
         return self._shard(shard)[1]
 
-    def _map(self, shard: int) -> tuple[mmap.mmap, np.ndarray]:
+    def _open(self, shard: int) -> tuple[io.FileIO, np.ndarray]:
         path = shard_path(self.folder, shard)
         index = read_index(path, self.indexes[shard] if self.indexes else None)
-        with path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), index
+        return io.FileIO(path), index  # closed when the cache lets go of it
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, Sequence[str | None]]]:
         return ShardReader, (self.folder, self.indexes)

@@ -264,21 +264,48 @@ class Store:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest of the store at `path`, None if it has none (yet); UserError if it is damaged."""
-    manifest = read_json(path / MANIFEST)
-    try:
-        if manifest is not None and "crc32_of" in manifest and SEAL not in manifest:
-            raise ValueError("its own checksum is gone")
-        return None if manifest is None else unsealed(manifest)
-    except ValueError as error:
-        raise UserError(f"{path / MANIFEST} is damaged ({error}); delete this store and preprocess again") from error
+    """The manifest of the store at `path`, None if it has none (yet).
 
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object of a store's JSON file; None if there is none. UserError if it is damaged."""
+    UserError if it is damaged, or somebody else's.
+    """
+    file = path / MANIFEST
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        manifest = None
+    if not _is_manifest(manifest):
+        raise UserError(
+            f"{path} is not a store of velm, or its {MANIFEST} is damaged: name another folder with dataset.store=..., "
+            "or preprocess again with fresh=true"
+        )
+    try:
+        if "crc32_of" in manifest and SEAL not in manifest:
+            raise ValueError("its own checksum is gone")
+        return unsealed(manifest)
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); delete this store and preprocess again") from error
+        raise UserError(f"{file} is damaged ({error}); preprocess again with fresh=true") from error
+
+
+def _is_manifest(value: Any) -> bool:
+    """Whether a JSON value has what is read of every store's manifest, of the types that are expected."""
+    try:
+        stream = value.get("stream")
+        shards = value["shards"] if stream is None else stream["shards"]
+        of_shard = {"file": str, "bytes": int, "sha256": str} if stream is None else {
+            "number": int, "url": str, "train": int, "first": int, "crc32": int,
+        }  # fmt: skip
+        counts = value["counts"]["splits"].values()
+        return (
+            all(isinstance(value[key], kind) for key, kind in (("format", int), ("hash", str), ("splits", list)))
+            and all(isinstance(count["records"], int) and isinstance(count["captions"], int) for count in counts)
+            and all(isinstance(shard[key], kind) for shard in shards for key, kind in of_shard.items())
+            and isinstance(value["options"]["images"], bool)
+            and isinstance(value["options"]["image_size"], int)
+            and (stream is None or isinstance(stream["most_captions"], int))
+        )
+    except (KeyError, TypeError, AttributeError):
+        return False

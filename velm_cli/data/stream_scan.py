@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from velm_cli.data.arrays import write_array
+from velm_cli.data.arrays import read_array, write_array
 from velm_cli.data.images import ImageRefused, check_image
 from velm_cli.data.processes import available_cores, new_pool
 from velm_cli.data.readers.assemble import IMAGE_EXTENSIONS, clean_captions
 from velm_cli.data.readers.splits import PARTS
 from velm_cli.data.sources import SourceError, is_local, open_source, with_retries
 from velm_cli.data.tars import Sample, samples
-from velm_cli.errors import UserError
-from velm_cli.files import write_json
+from velm_cli.errors import StageError, UserError
+from velm_cli.files import SEAL, sealed, unsealed, write_json
 from velm_cli.schema import Damaged, WebDatasetConfig
 
 SCANNED = np.dtype([("crc32", "<u4"), ("use", "u1")])  # a row a sample of the tar
@@ -197,12 +197,42 @@ def _write_scan(job: Job, found: _Rows) -> None:
     array = np.array(found.rows, SCANNED)
     found.scan.url, found.scan.crc32 = job.url, zlib.crc32(array.tobytes())
     write_array(job.array_path, array)
-    write_json(job.summary_path, asdict(found.scan), indent=None)
+    write_json(job.summary_path, sealed({"scan": asdict(found.scan)}), indent=None)
+
+
+def scanned_rows(path: Path, crc32: int) -> np.ndarray:
+    """The SCANNED rows that a scan has left in `path`; OSError or ValueError when they are not those it wrote."""
+    try:
+        rows = read_array(path)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # numpy raises nearly every type on a damaged header
+        raise ValueError(str(error)) from error
+    if rows.dtype != SCANNED or zlib.crc32(rows.tobytes()) != crc32:
+        raise ValueError(f"{path.name} has changed since it was written")
+    return rows
+
+
+def _found(job: Job) -> Scan | None:
+    """What an earlier scan has left of a shard, if all of it is there and whole."""
+    try:
+        value = json.loads(job.summary_path.read_text(encoding="utf-8"))
+        scan = Scan(**(unsealed(value)["scan"] if SEAL in value and "scan" in value else value))  # or an older velm's
+        scan.kept = [tuple(captions) for captions in scan.kept]
+        scanned_rows(job.array_path, scan.crc32)
+        return scan
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        tqdm.write(f"scanned again: {job.summary_path.name} or its array is damaged ({' '.join(str(error).split())})")
+        job.summary_path.unlink(missing_ok=True)
+        return None
 
 
 def scan_all(jobs: list[Job], workers: int, progress: bool) -> list[Scan]:
-    """Scans of all shards, those that were already there as they are."""
-    missing = [job for job in jobs if not job.summary_path.exists()]
+    """Scans of all shards, those that were already there as they are, if they are whole."""
+    scans = {job.number: _found(job) for job in jobs}
+    missing = [job for job in jobs if scans[job.number] is None]
     workers = min(workers or available_cores(), max(1, len(missing)))
     bar = tqdm(
         total=len(jobs), initial=len(jobs) - len(missing), desc="shards", unit="shard",
@@ -220,7 +250,10 @@ def scan_all(jobs: list[Job], workers: int, progress: bool) -> list[Scan]:
                     nothing.scan.problem = reason
                     _write_scan(job, nothing)
                     bar.update()
-    return [Scan(**json.loads(job.summary_path.read_text(encoding="utf-8"))) for job in jobs]
+    whole = [scans[job.number] or _found(job) for job in jobs]
+    if lost := [job.url for job, scan in zip(jobs, whole, strict=True) if scan is None]:
+        raise StageError(f"the scan of {lost[0]} is damaged just after it was written: is the disk failing?")
+    return [scan for scan in whole if scan is not None]
 
 
 def _scan_in_pool(jobs: list[Job], workers: int, bar: tqdm) -> list[Job]:
@@ -255,3 +288,16 @@ def examples_of(job: Job, wanted: dict[int, str]) -> list[tuple[int, Example]]:
         return with_retries(once, 0 if is_local(job.url) else job.dataset.retries)
     except (SourceError, Refused) as error:
         raise UserError(f"shard {job.url}, which holds images to validate on: {error}") from None
+
+
+def first_change(url: str, dataset: WebDatasetConfig, rows: np.ndarray) -> str | None:
+    """Read a shard to its end: what has changed first since the scan that found `rows`, in a line; None if nothing."""
+    number = -1
+    try:
+        with open_source(url, pipes=dataset.pipes) as file:
+            for number, sample in samples(file, lambda _, extension: is_wanted(extension)):
+                if number >= len(rows) or checksum(sample) != rows["crc32"][number]:
+                    return f"{url}: sample {sample.key} has changed since it was scanned"
+        return None if number + 1 == len(rows) else f"{url}: it has fewer samples than when it was scanned"
+    except (SourceError, UserError) as error:
+        return f"{url}: {error}"

@@ -13,15 +13,13 @@ this lie two ordinary stores: the captions that vocabulary and concepts are lear
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from dataclasses import replace as changed
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -30,17 +28,26 @@ from typing import Any
 import numpy as np
 
 from velm_cli import __version__
-from velm_cli.data.arrays import read_array
-from velm_cli.data.building import MANIFEST, PLAN, REJECTS, differences
+from velm_cli.data.building import MANIFEST, REJECTS
 from velm_cli.data.concepts import labels_of
-from velm_cli.data.making import build_store
+from velm_cli.data.making import build_store, is_complete
+from velm_cli.data.parts import sole_writer
 from velm_cli.data.records import Corpus, Record, Records
 from velm_cli.data.sources import list_shards
 from velm_cli.data.store import Store, preprocess_command
-from velm_cli.data.stream_scan import SPLITS, Job, Scan, examples_of, scan_all
+from velm_cli.data.store_folder import (
+    LOCKS,
+    empty,
+    place_of_fresh,
+    read_plan,
+    real_folder,
+    replace,
+    write_plan,
+)
+from velm_cli.data.stream_scan import SPLITS, Job, Scan, examples_of, first_change, scan_all, scanned_rows
 from velm_cli.data.tokens import Tokens
 from velm_cli.errors import UserError
-from velm_cli.files import whole_file, write_json
+from velm_cli.files import check_crc32, crc32, refuse_links, remove_temporary, sealed, whole_file, write_json
 from velm_cli.schema import Damaged, DatasetConfig, PreprocessConfig, TokenizerConfig, WebDatasetConfig
 
 STREAM_FORMAT = 1
@@ -57,39 +64,25 @@ def build_stream(
     urls = list_shards(dataset)
     val_urls = list_shards(dataset, "val_urls") if dataset.val_urls is not None else []
     plan = _plan(dataset, preprocess, urls, val_urls)
-    old, new = path.with_name(f".{path.name}.old"), path.with_name(f".{path.name}.new")
-    if old.exists() and not path.exists():
-        old.rename(path)  # a swap was interrupted half-way
-    if path.exists() and not (path / PLAN).exists() and any(path.iterdir() if path.is_dir() else [path]):
-        raise UserError(f"{path} exists and is not a store; name another folder with dataset.store=...")
-    if not fresh and (path / MANIFEST).exists():
-        if differs := differences(json.loads((path / PLAN).read_text(encoding="utf-8")), plan):
-            raise UserError(
-                f"the store {path} was made from something else: {differs}; "
-                "replace it with fresh=true or keep both with dataset.store=..."
-            )
-        return _opened(path, dataset)
-
-    place = new if fresh else path
+    named, path = path, real_folder(path)
+    if is_complete(path, plan, fresh):
+        return _opened(named, dataset)
+    place = place_of_fresh(path) if fresh else path
     try:
-        (place / "scan").mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot create the store {place}: {error.strerror}") from error
-    with _locked(place):
-        if not (place / PLAN).exists() or json.loads((place / PLAN).read_text(encoding="utf-8")) != plan:
-            for entry in place.iterdir():  # of another build that was never finished
-                if entry.is_dir():
-                    shutil.rmtree(entry)
-            (place / "scan").mkdir()
-            write_json(place / PLAN, plan)
+    with sole_writer(place, None):
+        refuse_links(place)
+        if read_plan(place) != plan:
+            empty(place, keep=LOCKS)  # of another build that was never finished
+            write_plan(place, plan)
+        (place / "scan").mkdir(exist_ok=True)
+        remove_temporary(place)
         _build(dataset, preprocess, urls, val_urls, place, progress)
     if fresh:
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.rename(old)
-        place.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    return _opened(path, dataset)
+        replace(path)
+    return _opened(named, dataset)
 
 
 def _plan(
@@ -103,18 +96,6 @@ def _plan(
         names = f"{len(shards):,} shards {hashlib.sha256(json.dumps(shards).encode()).hexdigest()[:12]}"
         plan[f"dataset.{key}"] = names
     return plan
-
-
-@contextmanager
-def _locked(place: Path) -> Iterator[None]:
-    lock = place / ".writing"
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another velm preprocess is writing {place}; wait for it or stop it") from None
-        yield
-        lock.unlink()
 
 
 def _build(
@@ -141,7 +122,7 @@ def _build(
 
     kept = [captions for scan, first in zip(scans, firsts, strict=True) for captions in scan.kept[first:]]
     corpus = Corpus(Records(Record(number, "train", None, captions) for number, captions in enumerate(kept)))
-    captions_only = replace(dataset, images=False, pipes=False)
+    captions_only = changed(dataset, images=False, pipes=False)
     captions = build_store(corpus, captions_only, preprocess, place / "captions", progress=progress)
     del corpus, kept
 
@@ -149,7 +130,7 @@ def _build(
     hashes = [captions.hash]
     if records:
         held_out = Corpus(Records(sorted(records, key=lambda record: SPLITS.index(record.split))))
-        plain = replace(dataset, pipes=False)
+        plain = changed(dataset, pipes=False)
         hashes.append(build_store(held_out, plain, preprocess, place / "held-out", progress=progress).hash)
         shutil.rmtree(place / "held-out-images")
     _write_rejects(place / REJECTS, scans)
@@ -171,7 +152,7 @@ def _held_out_records(jobs: list[Job], scans: list[Scan], firsts: list[int], pla
     for job, scan, first in zip(jobs, scans, firsts, strict=True):
         if not (first or scan.counts["val"] or scan.counts["test"]):
             continue
-        use = read_array(job.array_path)["use"].copy()
+        use = scanned_rows(job.array_path, scan.crc32)["use"]
         use[np.flatnonzero(use == 0)[:first]] = SPLITS.index("val")
         wanted = {int(number): SPLITS[use[number]] for number in np.flatnonzero((use == 1) | (use == 2))}
         for number, example in examples_of(job, wanted):
@@ -234,9 +215,10 @@ def _write_manifest(
         "options": {o.name: _plain(getattr(dataset, o.name)) for o in fields(dataset)},
         "stream": {"shards": shards, "most_captions": max(scan.most_captions for scan in scans)},
         "made_with": {"velm": __version__, "numpy": np.__version__},
+        "crc32_of": {REJECTS: crc32(place / REJECTS)},
         "complete": True,
     }
-    write_json(place / MANIFEST, manifest, indent=None)
+    write_json(place / MANIFEST, sealed(manifest), indent=None)
 
 
 # ------------------------------------------------------------------------------------------ open
@@ -306,22 +288,30 @@ class StreamStore(Store):
                     f"dataset.urls names {len(urls):,} shards, and the store {self.path} was made from "
                     f"{len(shards):,}: leave dataset.urls out, or run {preprocess_command(self.dataset)} fresh=true"
                 )
-            shards = [replace(shard, url=url) for shard, url in zip(shards, urls, strict=True)]
+            shards = [changed(shard, url=url) for shard, url in zip(shards, urls, strict=True)]
         return [shard for shard in shards if shard.train]
 
     def scanned(self, shard: Shard) -> np.ndarray:
         """What the scan found in a shard: a SCANNED row a sample, the `use` of those held out is val's."""
         path = self.path / "scan" / f"{shard.number:06d}.npy"
         try:
-            rows = read_array(path)
-            if zlib.crc32(rows.tobytes()) != shard.crc32:
-                raise ValueError("its content has changed")
+            rows = scanned_rows(path, shard.crc32)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"the store {self.path} is damaged ({path.name}: {error}); preprocess again with fresh=true"
             ) from error
         rows["use"][np.flatnonzero(rows["use"] == 0)[: shard.first]] = SPLITS.index("val")
         return rows
+
+    def damage(self) -> Iterator[str | None]:
+        """Read everything: the held-out images, and the shards to train on wherever they lie."""
+        for store in filter(None, (self._learning, self._held_out)):
+            yield from (line and f"{store.path.name}: {line}" for line in store.damage())
+        for shard in self.shards:
+            try:
+                yield first_change(shard.url, self.dataset, self.scanned(shard))
+            except UserError as error:
+                yield str(error)
 
     def split(self, name: str) -> np.ndarray:
         """Numbers of the held-out records in split `name`; none for training, whose samples stream."""
@@ -341,6 +331,11 @@ def open_stream(path: Path, manifest: dict[str, Any], dataset: DatasetConfig | N
     """The complete stream store at `path`; UserError with the command to run where it is not usable."""
     if manifest["format"] != STREAM_FORMAT:
         raise UserError(f"the stream store {path} has format {manifest['format']}, this velm reads {STREAM_FORMAT}")
+    try:
+        for name, expected in manifest.get("crc32_of", {}).items():  # an older velm's store has none
+            check_crc32(path / name, expected)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the store {path} is damaged ({error}); preprocess again with fresh=true") from error
     return StreamStore(path, manifest, dataset)
 
 

@@ -13,6 +13,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +55,8 @@ class Tokenizer:
         self._model.encode_special_tokens = True  # "<eos>" within a caption is text, not the end of it
         self._tidies = isinstance(self._model.decoder, decoders.WordPiece)
         self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
-        assert {self.pad_id, self.bos_id, self.eos_id} <= set(range(self.vocab_size)), special_ids
+        if not all(0 <= token < self.vocab_size for token in special_ids if token is not None):
+            raise ValueError(f"the vocabulary of {self.vocab_size} has no ids {special_ids}")
         self.digest: str = hashlib.sha256(f"{list(special_ids)}\n{model_json}".encode()).hexdigest()
 
     @classmethod
@@ -87,7 +89,11 @@ class Tokenizer:
         try:
             saved = read_sealed(folder / IDS_FILE)
             digest = saved.pop("digest", None)  # None: an older velm's
-            tokenizer = cls((folder / MODEL_FILE).read_text("utf-8"), SpecialIds(**saved))
+            special_ids = SpecialIds(**saved)
+            if not all(type(token) is int or (name == "unk" and token is None) for name, token in saved.items()):
+                raise ValueError(f"its special ids are {special_ids}")
+            with _panics_said("its vocabulary"):
+                tokenizer = cls((folder / MODEL_FILE).read_text("utf-8"), special_ids)
             if digest not in (None, tokenizer.digest):
                 raise ValueError(f"{MODEL_FILE} has changed since it was written")
             return tokenizer
@@ -125,7 +131,8 @@ class Tokenizer:
 
         Runs on all cores. Feed chunks of some 10,000 texts to bound the memory.
         """
-        encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _panics_said("these captions"):
+            encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -135,8 +142,20 @@ class Tokenizer:
             del kept[0]  # first, for BOS may be EOS
         if self.eos_id in kept:
             del kept[kept.index(self.eos_id) :]
-        text = self._model.decode(kept, skip_special_tokens=True)
+        with _panics_said("its own words"):
+            text = self._model.decode(kept, skip_special_tokens=True)
         return _tidy(text) if self._tidies else text
+
+
+@contextmanager
+def _panics_said(what: str) -> Iterator[None]:
+    """What the `tokenizers` library cannot do with a stranger's tokenizer, as UserError: it raises BaseExceptions."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"the tokenizer cannot read {what}: {' '.join(str(error).split())[:200]}") from None
 
 
 def _word(config: TokenizerConfig, captions: Iterable[str]) -> tokenizers.Tokenizer:

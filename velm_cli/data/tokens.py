@@ -6,7 +6,6 @@ that brings its checkpoint's tokenizer finds the tokens of the run that trained 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -22,7 +21,17 @@ from tqdm import tqdm
 from velm_cli.data.arrays import map_array, write_array
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
-from velm_cli.files import check_crc32, crc32, read_sealed, sealed, unique, write_json
+from velm_cli.files import (
+    check_crc32,
+    crc32,
+    locked,
+    read_sealed,
+    refuse_links,
+    remove_temporary,
+    sealed,
+    unique,
+    write_json,
+)
 from velm_cli.schema import TokenizerConfig, TokenizerKind
 
 TOKENS_FORMAT = 1
@@ -93,13 +102,10 @@ def encoded_in(
     place = folder / f"{tokenizer.digest[:12]}-{max_tokens}"
     if named or not place.exists():
         try:
+            refuse_links(folder.parent)
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / LOCK).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # others that ask at the same time wait, and find them made
-                for left_by_a_kill in folder.glob(".*.tmp"):
-                    shutil.rmtree(left_by_a_kill)
-                for left_by_a_kill in folder.glob(".*.part"):
-                    left_by_a_kill.unlink()
+            with locked(folder / LOCK, "", wait=True):  # others that ask at the same time find them made
+                remove_temporary(folder)
                 if not place.exists():
                     _write(place, tokenizer, max_tokens, captions)
                 if named:

@@ -7,7 +7,6 @@ the weights and scores at the end, and one of DONE, PREEMPTED, FAILED.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -24,7 +23,7 @@ from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.errors import UserError
-from velm_cli.files import crc32, read_log, write_bytes, write_json, write_text
+from velm_cli.files import crc32, locked, read_log, refuse_links, write_bytes, write_json, write_text
 from velm_cli.schema import Resize
 
 MARKERS = ("DONE", "PREEMPTED", "FAILED")
@@ -151,17 +150,12 @@ def keep_lines_until(path: Path, step: int) -> None:
 def lock_folder(path: Path) -> Iterator[None]:
     """Make the folder and hold it for this process; UserError when another one does.
 
-    The lock of a dead process is gone with it: no program that it started has the file (Python's files are not
-    inherited), and no time or process number is compared.
+    UserError also where something in it leads out of it: a run folder may come from a stranger.
     """
     path.mkdir(parents=True, exist_ok=True)
-    with open(path / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{path}: another velm process is working in this run folder; wait for it, or give another name="
-            ) from None
+    busy = f"{path}: another velm process is working in this run folder; wait for it, or give another name="
+    with locked(path / ".lock", busy):
+        refuse_links(path)
         yield
 
 

@@ -35,6 +35,9 @@ def run(config: DictConfig) -> float | None:
         # Or each process is told once that the search for unused parameters (engine/parallel.py) is not free.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Imported here, so that a command pays only for what it uses (torch takes seconds).
+    from velm_cli.data.arrays import end_in_a_line_when_cut_short
+
+    end_in_a_line_when_cut_short()
     name = "train" if stage == "finetune" else stage
     return importlib.import_module(f"velm_cli.stages.{name}").run(typed)
 

@@ -63,18 +63,17 @@ def run(config: DoctorRoot) -> float:
 def _store(path: Path) -> float:
     """Every byte of the store against the checksums of when it was written; the number of damaged shards."""
     store = Store.open(path)  # raises with one line where anything but an image shard is damaged
-    problems = [
-        line for line in tqdm(store.damage(), total=len(store.manifest["shards"]), unit="shard", disable=None) if line
-    ]
+    shards = list(tqdm(store.damage(), unit="shard", disable=None))
+    problems = [line for line in shards if line]
     for line in problems:
         print(f"--  {line}")
     unknown = (
         "" if "crc32_of" in store.manifest else "; made by an older velm, without checksums of captions and labels"
     )
     print(
-        f"{path}: {len(problems)} of {len(store.manifest['shards'])} shards are damaged; velm preprocess ... fresh=true"
+        f"{path}: {len(problems)} of {len(shards)} shards are damaged; velm preprocess ... fresh=true"
         if problems
-        else f"{path}: {len(store):,} records, all bytes are as they were written{unknown}"
+        else f"{path}: {sum(store.counts.values()):,} records, all bytes are as they were written{unknown}"
     )
     return float(len(problems))
 

@@ -60,6 +60,7 @@ def cached_features(
         about |= {"resizing": task.image_resizing._asdict()}
     if view:
         about |= {"view": view, "crop": data.crop_scale, "flip": data.flip, "jitter": data.colour_jitter}
+    about |= {"store": store.hash}  # another store may be put in this one's place meanwhile
     cache = FeatureCache(store.path, len(store), data.cache, about)
 
     def images(records: np.ndarray) -> Iterator[Batch]:

@@ -57,6 +57,8 @@ def parse_json(data: bytes, where: str, reduce: Callable[[dict], Any] | None = N
         raise UserError(f"{where} is not UTF-8 text (byte {error.start}); is it a JSON file?") from None
     except RecursionError:
         raise UserError(f"{where} is nested too deeply to be an annotation file") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise UserError(f"{where} is no annotation file: {error}") from None
 
 
 def load_json(path: Path, reduce: Callable[[dict], Any] | None = None) -> Any:
