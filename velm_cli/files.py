@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -93,6 +94,15 @@ def crc32(path: Path) -> str:
         while chunk := file.read(1 << 20):
             value = zlib.crc32(chunk, value)
     return f"{value:08x}"
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal: what names a content, where CRC-32 is against decay."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_crc32(path: Path, expected: str | None) -> None:
