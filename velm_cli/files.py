@@ -138,6 +138,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of the metrics.jsonl of a run folder; OSError or ValueError when they are damaged.
 
+    Figures that were not finite, which are null in the file, are left out.
+
     A finished run's DONE has the log's checksum. That of another may end with a line that a kill has torn.
     """
     path = folder / "metrics.jsonl"
@@ -148,7 +150,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             if line:
-                out.append(unsealed(json.loads(line)))
+                found = unsealed(json.loads(line))
+                out.append({key: value for key, value in found.items() if value is not None})
         except (ValueError, AttributeError, RecursionError):
             if number < len(lines):
                 raise ValueError(f"line {number} of {path.name} is damaged") from None

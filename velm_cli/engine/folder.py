@@ -162,7 +162,10 @@ def best_figure(path: Path) -> float | None:
     """What the training run in `path` returned: the best of its validations; None if it had none."""
     lines = [line for line in read_log(path) if line["kind"] == "validation"]
     counting = [line for line in lines if not line.get("moving")] or lines[-1:]  # see engine/loop.py's validation
-    return max((line.get("cider", -line.get("loss", 0.0)) for line in counting), default=None)
+    scores = [
+        line["cider"] if "cider" in line else -line["loss"] for line in counting if {"cider", "loss"} & line.keys()
+    ]
+    return max(scores, default=None)
 
 
 def mark(path: Path, marker: str, text: str = "") -> None:

@@ -231,7 +231,7 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
         if not figures:  # the data set has no validation images
             return
         score = figures.get("cider", -figures.get("loss", 0.0))
-        if to_beat is None or score > to_beat:
+        if math.isfinite(score) and (to_beat is None or score > to_beat):
             progress.best, progress.best_step, progress.bad_validations = score, progress.step, 0
             weights = whole_tensors(run.task.state_dict(), run.ranks)
             if run.ranks.first:
@@ -242,7 +242,9 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
         if run.ema is not None:
             run.ema.swap()
     observer.record("validation", progress.step, figures | ({"moving": True} if moving else {}))
-    best = "  best so far" if progress.best_step == progress.step else f"  (best {progress.best:.4f})"
+    best = "" if progress.best is None else f"  (best {progress.best:.4f})"
+    if progress.best_step == progress.step:
+        best = "  best so far"
     if moving:
         best = f"  (schedules move until step {math.ceil(schedules_end)}: newest weights kept, patience not counted)"
     observer.say(
