@@ -184,6 +184,8 @@ def _run_stage(stage: str, args: list[str]) -> None:
     except Stopped:
         print(f"the sweep was stopped by {stop.signal_name}; the same command goes on with it")
         return
+    except OverflowError as error:  # OmegaConf's, of an integer of hundreds of digits for an option that takes floats
+        raise UserError(f"a number in the command is too large: {error}") from error
     except Exception as error:
         line = explain(error, stage)
         if line is None or asked_for not in (None, "", "0"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -98,6 +97,8 @@ def crc32(path: Path) -> str:
 
 def sha256(path: Path) -> str:
     """SHA-256 of a file, hexadecimal: what names a content, where CRC-32 is against decay."""
+    import hashlib  # takes a moment, and many commands do without
+
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

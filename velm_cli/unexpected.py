@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
-import shlex
 import sys
-import tempfile
-import traceback
 
 from velm_cli import __version__
 from velm_cli.files import refused_by_the_system
@@ -54,6 +50,11 @@ def _keep_traceback(error: BaseException) -> str | None:
 
     Never in the working folder, which may be a stranger's.
     """
+    import platform  # these take a moment, and hardly any command fails like this
+    import shlex
+    import tempfile
+    import traceback
+
     head = f"velm {__version__}, Python {platform.python_version()}\n{shlex.join(sys.argv)}\n\n"
     text = head + "".join(traceback.format_exception(error))
     with contextlib.suppress(OSError):

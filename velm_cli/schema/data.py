@@ -148,7 +148,9 @@ class PreprocessConfig:
 
 @dataclass
 class DataConfig:
-    captions_per_image: int = within(5, least=1)  # captions drawn an image and step; the image is encoded once for all
+    captions_per_image: int = within(
+        5, least=1, most=10**6
+    )  # captions drawn an image and step; the image is encoded once for all
     crop_scale: float = within(
         1.0, above=0, most=1
     )  # smallest share of the area a random crop keeps; 1 = no random crop

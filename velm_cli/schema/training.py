@@ -85,7 +85,7 @@ class LossConfig:
     text: TextLoss = (
         TextLoss.next_token
     )  # next_token | masked (hidden words; generates nothing) | self_critical (CIDEr)
-    samples: int = within(5, least=2)  # L_text self_critical: captions drawn an image and step
+    samples: int = within(5, least=2, most=10**6)  # L_text self_critical: captions drawn an image and step
     label_smoothing: float = within(0.0, least=0, below=1)  # L_text, in training only: validation's loss is without it
     scheduled_sampling: str = "0"  # L_text: probability that an input word is the model's own: a number or a schedule
     masked_words: float = within(0.15, above=0, below=1)  # L_text masked: share of the words that are hidden
@@ -100,7 +100,7 @@ class LossConfig:
     num_concepts: int = within(1000, least=1)  # L_image: the most frequent content words that are predicted
     joint_width: int = within(128, least=1, most=WIDEST)  # L_joint: size of the shared embedding
     temperature: float = within(
-        0.07, least=0.01
+        0.07, least=0.01, most=100
     )  # L_joint contrastive, matching: its starting value (it is learned; as in CLIP never below 0.01)
 
 
@@ -122,7 +122,7 @@ class OptimConfig:
 class RunConfig:
     dir: str = "runs"  # parent of every run folder
     max_steps: int = within(1000, least=1)  # optimiser steps
-    batch_size: int = within(32, least=1)  # images a step (before accumulation)
+    batch_size: int = within(32, least=1, most=10**9)  # images a step (before accumulation)
     accumulation: int = within(
         1, least=1
     )  # micro-batches per step; L_joint's negatives are those of one (docs/losses.md)
@@ -167,9 +167,9 @@ class DecodeConfig:
     length_penalty: float = within(
         1.0, least=0, most=10
     )  # scores of two or more beams are divided by length ** this; 0 favours short captions
-    top_p: float = within(0.9, above=0, most=1)  # nucleus; a sample depends on `seed` and its image alone
+    top_p: float = within(0.9, least=1e-6, most=1)  # nucleus; a sample depends on `seed` and its image alone
     temperature: float = within(1.0, least=0.001)  # nucleus: logits are divided by it, in float32
-    batch_size: int = within(64, least=1)  # images decoded together
+    batch_size: int = within(64, least=1, most=10**9)  # images decoded together
 
 
 METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
@@ -181,7 +181,7 @@ class MetricsConfig:
     required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
     clip: str | None = None  # folder of a CLIP-like transformers model: CLIPScore and RefCLIPScore too
     df: str = "corpus"  # CIDEr's document frequencies: corpus (of the references) | coco | file of velm score save_df=
-    resamples: int = within(1000, least=0)  # of the images, for 95 % intervals; 0 = none
+    resamples: int = within(1000, least=0, most=1_000_000)  # of the images, for 95 % intervals; 0 = none
     java_timeout: float = within(7200.0, above=0, most=1e9)  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
     spice_threads: int = within(0, least=0, most=1024)  # 0 = one a core
