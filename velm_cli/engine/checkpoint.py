@@ -215,7 +215,8 @@ def _misfit(tensors: Files, moments: Any, task: nn.Module, ema: Ema | None) -> s
     if line := _other_tensors("task", tensors["task"], task.state_dict()):
         return line
     if ema is not None:
-        averaged = {name: tensor for name, tensor in tensors["ema"].items() if name not in buffers}
+        # An older velm's may hold more: what it trained then and what is frozen now.
+        averaged = {name: tensor for name, tensor in tensors["ema"].items() if name in ema.average}
         if line := _other_tensors("ema", averaged, ema.average):
             return line
     for full_name, tensor in tensors["optimizer"].items():
@@ -239,8 +240,10 @@ def _misfit(tensors: Files, moments: Any, task: nn.Module, ema: Ema | None) -> s
 def _other_tensors(group: str, saved: dict[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
     if saved.keys() != own.keys():
         return f"{group}: {min(saved.keys() ^ own.keys())} is in one of them only"
-    differing = (name for name in own if saved[name].shape != own[name].shape or saved[name].dtype != own[name].dtype)
-    return next((f"{group}: {name} has another shape or type" for name in differing), None)
+    for name, tensor in own.items():
+        if saved[name].shape != tensor.shape or saved[name].is_floating_point() != tensor.is_floating_point():
+            return f"{group}: {name} has another shape or type"
+    return None
 
 
 def _optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
