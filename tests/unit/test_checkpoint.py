@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from velm_cli.engine.checkpoint import Checkpoints
+from velm_cli.engine.optim import Ema
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.errors import UserError
@@ -203,3 +204,15 @@ def test_what_the_last_version_wrote_is_read(training):
     training.rewrite(2, lambda checkpoint, state: state["progress"].update(stopped_early=True, bad_validations=3))
     progress, notes = training.checkpoints().load_newest(training.task, training.optimizer, None)
     assert progress == Progress(step=2, bad_validations=3) and notes == []
+
+
+def test_an_average_of_more_than_is_trained_now_is_read(training):
+    """Of an older velm, which trained a matrix that is frozen now."""
+    wider, narrower = Ema(training.task, 0.9), Ema(training.task, 0.9)
+    del narrower.average["bias"]
+    training.checkpoints().save(training.task, training.optimizer, wider, Progress(step=1))
+    progress, _ = training.checkpoints().load_newest(training.task, training.optimizer, narrower)
+    assert progress == Progress(step=1)
+    training.checkpoints().save(training.task, training.optimizer, narrower, Progress(step=2))
+    with pytest.raises(UserError, match="ema: bias is in one of them only"):
+        training.checkpoints().load_newest(training.task, training.optimizer, wider)
