@@ -23,11 +23,13 @@ from tqdm import tqdm
 
 from velm_cli.data.batch import Batch
 from velm_cli.data.processes import available_cores
-from velm_cli.engine.checkpoint import Checkpoints, Progress
+from velm_cli.engine.checkpoint import Checkpoints
+from velm_cli.engine.folder import OpenRun
 from velm_cli.engine.loop import Run, train_step
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import build_optimizer
 from velm_cli.engine.parallel import Replica
+from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.files import write_json
 from velm_cli.objectives.weights import Weight
@@ -92,7 +94,7 @@ def run_of(
     alone = Ranks(Place(), device)
     return Run(
         config=config,
-        folder=Path(),
+        opened=OpenRun(Path()),
         task=task,
         ranks=alone,
         replica=Replica(task, alone, config.run.parallel),

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from velm_cli import schema
+from velm_cli.schema.bounds import bounds_of
 from velm_cli.validate import model_problems
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +48,8 @@ SECTIONS = [
 
 def options_page() -> str:
     """The reference of options as Markdown."""
-    source = "\n".join(file.read_text(encoding="utf-8") for file in sorted(SCHEMA.glob("*.py")))
+    files = (file for file in sorted(SCHEMA.glob("*.py")) if file.name != "bounds.py")  # which has no options
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
     lines = source.splitlines()
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
     documented = {name for _, _, names in SECTIONS for name in names}
@@ -79,8 +81,8 @@ def options_page() -> str:
             table = [row for row in rows(classes[name], lines, prefix) if row[0] != f"{prefix}kind"]
             if not table:
                 continue
-            out += ["", f"**{heading(name)}**", "", "| option | default | meaning |", "|---|---|---|"]
-            out += [f"| `{key}` | {default} | {meaning} |" for key, default, meaning in table]
+            out += ["", f"**{heading(name)}**", "", "| option | default | range | meaning |", "|---|---|---|---|"]
+            out += [f"| `{key}` | {default} | {bounds} | {meaning} |" for key, default, bounds, meaning in table]
     return "\n".join(out) + "\n"
 
 
@@ -90,8 +92,8 @@ def heading(name: str) -> str:
     return name
 
 
-def rows(node: ast.ClassDef, lines: list[str], prefix: str) -> list[tuple[str, str, str]]:
-    """(option, default, meaning) of the dataclass's own fields; groups are left to their sections."""
+def rows(node: ast.ClassDef, lines: list[str], prefix: str) -> list[tuple[str, str, str, str]]:
+    """(option, default, range, meaning) of the dataclass's own fields; groups are left to their sections."""
     out = []
     for field in node.body:
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
@@ -99,10 +101,17 @@ def rows(node: ast.ClassDef, lines: list[str], prefix: str) -> list[tuple[str, s
         kind = ast.unparse(field.annotation)
         if kind.endswith("Config") or kind == "Any" or field.target.id == "stage":
             continue
-        default = ast.unparse(field.value) if field.value else ""
+        default = ast.unparse(_default(field.value)) if field.value else ""
+        bounds = str(bounds_of(getattr(schema, node.name), field.target.id) or "")
         meaning = lines[field.end_lineno - 1].partition("  # ")[2].replace("|", "\\|")
-        out.append((prefix + field.target.id, f"`{_plain(default)}`", meaning))
+        out.append((prefix + field.target.id, f"`{_plain(default)}`", bounds, meaning))
     return out
+
+
+def _default(value: ast.expr) -> ast.expr:
+    """That of `within(default, least=...)`, or the value itself."""
+    is_within = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "within"
+    return value.args[0] if is_within else value
 
 
 def _plain(default: str) -> str:

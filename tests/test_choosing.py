@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
 
-from velm_cli.engine.checkpoint import Progress
 from velm_cli.engine.folder import best_figure
+from velm_cli.engine.progress import Progress
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.stages import train
 

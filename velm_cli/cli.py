@@ -13,6 +13,7 @@ from velm_cli import __version__
 from velm_cli.errors import StageError, UserError, did_you_mean, visible
 from velm_cli.files import refused_by_the_system
 from velm_cli.place import place
+from velm_cli.unexpected import in_one_line, is_meant_to_pass, wants_traceback
 
 STAGES = {
     "preprocess": "check, resize and pack a data set's images; tokenise its captions",
@@ -60,14 +61,18 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _fail(str(error))
     except StageError as error:
         _fail(str(error), code=1)
-    except OSError as error:
-        line = refused_by_the_system(error)
-        if line is None:
-            raise
-        _fail(line, code=1)
     except KeyboardInterrupt:
         _fail("interrupted", code=130)
+    except BaseException as error:
+        if is_meant_to_pass(error) or (wants_traceback() and not _is_of_a_disk(error)):
+            raise
+        line, code = in_one_line(error)
+        _fail(line, code)
     sys.exit(0)
+
+
+def _is_of_a_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and refused_by_the_system(error) is not None
 
 
 def _dispatch(args: list[str]) -> None:
@@ -162,8 +167,10 @@ def _run_stage(stage: str, args: list[str]) -> None:
             return run(config)
         except Exception as error:  # kept from Hydra, which would print lines of its own about it
             errors.append(error)
-            if sweeping and isinstance(error, (UserError, StageError)):
-                print(f"velm: this point of the sweep failed: {error}", file=sys.stderr)
+            if sweeping:
+                known = isinstance(error, (UserError, StageError))
+                said = str(error) if known else explain(error, stage) or in_one_line(error)[0]
+                print(f"velm: this point of the sweep failed: {visible(said)}", file=sys.stderr)
             return None
 
     sys.argv = [f"velm {stage}", *args]
@@ -177,6 +184,8 @@ def _run_stage(stage: str, args: list[str]) -> None:
     except Stopped:
         print(f"the sweep was stopped by {stop.signal_name}; the same command goes on with it")
         return
+    except OverflowError as error:  # OmegaConf's, of an integer of hundreds of digits for an option that takes floats
+        raise UserError(f"a number in the command is too large: {error}") from error
     except Exception as error:
         line = explain(error, stage)
         if line is None or asked_for not in (None, "", "0"):
@@ -225,7 +234,9 @@ def _complete(args: list[str]) -> None:
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    rank = place().rank
+    rank = 0
+    with contextlib.suppress(UserError):  # the environment's numbers may be what is wrong
+        rank = place().rank
     for line in visible(message).split("\n"):
         print(f"velm: {f'process {rank}: ' if rank else ''}{line}", file=sys.stderr)
     sys.exit(code)

@@ -164,6 +164,17 @@ def crc32(path: Path) -> str:
     return f"{value:08x}"
 
 
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal: what names a content, where CRC-32 is against decay."""
+    import hashlib  # takes a moment, and many commands do without
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def check_crc32(path: Path, expected: str | None) -> None:
     """ValueError when the file is not as `expected` says; None (written by an older velm) says nothing."""
     if expected is not None and crc32(path) != expected:
@@ -200,6 +211,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """The lines of the metrics.jsonl of a run folder; OSError or ValueError when they are damaged.
 
+    Figures that were not finite, which are null in the file, are left out.
+
     A finished run's DONE has the log's checksum. That of another may end with a line that a kill has torn.
     """
     path = folder / "metrics.jsonl"
@@ -210,7 +223,8 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             if line:
-                out.append(unsealed(json.loads(line)))
+                found = unsealed(json.loads(line))
+                out.append({key: value for key, value in found.items() if value is not None})
         except (ValueError, AttributeError, RecursionError):
             if number < len(lines):
                 raise ValueError(f"line {number} of {path.name} is damaged") from None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ class Observer:
     ) -> None:
         """`utilisation`: from captions a second to the share of the machine's peak. No folder: nothing is said."""
         self.quiet = folder is None
-        file = folder / "metrics.jsonl" if folder else Path(os.devnull)
-        self.file = open(file, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (see close)
+        self.path = folder / "metrics.jsonl" if folder else Path(os.devnull)
+        self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (see close)
         disable = True if self.quiet else None  # None: where there is no terminal
         self.bar = tqdm(
             total=max_steps, initial=step, unit="step", disable=disable, mininterval=0.5, dynamic_ncols=True
@@ -85,11 +87,22 @@ class Observer:
         return PauseClock(self)
 
     def record(self, kind: str, step: int, figures: dict[str, Any]) -> None:
-        self.file.write(json.dumps(sealed({"kind": kind, "step": step, **figures})) + "\n")
+        # What is not finite has no form in JSON: null.
+        strict = {key: None if _is_not_finite(value) else value for key, value in figures.items()}
+        with self._naming_the_file():
+            self.file.write(json.dumps(sealed({"kind": kind, "step": step, **strict}), allow_nan=False) + "\n")
         if self.board is not None:
             for key, value in figures.items():
                 if isinstance(value, (int, float)):
                     self.board.add_scalar(f"{kind}/{key}", value, step)
+
+    @contextlib.contextmanager
+    def _naming_the_file(self) -> Iterator[None]:
+        """A full disk's error names no file."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def say(self, line: str) -> None:
         if not self.quiet:
@@ -97,9 +110,14 @@ class Observer:
 
     def close(self) -> None:
         self.bar.close()
-        self.file.close()
+        with self._naming_the_file():
+            self.file.close()  # writes what could not be written before, once more
         if self.board is not None:
             self.board.close()
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class PauseClock:

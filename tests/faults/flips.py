@@ -128,6 +128,7 @@ def kinds() -> list[Kind]:
     from velm_cli.engine.checkpoint import Checkpoints
     from velm_cli.engine.optim import Ema, build_optimizer
     from velm_cli.engine.ranks import Ranks
+    from velm_cli.engine.sources import other_store, refuse_other_sources
     from velm_cli.files import read_sealed
     from velm_cli.metrics import cache
     from velm_cli.metrics.document_frequency import DocumentFrequency
@@ -194,6 +195,8 @@ def kinds() -> list[Kind]:
 
     def checkpoint() -> Any:
         progress, notes = checkpoints.load_newest(task, optimizer, ema)
+        for aside in newest.parent.glob("damaged-*"):
+            aside.rename(newest)
         if notes:
             assert progress is not None and "is damaged" in notes[0] and "one before" in notes[0], notes
             raise Noticed(notes[0])
@@ -213,6 +216,10 @@ def kinds() -> list[Kind]:
             return build_stream_of_shards().manifest
         finally:
             manifest.write_bytes(kept)
+
+    def sources() -> Any:
+        refuse_other_sources(RUN, config)
+        return list(other_store(RUN, store.hash))
 
     def scores() -> Any:
         return [read_run(EVALUATION), read_evaluation(EVALUATION)]
@@ -259,6 +266,7 @@ def kinds() -> list[Kind]:
         Kind("checkpoint tensors", sorted(newest.glob("*.safetensors")), checkpoint),
         Kind("checkpoint state.json", [newest / "state.json"], checkpoint),
         Kind("weights (best, model)", [RUN / "best.safetensors"], lambda: load_state(RUN / "best.safetensors")),
+        Kind("sources.json of the run", [RUN / "sources.json"], sources),
         Kind("config.yaml of the run", [RUN / "config.yaml"], lambda: repr(compose.load_run_config(RUN))),
         Kind("tokenizer of the run", sorted((RUN / "tokenizer").iterdir()), lambda: _spoken(Tokenizer.load(RUN / "tokenizer"))),
         Kind("metrics.jsonl", [RUN / "metrics.jsonl"], log),

@@ -56,6 +56,16 @@ def test_full_disks_locks_clocks_and_dying_helpers():
     assert said.count("\n") >= 3
 
 
+def test_hostile_numbers_are_refused_in_one_line_or_fine():
+    said = run("options.py", "--draws=40", "--ends=4", "--seed=3")
+    assert "dry runs: 40 of" in said and "ends of bounds: 4 of" in said
+
+
+@pytest.mark.slow
+def test_every_hostile_number():
+    run("options.py")
+
+
 @pytest.mark.slow
 def test_forty_kills():
     assert run("disturb.py", "--seed=7").count("same bits") == 52

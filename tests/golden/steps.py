@@ -20,11 +20,13 @@ import torch
 
 from velm_cli import schema
 from velm_cli.data.batch import Batch
-from velm_cli.engine.checkpoint import Checkpoints, Progress
+from velm_cli.engine.checkpoint import Checkpoints
+from velm_cli.engine.folder import OpenRun
 from velm_cli.engine.loop import Run, train_step
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, build_optimizer
 from velm_cli.engine.parallel import Replica
+from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.models.packing import Packing
 from velm_cli.objectives.weights import parse_weight
@@ -170,7 +172,7 @@ def _run(config: TrainRoot, case: Case, precision: Precision) -> Run:
     alone = Ranks(Place(), torch.device("cpu"))
     return Run(
         config=config,
-        folder=Path(),
+        opened=OpenRun(Path()),
         task=task,
         ranks=alone,
         replica=Replica(task, alone, config.run.parallel),

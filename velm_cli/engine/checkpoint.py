@@ -10,13 +10,15 @@ tensors are whole and named by parameter, and any number of processes, ddp or fs
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,25 +28,16 @@ from torch import Tensor, nn
 
 from velm_cli.engine.optim import Ema
 from velm_cli.engine.parallel import load_whole, slice_like, whole_tensors
+from velm_cli.engine.progress import Progress, read_progress
 from velm_cli.engine.ranks import Ranks
-from velm_cli.errors import StageError
-from velm_cli.files import read_sealed, sealed
-from velm_cli.models.weights import save_state
+from velm_cli.errors import StageError, UserError
+from velm_cli.files import read_sealed, sealed, sha256
+from velm_cli.models.weights import first_nan, save_state
 
 Files = dict[str, dict[str, Tensor]]  # file name -> its tensors
-
-
-@dataclass(slots=True)
-class Progress:
-    """What the loop knows besides tensors. The sampler's cursor follows from `step`."""
-
-    step: int = 0  # optimiser steps done
-    best: float | None = None  # best validation CIDEr so far; the newest while schedules move
-    best_step: int | None = None
-    bad_validations: int = 0  # validations since the best one
-    validated_step: int = 0  # the last step whose validation was completed
-    seconds: float = 0.0  # training time so far, over all sessions
-    stopped_early: bool = False
+NAME = re.compile(r"step-[0-9]{8,}")
+TENSORS = ("task", "optimizer", "random")  # files that every checkpoint has
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 
 
 class Checkpoints:
@@ -57,6 +50,9 @@ class Checkpoints:
         self.keep, self.keep_every = keep, keep_every
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="velm-checkpoint") if background else None
         self._writing: Future | None = None
+        self._found: tuple[str | None, list[str]] | None = (
+            None  # by `find`: a checkpoint's name, and lines for the user
+        )
 
     def save(self, task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, progress: Progress) -> None:
         """A checkpoint of this very moment; StageError when it cannot be written."""
@@ -72,7 +68,7 @@ class Checkpoints:
             self._write(files, progress)
             return
         copies = {name: {key: _copy(tensor) for key, tensor in group.items()} for name, group in files.items()}
-        self._writing = self._writer.submit(self._write, copies, Progress(**asdict(progress)))
+        self._writing = self._writer.submit(self._write, copies, replace(progress))
 
     def finish(self) -> None:
         """Wait for what is being written; raises what writing it raised."""
@@ -80,30 +76,58 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
+    def find(self) -> str | None:
+        """Rank 0, before the run changes anything: the name of the newest whole checkpoint, which `load_newest` takes.
+
+        Damaged ones are moved aside: what is written from now on is the newest, and nothing is lost.
+        """
+        damaged = []
+        found: str | None = None
+        for checkpoint in reversed(_steps(self.folder)):
+            problem = _damage(checkpoint, finite=True)
+            if problem is None:
+                found = checkpoint.name
+                break
+            damaged.append((checkpoint.name, problem, _move_aside(checkpoint).name))
+        then = "using the one before it" if found else "no whole one is left, so training begins anew"
+        notes = [f"checkpoint {name} is damaged ({why}), kept as {aside}; {then}" for name, why, aside in damaged]
+        self._found = (found, notes)
+        return found
+
     def load_newest(
         self, task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
     ) -> tuple[Progress | None, list[str]]:
-        """Restore the newest whole checkpoint; None if there is none. Also lines about damaged ones."""
-        name, notes = self.ranks.same(self._newest())  # one reads and checks them all
+        """Restore the newest whole checkpoint; None if there is none. Also lines about damaged ones.
+
+        UserError when it is of another model than `task`: nothing of it is used then.
+        """
+        if self.ranks.first and self._found is None:  # one reads and checks them all
+            self.find()
+        name, notes = self.ranks.same(self._found or (None, []))
+        self._found = None
         if name is None:
             return None, notes
         checkpoint = self.folder / name
-        load_whole(task, load_file(checkpoint / "task.safetensors"))
-        _restore_optimizer(task, optimizer, load_file(checkpoint / "optimizer.safetensors"))
+        names = (*TENSORS, "ema") if ema is not None else TENSORS
+        try:
+            tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
+            progress = _progress_in(checkpoint)
+            moments = read_sealed(checkpoint / "state.json").get("moments")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise StageError(
+                f"{checkpoint} changed while it was read ({error}); give the same command again"
+            ) from error
+        if problem := _misfit(tensors, moments, task, ema):
+            raise UserError(
+                f"{checkpoint} is of another model or version ({problem}): move it elsewhere to go on from the one "
+                "before it, or train anew with fresh=true"
+            )
+        load_whole(task, tensors["task"])
+        _restore_optimizer(task, optimizer, tensors["optimizer"])
         if ema is not None:
-            ema.load(load_file(checkpoint / "ema.safetensors"))
-        progress = Progress(**read_sealed(checkpoint / "state.json")["progress"])
-        _restore_random_state(load_file(checkpoint / "random.safetensors"), self.ranks, progress.step)
+            ema.load(tensors["ema"])
+        _restore_random_state(tensors["random"], self.ranks, progress.step)
         return progress, notes
-
-    def _newest(self) -> tuple[str | None, list[str]]:
-        notes: list[str] = []
-        for checkpoint in reversed(_steps(self.folder)):
-            problem = _damage(checkpoint)
-            if problem is None:
-                return checkpoint.name, notes
-            notes.append(f"checkpoint {checkpoint.name} is damaged ({problem}); using the one before it")
-        return None, notes
 
     def _write(self, files: Files, progress: Progress) -> None:
         final = self.folder / f"step-{progress.step:08d}"
@@ -111,10 +135,13 @@ class Checkpoints:
         try:
             for left_by_a_kill in self.folder.glob(".part-*"):
                 shutil.rmtree(left_by_a_kill)
-            part.mkdir(parents=True)
+            self.folder.mkdir(exist_ok=True)  # no more than that: a run folder that is gone is not made again
+            part.mkdir()
             for name, tensors in files.items():
                 save_state(tensors, part / name)
-            state = {"progress": asdict(progress), "sha256": {f.name: _sha256(f) for f in sorted(part.iterdir())}}
+            digests = {file.name: sha256(file) for file in sorted(part.iterdir())}
+            moments = len(files["optimizer.safetensors"])
+            state = {"progress": asdict(progress), "moments": moments, "sha256": digests}
             with open(part / "state.json", "w", encoding="utf-8") as file:
                 json.dump(sealed(state), file, indent=1)
                 file.flush()
@@ -134,29 +161,88 @@ class Checkpoints:
                 f"cannot write the checkpoint {final}: {problem}; {left}. The same command goes on from there"
             )
         for old in _steps(self.folder)[: -self.keep]:
-            if not self.keep_every or _step(old) % self.keep_every:
+            if old != final and not (self.keep_every and _step(old) % self.keep_every == 0):
                 shutil.rmtree(old, ignore_errors=True)
 
 
 def _steps(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=_step)
+    """The folders with names that `_write` gives; a user's copy of one is called otherwise."""
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()), key=_step)
 
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def _damage(checkpoint: Path) -> str | None:
+def _move_aside(checkpoint: Path) -> Path:
+    aside, number = checkpoint.with_name(f"damaged-{checkpoint.name}"), 2
+    while aside.exists():
+        aside, number = checkpoint.with_name(f"damaged-{checkpoint.name}.{number}"), number + 1
+    return checkpoint.rename(aside)
+
+
+def _damage(checkpoint: Path, *, finite: bool = False) -> str | None:
+    """What is wrong with the checkpoint, whatever its checksums say; None if nothing is.
+
+    `finite`: weights that are NaN count as damage (an older velm wrote them).
+    """
     try:
-        state = read_sealed(checkpoint / "state.json")
-        for name, digest in state["sha256"].items():
-            if _sha256(checkpoint / name) != digest:
+        _progress_in(checkpoint)
+        digests = read_sealed(checkpoint / "state.json").get("sha256")
+        if not isinstance(digests, dict) or not {f"{name}.safetensors" for name in TENSORS} <= digests.keys():
+            return "its state names no checksums"
+        for name, digest in digests.items():
+            if Path(name).name != name or sha256(checkpoint / name) != digest:
                 return f"{name} has changed"
             with safe_open(checkpoint / name, "pt"):  # a stranger's may have the right checksum and no tensors
                 pass
-        Progress(**state["progress"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if finite and (name := first_nan(load_file(checkpoint / "task.safetensors"))):
+            return f"{name} is not a number"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return None
+
+
+def _progress_in(checkpoint: Path) -> Progress:
+    return read_progress(read_sealed(checkpoint / "state.json").get("progress"), _step(checkpoint))
+
+
+def _misfit(tensors: Files, moments: Any, task: nn.Module, ema: Ema | None) -> str | None:
+    """What keeps these tensors from being restored; None if nothing does. `moments`: how many there should be."""
+    if moments is not None and moments != len(tensors["optimizer"]):  # an older velm's checkpoint does not say
+        return f"optimizer: {len(tensors['optimizer'])} tensors, not {moments}"
+    parameters, buffers = dict(task.named_parameters()), {name for name, _ in task.named_buffers()}
+    if line := _other_tensors("task", tensors["task"], task.state_dict()):
+        return line
+    if ema is not None:
+        # An older velm's may hold more: what it trained then and what is frozen now.
+        averaged = {name: tensor for name, tensor in tensors["ema"].items() if name in ema.average}
+        if line := _other_tensors("ema", averaged, ema.average):
+            return line
+    for full_name, tensor in tensors["optimizer"].items():
+        name, _, key = full_name.rpartition("/")
+        if name in buffers:
+            continue
+        shape = () if key == "step" else parameters[name].shape if name in parameters else None
+        if key not in MOMENTS or tensor.shape != shape:
+            return f"optimizer: {full_name}"
+    held = {full_name.rpartition("/")[0] for full_name in tensors["optimizer"]} - buffers
+    if missing := [f"{name}/{key}" for name in held for key in MOMENTS if f"{name}/{key}" not in tensors["optimizer"]]:
+        return f"optimizer: {min(missing)} is missing"
+    state = torch.get_rng_state()
+    if not all(t.dtype == torch.uint8 and t.ndim == 1 for t in tensors["random"].values()):
+        return "random states are not bytes"
+    if (cpu := tensors["random"].get("cpu")) is None or cpu.shape != state.shape:
+        return "its random state has another length"
+    return None
+
+
+def _other_tensors(group: str, saved: dict[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
+    if saved.keys() != own.keys():
+        return f"{group}: {min(saved.keys() ^ own.keys())} is in one of them only"
+    for name, tensor in own.items():
+        if saved[name].shape != tensor.shape or saved[name].is_floating_point() != tensor.is_floating_point():
+            return f"{group}: {name} has another shape or type"
     return None
 
 
@@ -213,14 +299,6 @@ def seed_of(*numbers: int) -> int:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", copy=True)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _fsync_folder(folder: Path) -> None:

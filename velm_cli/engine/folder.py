@@ -15,14 +15,15 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from velm_cli import compose
-from velm_cli.errors import UserError
+from velm_cli.errors import StageError, UserError
 from velm_cli.files import crc32, locked, read_log, refuse_links, write_bytes, write_json, write_text
 from velm_cli.schema import Resize
 
@@ -40,18 +41,43 @@ def run_path(config: Any) -> Path:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run folder that this process holds, or that another rank holds for it."""
+
+    path: Path
+    _lock: tuple[int, int] | None = None  # device and inode of the lock file
+
+    def refuse_if_gone(self) -> None:
+        """StageError when the folder is no longer where it was: nothing must be written into whatever is there now."""
+        if not self.is_there():
+            raise StageError(
+                f"{self.path} was removed or renamed while velm worked in it: nothing more is written; if it was "
+                "renamed, name it back, and the same command goes on from its last checkpoint"
+            )
+
+    def is_there(self) -> bool:
+        return self._lock is None or self._lock == _identity(self.path / ".lock")
+
+
 @contextlib.contextmanager
-def open_run(path: Path, config: Any, *, writes: bool = True) -> Iterator[Path]:
+def open_run(
+    path: Path, config: Any, *, writes: bool = True, check: Callable[[], None] | None = None
+) -> Iterator[OpenRun]:
     """The run's folder, locked, with the config in it; marks it FAILED when the block raises.
 
-    UserError when the folder belongs to another experiment or another process works in it. A rank that does not
-    write leaves all that to the one that does.
+    UserError when the folder belongs to another experiment or another process works in it, and whatever `check` raises,
+    which looks at the folder before anything in it changes. A rank that does not write leaves all that to the one that
+    does.
     """
     if not writes:
-        yield path
+        yield OpenRun(path)
         return
     with lock_folder(path):
+        run = OpenRun(path, _identity(path / ".lock"))
         _refuse_other_experiment(path, config)
+        if check is not None:
+            check()
         for marker in MARKERS:
             (path / marker).unlink(missing_ok=True)
         for left_by_a_kill in (*path.glob(".*.part"), *path.glob("*.safetensors.part")):
@@ -61,11 +87,20 @@ def open_run(path: Path, config: Any, *, writes: bool = True) -> Iterator[Path]:
             file.write(shlex.join([*sys.argv[0].split(), *sys.argv[1:]]) + "\n")
         write_json(path / "environment.json", environment())
         try:
-            yield path
+            yield run
         except BaseException as error:
             with contextlib.suppress(OSError):  # of a full disk: the error itself is what matters
-                mark(path, "FAILED", str(error) or type(error).__name__)
+                if run.is_there():
+                    mark(path, "FAILED", str(error) or type(error).__name__)
             raise
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def resize_of(path: Path, config: Any) -> Resize:
@@ -75,6 +110,42 @@ def resize_of(path: Path, config: Any) -> Resize:
         return config.vision.resize
     vision = compose.read_config(file).get("vision") or {}
     return Resize.__members__.get(str(vision.get("resize")), Resize.auto)
+
+
+def refuse_to_restart(path: Path) -> None:
+    """UserError where training from the first step on would replace weights: a run's whose checkpoints are gone.
+
+    For a run that has no usable checkpoint. One that was killed before its first, after a validation, has weights, too,
+    and begins again: nothing shows that there was more.
+    """
+    weights = [name for name in ("model.safetensors", "best.safetensors") if (path / name).exists()]
+    if weights and (_is_over(path) or _had_checkpoints(path)):
+        raise UserError(
+            f"{path} holds a trained model ({weights[0]}) and no whole checkpoint to go on from: train on with "
+            f"velm finetune checkpoint={path}, or anew with another name= or fresh=true"
+        )
+
+
+def _is_over(path: Path) -> bool:
+    return any((path / name).exists() for name in ("DONE", "PREEMPTED", "model.safetensors"))
+
+
+def _had_checkpoints(path: Path) -> bool:
+    """Whether there are damaged ones, or the log goes on after the step of the first one."""
+    if any(path.glob("checkpoints/damaged-*")):
+        return True
+    run = compose.read_config(path / "config.yaml").get("run") or {}
+    before_the_first = int(run.get("checkpoint_every", 1))
+    if run.get("async_checkpoints"):  # the next steps are made while it is written, up to the second one
+        before_the_first *= 2
+    return max(map(_step_of, _lines(path / "metrics.jsonl")), default=0) > before_the_first
+
+
+def again(config: Any, path: Path) -> str:
+    """How the user goes on with the run in `path`: `fresh=true` would begin another one."""
+    if not config.fresh:
+        return "the same command"
+    return f"the same command with name={path.name} and without fresh=true"
 
 
 def is_complete(path: Path, config: Any) -> bool:
@@ -90,7 +161,10 @@ def best_figure(path: Path) -> float | None:
     """What the training run in `path` returned: the best of its validations; None if it had none."""
     lines = [line for line in read_log(path) if line["kind"] == "validation"]
     counting = [line for line in lines if not line.get("moving")] or lines[-1:]  # see engine/loop.py's validation
-    return max((line.get("cider", -line.get("loss", 0.0)) for line in counting), default=None)
+    scores = [
+        line["cider"] if "cider" in line else -line["loss"] for line in counting if {"cider", "loss"} & line.keys()
+    ]
+    return max(scores, default=None)
 
 
 def mark(path: Path, marker: str, text: str = "") -> None:
@@ -132,18 +206,27 @@ def environment() -> dict[str, Any]:
 
 def keep_lines_until(path: Path, step: int) -> None:
     """Drop the lines of a metrics.jsonl that a resume from `step` is going to write again."""
+    lines = _lines(path)
     if not path.exists():
         return
-    kept, dropped = [], []
-    for line in path.read_bytes().split(b"\n")[:-1]:  # after the last end of line: nothing, or what a kill has torn
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError, RecursionError):
-            dropped.append(line)
-    if dropped:
-        print(f"note: {len(dropped)} damaged lines of {path} are left out")
+    kept = [line + b"\n" for line in lines if 0 <= _step_of(line) <= step]
+    if damaged := sum(_step_of(line) < 0 for line in lines):
+        print(f"note: {damaged} damaged lines of {path} are left out")
     write_bytes(path, kept)
+
+
+def _lines(log: Path) -> list[bytes]:
+    """The lines of a metrics.jsonl; after the last end of line is nothing, or what a kill has torn."""
+    return log.read_bytes().split(b"\n")[:-1] if log.exists() else []
+
+
+def _step_of(line: bytes) -> int:
+    """Of a line in a metrics.jsonl; -1 if the line is damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return -1
+    return step if type(step) is int else -1
 
 
 @contextlib.contextmanager

@@ -19,16 +19,18 @@ from torch import Tensor
 from velm_cli.data.batch import Batch
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.transfer import on_device
-from velm_cli.engine.checkpoint import Checkpoints, Progress
+from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.device import autocast
+from velm_cli.engine.folder import OpenRun
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, learning_rate
 from velm_cli.engine.parallel import Replica, whole_tensors
 from velm_cli.engine.profile import StepProfiler, part
+from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
 from velm_cli.errors import StageError
-from velm_cli.models.weights import save_state
+from velm_cli.models.weights import not_finite, save_state
 from velm_cli.objectives.weights import Weight
 from velm_cli.observe import Observer
 from velm_cli.schema import Precision, TrainRoot
@@ -42,7 +44,7 @@ class Run:
     """Everything that a training run consists of."""
 
     config: TrainRoot
-    folder: Path
+    opened: OpenRun
     task: CaptionTask
     ranks: Ranks
     replica: Replica
@@ -57,6 +59,10 @@ class Run:
     progress: Progress
     meter: Meter
     profiler: StepProfiler | None
+
+    @property
+    def folder(self) -> Path:
+        return self.opened.path
 
     @property
     def device(self) -> torch.device:
@@ -81,11 +87,13 @@ def fit(
         # Here, not after the step, so that a validation that a signal cut short is made up for on resume.
         if _validation_due(run):
             with observer.pause():
+                _refuse_to_write(run)
                 _validate(run, validate, observer, stop)
                 run.task.train()
-        done = progress.step >= options.max_steps or progress.stopped_early or run.ranks.stopping(stop)
+        done = progress.step >= options.max_steps or _out_of_patience(run) or run.ranks.stopping(stop)
         if progress.step > saved_step and (done or progress.step % options.checkpoint_every == 0):
             with observer.pause():
+                _refuse_to_write(run)
                 run.checkpoints.save(run.task, run.optimizer, run.ema, progress)
             saved_step = progress.step
         if done:
@@ -126,8 +134,14 @@ def _of_all_ranks(ranks: Ranks, figures: dict[str, Tensor | float]) -> dict[str,
 
 def is_over(run: Run) -> bool:
     """Whether nothing is left to train: all steps done, and the last validation not cut short by a signal."""
-    progress = run.progress
-    return progress.stopped_early or (progress.step >= run.config.run.max_steps and not _validation_due(run))
+    done = run.progress.step >= run.config.run.max_steps
+    return (done or _out_of_patience(run)) and not _validation_due(run)
+
+
+def _out_of_patience(run: Run) -> bool:
+    """Decided anew by every command, whose patience may be another one."""
+    patience = run.config.run.patience
+    return 0 < patience <= run.progress.bad_validations
 
 
 def _validation_due(run: Run) -> bool:
@@ -219,7 +233,7 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
         if not figures:  # the data set has no validation images
             return
         score = figures.get("cider", -figures.get("loss", 0.0))
-        if to_beat is None or score > to_beat:
+        if math.isfinite(score) and (to_beat is None or score > to_beat):
             progress.best, progress.best_step, progress.bad_validations = score, progress.step, 0
             weights = whole_tensors(run.task.state_dict(), run.ranks)
             if run.ranks.first:
@@ -230,7 +244,9 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
         if run.ema is not None:
             run.ema.swap()
     observer.record("validation", progress.step, figures | ({"moving": True} if moving else {}))
-    best = "  best so far" if progress.best_step == progress.step else f"  (best {progress.best:.4f})"
+    best = "" if progress.best is None else f"  (best {progress.best:.4f})"
+    if progress.best_step == progress.step:
+        best = "  best so far"
     if moving:
         best = f"  (schedules move until step {math.ceil(schedules_end)}: newest weights kept, patience not counted)"
     observer.say(
@@ -238,10 +254,22 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
         + "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
         + best
     )
-    patience = run.config.run.patience
-    if patience and progress.bad_validations >= patience:
-        observer.say(f"no better validation {patience} times in a row: stopping")
-        progress.stopped_early = True
+    if _out_of_patience(run):
+        observer.say(f"no better validation {progress.bad_validations} times in a row: stopping")
+
+
+def _refuse_to_write(run: Run) -> None:
+    """StageError where weights would be saved that are worthless, or into a folder that is not the run's any more.
+
+    A step looks at gradients only: its update may still leave the finite numbers.
+    """
+    run.opened.refuse_if_gone()
+    found = run.ranks.of_all(not_finite(run.task))
+    if name := next(filter(None, found), None):
+        raise StageError(
+            f"step {run.progress.step}: the weights are not finite ({name}), and are not saved; what was saved before "
+            "is from when they were. Try a lower optim.lr, or a smaller optim.grad_clip"
+        )
 
 
 def _stop_at_nan(figures: dict[str, Tensor | float], micro_batches: list[Batch], step: int) -> None:

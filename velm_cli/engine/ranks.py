@@ -118,7 +118,12 @@ def together(device: Device) -> Iterator[Ranks]:
     os.environ.setdefault("MASTER_ADDR", host)
     os.environ.setdefault("MASTER_PORT", str(port))
     backend = "nccl" if chosen.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, store=_store(here), rank=here.rank, world_size=here.world)
+    try:
+        store = _store(here)
+    except distributed.DistError as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"the processes cannot meet at {host}:{port} (MASTER_ADDR, MASTER_PORT): {said}") from error
+    distributed.init_process_group(backend, store=store, rank=here.rank, world_size=here.world)
     control: Any = distributed.new_group(backend="gloo", timeout=PATIENCE)
     with contextlib.ExitStack() as stack:
         if here.rank > 0:  # what every rank would say, one says

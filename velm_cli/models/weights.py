@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import load, load_file, save_file
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from velm_cli.errors import StageError, UserError
@@ -28,8 +31,7 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[
     if source == "pretrained":
         return _torchvision_state(torchvision_name)
     path = Path(source)
-    if not path.is_file():
-        raise UserError(f"weights: {path} does not exist; give a .safetensors or .pth file")
+    _refuse_absent(path)
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -37,11 +39,64 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[
             return state
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"weights: {path} is not a readable weight file ({_first_line(error)})") from error
+        raise _unreadable(path, error) from error
     except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
         raise UserError(
             f"weights: {path} holds more than plain tensors, and velm runs no code from files; save it as .safetensors"
         ) from error
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a .safetensors file and its SHA-256, of one reading: whatever replaces the file meanwhile."""
+    _refuse_absent(path)
+    try:
+        content = path.read_bytes()
+        state = load(content)
+        _compare(state, _metadata(content).get(SEAL))
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    return state, hashlib.sha256(content).hexdigest()
+
+
+def fitted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    """The tensors in the types of the `own` ones of the same name and shape; others are left out.
+
+    UserError when they are of another kind: integers for fractions, as quantised models have.
+    """
+    out = {}
+    for name, tensor in state.items():
+        if name not in own or tensor.shape != own[name].shape:
+            continue
+        if tensor.is_floating_point() != own[name].is_floating_point() or tensor.is_complex():
+            kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, own[name])]
+            raise UserError(f"{source}: {name} is {kinds[0]}, the model's is {kinds[1]}: save the weights as float32")
+        out[name] = tensor.to(own[name].dtype)
+    return out
+
+
+def first_nan(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor in which something is not a number. (Infinities may be meant, as in a mask.)"""
+    # A sum is not a number where a summand is none, and costs a tenth; infinities of two signs are looked at again.
+    suspects = (name for name, t in state.items() if t.is_floating_point() and t.numel() and t.sum().isnan())
+    return next((name for name in suspects if state[name].isnan().any()), None)
+
+
+def not_finite(module: nn.Module) -> str | None:
+    """The name of the first parameter that holds an infinity or what is not a number, or buffer with the latter.
+
+    Of a parameter in slices (fsdp), that of this process is looked at.
+    """
+    for name, parameter in module.named_parameters():
+        own = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        if not own.detach().isfinite().all():
+            return name
+    return first_nan(dict(module.named_buffers()))
+
+
+def refuse_not_finite(module: nn.Module, source: str | Path) -> None:
+    """UserError when what `source` has given `module` is not finite."""
+    if name := not_finite(module):
+        raise UserError(f"{source} holds numbers that are not finite ({name}): its training went wrong; take others")
 
 
 def save_state(state: dict[str, Tensor], path: Path) -> None:
@@ -73,9 +128,27 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
 def _check(path: Path, state: dict[str, Tensor]) -> None:
     """ValueError when the tensors are not those that `save_state` wrote; other programs' files say nothing."""
     with safe_open(path, framework="pt") as file:
-        seal = (file.metadata() or {}).get(SEAL)
+        _compare(state, (file.metadata() or {}).get(SEAL))
+
+
+def _compare(state: dict[str, Tensor], seal: str | None) -> None:
     if seal not in (None, _seal_of(state)):
         raise ValueError("its content has changed since it was written")
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """Of a safetensors file that safetensors has already taken: its header is JSON, after eight bytes of its length."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+
+
+def _refuse_absent(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"weights: {path} does not exist; give a .safetensors or .pth file")
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    return UserError(f"weights: {path} is not a readable weight file ({_first_line(error)})")
 
 
 def _seal_of(state: dict[str, Tensor]) -> str:

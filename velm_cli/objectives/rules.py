@@ -32,9 +32,6 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
             "fusion=co_attention knows the whole caption, so it cannot learn to write one: set loss.alpha=0 "
             "(with loss.gamma=1 loss.joint=matching), or loss.text=masked"
         )
-    for name in ("masked_words", "masked_patches"):
-        if not 0 < (share := getattr(loss, name)) < 1:
-            yield f"loss.{name}={share:g}: a share above 0 and below 1"
     try:
         sampling = parse_weight("loss.scheduled_sampling", loss.scheduled_sampling)
     except UserError as error:
@@ -49,8 +46,6 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
     if loss.text is schema.TextLoss.self_critical:
         if config.run.parallel is schema.Parallel.fsdp and place().world > 1:
             yield "loss.text=self_critical draws captions with whole weights: use run.parallel=ddp"
-        if loss.samples < 2:
-            yield f"loss.samples={loss.samples}: must be at least 2"
         if (
             isinstance(config.text, schema.PretrainedTextConfig)
             or config.tokenizer.kind is not schema.TokenizerKind.word

@@ -6,6 +6,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from velm_cli.schema.bounds import LARGEST, WIDEST, within
+
 
 class Missing(Enum):
     """What to do with an annotated image whose file is absent (it is counted in any case)."""
@@ -48,9 +50,9 @@ class DatasetConfig:
     store: str | None = None  # folder of the preprocessed store; null = stores/<dataset>
     images: bool = True  # false: captions only, for language-model training
     missing: Missing = Missing.auto  # annotated images that are absent: error | skip | auto
-    image_size: int = 256  # shorter side of the stored images, pixels
-    image_quality: int = 90  # JPEG quality of the stored images
-    max_pixels: int = 178_956_970  # refuse images with more pixels than this (decompression bombs)
+    image_size: int = within(256, least=8, most=WIDEST)  # shorter side of the stored images, pixels
+    image_quality: int = within(90, least=1, most=100)  # JPEG quality of the stored images
+    max_pixels: int = within(178_956_970, least=64)  # refuse images with more pixels than this (decompression bombs)
 
 
 @dataclass
@@ -59,10 +61,10 @@ class ShapesConfig(DatasetConfig):
     root: str | None = "data/shapes"  # where the drawn scenes are written
     image_size: int = 64  # shorter side of the stored images, pixels
     image_quality: int = 95  # JPEG quality of the stored images
-    num_train: int = 5000  # scenes to train on
-    num_val: int = 100  # scenes to validate on
-    num_test: int = 100  # scenes with kinds of objects (size, colour, shape) that training never shows
-    draw_seed: int = 0  # the scenes are a pure function of this and the numbers above
+    num_train: int = within(5000, least=1)  # scenes to train on
+    num_val: int = within(100, least=0)  # scenes to validate on
+    num_test: int = within(100, least=0)  # scenes with kinds of objects (size, colour, shape) that training never shows
+    draw_seed: int = within(0, least=-LARGEST)  # the scenes are a pure function of this and the numbers above
 
 
 @dataclass
@@ -88,8 +90,10 @@ class ManifestConfig(DatasetConfig):
 @dataclass
 class FolderConfig(DatasetConfig):
     kind: str = "folder"
-    val_fraction: float = 0.05  # share of images held out for validation where no folder says so
-    test_fraction: float = 0.05  # share held out for testing
+    val_fraction: float = within(
+        0.05, least=0, below=1
+    )  # share of images held out for validation where no folder says so
+    test_fraction: float = within(0.05, least=0, below=1)  # share held out for testing
 
 
 @dataclass
@@ -99,12 +103,20 @@ class WebDatasetConfig(DatasetConfig):
         None  # tar shards: path, URL or pipe:COMMAND, with {00000..00099} or *; a list; a folder; a .txt of them
     )
     val_urls: Any = None  # shards to validate on, in the same forms
-    num_val: int = 500  # samples held out where no shard is for validation: the first, at most a twentieth of all
+    num_val: int = within(
+        500, least=0
+    )  # samples held out where no shard is for validation: the first, at most a twentieth of all
     caption_key: str | None = None  # field of KEY.json with the caption(s); null = captions, KEY.txt or caption
-    vocabulary: int = 1_000_000  # training samples, spread over all shards, whose captions make vocabulary and concepts
-    shuffle: int = 4096  # samples that are in memory and in random order together, over all processes
-    lanes: int = 0  # parts of an epoch that are read side by side, shared by the processes; 0 = up to 16
-    retries: int = 3  # further tries of a source that fails, after 1, 2, 4 ... seconds (local files: none)
+    vocabulary: int = within(
+        1_000_000, least=1
+    )  # training samples, spread over all shards, whose captions make vocabulary and concepts
+    shuffle: int = within(4096, least=1)  # samples that are in memory and in random order together, over all processes
+    lanes: int = within(
+        0, least=0, most=1024
+    )  # parts of an epoch that are read side by side, shared by the processes; 0 = up to 16
+    retries: int = within(
+        3, least=0, most=30
+    )  # further tries of a source that fails, after 1, 2, 4 ... seconds (local files: none)
     damaged: Damaged = Damaged.error  # shards that stay unreadable: error | skip (training repeats others instead)
     pipes: bool = False  # let pipe:COMMAND sources run their commands; no saved config can say so
 
@@ -112,32 +124,44 @@ class WebDatasetConfig(DatasetConfig):
 @dataclass
 class TokenizerConfig:
     kind: TokenizerKind = TokenizerKind.word
-    min_count: int = 5  # word: words seen less often become <unk>
-    vocab_size: int = 8000  # bpe, wordpiece: size of the vocabulary
+    min_count: int = within(5, least=1)  # word: words seen less often become <unk>
+    vocab_size: int = within(8000, least=300, most=10_000_000)  # bpe, wordpiece: size of the vocabulary
     name: str | None = None  # pretrained: hub name or local folder
-    max_tokens: int = 40  # longer captions are cut here when tokenised
+    max_tokens: int = within(40, least=1)  # longer captions are cut here when tokenised
 
 
 @dataclass
 class PreprocessConfig:
-    workers: int = 0  # processes; 0 = one a core
-    shard_images: int = 1000  # images a tar shard
-    num_concepts: int = 1000  # most frequent content words of the training captions, for L_image
+    workers: int = within(0, least=0, most=1024)  # processes; 0 = one a core
+    shard_images: int = within(1000, least=1)  # images a tar shard
+    num_concepts: int = within(1000, least=1)  # most frequent content words of the training captions, for L_image
     part: str | None = (
         None  # i/n: only the i-th of n shares of the shards, in an array job; merge: only check and finish
     )
-    seconds_per_image: float = (
-        60  # of a core; an image that takes longer to decode is refused (10 times as many by the clock)
-    )
-    memory_per_image: float = 4  # GB a worker may allocate for an image; one that needs more is refused (Linux)
+    seconds_per_image: float = within(
+        60, above=0, most=1_000_000
+    )  # of a core; an image that takes longer to decode is refused (10 times as many by the clock)
+    memory_per_image: float = within(
+        4, above=0, most=1_000_000
+    )  # GB a worker may allocate for an image; one that needs more is refused (Linux)
 
 
 @dataclass
 class DataConfig:
-    captions_per_image: int = 5  # captions drawn an image and step; the image is encoded once for all
-    crop_scale: float = 1.0  # smallest share of the area a random crop keeps; 1 = no random crop
+    captions_per_image: int = within(
+        5, least=1, most=10**6
+    )  # captions drawn an image and step; the image is encoded once for all
+    crop_scale: float = within(
+        1.0, above=0, most=1
+    )  # smallest share of the area a random crop keeps; 1 = no random crop
     flip: bool = False  # mirror half of the images (never where captions may say left or right)
-    colour_jitter: float = 0.0  # brightness, contrast and saturation change by factors from 1 - this to 1 + this
-    workers: int = 0  # threads that read images ahead; the order of samples does not depend on it
+    colour_jitter: float = within(
+        0.0, least=0, below=1
+    )  # brightness, contrast and saturation change by factors from 1 - this to 1 + this
+    workers: int = within(
+        0, least=0, most=1024
+    )  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: what frozen layers say of images, computed once
-    views: int = 1  # of each training image in the cache: the first as it is, the others augmented; an epoch takes one
+    views: int = within(
+        1, least=1
+    )  # of each training image in the cache: the first as it is, the others augmented; an epoch takes one

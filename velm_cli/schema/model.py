@@ -6,6 +6,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from velm_cli.schema.bounds import DEEPEST, WIDEST, within
+
 
 class VisionOutput(Enum):
     grid = "grid"
@@ -38,7 +40,7 @@ class PrefixMapper(Enum):
 @dataclass
 class VisionConfig:
     kind: str = MISSING
-    image_size: int = 224  # input side, pixels
+    image_size: int = within(224, least=1, most=WIDEST)  # input side, pixels
     resize: Resize = Resize.auto  # auto (as the model's image processor) | crop (the centre) | whole (squeezed)
     weights: str = "none"  # pretrained | none | path of a state dict (.safetensors)
     freeze: str = "none"  # none | all | first:n (the first n stages or blocks, with positions and norms before them)
@@ -54,11 +56,11 @@ class NoVisionConfig(VisionConfig):
 class ViTConfig(VisionConfig):
     kind: str = "vit"
     image_size: int = 64  # input side, pixels
-    patch_size: int = 8  # side of the square that becomes one token, pixels
-    width: int = 128  # size of the tokens
-    layers: int = 4  # transformer blocks
-    heads: int = 4  # attention heads
-    dropout: float = 0.0  # within the blocks
+    patch_size: int = within(8, least=1, most=WIDEST)  # side of the square that becomes one token, pixels
+    width: int = within(128, least=1, most=WIDEST)  # size of the tokens
+    layers: int = within(4, least=0, most=DEEPEST)  # transformer blocks
+    heads: int = within(4, least=1, most=WIDEST)  # attention heads
+    dropout: float = within(0.0, least=0, below=1)  # within the blocks
     conv_stem: bool = True  # 3x3 convolutions before the patches: trains faster from scratch
 
 
@@ -66,8 +68,8 @@ class ViTConfig(VisionConfig):
 class ConvNetConfig(VisionConfig):
     kind: str = "convnet"
     image_size: int = 64  # input side, pixels
-    width: int = 128  # size of the tokens: channels of the last stage
-    stages: int = 3  # each halves the sides: 64 pixels and 3 stages make 8 x 8 tokens
+    width: int = within(128, least=16, most=WIDEST)  # size of the tokens: channels of the last stage
+    stages: int = within(3, least=1, most=16)  # each halves the sides: 64 pixels and 3 stages make 8 x 8 tokens
 
 
 @dataclass
@@ -75,7 +77,7 @@ class TorchvisionConfig(VisionConfig):
     kind: str = "torchvision"
     net: str = "resnet50"  # torchvision's name of the classifier
     weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
-    layer: int = 0  # stop after so many stages or blocks; 0 = all
+    layer: int = within(0, least=0)  # stop after so many stages or blocks; 0 = all
 
 
 @dataclass
@@ -83,7 +85,7 @@ class TransformersVisionConfig(VisionConfig):
     kind: str = "transformers"
     name: str = ""  # folder of a transformers model, or a hub name
     weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
-    layer: int = 0  # stop after so many blocks; 0 = all
+    layer: int = within(0, least=0)  # stop after so many blocks; 0 = all
 
 
 @dataclass
@@ -92,7 +94,7 @@ class RegionsConfig(VisionConfig):
     net: str = "fasterrcnn_resnet50_fpn"  # torchvision's name of the detector
     weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
     freeze: str = "all"  # none | all | first:n
-    regions: int = 36  # boxes an image: the surest
+    regions: int = within(36, least=1)  # boxes an image: the surest
 
 
 @dataclass
@@ -103,16 +105,16 @@ class TextConfig:
 
 @dataclass
 class ScratchTextConfig(TextConfig):
-    width: int = 128  # size of embeddings and states
-    layers: int = 2  # transformer blocks or recurrent layers
-    dropout: float = 0.1  # of embeddings and within the layers
+    width: int = within(128, least=1, most=WIDEST)  # size of embeddings and states
+    layers: int = within(2, least=1, most=DEEPEST)  # transformer blocks or recurrent layers
+    dropout: float = within(0.1, least=0, below=1)  # of embeddings and within the layers
     vectors: str | None = None  # word vectors in GloVe's text format, of `width` numbers, to start from
 
 
 @dataclass
 class TransformerConfig(ScratchTextConfig):
     kind: str = "transformer"
-    heads: int = 4  # attention heads
+    heads: int = within(4, least=1, most=WIDEST)  # attention heads
 
 
 @dataclass
@@ -131,7 +133,9 @@ class GRUConfig(ScratchTextConfig):
 class PretrainedTextConfig(TextConfig):
     name: str = ""  # folder of a transformers model, or a hub name; its tokenizer is used too
     weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
-    lora_rank: int = 0  # train low-rank updates of this rank and nothing else of it; 0 = none
+    lora_rank: int = within(
+        0, least=0, most=WIDEST
+    )  # train low-rank updates of this rank and nothing else of it; 0 = none
 
 
 @dataclass
@@ -147,7 +151,7 @@ class BertConfig(PretrainedTextConfig):
 @dataclass
 class FusionConfig:
     kind: str = MISSING
-    dropout: float = 0.1  # within the fusion
+    dropout: float = within(0.1, least=0, below=1)  # within the fusion
 
 
 @dataclass
@@ -180,38 +184,38 @@ class WeightedSumConfig(FusionConfig):
 class AttentionConfig(FusionConfig):
     kind: str = "attention"
     score: AttentionScore = AttentionScore.dot  # dot (scaled dot product) | additive
-    heads: int = 4  # attention heads of `dot`
-    width: int = 128  # inner width of `additive`
+    heads: int = within(4, least=1, most=WIDEST)  # attention heads of `dot`
+    width: int = within(128, least=1, most=WIDEST)  # inner width of `additive`
 
 
 @dataclass
 class CrossModalConfig(FusionConfig):
     kind: str = "cross_modal"
-    layers: int = 2  # transformer blocks with cross-attention
-    heads: int = 4  # attention heads
+    layers: int = within(2, least=1, most=DEEPEST)  # transformer blocks with cross-attention
+    heads: int = within(4, least=1, most=WIDEST)  # attention heads
 
 
 @dataclass
 class CoAttentionConfig(FusionConfig):
     kind: str = "co_attention"
-    layers: int = 2  # pairs of transformer blocks, one a stream
-    heads: int = 4  # attention heads
+    layers: int = within(2, least=1, most=DEEPEST)  # pairs of transformer blocks, one a stream
+    heads: int = within(4, least=1, most=WIDEST)  # attention heads
 
 
 @dataclass
 class PrefixConfig(FusionConfig):
     kind: str = "prefix"
     mapper: PrefixMapper = PrefixMapper.mlp  # mlp | transformer | tokens (every image token becomes one)
-    length: int = 10  # positions before the text, of `mlp` and `transformer`
-    layers: int = 2  # blocks of `transformer`
-    heads: int = 4  # attention heads of `transformer`
+    length: int = within(10, least=1, most=WIDEST)  # positions before the text, of `mlp` and `transformer`
+    layers: int = within(2, least=1, most=DEEPEST)  # blocks of `transformer`
+    heads: int = within(4, least=1, most=WIDEST)  # attention heads of `transformer`
 
 
 @dataclass
 class GatedConfig(FusionConfig):
     kind: str = "gated"
-    every: int = 1  # gated cross-attention before every so many layers of the text encoder
-    heads: int = 4  # attention heads
+    every: int = within(1, least=1)  # gated cross-attention before every so many layers of the text encoder
+    heads: int = within(4, least=1, most=WIDEST)  # attention heads
 
 
 @dataclass

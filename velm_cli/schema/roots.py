@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from velm_cli.schema.bounds import within
 from velm_cli.schema.data import (
     CocoConfig,
     DataConfig,
@@ -87,7 +88,9 @@ class PreprocessRoot:
 class TrainRoot:
     stage: str = "train"
     name: str | None = None  # run folder runs/STAGE/NAME; null = named by the choices made
-    seed: int = 0  # of the initial weights, the order of the data, dropout and augmentation
+    seed: int = within(
+        0, least=0, most=2**63 - 1
+    )  # of the initial weights, the order of the data, dropout and augmentation
     fresh: bool = False  # start over in a new folder instead of resuming
     dry_run: bool = False  # validate, print sizes and estimates, train nothing
     dataset: DatasetConfig = MISSING
@@ -117,7 +120,7 @@ class FinetuneRoot(TrainRoot):
 @dataclass
 class ReportConfig:
     page: bool = True  # write report.html: scores, curves and a gallery of every image
-    attention: int = 100  # images that it shows with where the model looked for each word
+    attention: int = within(100, least=0)  # images that it shows with where the model looked for each word
 
 
 @dataclass
@@ -131,9 +134,9 @@ class EvaluateRoot:
     stage: str = "evaluate"
     checkpoint: str = MISSING  # run folder, or a .safetensors file inside one
     split: str = "test"  # which part of the data set: train | val | test
-    limit: int = 0  # evaluate only the first so many images; 0 = all
+    limit: int = within(0, least=0)  # evaluate only the first so many images; 0 = all
     name: str | None = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
-    seed: int = 0  # nucleus sampling
+    seed: int = within(0, least=0, most=2**63 - 1)  # nucleus sampling
     fresh: bool = False  # evaluate again in a new folder
     dry_run: bool = False  # check everything, caption nothing
     dataset: DatasetConfig = MISSING

@@ -5,6 +5,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from velm_cli.schema.bounds import WIDEST, within
+
 
 class Device(Enum):
     auto = "auto"
@@ -83,58 +85,68 @@ class LossConfig:
     text: TextLoss = (
         TextLoss.next_token
     )  # next_token | masked (hidden words; generates nothing) | self_critical (CIDEr)
-    samples: int = 5  # L_text self_critical: captions drawn an image and step
-    label_smoothing: float = 0.0  # L_text, in training only: validation's loss is without it
+    samples: int = within(5, least=2, most=10**6)  # L_text self_critical: captions drawn an image and step
+    label_smoothing: float = within(0.0, least=0, below=1)  # L_text, in training only: validation's loss is without it
     scheduled_sampling: str = "0"  # L_text: probability that an input word is the model's own: a number or a schedule
-    masked_words: float = 0.15  # L_text masked: share of the words that are hidden
-    chunk: int = 0  # L_text: positions whose logits exist at once; 0 = by the vocabulary and the device
+    masked_words: float = within(0.15, above=0, below=1)  # L_text masked: share of the words that are hidden
+    chunk: int = within(
+        0, least=0
+    )  # L_text: positions whose logits exist at once; 0 = by the vocabulary and the device
     image: ImageLoss = ImageLoss.concepts  # L_image: concepts | masked_patches (hidden squares are painted in)
     image_reduction: Reduction = Reduction.sum  # L_image concepts, per image: sum | mean over the concepts
-    masked_patches: float = 0.6  # L_image masked_patches: share of the image that is hidden
-    patch_size: int = 16  # L_image masked_patches: side of a hidden square, pixels
+    masked_patches: float = within(0.6, above=0, below=1)  # L_image masked_patches: share of the image that is hidden
+    patch_size: int = within(16, least=1, most=WIDEST)  # L_image masked_patches: side of a hidden square, pixels
     joint: JointLoss = JointLoss.contrastive  # contrastive | sigmoid | matching (adds hard negatives, of one process)
-    num_concepts: int = 1000  # L_image: the most frequent content words that are predicted
-    joint_width: int = 128  # L_joint: size of the shared embedding
-    temperature: float = 0.07  # L_joint contrastive, matching: its starting value (it is learned), at least 0.01
+    num_concepts: int = within(1000, least=1)  # L_image: the most frequent content words that are predicted
+    joint_width: int = within(128, least=1, most=WIDEST)  # L_joint: size of the shared embedding
+    temperature: float = within(
+        0.07, least=0.01, most=100
+    )  # L_joint contrastive, matching: its starting value (it is learned; as in CLIP never below 0.01)
 
 
 @dataclass
 class OptimConfig:
-    lr: float = 1e-3  # highest learning rate
-    vision_lr_scale: float = 1.0  # the vision encoder learns at lr times this
-    weight_decay: float = 0.05  # of matrices; vectors do not decay
-    beta1: float = 0.9  # AdamW's average of gradients
-    beta2: float = 0.98  # AdamW's average of squared gradients
-    eps: float = 1e-8  # AdamW's denominator
+    lr: float = within(1e-3, least=0)  # highest learning rate
+    vision_lr_scale: float = within(1.0, least=0)  # the vision encoder learns at lr times this
+    weight_decay: float = within(0.05, least=0)  # of matrices; vectors do not decay
+    beta1: float = within(0.9, least=0, below=1)  # AdamW's average of gradients
+    beta2: float = within(0.98, least=0, below=1)  # AdamW's average of squared gradients
+    eps: float = within(1e-8, above=0)  # AdamW's denominator
     schedule: LrSchedule = LrSchedule.cosine  # after the warm-up: cosine | linear | constant
-    warmup_steps: int = 100  # optimiser steps from 0 to lr
-    min_lr_ratio: float = 0.01  # the schedule ends at lr times this
-    grad_clip: float = 1.0  # largest global gradient norm; 0 = no clipping
+    warmup_steps: int = within(100, least=0)  # optimiser steps from 0 to lr
+    min_lr_ratio: float = within(0.01, least=0, most=1)  # the schedule ends at lr times this
+    grad_clip: float = within(1.0, least=0)  # largest global gradient norm; 0 = no clipping
 
 
 @dataclass
 class RunConfig:
     dir: str = "runs"  # parent of every run folder
-    max_steps: int = 1000  # optimiser steps
-    batch_size: int = 32  # images a step (before accumulation)
-    accumulation: int = 1  # micro-batches per step; L_joint's negatives are those of one (docs/losses.md)
-    log_every: int = 20  # steps
-    checkpoint_every: int = 200  # steps
-    keep_checkpoints: int = 2  # the newest so many stay
-    keep_every: int = 0  # steps; checkpoints of their multiples stay, too; 0 = none
+    max_steps: int = within(1000, least=1)  # optimiser steps
+    batch_size: int = within(32, least=1, most=10**9)  # images a step (before accumulation)
+    accumulation: int = within(
+        1, least=1
+    )  # micro-batches per step; L_joint's negatives are those of one (docs/losses.md)
+    log_every: int = within(20, least=1)  # steps
+    checkpoint_every: int = within(200, least=1)  # steps
+    keep_checkpoints: int = within(2, least=1)  # the newest so many stay
+    keep_every: int = within(0, least=0)  # steps; checkpoints of their multiples stay, too; 0 = none
     async_checkpoints: bool = False  # write them beside training; costs a copy of the weights and the optimiser's state
-    validate_every: int = 200  # steps; 0 = only at the end
-    validate_images: int = 200  # images decoded and scored at a validation; 0 = all
-    patience: int = 0  # stop after N validations without a better CIDEr, counted once no schedule moves; 0 = never
-    ema_decay: float = 0.0  # average of weights, validated and exported; (1+n)/(10+n) while that is less; 0 = off
+    validate_every: int = within(200, least=0)  # steps; 0 = only at the end
+    validate_images: int = within(200, least=0)  # images decoded and scored at a validation; 0 = all
+    patience: int = within(
+        0, least=0
+    )  # stop after N validations without a better CIDEr, counted once no schedule moves; 0 = never
+    ema_decay: float = within(
+        0.0, least=0, below=1
+    )  # average of weights, validated and exported; (1+n)/(10+n) while that is less; 0 = off
     device: Device = Device.auto  # auto | cpu | cuda | mps
     precision: Precision = Precision.auto  # auto | fp32 | bf16 (autocast; weights stay float32)
-    overfit_images: int = 0  # train and validate on the first so many images only; 0 = all
+    overfit_images: int = within(0, least=0)  # train and validate on the first so many images only; 0 = all
     compile: Compile = Compile.off  # off | block | model: torch.compile for training steps (docs/performance.md)
     parallel: Parallel = (
         Parallel.ddp
     )  # several processes (torchrun, srun): ddp | fsdp (each holds a slice of the weights)
-    threads: int = 0  # CPU threads; 0 = as torch decides
+    threads: int = within(0, least=0)  # CPU threads; 0 = as torch decides
     deterministic: bool = False  # kernels that give the same bits every time, where torch has them (it warns elsewhere)
     tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`)
     profile: bool = False  # watch ten steps after the fifth: RUN/profile/summary.txt and trace.json.gz
@@ -149,12 +161,16 @@ class InitConfig:
 @dataclass
 class DecodeConfig:
     method: DecodeMethod = DecodeMethod.beam  # beam | nucleus
-    beams: int = 1  # beam: prefixes kept; 1 is greedy. p is of words that may be written (renormalize_logits=True)
-    max_length: int = 30  # tokens, without the start token
-    length_penalty: float = 1.0  # scores of two or more beams are divided by length ** this; 0 favours short captions
-    top_p: float = 0.9  # nucleus; a sample depends on `seed` and its image alone
-    temperature: float = 1.0  # nucleus: logits are divided by it, in float32
-    batch_size: int = 64  # images decoded together
+    beams: int = within(
+        1, least=1
+    )  # beam: prefixes kept; 1 is greedy. p is of words that may be written (renormalize_logits=True)
+    max_length: int = within(30, least=1)  # tokens, without the start token
+    length_penalty: float = within(
+        1.0, least=0, most=10
+    )  # scores of two or more beams are divided by length ** this; 0 favours short captions
+    top_p: float = within(0.9, least=1e-6, most=1)  # nucleus; a sample depends on `seed` and its image alone
+    temperature: float = within(1.0, least=0.001)  # nucleus: logits are divided by it, in float32
+    batch_size: int = within(64, least=1, most=10**9)  # images decoded together
 
 
 METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
@@ -166,7 +182,7 @@ class MetricsConfig:
     required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
     clip: str | None = None  # folder of a CLIP-like transformers model: CLIPScore and RefCLIPScore too
     df: str = "corpus"  # CIDEr's document frequencies: corpus (of the references) | coco | file of velm score save_df=
-    resamples: int = 1000  # of the images, for 95 % intervals; 0 = none
-    java_timeout: float = 7200.0  # seconds before METEOR or SPICE is given up
+    resamples: int = within(1000, least=0, most=1_000_000)  # of the images, for 95 % intervals; 0 = none
+    java_timeout: float = within(7200.0, above=0, most=1e9)  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
-    spice_threads: int = 0  # 0 = one a core
+    spice_threads: int = within(0, least=0, most=1024)  # 0 = one a core

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from velm_cli import compose
 from velm_cli.engine.folder import best_figure, is_complete, run_path
+from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
 from velm_cli.place import place
 from velm_cli.validate import validate
@@ -26,6 +27,7 @@ def run(config: DictConfig) -> float | None:
     typed = settle(config, one_of_many=HydraConfig.get().mode == RunMode.MULTIRUN)
     validate(typed)
     if stage in ("train", "finetune") and not typed.dry_run and is_complete(path := run_path(typed), typed):
+        refuse_other_sources(path, typed)
         print(f"complete    {path}  (fresh=true trains again)")
         return best_figure(path)
     # Threads that wait for each other spin before they sleep; on a machine that has anything else to do, the

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,29 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from velm_cli import compose
 from velm_cli.data.store import Store, store_path
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_precision, prepare
-from velm_cli.engine.folder import mark, open_run, run_path
+from velm_cli.engine.folder import again, mark, open_run, run_path
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, stop_on_signals
+from velm_cli.engine.sources import weight_file
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
 from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, read_summary, table
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
-from velm_cli.models.weights import Undrawn, load_state
+from velm_cli.models.weights import Undrawn, fitted, refuse_not_finite
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, Submission, TrainRoot
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
 from velm_cli.stages.showing import write_report
-from velm_cli.stages.train import build_task, term_weights, weight_file
+from velm_cli.stages.starting import read_weights
+from velm_cli.stages.train import build_task, term_weights
 from velm_cli.tasks.caption import CaptionTask
 
 
@@ -49,12 +51,12 @@ def run(config: EvaluateRoot) -> float | None:
         print(f"would caption {len(indices):,} images of {store.path} with {weights}")
         return None
     with together(config.run.device) as ranks:
-        digest = ranks.same(_sha256(weights) if ranks.first else "")
-        path = ranks.same(_result_path(config, digest))
+        state, digest = read_weights(weights, ranks)
+        about = {"file": str(weights), "sha256": digest, "data": store.hash}
+        path = ranks.same(_result_path(config, about))
         if (path / "DONE").exists():
             return _report_again(path)
-        about = {"file": str(weights), "sha256": digest}
-        return _evaluate(config, trained, store, indices, path, ranks, about, submission)
+        return _evaluate(config, trained, store, indices, path, ranks, about, state, submission)
 
 
 def _evaluate(
@@ -64,19 +66,20 @@ def _evaluate(
     indices: np.ndarray,
     path: Path,
     ranks: Ranks,
-    weights: dict[str, str],
+    about: dict[str, str],
+    state: dict[str, Tensor],
     submission: tuple[str, Path] | None,
 ) -> float | None:
     """Caption on all ranks; score and write on the first."""
     device = ranks.device
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads, deterministic=config.run.deterministic)
-    print(f"weights     {weights['file']}\ndata        {store.path}  {config.split}  {len(indices):,} images")
-    with open_run(path, config, writes=ranks.first), stop_on_signals() as stop:
+    print(f"weights     {about['file']}\ndata        {store.path}  {config.split}  {len(indices):,} images")
+    with open_run(path, config, writes=ranks.first) as opened, stop_on_signals() as stop:
         if ranks.first:
-            write_json(path / "weights.json", sealed(weights))
+            write_json(path / "weights.json", sealed(about))
         tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
-        task = _load_task(trained, store, tokenizer, Path(weights["file"]), device)
+        task = _load_task(trained, store, tokenizer, Path(about["file"]), state, device)
         for note in task.image_resizing.enlarges(store.image_size, trained.vision.image_size):
             print(note)
         captions: Captions = {}
@@ -100,10 +103,11 @@ def _evaluate(
         stopped = ranks.any_stopped(stop)
         if not ranks.first:
             return None
+        opened.refuse_if_gone()
         if stopped:
             signal = stop.signal_name or "a signal to another process"
             mark(path, "PREEMPTED", f"{signal} after {len(captions)} images")
-            print(f"stopped by {signal}; the same command starts this evaluation again")
+            print(f"stopped by {signal}; {again(config, path)} starts this evaluation again")
             return None
         if submission:
             _submit(config, submission, captions)
@@ -130,6 +134,7 @@ def _evaluate(
                 features=features,
             )
             print(f"report      {page}")
+        opened.refuse_if_gone()
         mark(path, "DONE")
     print(f"done: {path}")
     if scores is None:
@@ -187,9 +192,17 @@ def _submit(config: EvaluateRoot, submission: tuple[str, Path], captions: Captio
 
 
 def _load_task(
-    trained: TrainRoot, store: Store, tokenizer: Tokenizer, weights: Path, device: torch.device
+    trained: TrainRoot,
+    store: Store,
+    tokenizer: Tokenizer,
+    weights: Path,
+    state: dict[str, Tensor],
+    device: torch.device,
 ) -> CaptionTask:
-    """The trained model, ready to describe images; its objectives' own layers are not needed."""
+    """The trained model, ready to describe images; its objectives' own layers are not needed.
+
+    `state` is what was read from the file `weights`.
+    """
     if isinstance(trained.text, PretrainedTextConfig):
         trained.text.weights = "none"  # they are in the file
     no_terms = dict.fromkeys(term_weights(trained), Weight(0.0, 0.0))
@@ -200,11 +213,14 @@ def _load_task(
             f"checkpoint: {weights.parent} cannot write captions: with loss.text={trained.loss.text.value} and "
             f"fusion={trained.fusion.kind} each word knows those that follow"
         )
-    state = {name: tensor for name, tensor in load_state(weights).items() if name.startswith("model.")}
+    of_the_model = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
+    own = task.state_dict()
     try:
-        task.load_state_dict(state, assign=True)
+        # What does not fit is left to torch, which says why.
+        task.load_state_dict(of_the_model | fitted(of_the_model, own, weights), assign=True)
     except RuntimeError as error:
         raise UserError(f"{weights} does not fit the config beside it: {str(error).splitlines()[1].strip()}") from error
+    refuse_not_finite(task, weights)
     return task.to(device).eval()
 
 
@@ -229,25 +245,26 @@ def _default_name(config: EvaluateRoot, trained_name: str) -> str:
     return compose.slug(f"{trained_name}-{config.dataset.kind}-{config.split}{limit}-{how}")
 
 
-def _result_path(config: EvaluateRoot, digest: str) -> Path:
-    """The evaluation's folder; a new one where the old is of other weights or options: nothing is overwritten."""
+def _result_path(config: EvaluateRoot, about: dict[str, str]) -> Path:
+    """The evaluation's folder; a new one where the old is of other weights, data or options: nothing is overwritten."""
     path = run_path(config)
     number = 2
-    while (path / "DONE").exists() and _holds_another(path, config, digest):
+    while (path / "DONE").exists() and _holds_another(path, config, about):
         path = path.with_name(f"{config.name}.{number}")
         number += 1
     return path
 
 
-def _holds_another(path: Path, config: EvaluateRoot, digest: str) -> bool:
+def _holds_another(path: Path, config: EvaluateRoot, about: dict[str, str]) -> bool:
     """Whether the finished evaluation in `path` is of other weights, data, decoding or metrics."""
-    weights = _read(path, lambda: read_sealed(path / "weights.json"))
+    before = _read(path, lambda: read_sealed(path / "weights.json"))
     saved = OmegaConf.to_container(compose.read_config(path / "config.yaml"))
     asked = OmegaConf.to_container(OmegaConf.create(compose.to_yaml(config)))
     assert isinstance(saved, dict) and isinstance(asked, dict)
     options = ("split", "limit", "seed", "dataset", "decode", "metrics", "eval")
     differs = any(saved.get(key, asked[key]) != asked[key] for key in options)
-    return weights["sha256"] != digest or differs
+    other_data = before.get("data", about["data"]) != about["data"]  # an older velm's does not say
+    return before.get("sha256") != about["sha256"] or other_data or differs
 
 
 def _report_again(path: Path) -> float | None:
@@ -281,7 +298,3 @@ def _read(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return read()
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); evaluate again with fresh=true") from error
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

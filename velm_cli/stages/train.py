@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
-from velm_cli import compose
 from velm_cli.data.store import Store, Tokens, store_path
 from velm_cli.data.streaming import training_loader
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.engine.checkpoint import Checkpoints, Progress, seed_of
+from velm_cli.engine.checkpoint import Checkpoints, seed_of
 from velm_cli.engine.compiling import as_written, compile_model
 from velm_cli.engine.device import pick_precision, prepare
-from velm_cli.engine.folder import keep_lines_until, mark, open_run, resize_of, run_path
+from velm_cli.engine.folder import (
+    OpenRun,
+    again,
+    keep_lines_until,
+    mark,
+    open_run,
+    refuse_to_restart,
+    resize_of,
+    run_path,
+)
 from velm_cli.engine.loop import Run, fit, is_over
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, build_optimizer
 from velm_cli.engine.parallel import Replica, load_whole, whole_tensors
 from velm_cli.engine.profile import StepProfiler
+from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
-from velm_cli.errors import UserError
-from velm_cli.models.hub import load_config
-from velm_cli.models.text.scratch import EMBEDDING_STD
-from velm_cli.models.text.vectors import load_vectors
+from velm_cli.engine.sources import other_store, refuse_other_sources, write_sources
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.models.weights import load_state, save_state
 from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
-from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TextLoss, TokenizerConfig, TokenizerKind, TrainRoot
+from velm_cli.schema import TextLoss, TrainRoot
 from velm_cli.stages.encoding import training_views
 from velm_cli.stages.headline import headline
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
+from velm_cli.stages.starting import inherited_tokenizer, initial_weights, word_vectors
 from velm_cli.tasks.caption import CaptionTask
 
 
@@ -55,20 +60,40 @@ def run(config: TrainRoot) -> float | None:
             )
         path = ranks.same(run_path(config))
         config.vision.resize = ranks.same(resize_of(path, config))
-        with open_run(path, config, writes=ranks.first), stop_on_signals() as stop:
-            return _train(config, store, tokens, path, stop, ranks)
+        checkpoints = Checkpoints(
+            path / "checkpoints",
+            ranks,
+            keep=config.run.keep_checkpoints,
+            keep_every=config.run.keep_every,
+            background=config.run.async_checkpoints,
+        )
+
+        def check() -> None:
+            refuse_other_sources(path, config)
+            if checkpoints.find() is None:
+                refuse_to_restart(path)
+
+        with open_run(path, config, writes=ranks.first, check=check) as opened, stop_on_signals() as stop:
+            return _train(config, store, tokens, opened, checkpoints, stop, ranks)
 
 
 def _train(
-    config: TrainRoot, store: Store, tokens: Tokens, path: Path, stop: StopRequest, ranks: Ranks
+    config: TrainRoot,
+    store: Store,
+    tokens: Tokens,
+    opened: OpenRun,
+    checkpoints: Checkpoints,
+    stop: StopRequest,
+    ranks: Ranks,
 ) -> float | None:
-    device = ranks.device
+    device, path = ranks.device, opened.path
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads, deterministic=config.run.deterministic)
     torch.manual_seed(config.seed)
     weights = term_weights(config)
     task = build_task(config, store, tokens.tokenizer, weights)
-    notes = [*word_vectors(config, task, tokens.tokenizer), *initial_weights(config, task)]
+    sources, lines = initial_weights(config, task, ranks)
+    notes = [*word_vectors(config, task, tokens.tokenizer), *lines]
     task.to(device)
     if config.loss.text is TextLoss.self_critical:
         task.critic = critic(config, store, tokens, device)
@@ -78,7 +103,7 @@ def _train(
         signal = stop.signal_name or "a signal to another process"
         if ranks.first:
             mark(path, "PREEMPTED", f"{signal} while features were computed")
-        print(f"stopped by {signal}; the same command goes on with the next features")
+        print(f"stopped by {signal}; {again(config, path)} goes on with the next features")
         return None
     compile_model(task.model, config.run.compile, device)
     replica = Replica(task, ranks, config.run.parallel)
@@ -104,17 +129,11 @@ def _train(
     )
     run = Run(
         config=config,
-        folder=path,
+        opened=opened,
         task=task,
         ranks=ranks,
         replica=replica,
-        checkpoints=Checkpoints(
-            path / "checkpoints",
-            ranks,
-            keep=config.run.keep_checkpoints,
-            keep_every=config.run.keep_every,
-            background=config.run.async_checkpoints,
-        ),
+        checkpoints=checkpoints,
         features=views[0] if views else None,
         optimizer=build_optimizer(task, config.optim),
         ema=Ema(task, config.run.ema_decay) if config.run.ema_decay else None,
@@ -129,8 +148,10 @@ def _train(
     progress, damaged = run.checkpoints.load_newest(task, run.optimizer, run.ema)
     if progress is not None:
         run.progress = progress
-        notes = [f"resumed at step {progress.step}"]
+        notes = [f"resumed at step {progress.step}", *other_store(path, store.hash)]
     if ranks.first:
+        if progress is None:
+            write_sources(path, sources, store.hash)
         keep_lines_until(path / "metrics.jsonl", run.progress.step)
         tokens.tokenizer.save(path / "tokenizer")
     for line in [*headline(run, store, tokens, loader), *damaged, *notes]:
@@ -170,7 +191,7 @@ def _train(
         if ranks.first:
             signal = stop.signal_name or "a signal to another process"
             mark(path, "PREEMPTED", f"{signal} at step {run.progress.step}")
-            print(f"stopped by {signal} at step {run.progress.step}; the same command goes on from there")
+            print(f"stopped by {signal} at step {run.progress.step}; {again(config, path)} goes on from there")
         return run.progress.best
     with as_written(config.run.compile):
         _finish(run, store, tokens)
@@ -180,6 +201,7 @@ def _train(
 def _finish(run: Run, store: Store, tokens: Tokens) -> None:
     """Last weights under their final name, the validation split scored with the best ones, DONE."""
     path, config, ranks = run.folder, run.config, run.ranks
+    run.opened.refuse_if_gone()
     if run.ema is not None:
         run.ema.swap()
     weights = whole_tensors(run.task.state_dict(), ranks)
@@ -205,6 +227,7 @@ def _finish(run: Run, store: Store, tokens: Tokens) -> None:
         if ranks.first:
             score_and_save(captions, store, config.metrics, path, title=f"{path}  val", trained_on=True)
     if ranks.first:
+        run.opened.refuse_if_gone()
         mark(path, "DONE")
         print(f"done: {path}")
 
@@ -261,68 +284,3 @@ def critic(config: TrainRoot, store: Store, tokens: Tokens, device: torch.device
         max_length=config.decode.max_length,
         device=device,
     )
-
-
-def inherited_tokenizer(config: TrainRoot) -> Tokenizer | None:
-    """The tokenizer that the text encoder brings: its own, or that of the run it is taken from; else None."""
-    if isinstance(config.text, PretrainedTextConfig):
-        load_config("text", config.text.name)  # or its tokenizer would be missed first, under another option's name
-        return Tokenizer.build(TokenizerConfig(kind=TokenizerKind.pretrained, name=config.text.name), [])
-    source = config.init.text or getattr(config, "checkpoint", None)
-    if source is None:
-        return None
-    return Tokenizer.load(compose.run_folder_of(source) / "tokenizer")
-
-
-def initial_weights(config: TrainRoot, task: CaptionTask) -> list[str]:
-    """Take over weights as `checkpoint`, `init.vision` and `init.text` say; a line about each."""
-    notes = []
-    checkpoint = getattr(config, "checkpoint", None)
-    sources = [("checkpoint", checkpoint, ""), ("init.vision", config.init.vision, "model.vision.")]
-    sources.append(("init.text", config.init.text, "model.text."))
-    own = task.state_dict()
-    for key, source, prefix in sources:
-        if source is None:
-            continue
-        state = load_state(weight_file(source))
-        fitting = {
-            name: tensor
-            for name, tensor in state.items()
-            if name.startswith(prefix) and name in own and own[name].shape == tensor.shape
-        }
-        wanted = [name for name in own if name.startswith(prefix)]
-        if not fitting:
-            raise UserError(f"{key}={source}: none of its weights fit this model's {prefix or 'parts'}")
-        task.load_state_dict(fitting, strict=False)
-        notes.append(f"weights from {source}: {len(fitting)} of {len(wanted)} tensors{_left_out(wanted, fitting)}")
-    return notes
-
-
-def word_vectors(config: TrainRoot, task: CaptionTask, tokenizer: Tokenizer) -> list[str]:
-    """Start the embedding from text.vectors; a line about it."""
-    text = config.text
-    if not isinstance(text, ScratchTextConfig) or text.vectors is None:
-        return []
-    ids, vectors = load_vectors(text.vectors, tokenizer.word_ids, text.width)
-    embedding = task.model.text.get_submodule("embedding").weight
-    assert isinstance(embedding, torch.Tensor)
-    with torch.no_grad():
-        embedding[ids] = vectors * EMBEDDING_STD
-    return [f"word vectors of {len(ids):,} of {tokenizer.vocab_size:,} tokens from {text.vectors}"]
-
-
-def weight_file(source: str) -> Path:
-    """The weights that a run folder stands for: the best if there are any, else the last."""
-    path = Path(source)
-    if path.suffix == ".safetensors":
-        return path
-    folder = compose.run_folder_of(source)
-    for name in ("best.safetensors", "model.safetensors"):
-        if (folder / name).exists():
-            return folder / name
-    raise UserError(f"{folder} has no weights yet (neither best.safetensors nor model.safetensors)")
-
-
-def _left_out(wanted: list[str], fitting: dict) -> str:
-    missing = sorted({name.split(".")[1 if name.startswith("model.") else 0] for name in wanted if name not in fitting})
-    return f" (from scratch: {', '.join(missing)})" if missing else ""

@@ -1,0 +1,189 @@
+"""A result is of the weights and data that were really used: they are read once, and known again by their content."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from velm import TINY, TINY_MODEL, call
+
+from velm_cli.data.store import Store
+from velm_cli.files import read_sealed, sealed, sha256
+from velm_cli.models import weights
+from velm_cli.stages import evaluate
+
+EVAL = ["metrics.names=[bleu]", "report.page=false", "decode=greedy"]
+FINETUNE = ["finetune", "run.max_steps=2", "run.batch_size=4", "metrics.names=[bleu]"]
+WORD = "model.text.embedding.weight"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("identity")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call("preprocess", "dataset=shapes", *TINY) == 0
+        assert call("train", *TINY, *TINY_MODEL, "name=source", "run.max_steps=3", "metrics.names=[bleu]") == 0
+        yield folder
+
+
+@pytest.fixture
+def run(place, request):
+    """A copy of the trained run for the test alone; its best weights may be replaced."""
+    name = "".join(letter for letter in request.node.name if letter.isalnum())
+    shutil.copytree(place / "runs/train/source", place / "runs/train" / name)
+    return place / "runs/train" / name
+
+
+def change(run, edit) -> None:
+    state = load_file(run / "best.safetensors")
+    edit(state)
+    save_file(state, run / "best.safetensors.new")
+    os.replace(run / "best.safetensors.new", run / "best.safetensors")
+
+
+def one_line(capsys) -> str:
+    said = capsys.readouterr().err
+    assert said.startswith("velm: ") and said.count("\n") == 1, said
+    return said
+
+
+def test_captions_are_of_the_weights_whose_digest_is_kept(run, monkeypatch):
+    """The file is replaced as soon as it has been read: what was read counts, and it is not read again."""
+    read, seen = weights.read_state, []
+
+    def replaced_after(path):
+        seen.append(sha256(path))
+        found = read(path)
+        change(run, lambda state: state[WORD].mul_(-1))
+        return found
+
+    monkeypatch.setattr("velm_cli.stages.starting.read_state", replaced_after)
+    used = []
+    load_task = evaluate._load_task
+
+    def loaded(*args):
+        used.append(load_task(*args))
+        return used[-1]
+
+    monkeypatch.setattr(evaluate, "_load_task", loaded)
+    first = load_file(run / "best.safetensors")[WORD]
+    assert call("eval", f"checkpoint={run}", "name=replaced", *EVAL) == 0
+    assert torch.equal(used[0].model.text.embedding.weight, first)
+    assert [read_sealed(run.parent.parent / "evaluate/replaced/weights.json")["sha256"]] == seen
+    assert sha256(run / "best.safetensors") != seen[0]
+
+
+def test_an_evaluation_notices_that_its_store_holds_other_data(run, place, capsys):
+    command = ["eval", f"checkpoint={run}", *EVAL]
+    assert call(*command) == call(*command) == 0
+    assert "is complete" in capsys.readouterr().out
+    folder = place / f"runs/evaluate/{run.name}-shapes-test-greedy"
+    kept = (folder / "predictions.json").read_bytes()
+    for part in ("stores", "data"):
+        shutil.copytree(place / part, place / f"{part}.kept")
+        shutil.rmtree(place / part)
+    try:
+        assert call("preprocess", "dataset=shapes", *TINY, "dataset.draw_seed=9", "dataset.store=stores/shapes") == 0
+        capsys.readouterr()
+        assert call(*command) == 0
+        assert "is complete" not in capsys.readouterr().out
+        about = read_sealed(place / f"{folder}.2/weights.json")
+        assert about["data"] == Store.open(place / "stores/shapes").hash
+        assert (folder / "predictions.json").read_bytes() == kept
+    finally:
+        for part in ("stores", "data"):
+            shutil.rmtree(place / part)
+            (place / f"{part}.kept").rename(place / part)
+
+
+def test_an_evaluation_of_an_older_velm_does_not_say_its_data_and_stays_complete(run, place, capsys):
+    assert call("eval", f"checkpoint={run}", "name=older", *EVAL) == 0
+    file = place / "runs/evaluate/older/weights.json"
+    about = read_sealed(file)
+    del about["data"]
+    file.write_text(json.dumps(sealed(about)))
+    assert call("eval", f"checkpoint={run}", "name=older", *EVAL) == 0
+    assert "older is complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["checkpoint", "init.vision", "init.text"])
+def test_a_run_from_other_weights_is_another_run(option, run, place, capsys):
+    """Refused when it is complete, and when it would go on."""
+    name = f"from-{option}"
+    command = [*FINETUNE, f"checkpoint={run}", f"name={name}"]
+    if option != "checkpoint":
+        command = [
+            "train",
+            *TINY,
+            *TINY_MODEL,
+            "metrics.names=[bleu]",
+            "run.max_steps=2",
+            f"{option}={run}",
+            f"name={name}",
+        ]
+    assert call(*command) == call(*command) == 0
+    assert "complete" in capsys.readouterr().out
+    folder = place / "runs" / command[0] / name
+    assert read_sealed(folder / "sources.json")[option]["sha256"] == sha256(run / "best.safetensors")
+    kept = (folder / "model.safetensors").read_bytes()
+    change(run, lambda state: state[WORD].mul_(2))
+    for more in ([], ["run.max_steps=4"]):
+        assert call(*command, *more) == 2
+        assert f"{option}) has changed since then; give another name=, or fresh=true" in one_line(capsys)
+    assert (folder / "DONE").exists() and (folder / "model.safetensors").read_bytes() == kept
+    (folder / "sources.json").unlink()  # as an older velm left it
+    assert call(*command, "run.max_steps=4") == 0
+
+
+def test_a_run_that_goes_on_with_other_data_says_so(run, place, capsys):
+    saved = read_sealed(run / "sources.json")
+    (run / "sources.json").write_text(json.dumps(sealed(saved | {"store": "0" * 64})))
+    assert call("train", *TINY, *TINY_MODEL, f"name={run.name}", "run.max_steps=4", "metrics.names=[bleu]") == 0
+    assert "note: the store has other data than when this run began" in capsys.readouterr().out
+
+
+def cast(kind):
+    return lambda state: state.update({name: tensor.to(kind) for name, tensor in state.items()})
+
+
+def one_number(value):
+    return lambda state: state[WORD][3].fill_(value)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64", "one"])
+def test_weights_of_other_floating_types_are_read_as_the_models(kind, run):
+    if kind == "one":
+        change(run, lambda state: state.update({WORD: state[WORD].half()}))
+    else:
+        change(run, cast(getattr(torch, kind)))
+    assert call("eval", f"checkpoint={run}", f"name=cast-{kind}", *EVAL) == 0
+    assert call(*FINETUNE, f"checkpoint={run}", f"name=cast-{kind}") == 0
+
+
+HOPELESS = {
+    "int8": (cast(torch.int8), "is int8, the model's is float32: save the weights as float32"),
+    "nan": (one_number(float("nan")), "holds numbers that are not finite (model.text.embedding.weight)"),
+    "inf": (one_number(float("inf")), "holds numbers that are not finite (model.text.embedding.weight)"),
+}
+
+
+@pytest.mark.parametrize("kind", HOPELESS)
+def test_weights_that_are_none_are_refused_in_one_line(kind, run, capsys):
+    edit, expected = HOPELESS[kind]
+    change(run, edit)
+    for command in (["eval", *EVAL], FINETUNE):
+        assert call(*command, f"checkpoint={run}", f"name={kind}") == 2
+        assert expected in one_line(capsys)
+
+
+def test_folders_called_as_weights_are_none(run, capsys):
+    for name in ("best.safetensors", "model.safetensors"):
+        (run / name).unlink()
+        (run / name).mkdir()
+    assert call("eval", f"checkpoint={run}", *EVAL) == 2
+    assert "has no weights yet" in one_line(capsys)
+    assert call("eval", f"checkpoint={run}/best.safetensors", *EVAL) == 2
+    assert "does not exist" in one_line(capsys)
