@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from velm import TINY, TINY_MODEL, call
 
 from velm_cli.data.store import Store
+from velm_cli.data.tokenizer import SpecialIds, Tokenizer
 from velm_cli.files import read_sealed, sealed, sha256
 from velm_cli.models import weights
 from velm_cli.stages import evaluate
@@ -143,6 +144,37 @@ def test_a_run_that_goes_on_with_other_data_says_so(run, place, capsys):
     (run / "sources.json").write_text(json.dumps(sealed(saved | {"store": "0" * 64})))
     assert call("train", *TINY, *TINY_MODEL, f"name={run.name}", "run.max_steps=4", "metrics.names=[bleu]") == 0
     assert "note: the store has other data than when this run began" in capsys.readouterr().out
+
+
+def test_weights_are_used_with_the_tokenizer_that_they_were_trained_with(run, capsys):
+    """Another one with a right digest, and as many words: nothing else could tell."""
+    folder = run / "tokenizer"
+    model = json.loads((folder / "tokenizer.json").read_text())
+    words = model["model"]["vocab"]
+    ordinary = sorted(word for word in words if word.isalpha())
+    model["model"]["vocab"] = words | dict(zip(ordinary, (words[word] for word in reversed(ordinary)), strict=True))
+    saved = Tokenizer.load(folder)
+    Tokenizer(json.dumps(model), SpecialIds(saved.pad_id, saved.bos_id, saved.eos_id, saved.unk_id)).save(folder)
+    for command in (["eval", *EVAL], FINETUNE):
+        assert call(*command, f"checkpoint={run}", "name=other-words") == 2
+        line = one_line(capsys)
+        assert f"{run} was trained with another tokenizer" in line and "put back the one" in line
+    resumed = read_sealed(run / "sources.json") | {"tokenizer": "0" * 64}
+    (run / "sources.json").write_text(json.dumps(sealed(resumed)))
+    assert call("train", *TINY, *TINY_MODEL, f"name={run.name}", "run.max_steps=4", "metrics.names=[bleu]") == 2
+    assert "another tokenizer (000000000000) than this one" in one_line(capsys)
+    (run / "sources.json").unlink()  # as an older velm left it
+    assert call("eval", *EVAL, f"checkpoint={run}", "name=other-words") == 0
+
+
+def test_a_folder_of_ones_own_is_no_run(place, capsys):
+    own = place / "runs/train/thesis"
+    own.mkdir()
+    (own / "environment.json").write_text("mine")
+    assert call("train", *TINY, *TINY_MODEL, "name=thesis", "run.max_steps=2") == 2
+    assert "runs/train/thesis is not a run of velm and holds environment.json" in one_line(capsys)
+    assert [path.name for path in own.iterdir()] == ["environment.json"]
+    assert (own / "environment.json").read_text() == "mine"
 
 
 def cast(kind):

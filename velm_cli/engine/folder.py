@@ -73,6 +73,7 @@ def open_run(
     if not writes:
         yield OpenRun(path)
         return
+    _refuse_foreign(path)
     with lock_folder(path):
         run = OpenRun(path, _identity(path / ".lock"))
         _refuse_other_experiment(path, config)
@@ -93,6 +94,16 @@ def open_run(
                 if run.is_there():
                     mark(path, "FAILED", str(error) or type(error).__name__)
             raise
+
+
+def _refuse_foreign(path: Path) -> None:
+    """UserError for a folder that holds something and is no run's: velm would write its files beside the user's."""
+    try:
+        strange = {entry.name for entry in path.iterdir()}
+    except (FileNotFoundError, NotADirectoryError):  # the lock says it of a file
+        return
+    if strange and not strange & {".lock", "config.yaml"}:
+        raise UserError(f"{path} is not a run of velm and holds {min(strange)}: give another name=, or move it away")
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

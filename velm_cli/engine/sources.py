@@ -1,4 +1,4 @@
-"""The weights that a run starts from: which file they are, and whether it is still the same one. Imports no torch."""
+"""What a run is made from: weights, tokenizer and store, and whether they are still the same. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from velm_cli import compose
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed, sha256, write_json
 
-FILE = "sources.json"  # in a run folder: option -> file and sha256 of what was loaded; the store's hash
+FILE = "sources.json"  # in a run folder: option -> file and sha256 of what was loaded; the store's and tokenizer's hash
 
 
 def weight_file(source: str | Path) -> Path:
@@ -35,14 +35,36 @@ def sources_of(config: Any) -> dict[str, str]:
     return {key: source for key, source in named.items() if source is not None}
 
 
-def write_sources(path: Path, loaded: dict[str, dict[str, str]], store: str) -> None:
-    """Note in the run folder which weights it has begun with, and the hash of its store."""
-    write_json(path / FILE, sealed({**loaded, "store": store}))
+def write_sources(path: Path, loaded: dict[str, dict[str, str]], store: str, tokenizer: str) -> None:
+    """Note in the run folder which weights it has begun with, the hash of its store and its tokenizer's digest."""
+    write_json(path / FILE, sealed({**loaded, "store": store, "tokenizer": tokenizer}))
+
+
+def refuse_other_tokenizer(run: Path, tokenizer: str, cure: str) -> None:
+    """UserError when the weights of a run were trained with another tokenizer than the one of this digest."""
+    trained_with = str(_noted(run).get("tokenizer", tokenizer))  # an older velm's run does not say
+    if trained_with != tokenizer:
+        raise UserError(
+            f"{run} was trained with another tokenizer ({trained_with[:12]}) than this one ({tokenizer[:12]}), "
+            f"so its words would be others: {cure}"
+        )
+
+
+def _noted(run: Path) -> dict[str, Any]:
+    """What is in the run's file; nothing where an older velm wrote none. UserError when it is damaged."""
+    if not (run / FILE).exists():
+        return {}
+    try:
+        return read_sealed(run / FILE)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{run / FILE} cannot be read ({error}): remove it if what the run began with has not changed"
+        ) from error
 
 
 def other_store(path: Path, store: str) -> Iterator[str]:
     """A line about a store that holds other data than when the run in `path` began."""
-    if (path / FILE).exists() and read_sealed(path / FILE).get("store", store) != store:
+    if _noted(path).get("store", store) != store:
         yield "note: the store has other data than when this run began; what it learns and scores is of both"
 
 
@@ -51,15 +73,8 @@ def refuse_other_sources(path: Path, config: Any) -> None:
 
     An older velm's run folder does not say; weights that are gone cannot be others.
     """
-    if not (path / FILE).exists():
-        return
-    try:
-        before = read_sealed(path / FILE)
-        digests = {key: str(before[key]["sha256"]) for key in sources_of(config) if key in before}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path / FILE} cannot be read ({error}): remove it if the weights that the run began with have not changed"
-        ) from error
+    noted = _noted(path)
+    digests = {key: loaded.get("sha256") for key in sources_of(config) if isinstance(loaded := noted.get(key), dict)}
     for key, source in sources_of(config).items():
         if key in digests and (file := weight_file(source)).is_file() and sha256(file) != digests[key]:
             raise UserError(

@@ -31,7 +31,7 @@ from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, Su
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
 from velm_cli.stages.showing import write_report
-from velm_cli.stages.starting import read_weights
+from velm_cli.stages.starting import read_weights, run_tokenizer
 from velm_cli.stages.train import build_task, term_weights
 from velm_cli.tasks.caption import CaptionTask
 
@@ -78,7 +78,7 @@ def _evaluate(
     with open_run(path, config, writes=ranks.first) as opened, stop_on_signals() as stop:
         if ranks.first:
             write_json(path / "weights.json", sealed(about))
-        tokenizer = Tokenizer.load(compose.run_folder_of(config.checkpoint) / "tokenizer")
+        tokenizer = run_tokenizer(compose.run_folder_of(config.checkpoint))
         task = _load_task(trained, store, tokenizer, Path(about["file"]), state, device)
         for note in task.image_resizing.enlarges(store.image_size, trained.vision.image_size):
             print(note)

@@ -10,7 +10,7 @@ from torch import Tensor
 from velm_cli import compose
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.ranks import Ranks
-from velm_cli.engine.sources import sources_of, weight_file
+from velm_cli.engine.sources import refuse_other_tokenizer, sources_of, weight_file
 from velm_cli.errors import StageError, UserError
 from velm_cli.models.hub import load_config
 from velm_cli.models.text.scratch import EMBEDDING_STD
@@ -28,7 +28,14 @@ def inherited_tokenizer(config: TrainRoot) -> Tokenizer | None:
     source = config.init.text or getattr(config, "checkpoint", None)
     if source is None:
         return None
-    return Tokenizer.load(compose.run_folder_of(source) / "tokenizer")
+    return run_tokenizer(compose.run_folder_of(source))
+
+
+def run_tokenizer(run: Path) -> Tokenizer:
+    """The tokenizer of a run folder. UserError when it is not the one that the weights were trained with."""
+    tokenizer = Tokenizer.load(run / "tokenizer")
+    refuse_other_tokenizer(run, tokenizer.digest, "put back the one that the run has saved")
+    return tokenizer
 
 
 def initial_weights(config: TrainRoot, task: CaptionTask, ranks: Ranks) -> tuple[dict[str, dict[str, str]], list[str]]:

@@ -28,7 +28,7 @@ from velm_cli.engine.profile import StepProfiler
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
-from velm_cli.engine.sources import other_store, refuse_other_sources, write_sources
+from velm_cli.engine.sources import other_store, refuse_other_sources, refuse_other_tokenizer, write_sources
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.models.weights import load_state, save_state
 from velm_cli.objectives.self_critical import SelfCritical
@@ -70,6 +70,7 @@ def run(config: TrainRoot) -> float | None:
 
         def check() -> None:
             refuse_other_sources(path, config)
+            refuse_other_tokenizer(path, tokens.tokenizer.digest, "give another name=, or fresh=true")
             if checkpoints.find() is None:
                 refuse_to_restart(path)
 
@@ -151,7 +152,7 @@ def _train(
         notes = [f"resumed at step {progress.step}", *other_store(path, store.hash)]
     if ranks.first:
         if progress is None:
-            write_sources(path, sources, store.hash)
+            write_sources(path, sources, store.hash, tokens.tokenizer.digest)
         keep_lines_until(path / "metrics.jsonl", run.progress.step)
         tokens.tokenizer.save(path / "tokenizer")
     for line in [*headline(run, store, tokens, loader), *damaged, *notes]:
