@@ -11,11 +11,11 @@ import sys
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from velm import TINY, TINY_MODEL, call
 
 from velm_cli.engine.compiling import compile_model
-from velm_cli.engine.meter import Meter, matrix_peak
+from velm_cli.engine.meter import Meter, _with_all_heads, matrix_peak
 from velm_cli.engine.profile import PARTS
 from velm_cli.errors import UserError
 from velm_cli.models.layers import Block
@@ -166,6 +166,19 @@ def test_operations_of_a_step_are_those_that_torch_counts():
     with FlopCounterMode(display=False) as wanted:
         step()
     assert meter.per_caption == wanted.get_total_flops() > 0
+
+
+def test_queries_that_share_keys_are_counted_as_if_each_had_its_own():
+    """torch's formula of fused attention refuses them, which a GPU runs of language models with such keys."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention
+    query, shared, whole = (torch.empty(2, heads, 5, 8, device="meta") for heads in (4, 2, 4))
+    formula = flop_registry[fused]
+    with pytest.raises(AssertionError):
+        formula(query, shared, shared, out_val=query)
+    args = _with_all_heads((query, shared, shared, 0.0))
+    assert (
+        formula(*args, out_val=query) == formula(query, whole, whole, 0.0, out_val=query) == 2 * 2 * 2 * 4 * 5 * 5 * 8
+    )
 
 
 def test_a_run_does_not_import_the_compiler():

@@ -18,7 +18,8 @@ from velm_cli.data.features import FeatureCache
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.models.packing import Packing
 
-PARTS = ("image_BCHW", "feature_BSD", "tokens_BKT", "lengths_BK", "packing", "concepts_BC")  # what a device gets
+# What a device gets, in this order: a small tensor is not in pinned memory, and would be waited for behind a large one.
+PARTS = ("tokens_BKT", "lengths_BK", "packing", "concepts_BC", "image_BCHW", "feature_BSD")
 
 
 class Examples(Protocol):

@@ -84,6 +84,11 @@ def prepare(device: torch.device, threads: int, *, deterministic: bool = False) 
         torch.set_flush_denormal(True)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32 for what stays in float32
+        # cuDNN's attention plans anew for each size, tens of milliseconds on the CPU; lengths and live captions vary.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        if deterministic:  # the fused ones add up gradients in any order
+            torch.backends.cuda.enable_flash_sdp(False)
+            torch.backends.cuda.enable_mem_efficient_sdp(False)
 
 
 def _keep_freed_memory() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from velm_cli.files import write_text
@@ -82,6 +83,8 @@ class StepProfiler:
 
 def summary(events: Any, steps: int) -> str:
     """A page: parts of a step, kinds of operations, and the single operations that took most."""
+    # What the program called, with the time that it took on the device; kernels of their own would count twice.
+    events = [event for event in events if event.device_type == DeviceType.CPU]
     on_device = any(event.self_device_time_total for event in events)
 
     def own(event: Any) -> float:  # microseconds in which it ran itself

@@ -6,6 +6,7 @@ The embedding is shared with the output layer, hence drawn small (0.02) and scal
 from __future__ import annotations
 
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -117,13 +118,16 @@ class RecurrentText(_Scratch):
         if packing is not None and embedded_NTE.device.type in ("cpu", "cuda"):
             assert state is None
             x_MD = self.dropout(embedded_NTE.flatten(0, 1).index_select(0, packing.by_time_M))
-            x_MD = (self._on_cpu if embedded_NTE.device.type == "cpu" else self._by_torch)(x_MD, packing.sizes)
+            if embedded_NTE.device.type == "cpu":
+                x_MD = self._on_cpu(x_MD, packing.sizes)
+            else:
+                x_MD = self._by_torch(PackedSequence(x_MD, packing.sizes))[0].data
             return spread(self.dropout(x_MD), packing.by_time_M, packing.texts, packing.length), ()
         x_NTD = self.dropout(embedded_NTE)
         if state is not None:  # torch wants the layer first
             state = tuple(part.transpose(0, 1).contiguous() for part in state)
             state = state if isinstance(self.cells, nn.LSTM) else state[0]
-        y_NTD, state = self.cells(x_NTD, state)
+        y_NTD, state = self._by_torch(x_NTD, state)
         parts = state if isinstance(state, tuple) else (state,)
         return self.dropout(y_NTD), tuple(part.transpose(0, 1) for part in parts)
 
@@ -133,6 +137,12 @@ class RecurrentText(_Scratch):
             x_MD = packed_layer(self.dropout(x_MD) if layer else x_MD, self.cells, layer, sizes.tolist())
         return x_MD
 
-    def _by_torch(self, x_MD: Tensor, sizes: Tensor) -> Tensor:
-        """The same; slower on CPUs."""
-        return self.cells(PackedSequence(x_MD, sizes))[0].data
+    def _by_torch(self, x: Any, state: Any = None) -> tuple[Any, Any]:
+        """What torch's cells make of a tensor or a packed sequence: states of all positions, and behind the last.
+
+        CUDA's autocast would run them in float16, whatever type it is set to, and small gradients would be lost.
+        """
+        if self.cells.weight_ih_l0.device.type == "cuda":
+            with torch.autocast("cuda", enabled=False):
+                return self.cells(x.float(), state)
+        return self.cells(x, state)
