@@ -46,7 +46,7 @@ SMALL: Sizes = {"side": 32, "width": 48, "heads": 2, "vision": 1, "text": 1}
 CAPTIONS = bench_train.CAPTIONS
 BATCHES = 4  # different ones, that take turns too
 SHARE = 0.6  # of the GPU's memory that the first guess of a batch may need
-PER_IMAGE = 65e6  # bytes that training transformers' ViT-B/16 keeps of an image in bf16, for that guess
+PER_IMAGE = 90e6  # bytes that training transformers' two halves keep of an image with a caption, for that guess
 OURS, WHOSE = "velm", {"repeated": "transformers, an image per caption", "grouped": "transformers, grouped by image"}
 
 
@@ -106,8 +106,9 @@ def transfer(report: Report, device: torch.device) -> None:
         pairs = zip(here.tensors(), there.tensors(), strict=True)
         same += all(torch.equal(ours, other.cpu()) for ours, other in pairs)
     report.check("batches that did not arrive as they were sent", len(batches) - same, 0)
+    unpinned = _unpinned()
     if device.type == "cuda":
-        report.check("batches of the loader that are not in pinned memory", _unpinned(), 0)
+        report.check("batches of the loader that are not in pinned memory", unpinned, 0)
 
     matrix = torch.randn(64 if report.small else 8192, 64 if report.small else 8192, device=device)
     copied = _seconds(lambda: [batch.to(device) for batch in batches], device)
@@ -117,7 +118,8 @@ def transfer(report: Report, device: torch.device) -> None:
     def compute(arriving: Iterator[Any]) -> None:
         for _ in arriving:
             for _ in range(products):
-                matrix @ matrix
+                product = matrix @ matrix
+            float(product[0, 0])  # as a step reads the gradient's norm: the device is waited for
 
     computed = _seconds(lambda: compute(iter(batches)), device)
     both = _seconds(lambda: compute(on_device(batches, device)), device)
@@ -136,7 +138,7 @@ def _unpinned() -> int:
 
     import numpy as np
 
-    batch = assemble(NoConcepts(), None, np.arange(2), np.full((2, 1), -1), image_size=8, num_concepts=0)
+    batch = assemble(NoConcepts(), None, np.arange(2), np.full((2, 1), -1), features=None, image_size=8, num_concepts=0)
     assert batch.image_BCHW is not None
     return int(not batch.image_BCHW.is_pinned())
 
@@ -201,29 +203,55 @@ def _largest(
     while True:
         batches = bench_train.make_batches(BATCHES, images, sizes["side"], drawn_lengths(50 * images))
         batches = [batch.to(device) for batch in batches]
-        try:
-            ours, parameters = bench_train.velm_step(sizes, precision, schema.Compile.off, device=device)
-            steps = {OURS: ours}
-            for name in WHOSE:
-                steps[name], theirs = bench_train.transformers_step(
-                    sizes, precision, grouped=name == "grouped", device=device
-                )
-            for name, work in steps.items():
-                if device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats(device)
-                work(batches[0])
-                wait(device)
-                if device.type == "cuda":
-                    used = torch.cuda.max_memory_allocated(device) / 2**30
-                    report.figure(f"training: memory, {name}", used, "GiB", images=images)
-        except torch.OutOfMemoryError:
-            if images <= 8:
-                raise
-            images //= 2
-            _free(device)
-            continue
-        report.figure("training: parameters of velm", parameters / 1e6, "M", transformers=theirs / 1e6)
-        return images, batches, steps
+        if (found := _all_fit(device, sizes, precision, batches[0])) is not None:
+            break
+        _free(device)
+        images //= 2
+    steps, parameters, used = found
+    for name, size in parameters.items():
+        report.figure(f"training: parameters, {name}", size / 1e6, "M")
+    for name, most in used.items():
+        report.figure(f"training: memory, {name}", most / 2**30, "GiB", images=images)
+    return images, batches, steps
+
+
+def _all_fit(
+    device: torch.device, sizes: Sizes, precision: Precision, batch: Batch
+) -> tuple[dict[str, bench_train.Step], dict[str, int], dict[str, int]] | None:
+    """What trains, its parameters and the memory that a step takes; None where the device has too little of it."""
+    steps: dict[str, bench_train.Step] = {}
+    parameters, used = {}, {}
+    try:
+        steps[OURS], parameters[OURS] = bench_train.velm_step(sizes, precision, schema.Compile.off, device=device)
+        for name in WHOSE:
+            step, parameters[name] = bench_train.transformers_step(
+                sizes, precision, grouped=name == "grouped", device=device
+            )
+            steps[name] = partial(theirs, step)
+        for name, work in steps.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            work(batch)
+            wait(device)
+            if device.type == "cuda":
+                used[name] = torch.cuda.max_memory_allocated(device)
+    except torch.OutOfMemoryError:
+        if len(batch.image_ids) <= 8:
+            raise
+        return None
+    return steps, parameters, used
+
+
+def theirs(work: Callable[..., Any], *arguments: Any) -> Any:
+    """`work` with torch's own choice of attention, cuDNN's among them, which velm does without (`engine/device.py`)."""
+    if not torch.cuda.is_available():
+        return work(*arguments)
+    kept = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        return work(*arguments)
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(kept)
 
 
 def _free(device: torch.device) -> None:
@@ -244,7 +272,7 @@ def _where_it_goes(report: Report, device: torch.device, work: Callable[[], obje
         wait(device)
         spent[name] += time.perf_counter() - began
 
-    marked, times = loop.part, 2 if report.small else 5
+    marked, times = loop.part, 2
     loop.part = timed  # type: ignore[assignment]
     try:
         for _ in range(times):
@@ -267,9 +295,9 @@ def _compiled(
     report: Report, device: torch.device, sizes: Sizes, precision: Precision, batches: list[Batch], rounds: int
 ) -> None:
     """run.compile=block, beside the code as written."""
-    began = time.perf_counter()
     plain, _ = bench_train.velm_step(sizes, precision, schema.Compile.off, device=device)
     compiled, _ = bench_train.velm_step(sizes, precision, schema.Compile.block, device=device)
+    began = time.perf_counter()
     for batch in batches:
         compiled(batch)
     wait(device)
@@ -289,45 +317,48 @@ def decode(report: Report, device: torch.device) -> None:
     precision = Precision.fp32 if report.small else pick_precision(Precision.auto, device)
     torch.manual_seed(0)
     model = bench_decode.captioner(sizes)
-    pixels = bench_decode.make_images(images, sizes["side"])
+    # Each round has images of its own, and those of the first turn are others: nobody has seen them, or their sizes.
+    pixels = [bench_decode.make_images(images, sizes["side"]) for _ in range(rounds + 1)]
     with torch.no_grad():  # on the CPU, as the rest of the script does: the weights are shaped once
-        bench_decode.end_like_captions(model, model.encode_image(pixels[:32]))
-    theirs = bench_decode.as_transformers(model, sizes).to(device)
+        bench_decode.end_like_captions(model, model.encode_image(pixels[0][:32]))
+    other = bench_decode.as_transformers(model, sizes).to(device)
     model.to(device)
-    _agreement(report, device, model, theirs, pixels[: 4 if report.small else 64])
+    _agreement(report, device, model, other, pixels[0][: 4 if report.small else 64])
 
     if precision is Precision.bf16:
-        theirs.to(torch.bfloat16)
+        other.to(torch.bfloat16)
     if device.type == "cuda":
-        pixels = pixels.pin_memory()
-    kind = next(theirs.parameters()).dtype
+        pixels = [batch.pin_memory() for batch in pixels]
+    kind = next(other.parameters()).dtype
 
     @torch.no_grad()
-    def encode() -> ImageFeatures:
+    def encode(number: int) -> ImageFeatures:
         with autocast(device, precision):
-            return model.encode_image(pixels.to(device, non_blocking=True))
+            return model.encode_image(pixels[number].to(device, non_blocking=True))
 
-    features = encode()
-    cast = ImageFeatures(features.tokens_BSD.to(kind), features.pooled_BD.to(kind))
+    features = [encode(number) for number in range(rounds + 1)]
+    cast = [ImageFeatures(each.tokens_BSD.to(kind), each.pooled_BD.to(kind)) for each in features]
 
-    def by_velm(beams: int, from_pixels: bool, _: int) -> Any:
+    def by_velm(beams: int, from_pixels: bool, number: int) -> Any:
         with autocast(device, precision):
-            return bench_decode.by_velm(model, encode() if from_pixels else features, beams, ())
+            return bench_decode.by_velm(model, encode(number) if from_pixels else features[number], beams, ())
 
     @torch.no_grad()
-    def by_generate(beams: int, from_pixels: bool, _: int) -> Any:
+    def by_generate(beams: int, from_pixels: bool, number: int) -> Any:
         if from_pixels:  # their encoder, of the same size; the decoder gets velm's states, whose captions end as COCO's
-            theirs.encoder(pixel_values=pixels.to(device, kind, non_blocking=True))
-        return bench_decode.by_generate(theirs, cast, beams)
+            other.encoder(pixel_values=pixels[number].to(device, non_blocking=True).to(kind))
+        return bench_decode.by_generate(other, cast[number], beams)
 
     works: dict[str, Callable[[int], Any]] = {}
     for beams, name in ((1, "greedy"), (bench_decode.BEAMS, f"{bench_decode.BEAMS} beams")):
         for from_pixels in (False, True):
             what = name + (" from pixels" if from_pixels else "")
             works[f"velm {what}"] = partial(by_velm, beams, from_pixels)
-            works[f"generate {what}"] = partial(by_generate, beams, from_pixels)
+            works[f"generate {what}"] = partial(theirs, by_generate, beams, from_pixels)
     with converted_once(model):
-        seconds = turns(works, device, rounds=rounds, warm=1)
+        for work in works.values():
+            work(rounds)  # the images after those of the rounds
+        seconds = turns(works, device, rounds=rounds, warm=0)
     for name, times in seconds.items():
         report.figure(
             f"decoding: {name}", images / statistics.median(times), "images/s", images=images, precision=precision.value
@@ -339,19 +370,23 @@ def decode(report: Report, device: torch.device) -> None:
         )
 
 
-def _agreement(report: Report, device: torch.device, model: Any, theirs: Any, pixels: Tensor) -> None:
-    """In float32 the captions are those of `generate`, or score the same."""
+def _agreement(report: Report, device: torch.device, model: Any, other: Any, pixels: Tensor) -> None:
+    """In float32 the captions are those of `generate`, or score the same; how many are others in bf16."""
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
     with torch.no_grad():
         features = model.encode_image(pixels.to(device))
     for beams in (1, bench_decode.BEAMS):
         ours = bench_decode.by_velm(model, features, beams, ())
-        their = bench_decode.by_generate(theirs, features, beams)
+        their = theirs(bench_decode.by_generate, other, features, beams)
         counts = Counter(bench_decode.agreement(model, features, ours, their, beams))
         name = f"{len(ours)} captions, {beams} {'beam' if beams == 1 else 'beams'}"
         report.check(f"{name}: not those of generate, and no ties", counts["other"], 0)
         report.figure(f"{name}: ties with generate's", counts["tie"], "")
+        with torch.autocast(device.type, torch.bfloat16):
+            rounded = bench_decode.by_velm(model, features, beams, ())
+        same = sum(one == another for one, another in zip(ours, rounded, strict=True)) / len(ours)
+        report.figure(f"{name}: share that bf16 leaves as they are", same, "")
     prepare(device, 0)
 
 
@@ -371,7 +406,7 @@ def loader(report: Report, device: torch.device) -> None:
         store = bench_images.make_store(Path(folder) / "store", paths, captions, bench_images.SIDE)
         cores = len(os.sched_getaffinity(0))
         threads = sorted({count for count in (1, 2, 4, 8, 16, 32) if count < cores} | {cores})
-        for count in threads[: 1 if report.small else None]:
+        for count in threads[:1] if report.small else reversed(threads):  # the page goes by the most
             read = bench_images.velm_epochs(store, count)
             rounds = 1 if report.small else max(1, count // 4)
             read(0)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 import tempfile
 from pathlib import Path
 
 import torch
 from gpu_check import Report
-from gpu_right import ALL_TERMS, CELLS, make_batch, make_task
+from gpu_right import ALL_TERMS, CELLS, make_batch, make_task, without_tf32
 from torch import Tensor, distributed, multiprocessing
 
 from velm_cli import schema
@@ -28,6 +29,8 @@ IMAGES = 4  # per rank
 
 def ranks(report: Report, device: torch.device) -> None:
     """After a few steps all ranks have the same weights, and those of one process that had the whole batch."""
+    for backend in ("GLOO", "NCCL"):  # a machine without a network may not know its own name
+        os.environ.setdefault(f"{backend}_SOCKET_IFNAME", "lo")
     counts = [2]
     if device.type == "cuda":
         counts = sorted({1, torch.cuda.device_count()})
@@ -50,6 +53,7 @@ def _rank(rank: int, world: int, kind: str, backend: str, folder: str) -> None:
         torch.cuda.set_device(device)
     else:
         torch.set_num_threads(1)
+    without_tf32()
     distributed.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     here = Ranks(Place(rank, world, rank), device, distributed.new_group(backend="gloo"))
     for how in schema.Parallel:
