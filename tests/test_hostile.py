@@ -33,6 +33,7 @@ from velm_cli.data.features import FeatureCache
 from velm_cli.data.images import ImageRefused, normalise_image
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.engine import folder
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.folder import open_run
 from velm_cli.engine.progress import Progress
@@ -230,6 +231,10 @@ EXPERIMENTS = {
     "logger": ("hydra: {job_logging: {handlers: {x: {class: os.mkdir, path: canary}}}}", "hydra.job_logging"),
     "secret": ("name: x-${oc.env:HOME}", "name=x-"),
     "hidden": ("name: x-${oc.${task.kind}:${oc.env:HOME}}", "name=x-"),
+    "pipes": (
+        "defaults: [override /dataset: webdataset]\ndataset: {pipes: true, urls: 'pipe:mkdir canary'}",
+        "dataset.pipes",
+    ),
     "circle": ("defaults: [circle]", "circle"),
     "bomb": ("\n".join(f"l{n}: &l{n} [{', '.join([f'*l{n - 1}' if n else 'x'] * 9)}]" for n in range(12)), "10,000"),
     "deep": ("name: " + "[" * 100_000, "16 levels"),
@@ -286,6 +291,24 @@ def test_a_known_model_type_does_not_bring_code_along(tmp_path):
     (tmp_path / "model/evil.py").write_text("import os\nos.mkdir('canary')\nclass Evil: pass\n")
     model = load_pretrained("vision", str(tmp_path / "model"), "pretrained", "AutoModel")
     assert type(model).__name__ == "ViTModel"  # transformers' own
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("part", [None, "vision_config"])
+def test_attention_from_the_hub_is_refused_or_not_taken(tmp_path, key, part):
+    """transformers would fetch it, and run it; of a part's config it takes none."""
+    shutil.copytree(tiny_models.folder("clip"), tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    (config[part] if part else config)[key] = "evil/kernel@main:fn"
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    if part:
+        assert (
+            load_config("vision", str(tmp_path / "model")).vision_config._attn_implementation != "evil/kernel@main:fn"
+        )
+        return
+    with pytest.raises(UserError, match=r"vision.name=.*kernel") as error:
+        load_config("vision", str(tmp_path / "model"))
+    one_line(error)
 
 
 def test_a_tokenizer_with_code_of_its_own_is_refused_and_nobody_is_asked(tmp_path, monkeypatch):
@@ -432,6 +455,18 @@ def test_nothing_is_written_through_links_of_a_strangers_run(tmp_path, name, tar
     one_line(error)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
     assert (tmp_path / "mine/thesis.tex").read_text() == "precious"
+
+
+def test_a_hard_link_in_a_run_folder_is_not_written_through(tmp_path, capsys):
+    """tar makes them, to files that were there before."""
+    run = tmp_path / "runs/train/theirs"
+    run.mkdir(parents=True)
+    (tmp_path / "bashrc").write_text("mine\n")
+    (run / "config.yaml").write_text("")
+    os.link(tmp_path / "bashrc", run / "command.txt")
+    folder._note_command(run / "command.txt")
+    assert (tmp_path / "bashrc").read_text() == "mine\n"
+    assert (run / "command.txt").read_text().startswith("mine\n")
 
 
 def test_links_within_a_run_folder_are_ones_own_affair(tmp_path):

@@ -55,9 +55,9 @@ def test_captions_are_of_the_weights_whose_digest_is_kept(run, monkeypatch):
     """The file is replaced as soon as it has been read: what was read counts, and it is not read again."""
     read, seen = weights.read_state, []
 
-    def replaced_after(path):
+    def replaced_after(path, *of_run):
         seen.append(sha256(path))
-        found = read(path)
+        found = read(path, *of_run)
         change(run, lambda state: state[WORD].mul_(-1))
         return found
 
@@ -175,6 +175,88 @@ def test_a_folder_of_ones_own_is_no_run(place, capsys):
     assert "runs/train/thesis is not a run of velm and holds environment.json" in one_line(capsys)
     assert [path.name for path in own.iterdir()] == ["environment.json"]
     assert (own / "environment.json").read_text() == "mine"
+
+
+@pytest.fixture(scope="module")
+def other(place):
+    """Another run of the same sizes, of another seed."""
+    assert call("train", *TINY, *TINY_MODEL, "name=other", "seed=1", "run.max_steps=3", "metrics.names=[bleu]") == 0
+    return place / "runs/train/other"
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(run, other, capsys):
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(other / "checkpoints", run / "checkpoints")
+    assert call("train", *TINY, *TINY_MODEL, f"name={run.name}", "run.max_steps=4", "metrics.names=[bleu]") == 2
+    assert "checkpoints/step-00000003 is of another run" in one_line(capsys)
+
+
+def test_weights_of_another_run_are_not_taken_for_its_own(run, other, capsys):
+    for name in ("best.safetensors", "model.safetensors"):
+        shutil.copy(other / name, run / name)
+    for command in (["eval", *EVAL], FINETUNE):
+        assert call(*command, f"checkpoint={run}", "name=foreign") == 2
+        assert "best.safetensors holds the weights of another run" in one_line(capsys)
+    assert (
+        call(
+            "train", *TINY, *TINY_MODEL, f"name={run.name}", "run.max_steps=3", "run.threads=1", "metrics.names=[bleu]"
+        )
+        == 2
+    )
+    assert "best.safetensors holds the weights of another run" in one_line(capsys)
+
+
+def test_scores_of_other_weights_are_not_shown_for_its_own(place, other, capsys):
+    for name, trained in (("mine", "source"), ("others", "other")):
+        assert call("eval", f"checkpoint=runs/train/{trained}", f"name={name}", *EVAL) == 0
+    for file in ("predictions.json", "scores.json", "per_image.jsonl"):
+        shutil.copy(place / "runs/evaluate/others" / file, place / "runs/evaluate/mine" / file)
+    capsys.readouterr()
+    assert call("eval", "checkpoint=runs/train/source", "name=mine", *EVAL) == 2
+    assert "scores.json is of other weights than weights.json names" in one_line(capsys)
+
+
+def test_an_evaluation_with_other_document_frequencies_is_another(run, place, capsys):
+    captions = ["predictions=runs/train/source/predictions.json", "references=runs/train/source/per_image.jsonl"]
+    how = [f"checkpoint={run}", "name=by-df", "metrics.names=[cider]", "metrics.df=df.npz", *EVAL[1:]]
+    folders = []
+    for number in range(2):
+        if number:  # other frequencies under the same name
+            (place / "df.npz").unlink()
+            rows = (place / "runs/train/source/per_image.jsonl").read_text().splitlines()
+            (place / "fewer.jsonl").write_text("\n".join(rows[:5]))
+            captions = ["predictions=fewer.jsonl", "references=fewer.jsonl"]
+        assert call("score", *captions, "metrics.names=[bleu]", "save_df=df.npz") == 0
+        for _ in range(2):  # the second time it is complete
+            assert call("eval", *how) == 0
+        folders.append(capsys.readouterr().out.count("is complete"))
+    assert folders == [1, 1] and (place / "runs/evaluate/by-df.2/DONE").exists()
+
+
+def test_tokens_of_another_store_are_refused(place, capsys):
+    capsys.readouterr()
+    assert (
+        call(
+            "preprocess",
+            "dataset=shapes",
+            *TINY,
+            "dataset.draw_seed=1",
+            "dataset.root=more",
+            "dataset.store=more-store",
+        )
+        == 0
+    )
+    ours, theirs = ({path.name.rpartition("-")[2]: path for path in (place / store / "tokens").iterdir() if path.is_dir()}
+                    for store in ("stores/shapes", "more-store"))  # fmt: skip
+    for length, folder in ours.items():
+        kept = folder.with_name("kept")
+        folder.rename(kept)
+        shutil.copytree(theirs[length], folder)
+        capsys.readouterr()
+        assert call("train", *TINY, *TINY_MODEL, "name=other-tokens", "run.max_steps=1") == 2
+        assert "they are of the captions of another store" in one_line(capsys)
+        shutil.rmtree(folder)
+        kept.rename(folder)
 
 
 def cast(kind):

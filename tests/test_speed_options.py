@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import stat
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from velm import TINY, TINY_MODEL, call
 
-from velm_cli.engine.compiling import compile_model
+from velm_cli.engine.compiling import _keep_compiled_code_private, compile_model
 from velm_cli.engine.meter import Meter, _with_all_heads, matrix_peak
 from velm_cli.engine.profile import PARTS
 from velm_cli.errors import UserError
@@ -177,6 +180,29 @@ def test_queries_that_share_keys_are_counted_as_if_each_had_its_own():
     assert (
         formula(*args, out_val=query) == formula(query, whole, whole, 0.0, out_val=query) == 2 * 2 * 2 * 4 * 5 * 5 * 8
     )
+
+
+@pytest.mark.parametrize("found", ["nothing", "my own", "for everybody", "a link", "the user's choice"])
+def test_compiled_code_is_never_taken_from_a_folder_of_others(tmp_path, monkeypatch, found):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    usual = tmp_path / f"velm-compiled-{os.geteuid()}"
+    if found == "a link":
+        (tmp_path / "theirs").mkdir(mode=0o700)
+        usual.symlink_to(tmp_path / "theirs")
+    elif found != "nothing":
+        usual.mkdir(mode=0o700)
+        usual.chmod(0o777 if found == "for everybody" else 0o700)
+    if found == "the user's choice":
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    _keep_compiled_code_private()
+    chosen = os.environ["TORCHINDUCTOR_CACHE_DIR"]
+    if found == "the user's choice":
+        assert chosen == "mine"
+        return
+    assert (chosen == str(usual)) is (found in ("nothing", "my own"))
+    assert stat.S_IMODE(os.stat(chosen).st_mode) == 0o700 and Path(chosen).parent == tmp_path
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", chosen)  # is put back afterwards
 
 
 def test_a_run_does_not_import_the_compiler():

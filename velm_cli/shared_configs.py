@@ -65,6 +65,7 @@ def guard(conf_dir: Path) -> None:
             if folders := list(_folders(config, conf_dir)):
                 _refuse_hydras(config, config_name, overrides, run_mode, conf_dir, folders)
                 _refuse_environment(config, overrides, folders)
+                _refuse_pipes(config, overrides, folders)
             return config
 
     hydra._internal.hydra.ConfigLoaderImpl = Loader  # type: ignore[attr-defined, misc]
@@ -118,6 +119,16 @@ def _refuse_environment(config: DictConfig, overrides: list[str], folders: list[
                 f"{' or '.join(folders)}: a config there sets {key}={value}, which asks for more than another option's "
                 "value; if you want that, say it in the command itself"
             )
+
+
+def _refuse_pipes(config: DictConfig, overrides: list[str], folders: list[str]) -> None:
+    """`dataset.pipes` lets data sources run commands."""
+    typed = any(re.match(r"\+{0,2}dataset\.pipes=", override) for override in overrides)
+    if OmegaConf.select(config, "dataset.pipes", default=False) and not typed:
+        raise UserError(
+            f"{' or '.join(folders)}: a config there sets dataset.pipes, so that its data could run commands; if you "
+            "want that, say dataset.pipes=true in the command itself"
+        )
 
 
 def _flat(node: Any) -> Iterator[tuple[str, Any]]:

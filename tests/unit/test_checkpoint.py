@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from velm_cli.engine import checkpoint
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.optim import Ema
 from velm_cli.engine.progress import Progress
@@ -216,3 +217,16 @@ def test_an_average_of_more_than_is_trained_now_is_read(training):
     training.checkpoints().save(training.task, training.optimizer, narrower, Progress(step=2))
     with pytest.raises(UserError, match="ema: bias is in one of them only"):
         training.checkpoints().load_newest(training.task, training.optimizer, wider)
+
+
+def test_a_checkpoint_that_may_not_be_read_stays_where_it_is(tmp_path, monkeypatch):
+    """Root may read all, so the system's refusal is stood in for."""
+    (tmp_path / "step-00000004").mkdir()
+
+    def refused(path):
+        raise PermissionError(13, "Permission denied", str(path / "state.json"))
+
+    monkeypatch.setattr(checkpoint, "_progress_in", refused)
+    with pytest.raises(UserError, match=r"step-00000004/state.json: Permission denied; make it readable"):
+        Checkpoints(tmp_path, Ranks(Place(), torch.device("cpu")), keep=1).find()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import threading
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +17,7 @@ from velm_cli.data import features
 from velm_cli.data.features import LOCK, PART, FeatureCache
 from velm_cli.engine.signals import Stopped, StopRequest
 from velm_cli.errors import UserError
+from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.schema import FeatureCaching
 from velm_cli.stages.encoding import _fill
 
@@ -133,7 +136,7 @@ def test_two_runs_do_the_work_once(tmp_path, capfd):
         waiting.start()
         waiting.join(0.3)
         assert waiting.is_alive() and not encoder.asked
-        (cache.folder / "about.json").write_text(json.dumps({"shape": [3, 5]}))
+        (cache.folder / "about.json").write_text(json.dumps({**cache.about, "shape": [3, 5]}))
         for part in range(3):
             np.save(cache.folder / f"part-{part:05d}.npy", TABLE[part * PART : (part + 1) * PART].numpy())
     waiting.join(10)
@@ -212,3 +215,48 @@ def test_a_signal_to_one_rank_stops_all_and_nothing_is_lost(tmp_path):
     again = fill_together(tmp_path, encoders)
     asked = sorted(record for encoder in encoders for record in encoder.asked)
     assert again == [len(asked)] * 2 and 0 < len(asked) < RECORDS
+
+
+def filled(store, about: str, table: torch.Tensor) -> FeatureCache:
+    cache = FeatureCache(store, RECORDS, FeatureCaching.fp32, {"encoder": about, "store": store.name})
+    fill(cache, np.arange(RECORDS), lambda records: iter([table[records]]))
+    return cache
+
+
+def test_features_of_other_records_stores_and_encoders_do_not_pass(tmp_path):
+    """Their checksums are right, and so is everything else about them."""
+    ours, theirs = filled(tmp_path / "ours", "a", TABLE), filled(tmp_path / "theirs", "a", -TABLE)
+    same = [PART - 1, 0]
+    assert torch.equal(read(ours, same), TABLE[same]) and torch.equal(read(theirs, same), -TABLE[same])
+
+    def again() -> FeatureCache:
+        return FeatureCache(tmp_path / "ours", RECORDS, FeatureCaching.fp32, {"encoder": "a", "store": "ours"})
+
+    for name in ("part-00000.npy", "part-00000.crc32.npy"):  # a part of another store
+        shutil.copy(theirs.folder / name, ours.folder / name)
+    with pytest.raises(UserError, match=r"part-00000.npy cannot be read \(the features of record 255 have changed"):
+        read(again(), same)
+    for name in ("part-00000.npy", "part-00000.crc32.npy"):  # rows of one store that change places
+        rows = np.load(theirs.folder / name)
+        rows[[0, 1]] = rows[[1, 0]]
+        np.save(theirs.folder / name, rows)
+    other = FeatureCache(tmp_path / "theirs", RECORDS, FeatureCaching.fp32, {"encoder": "a", "store": "theirs"})
+    with pytest.raises(UserError, match="the features of record 0 have changed"):
+        read(other, same)
+    shutil.copy(theirs.folder / "about.json", ours.folder / "about.json")  # all of another's, under our name
+    with pytest.raises(UserError, match="it is of other images or of another encoder"):
+        read(again(), same)
+
+
+def test_features_without_named_rows_are_read_and_added_to(tmp_path):
+    """As the last version wrote them."""
+    cache = filled(tmp_path, "a", TABLE)
+    about = read_sealed(cache.folder / "about.json")
+    del about["rows_named"]
+    write_json(cache.folder / "about.json", sealed(about))
+    sums = np.array([zlib.crc32(row.numpy().data) for row in TABLE[:PART]], np.uint32)
+    np.save(cache.folder / "part-00000.crc32.npy", sums)
+    for name in ("part-00001.npy", "part-00002.npy"):
+        (cache.folder / name).unlink()
+    older = filled(tmp_path, "a", TABLE)
+    assert torch.equal(read(older, [0, PART, RECORDS - 1]), TABLE[[0, PART, RECORDS - 1]])

@@ -38,7 +38,7 @@ def test_what_gpus_do_says_the_same(config):
     embedded_NTE = torch.randn(6, 6, 6, dtype=torch.double)
     expected, _ = text.run(embedded_NTE, packing=packing)
     x_MD = embedded_NTE.flatten(0, 1)[packing.by_time_M]
-    found = spread(text._by_torch(x_MD, packing.sizes), packing.by_time_M, 6, 6)
+    found = spread(text._by_torch(PackedSequence(x_MD, packing.sizes))[0].data, packing.by_time_M, 6, 6)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 

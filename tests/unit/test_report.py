@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from velm import TINY, TINY_MODEL, call
+from velm import TINY, TINY_MODEL, call, velm
 
 from velm_cli.report.runs import ScoredRun, bootstrap, compare, table
 
@@ -87,6 +87,9 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     assert call("report", *folders, "out=notes.png") == 2
     assert "is there and is not a picture of velm report" in capsys.readouterr().err
     assert (tmp_path / "notes.png").read_bytes() == b"\x89PNG of mine"
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\n")  # a stranger's; matplotlib reads it when imported
+    done = velm("report", *folders, "out=unbothered.png", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "unbothered.png").exists(), done.stderr
     assert call("report", *folders, "out=picture.xyz") == 2
     assert "a picture's name ends in one of png, svg, pdf" in capsys.readouterr().err
     start = json.loads((tmp_path / "runs/train").joinpath(folders[0], "metrics.jsonl").read_text().splitlines()[0])

@@ -23,7 +23,7 @@ from velm_cli.data.making import build_part, build_store
 from velm_cli.data.parts import Part
 from velm_cli.data.records import Corpus, Record
 from velm_cli.data.store import Ids, Store, preprocess_command, store_path
-from velm_cli.errors import UserError
+from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.schema import (
     CocoConfig,
@@ -531,5 +531,13 @@ def test_doctor_reads_every_byte_of_a_store(store, tmp_path, capsys):
     data = bytearray(tar.read_bytes())
     data[5] ^= 1  # in the name of a member, which velm itself never reads
     tar.write_bytes(data)
-    assert run(DoctorRoot(store=str(path))) == 1
+    with pytest.raises(StageError, match=r"1 of . shards are damaged"):
+        run(DoctorRoot(store=str(path)))
     assert "shard-00000.tar has changed since it was written" in capsys.readouterr().out
+    shutil.copy(store.path / "images/shard-00000.tar", tar)
+    index = tar.with_suffix(".idx.npy")
+    for damage in (lambda: index.write_bytes(index.read_bytes()[:-1] + b"x"), index.unlink):
+        damage()
+        with pytest.raises(StageError, match=r"1 of . shards are damaged"):
+            run(DoctorRoot(store=str(path)))
+        assert "shard-00000.idx.npy" in capsys.readouterr().out

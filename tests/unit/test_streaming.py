@@ -367,7 +367,8 @@ def test_doctor_reads_the_shards_to_train_on(tmp_path, capsys):
     content[content.index(b"photo number")] ^= 1
     shard.write_bytes(content)
     (tmp_path / "shards/00004.tar").unlink()
-    assert doctor.run(DoctorRoot(store=str(made.path))) == 2
+    with pytest.raises(StageError, match=r"2 of . shards are damaged"):
+        doctor.run(DoctorRoot(store=str(made.path)))
     said = capsys.readouterr().out
     assert "00003.tar: sample 000000020 has changed since" in said and "00004.tar: cannot be opened" in said
 

@@ -34,6 +34,7 @@ PART = 256  # records; what a kill can cost, and what lies in memory while featu
 OPEN_PARTS = 256  # an open map holds a file descriptor
 ROOM_LEFT = 1 << 30  # bytes that stay free on the disk
 LOCK = ".writing"
+NAMED = "rows_named"  # in about.json: checksums say which record a row is of; those of older velms do not
 
 Encode = Callable[[np.ndarray], Iterator[Tensor]]  # records -> their features, in order, in pieces of any size
 
@@ -60,11 +61,23 @@ class FeatureCache:
     @functools.cached_property
     def shape(self) -> tuple[int, int]:
         """(S, D), the same for all records."""
+        return self._kept[0]
+
+    @functools.cached_property
+    def _kept(self) -> tuple[tuple[int, int], bool]:
+        """What about.json says of the parts: (S, D), and whether a row's checksum also says whose it is."""
         try:
-            positions, width = read_sealed(self.folder / "about.json")["shape"]
-        except (OSError, ValueError, KeyError) as error:
+            about = read_sealed(self.folder / "about.json")
+            (positions, width), named = about.pop("shape"), about.pop(NAMED, False)
+            if about != {name: self.about[name] for name in about} or len(about) < len(self.about) - 1:
+                raise ValueError("it is of other images or of another encoder")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.folder} is damaged ({error}): delete it, and it is made again") from error
-        return positions, width
+        return (positions, width), bool(named)
+
+    def _sum(self, record: int, row: np.ndarray, named: bool) -> int:
+        """CRC-32 of a row, beginning with whose it is: so rows do not pass for those of other records or folders."""
+        return zlib.crc32(row.data, zlib.crc32(f"{self.folder.name} {record}".encode()) if named else 0)
 
     def empty(self, images: int) -> Tensor:
         """Room for the features of so many images."""
@@ -77,7 +90,7 @@ class FeatureCache:
         _bits(out_SD)[...] = rows_BSD[row]
         if sums is None or self._checked[part][row]:
             return
-        if zlib.crc32(_bits(out_SD).data) != sums[row]:
+        if self._sum(record, _bits(out_SD), self._kept[1]) != sums[row]:
             raise self._damaged(part, f"the features of record {record} have changed")
         self._checked[part][row] = True
 
@@ -125,7 +138,7 @@ class FeatureCache:
         if not self.folder.exists():
             raise UserError(f"{self.folder} is gone: was the store replaced? give the same command again")
         if not (self.folder / "about.json").exists():
-            write_json(self.folder / "about.json", sealed({**self.about, "shape": array.shape[1:]}))
+            write_json(self.folder / "about.json", sealed({**self.about, "shape": array.shape[1:], NAMED: True}))
         free = shutil.disk_usage(self.folder).free
         if free < array.nbytes + ROOM_LEFT:
             raise UserError(
@@ -133,7 +146,9 @@ class FeatureCache:
                 f"{array.nbytes / 1e6:,.0f} MB in {self.folder.parent}) and {free / 1e9:.1f} GB are free; "
                 "make room, or use data.cache=none"
             )
-        write_array(self._sums(part), np.array([zlib.crc32(row.data) for row in array], np.uint32))
+        named = self._kept[1]
+        sums = [self._sum(part * PART + number, row, named) for number, row in enumerate(array)]
+        write_array(self._sums(part), np.array(sums, np.uint32))
         write_array(self._path(part), array)  # last: a part that exists has its checksums
 
     def _map(self, part: int) -> tuple[np.ndarray, np.ndarray | None]:

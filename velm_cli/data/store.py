@@ -7,7 +7,6 @@ content: the same records with the same pixels have the same hash, whatever fold
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import re
@@ -27,11 +26,11 @@ from velm_cli.data.building import (
     PLAN,
     STORE_FORMAT,
 )
-from velm_cli.data.shards import ShardReader
+from velm_cli.data.shards import ShardReader, read_index
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens, encoded_in, tokens_in
 from velm_cli.errors import UserError
-from velm_cli.files import SEAL, check_crc32, unsealed
+from velm_cli.files import SEAL, check_crc32, sha256, unsealed
 from velm_cli.schema import (
     KINDS,
     CocoConfig,
@@ -233,16 +232,19 @@ class Store:
             ) from error
 
     def damage(self) -> Iterator[str | None]:
-        """Read every byte of the image shards: for each shard a line about what has changed, or None.
+        """Read every byte of the image shards and their indexes: for each shard a line about what has changed, or None.
 
-        What lies beside the images was checked when the store was opened.
+        What else lies beside the images was checked when the store was opened.
         """
         for shard in self.manifest["shards"]:
-            with open(self.path / "images" / shard["file"], "rb") as file:
-                digest = hashlib.sha256()
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-            yield None if digest.hexdigest() == shard["sha256"] else f"{shard['file']} has changed since it was written"
+            file = self.path / "images" / shard["file"]
+            changed = f"{file.name} has changed since it was written" if sha256(file) != shard["sha256"] else None
+            if changed is None:
+                try:
+                    read_index(file, shard.get("index"))
+                except (OSError, ValueError, EOFError) as error:
+                    changed = str(error)
+            yield changed
 
     def concepts(self, i: int) -> np.ndarray:
         """Labels of record i (uint16, rising): the concept words its captions contain."""
@@ -256,11 +258,11 @@ class Store:
         caption_splits = np.repeat(self._record_splits, np.diff(self._record_captions))
         splits = self.manifest["splits"]
         train = np.flatnonzero(caption_splits == (splits.index("train") if "train" in splits else -1))
-        return tokens_in(self.path / "tokens", config, self._captions, train)
+        return tokens_in(self.path / "tokens", self.hash, config, self._captions, train)
 
     def encode(self, tokenizer: Tokenizer, max_tokens: int) -> Tokens:
         """Its captions by a tokenizer that exists already (a checkpoint's); also kept beside the store."""
-        return encoded_in(self.path / "tokens", tokenizer, max_tokens, self._captions)
+        return encoded_in(self.path / "tokens", self.hash, tokenizer, max_tokens, self._captions)
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

@@ -37,6 +37,7 @@ from velm_cli.schema import TokenizerConfig, TokenizerKind
 TOKENS_FORMAT = 1
 LOCK = ".writing"
 SUMS = "crc32.json"  # of the arrays beside it
+OF_STORE = "store"  # in that file: the hash of the store
 CHUNK = 20_000  # captions encoded at once: lists of Python numbers are 30 times the array's size
 
 
@@ -47,11 +48,14 @@ class Tokens:
     `ids[offsets[c]:offsets[c + 1]]`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, store: str) -> None:
+        """`store`: the hash of the store whose captions they are."""
+        self.folder, self._store = folder, store
         self.tokenizer = Tokenizer.load(folder)
         try:
             sums = read_sealed(folder / SUMS) if (folder / SUMS).exists() else {}  # an older velm's have none
+            if sums.pop(OF_STORE, store) != store:
+                raise ValueError("they are of the captions of another store")
             for name, expected in sums.items():
                 check_crc32(folder / name, expected)
             self.ids = map_array(folder / "ids.npy")
@@ -63,17 +67,17 @@ class Tokens:
         """Token ids of caption number `c` of the store."""
         return self.ids[self.offsets[c] : self.offsets[c + 1]]
 
-    def __reduce__(self) -> tuple[type[Tokens], tuple[Path]]:
-        return Tokens, (self.folder,)  # a copy in another process maps the files again
+    def __reduce__(self) -> tuple[type[Tokens], tuple[Path, str]]:
+        return Tokens, (self.folder, self._store)  # a copy in another process maps the files again
 
 
-def tokens_in(folder: Path, config: TokenizerConfig, captions: Sequence[str], train: np.ndarray) -> Tokens:
-    """The tokens of `captions` as `config` wants them, from `folder`, where they are made if absent.
+def tokens_in(folder: Path, store: str, config: TokenizerConfig, captions: Sequence[str], train: np.ndarray) -> Tokens:
+    """The tokens of the store's `captions` as `config` wants them, from `folder`, where they are made if absent.
 
     A vocabulary is learned from the captions number `train`. Several processes may ask at once.
     """
     if config.kind is TokenizerKind.pretrained:  # its files may change under the same name
-        return encoded_in(folder, Tokenizer.build(config, []), config.max_tokens, captions)
+        return encoded_in(folder, store, Tokenizer.build(config, []), config.max_tokens, captions)
     options = {**asdict(config), "kind": config.kind.name, "format": TOKENS_FORMAT}
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
     built = folder / f"{key}.json"  # which tokenizer these options have led to
@@ -83,19 +87,20 @@ def tokens_in(folder: Path, config: TokenizerConfig, captions: Sequence[str], tr
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{built} is damaged ({error}): delete it, and it is made again") from error
         if place.exists():
-            return Tokens(place)
+            return Tokens(place, store)
     tokenizer = Tokenizer.build(config, (captions[c] for c in train))
-    return encoded_in(folder, tokenizer, config.max_tokens, captions, (built, options))
+    return encoded_in(folder, store, tokenizer, config.max_tokens, captions, (built, options))
 
 
 def encoded_in(
     folder: Path,
+    store: str,
     tokenizer: Tokenizer,
     max_tokens: int,
     captions: Sequence[str],
     named: tuple[Path, dict[str, Any]] | None = None,
 ) -> Tokens:
-    """The tokens of `captions` by `tokenizer`, from `folder`, where they are made if absent.
+    """The tokens of the store's `captions` by `tokenizer`, from `folder`, where they are made if absent.
 
     `named`: a file that says which options have led to this tokenizer, and these options.
     """
@@ -107,15 +112,15 @@ def encoded_in(
             with locked(folder / LOCK, "", wait=True):  # others that ask at the same time find them made
                 remove_temporary(folder)
                 if not place.exists():
-                    _write(place, tokenizer, max_tokens, captions)
+                    _write(place, store, tokenizer, max_tokens, captions)
                 if named:
                     write_json(named[0], sealed({"options": named[1], "tokens": place.name}))
         except OSError as error:
             raise UserError(f"cannot write tokens into {folder}: {error.strerror or error}") from error
-    return Tokens(place)
+    return Tokens(place, store)
 
 
-def _write(place: Path, tokenizer: Tokenizer, max_tokens: int, captions: Sequence[str]) -> None:
+def _write(place: Path, store: str, tokenizer: Tokenizer, max_tokens: int, captions: Sequence[str]) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     parts: list[np.ndarray] = []
     lengths = np.zeros(len(captions) + 1, np.int64)
@@ -132,7 +137,8 @@ def _write(place: Path, tokenizer: Tokenizer, max_tokens: int, captions: Sequenc
         tokenizer.save(temporary)
         write_array(temporary / "ids.npy", np.concatenate(parts))
         write_array(temporary / "offsets.npy", np.cumsum(lengths))
-        write_json(temporary / SUMS, sealed({name: crc32(temporary / name) for name in ("ids.npy", "offsets.npy")}))
+        sums = {name: crc32(temporary / name) for name in ("ids.npy", "offsets.npy")}
+        write_json(temporary / SUMS, sealed(sums | {OF_STORE: store}))
         temporary.rename(place)
     except (OSError, UserError):
         if not place.exists():  # else another process was quicker, with the same result

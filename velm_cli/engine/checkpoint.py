@@ -43,10 +43,19 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 class Checkpoints:
     """The checkpoints of a run: written by rank 0, read by all."""
 
-    def __init__(self, folder: Path, ranks: Ranks, *, keep: int, keep_every: int = 0, background: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ranks: Ranks,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        background: bool = False,
+        run: str | None = None,
+    ) -> None:
         """The newest `keep` stay, and those of steps that `keep_every` divides. In the `background`, writing goes on
-        beside training, from a copy in main memory."""
-        self.folder, self.ranks = folder, ranks
+        beside training, from a copy in main memory. `run`: what they say that they are of (`sources.identity_of`)."""
+        self.folder, self.ranks, self.run = folder, ranks, run
         self.keep, self.keep_every = keep, keep_every
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="velm-checkpoint") if background else None
         self._writing: Future | None = None
@@ -86,6 +95,8 @@ class Checkpoints:
         for checkpoint in reversed(_steps(self.folder)):
             problem = _damage(checkpoint, finite=True)
             if problem is None:
+                if self.run is not None and read_sealed(checkpoint / "state.json").get("run", self.run) != self.run:
+                    raise UserError(f"{checkpoint} is of another run: put the run's own back, or give fresh=true")
                 found = checkpoint.name
                 break
             damaged.append((checkpoint.name, problem, _move_aside(checkpoint).name))
@@ -93,6 +104,11 @@ class Checkpoints:
         notes = [f"checkpoint {name} is damaged ({why}), kept as {aside}; {then}" for name, why, aside in damaged]
         self._found = (found, notes)
         return found
+
+    @property
+    def notes(self) -> list[str]:
+        """Of what `find` has found: a line about each that was moved aside."""
+        return self._found[1] if self._found else []
 
     def load_newest(
         self, task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
@@ -142,6 +158,7 @@ class Checkpoints:
             digests = {file.name: sha256(file) for file in sorted(part.iterdir())}
             moments = len(files["optimizer.safetensors"])
             state = {"progress": asdict(progress), "moments": moments, "sha256": digests}
+            state |= {} if self.run is None else {"run": self.run}
             with open(part / "state.json", "w", encoding="utf-8") as file:
                 json.dump(sealed(state), file, indent=1)
                 file.flush()
@@ -198,6 +215,8 @@ def _damage(checkpoint: Path, *, finite: bool = False) -> str | None:
                 pass
         if finite and (name := first_nan(load_file(checkpoint / "task.safetensors"))):
             return f"{name} is not a number"
+    except PermissionError as error:  # nothing is wrong with what may not be read
+        raise UserError(f"{error.filename or checkpoint}: {error.strerror}; make it readable") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None

@@ -8,9 +8,13 @@ validation run as written: their shapes change with every word.
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from itertools import chain
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -28,9 +32,27 @@ def compile_model(model: VelmModel, how: Compile, device: torch.device) -> None:
         raise UserError(
             f"run.compile={how.value} needs a C++ compiler (g++ or clang++): install one, or run.compile=off"
         )
+    _keep_compiled_code_private()
     parts = [model.vision, model.text, model.fusion]
     for module in blocks_of(model) if how is Compile.block else filter(None, parts):
         module.compile()
+
+
+def _keep_compiled_code_private() -> None:
+    """torch loads what it has compiled from a folder by name, pickles among it: never from one of another user.
+
+    Its own choice is a folder of /tmp that anybody may have made first.
+    """
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):  # the user's own choice
+        return
+    folder = Path(tempfile.gettempdir()) / f"velm-compiled-{os.geteuid()}"
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+            return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="velm-compiled-")
 
 
 def blocks_of(model: VelmModel) -> Iterator[nn.Module]:

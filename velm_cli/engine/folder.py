@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,10 @@ from velm_cli.files import crc32, locked, read_log, refuse_links, write_bytes, w
 from velm_cli.schema import Resize
 
 MARKERS = ("DONE", "PREEMPTED", "FAILED")
+WRITTEN = (
+    *MARKERS, "command.txt", "environment.json", "metrics.jsonl", "sources.json", "model.safetensors",
+    "best.safetensors", "predictions.json", "scores.json", "per_image.jsonl", "report.html", "weights.json",
+)  # fmt: skip
 
 
 def run_path(config: Any) -> Path:
@@ -35,7 +39,7 @@ def run_path(config: Any) -> Path:
     path = Path(config.run.dir) / config.stage / config.name
     if config.fresh:
         number = 2
-        while path.exists():
+        while os.path.lexists(path):
             path = path.with_name(f"{config.name}.{number}")
             number += 1
     return path
@@ -84,8 +88,7 @@ def open_run(
         for left_by_a_kill in (*path.glob(".*.part"), *path.glob("*.safetensors.part")):
             left_by_a_kill.unlink()
         compose.write_config(path / "config.yaml", config)
-        with open(path / "command.txt", "a", encoding="utf-8") as file:
-            file.write(shlex.join([*sys.argv[0].split(), *sys.argv[1:]]) + "\n")
+        _note_command(path / "command.txt")
         write_json(path / "environment.json", environment())
         try:
             yield run
@@ -96,14 +99,19 @@ def open_run(
             raise
 
 
+def _note_command(file: Path) -> None:
+    """Add this command. The file is replaced, not written into: it may have another name in somebody's home."""
+    before = file.read_bytes() if file.exists() else b""
+    write_bytes(file, [before, os.fsencode(shlex.join([*sys.argv[0].split(), *sys.argv[1:]]) + "\n")])
+
+
 def _refuse_foreign(path: Path) -> None:
-    """UserError for a folder that holds something and is no run's: velm would write its files beside the user's."""
-    try:
-        strange = {entry.name for entry in path.iterdir()}
-    except (FileNotFoundError, NotADirectoryError):  # the lock says it of a file
+    """UserError for a folder that is no run's and has files of the names that a run writes: they are the user's."""
+    if any(os.path.lexists(path / name) for name in (".lock", "config.yaml")):
         return
-    if strange and not strange & {".lock", "config.yaml"}:
-        raise UserError(f"{path} is not a run of velm and holds {min(strange)}: give another name=, or move it away")
+    for name in WRITTEN:
+        if (path / name).is_file() and not (path / name).is_symlink():
+            raise UserError(f"{path} is not a run of velm and holds {name}: give another name=, or move it away")
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
@@ -123,18 +131,21 @@ def resize_of(path: Path, config: Any) -> Resize:
     return Resize.__members__.get(str(vision.get("resize")), Resize.auto)
 
 
-def refuse_to_restart(path: Path) -> None:
+def refuse_to_restart(path: Path, notes: Sequence[str] = ()) -> None:
     """UserError where training from the first step on would replace weights: a run's whose checkpoints are gone.
+
+    `notes`: lines about its checkpoints, which are said first.
 
     For a run that has no usable checkpoint. One that was killed before its first, after a validation, has weights, too,
     and begins again: nothing shows that there was more.
     """
     weights = [name for name in ("model.safetensors", "best.safetensors") if (path / name).exists()]
     if weights and (_is_over(path) or _had_checkpoints(path)):
-        raise UserError(
+        line = (
             f"{path} holds a trained model ({weights[0]}) and no whole checkpoint to go on from: train on with "
             f"velm finetune checkpoint={path}, or anew with another name= or fresh=true"
         )
+        raise UserError("\n".join([*(note.partition("; no whole one")[0] for note in notes), line]))
 
 
 def _is_over(path: Path) -> bool:

@@ -237,7 +237,7 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
             progress.best, progress.best_step, progress.bad_validations = score, progress.step, 0
             weights = whole_tensors(run.task.state_dict(), run.ranks)
             if run.ranks.first:
-                save_state(weights, run.folder / "best.safetensors")
+                save_state(weights, run.folder / "best.safetensors", run.checkpoints.run)
         else:
             progress.bad_validations += 1
     finally:

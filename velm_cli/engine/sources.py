@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,24 @@ def sources_of(config: Any) -> dict[str, str]:
     return {key: source for key, source in named.items() if source is not None}
 
 
-def write_sources(path: Path, loaded: dict[str, dict[str, str]], store: str, tokenizer: str) -> None:
-    """Note in the run folder which weights it has begun with, the hash of its store and its tokenizer's digest."""
-    write_json(path / FILE, sealed({**loaded, "store": store, "tokenizer": tokenizer}))
+def identity_of(path: Path, config: Any) -> str:
+    """What the checkpoints and weights of the run in `path` say that they are of: a digest of its experiment.
+
+    It stays what it was when the run began: a later velm has options that this one did not know.
+    """
+    new = hashlib.sha256(json.dumps(compose.experiment_of(config), sort_keys=True, default=str).encode()).hexdigest()
+    return str(_noted(path).get("run", new))
+
+
+def noted_identity(path: Path) -> str | None:
+    """The same of a run folder as it is; None where an older velm wrote none."""
+    noted = _noted(path).get("run")
+    return None if noted is None else str(noted)
+
+
+def write_sources(path: Path, loaded: dict[str, dict[str, str]], store: str, tokenizer: str, run: str) -> None:
+    """Note in the run folder which weights it began with, its store's hash, its tokenizer's digest and what it is."""
+    write_json(path / FILE, sealed({**loaded, "store": store, "tokenizer": tokenizer, "run": run}))
 
 
 def refuse_other_tokenizer(run: Path, tokenizer: str, cure: str) -> None:

@@ -92,12 +92,13 @@ def missing_scores(scores: Scores, required: Sequence[str]) -> str:
     return "; ".join(f"{name}: {scores.reasons[name]}" for name in missing)
 
 
-def save(scores: Scores, folder: Path, beside: Sequence[str] = ()) -> None:
+def save(scores: Scores, folder: Path, beside: Sequence[str] = (), weights: str | None = None) -> None:
     """Writes `scores.json` (corpus, images, reasons, warnings, signature) and `per_image.jsonl`.
 
-    `scores.json` holds checksums of the latter and of the files `beside`: formats of lists, which have no room for one.
+    `scores.json` holds checksums of the latter and of the files `beside`: formats of lists, which have no room for one;
+    and the SHA-256 of the `weights` that wrote the captions, as the evaluation's `weights.json` does.
     """
-    summary = {
+    summary: dict[str, Any] = {
         **scores.corpus,
         "intervals": scores.intervals,
         "spice_categories": scores.spice_categories,
@@ -107,6 +108,8 @@ def save(scores: Scores, folder: Path, beside: Sequence[str] = ()) -> None:
         "warnings": scores.warnings,
         "signature": scores.signature,
     }
+    if weights is not None:
+        summary["weights"] = weights
     lines = (
         {
             "image_id": image,
@@ -140,6 +143,10 @@ def read_summary(folder: Path) -> dict[str, Any]:
     for name in NAMES:
         if not _is_figure(summary.get(name)):
             raise ValueError(f"{name} is no number")
+    if (folder / "weights.json").exists():
+        weights = read_sealed(_plain_file(folder / "weights.json")).get("sha256")
+        if summary.get("weights", weights) != weights:  # an older velm's does not say
+            raise ValueError("scores.json is of other weights than weights.json names")
     for key in ("language", "spice_categories"):
         _of(key, summary, _is_figure)
     _of("intervals", summary, _is_interval)

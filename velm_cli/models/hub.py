@@ -17,6 +17,8 @@ from velm_cli.errors import UserError
 from velm_cli.hub import hub_has
 from velm_cli.models.weights import unfilled
 
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # transformers' own
+
 
 def load_pretrained(
     group: str, name: str, weights: str, auto_class: str, *, changes: Mapping[str, Any] | None = None, **options: Any
@@ -57,11 +59,24 @@ def load_config(group: str, name: str) -> Any:
     if not name:
         raise UserError(f"{group}.name is not set: give the folder of a transformers model (or a hub name)")
     try:
-        return transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a file that is no JSON, an unknown model_type, values that its class refuses
         if os.path.exists(name) or not hub_has(name):
             raise UserError(_line(group, name, error)) from error
-    return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+    _refuse_kernels(group, name, config)
+    return config
+
+
+def _refuse_kernels(group: str, name: str, config: Any) -> None:
+    """UserError where a model's config names attention code that transformers would fetch from the hub and run."""
+    parts = [config, *(part for part in vars(config).values() if hasattr(part, "_attn_implementation"))]
+    for part in parts:
+        if (chosen := part._attn_implementation) is not None and chosen not in ATTENTIONS:
+            raise UserError(
+                f"{group}.name={name}: its config asks for the attention {chosen!r}, code from elsewhere: remove "
+                "attn_implementation from its config.json"
+            )
 
 
 def first_line(error: Exception) -> str:

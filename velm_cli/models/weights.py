@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from velm_cli.errors import StageError, UserError
 
-SEAL = "velm_crc32"  # in a weight file's metadata
+SEAL, RUN = "velm_crc32", "velm_run"  # in a weight file's metadata: a checksum, and which run it is of
 
 
 def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[str, Tensor]:
@@ -46,15 +46,21 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[
         ) from error
 
 
-def read_state(path: Path) -> tuple[dict[str, Tensor], str]:
-    """The tensors of a .safetensors file and its SHA-256, of one reading: whatever replaces the file meanwhile."""
+def read_state(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a .safetensors file and its SHA-256, of one reading: whatever replaces the file meanwhile.
+
+    UserError when it says that it is of another run than `run`; an older velm's and other programs' say nothing.
+    """
     _refuse_absent(path)
     try:
         content = path.read_bytes()
         state = load(content)
-        _compare(state, _metadata(content).get(SEAL))
+        metadata = _metadata(content)
+        _compare(state, metadata.get(SEAL))
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
+    if run is not None and metadata.get(RUN, run) != run:
+        raise UserError(f"{path} holds the weights of another run than the one of its folder: put its own back")
     return state, hashlib.sha256(content).hexdigest()
 
 
@@ -99,10 +105,11 @@ def refuse_not_finite(module: nn.Module, source: str | Path) -> None:
         raise UserError(f"{source} holds numbers that are not finite ({name}): its training went wrong; take others")
 
 
-def save_state(state: dict[str, Tensor], path: Path) -> None:
+def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> None:
     """Write tensors as safetensors: whole or not at all. Shared tensors are stored once a name.
 
-    The file's metadata has a CRC-32 of all names, types, shapes and values, which `load_state` compares.
+    The file's metadata has a CRC-32 of all names, types, shapes and values, which `load_state` compares, and which
+    `run` they are of.
     """
     part = path.with_name(path.name + ".part")
     seen: set[int] = set()
@@ -114,7 +121,7 @@ def save_state(state: dict[str, Tensor], path: Path) -> None:
         seen.add(tensor.data_ptr())
         out[name] = tensor
     try:
-        save_file(out, part, metadata={SEAL: _seal_of(out)})
+        save_file(out, part, metadata={SEAL: _seal_of(out)} | ({} if run is None else {RUN: run}))
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)

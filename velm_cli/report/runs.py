@@ -187,6 +187,7 @@ def plot(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr
         import matplotlib
     except ImportError:
         raise UserError("out= draws with matplotlib: pip install matplotlib") from None
+    matplotlib.rcdefaults()  # a matplotlibrc in the working folder may be a stranger's, and can run LaTeX
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

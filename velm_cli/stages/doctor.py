@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from velm_cli.data.store import Store
 from velm_cli.engine.device import cpu_multiplies_bf16, pick_device
-from velm_cli.errors import UserError
+from velm_cli.errors import StageError, UserError
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.fetch import fetch_spice
 from velm_cli.metrics.java import JavaError, find_java, memory_limit
@@ -67,15 +67,13 @@ def _store(path: Path) -> float:
     problems = [line for line in shards if line]
     for line in problems:
         print(f"--  {line}")
+    if problems:
+        raise StageError(f"{path}: {len(problems)} of {len(shards)} shards are damaged; velm preprocess ... fresh=true")
     unknown = (
         "" if "crc32_of" in store.manifest else "; made by an older velm, without checksums of captions and labels"
     )
-    print(
-        f"{path}: {len(problems)} of {len(shards)} shards are damaged; velm preprocess ... fresh=true"
-        if problems
-        else f"{path}: {sum(store.counts.values()):,} records, all bytes are as they were written{unknown}"
-    )
-    return float(len(problems))
+    print(f"{path}: {sum(store.counts.values()):,} records, all bytes are as they were written{unknown}")
+    return 0.0
 
 
 def _examined(checks: dict[str, Callable[[], Finding]]) -> Iterator[tuple[str, Finding]]:

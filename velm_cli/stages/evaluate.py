@@ -21,7 +21,7 @@ from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, stop_on_signals
 from velm_cli.engine.sources import weight_file
 from velm_cli.errors import StageError, UserError
-from velm_cli.files import read_sealed, sealed, write_json
+from velm_cli.files import read_sealed, sealed, sha256, write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
 from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, read_summary, table
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
@@ -53,6 +53,8 @@ def run(config: EvaluateRoot) -> float | None:
     with together(config.run.device) as ranks:
         state, digest = read_weights(weights, ranks)
         about = {"file": str(weights), "sha256": digest, "data": store.hash}
+        if config.metrics.df not in ("corpus", "coco") and "cider" in config.metrics.names:
+            about["df"] = sha256(Path(config.metrics.df))
         path = ranks.same(_result_path(config, about))
         if (path / "DONE").exists():
             return _report_again(path)
@@ -118,6 +120,7 @@ def _evaluate(
             path,
             title=f"{config.checkpoint}  {config.split}",
             trained_on=store_path(trained.dataset) == store.path,
+            weights=about["sha256"],
         )
         _check_facts(config, captions, path)
         if config.report.page and scores:
@@ -263,7 +266,8 @@ def _holds_another(path: Path, config: EvaluateRoot, about: dict[str, str]) -> b
     assert isinstance(saved, dict) and isinstance(asked, dict)
     options = ("split", "limit", "seed", "dataset", "decode", "metrics", "eval")
     differs = any(saved.get(key, asked[key]) != asked[key] for key in options)
-    other_data = before.get("data", about["data"]) != about["data"]  # an older velm's does not say
+    # An older velm's does not say of which data it is.
+    other_data = any(before.get(key, about.get(key)) != about.get(key) for key in ("data", "df"))
     return before.get("sha256") != about["sha256"] or other_data or differs
 
 

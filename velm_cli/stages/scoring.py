@@ -186,13 +186,21 @@ def _weighed(loss: float, weight: Weight, log_variance: Tensor | None) -> float:
 
 
 def score_and_save(
-    captions: Captions, store: Store, config: MetricsConfig, folder: Path, *, title: str, trained_on: bool
+    captions: Captions,
+    store: Store,
+    config: MetricsConfig,
+    folder: Path,
+    *,
+    title: str,
+    trained_on: bool,
+    weights: str | None = None,
 ) -> Scores | None:
     """predictions.json, scores.json and per_image.jsonl in `folder`; the table on the console.
 
     Images without references are captioned and not scored; None when all are.
 
-    `trained_on`: the store's training part is what the model learned from, so novel captions can be counted.
+    `weights`: the SHA-256 of those that wrote the captions. `trained_on`: the store's training part is what the model
+    learned from, so novel captions can be counted.
     """
     folder.mkdir(parents=True, exist_ok=True)
     predictions = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
@@ -215,7 +223,7 @@ def score_and_save(
         training=training,
         read_image=lambda image: store.image_bytes(record[image]),
     )
-    save(scores, folder, beside=["predictions.json"])
+    save(scores, folder, beside=["predictions.json"], weights=weights)
     print(f"\n{title}  {len(by_id):,} images\n{table(scores)}\n{language_line(scores.language)}")
     for warning in scores.warnings:
         print(f"note: {on_one_line(warning)}")

@@ -10,7 +10,7 @@ from torch import Tensor
 from velm_cli import compose
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.ranks import Ranks
-from velm_cli.engine.sources import refuse_other_tokenizer, sources_of, weight_file
+from velm_cli.engine.sources import noted_identity, refuse_other_tokenizer, sources_of, weight_file
 from velm_cli.errors import StageError, UserError
 from velm_cli.models.hub import load_config
 from velm_cli.models.text.scratch import EMBEDDING_STD
@@ -62,7 +62,7 @@ def initial_weights(config: TrainRoot, task: CaptionTask, ranks: Ranks) -> tuple
 
 def read_weights(file: Path, ranks: Ranks) -> tuple[dict[str, Tensor], str]:
     """The tensors and SHA-256 of a run's weights, the same ones on all ranks, which all ask."""
-    state, digest = read_state(file)
+    state, digest = read_state(file, noted_identity(file.parent))
     if len(set(ranks.of_all(digest))) > 1:
         raise StageError(f"{file} changed while the processes read it; give the same command again")
     return state, digest

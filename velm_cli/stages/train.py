@@ -28,9 +28,15 @@ from velm_cli.engine.profile import StepProfiler
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
-from velm_cli.engine.sources import other_store, refuse_other_sources, refuse_other_tokenizer, write_sources
+from velm_cli.engine.sources import (
+    identity_of,
+    other_store,
+    refuse_other_sources,
+    refuse_other_tokenizer,
+    write_sources,
+)
 from velm_cli.models.velm import VelmModel, count_parameters
-from velm_cli.models.weights import load_state, save_state
+from velm_cli.models.weights import read_state, save_state
 from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
@@ -66,13 +72,14 @@ def run(config: TrainRoot) -> float | None:
             keep=config.run.keep_checkpoints,
             keep_every=config.run.keep_every,
             background=config.run.async_checkpoints,
+            run=ranks.same(identity_of(path, config)),
         )
 
         def check() -> None:
             refuse_other_sources(path, config)
             refuse_other_tokenizer(path, tokens.tokenizer.digest, "give another name=, or fresh=true")
             if checkpoints.find() is None:
-                refuse_to_restart(path)
+                refuse_to_restart(path, checkpoints.notes)
 
         with open_run(path, config, writes=ranks.first, check=check) as opened, stop_on_signals() as stop:
             return _train(config, store, tokens, opened, checkpoints, stop, ranks)
@@ -152,7 +159,7 @@ def _train(
         notes = [f"resumed at step {progress.step}", *other_store(path, store.hash)]
     if ranks.first:
         if progress is None:
-            write_sources(path, sources, store.hash, tokens.tokenizer.digest)
+            write_sources(path, sources, store.hash, tokens.tokenizer.digest, checkpoints.run or "")
         keep_lines_until(path / "metrics.jsonl", run.progress.step)
         tokens.tokenizer.save(path / "tokenizer")
     for line in [*headline(run, store, tokens, loader), *damaged, *notes]:
@@ -207,10 +214,10 @@ def _finish(run: Run, store: Store, tokens: Tokens) -> None:
         run.ema.swap()
     weights = whole_tensors(run.task.state_dict(), ranks)
     if ranks.first:
-        save_state(weights, path / "model.safetensors")
+        save_state(weights, path / "model.safetensors", run.checkpoints.run)
     if run.task.generates and store.has_images and len(store.split("val")):
         if (path / "best.safetensors").exists():
-            load_whole(run.task, load_state(path / "best.safetensors"))
+            load_whole(run.task, read_state(path / "best.safetensors", run.checkpoints.run)[0])
         run.task.eval()
         with run.replica.undivided() as task:
             captions = caption_split(
