@@ -29,7 +29,7 @@ MISTAKES = [
     (["train", "run.device=gpu"], "velm: run.device=gpu: expected one of auto, cpu, cuda, mps"),
     (
         ["train", "loss.alpha=abc"],
-        "velm: loss.alpha: 'abc' is neither a number of at least 0 nor a schedule such as linear(0,1,500) "
+        "velm: loss.alpha: 'abc' is neither a number from 0 to 1e+06 nor a schedule such as linear(0,1,500) "
         "(steps) or cosine(1,0.1,5ep) (epochs), nor the word learned",
     ),
     (

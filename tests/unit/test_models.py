@@ -193,6 +193,10 @@ def test_word_vectors_start_the_embedding(tmp_path):
         load_vectors(str(tmp_path / "glove.txt"), {"dog": 7}, 300)
     with pytest.raises(UserError, match="knows none of the 1 words"):
         load_vectors(str(tmp_path / "glove.txt"), {"zebra": 7}, 4)
+    for number in ("nan", "-inf", "1e38"):
+        (tmp_path / "bad.txt").write_text(f"cat 1 2 3 4\ndog 1 {number} 3 4\n")
+        with pytest.raises(UserError, match="line 2 is not a word and 4 numbers"):
+            load_vectors(str(tmp_path / "bad.txt"), {"cat": 5, "dog": 7}, 4)
 
 
 def test_more_positions_than_a_language_model_has_are_refused_with_a_line():

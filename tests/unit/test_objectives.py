@@ -267,9 +267,11 @@ def test_weights():
     assert not ramp.always_zero
 
 
-@pytest.mark.parametrize("text", ["abc", "nan", "inf", "-1", "linear(0,1)", "linear(0,x,5)", "ramp(0,1,5)", ""])
+@pytest.mark.parametrize(
+    "text", ["abc", "nan", "inf", "-1", "1e38", "linear(0,1e30,2)", "linear(0,1)", "linear(0,x,5)", "ramp(0,1,5)", ""]
+)
 def test_a_bad_weight_is_explained(text):
-    with pytest.raises(UserError, match=r"loss.alpha: .* is neither a number of at least 0 nor a schedule"):
+    with pytest.raises(UserError, match=r"loss.alpha: .* is neither a number from 0 to 1e\+06 nor a schedule"):
         parse_weight("loss.alpha", text)
 
 

@@ -154,6 +154,8 @@ class Store:
             for name, expected in manifest.get("crc32_of", {}).items():  # an older velm's store has none
                 check_crc32(path / name, expected)
             return cls(path, manifest)
+        except PermissionError as error:  # nothing is wrong with what may not be read
+            raise UserError(f"{error.filename}: {error.strerror}; make it readable") from error
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"the store {path} is damaged ({error}); run: {command} fresh=true") from error
 

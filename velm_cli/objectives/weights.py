@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from velm_cli.errors import UserError
 
+LARGEST = 1e6  # weight of a term: beyond, float32 has no room for gradients
 _SCHEDULE = re.compile(r"(linear|cosine|step)\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*,\s*(\d+)\s*(ep)?\s*\)")
 
 
@@ -61,13 +62,13 @@ def parse_weight(key: str, text: str) -> Weight:
         return Weight(_finite(start), _finite(end), int(duration), epochs is not None, shape)
     except ValueError:
         raise UserError(
-            f"{key}: {text!r} is neither a number of at least 0 nor a schedule such as "
+            f"{key}: {text!r} is neither a number from 0 to {LARGEST:g} nor a schedule such as "
             "linear(0,1,500) (steps) or cosine(1,0.1,5ep) (epochs), nor the word learned"
         ) from None
 
 
 def _finite(text: str) -> float:
     value = float(text)
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value <= LARGEST:  # NaN is not, either
         raise ValueError(text)
     return value

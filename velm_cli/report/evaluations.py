@@ -96,6 +96,8 @@ def read_evaluation(folder: Path) -> Evaluated:
         raise UserError(
             f"{folder}: it has no {Path(error.filename).name}; give the folder of a finished run"
         ) from error
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: {error.strerror}; make it readable") from error
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: its scores are damaged ({error}); evaluate again with fresh=true") from error
 

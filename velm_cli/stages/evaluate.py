@@ -300,5 +300,7 @@ def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> None:
 def _read(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
         return read()
+    except PermissionError as error:  # nothing is wrong with what may not be read
+        raise UserError(f"{error.filename}: {error.strerror}; make it readable") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); evaluate again with fresh=true") from error

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from velm_cli.errors import UserError
 
+LARGEST = 1e6  # of a number in a vector; published ones are below 100
+
 
 def load_vectors(path: str, ids: Mapping[str, int], width: int) -> tuple[Tensor, Tensor]:
     """(M token ids, M x width vectors) of the words in `ids` that the file knows, the first of each.
@@ -31,6 +33,8 @@ def load_vectors(path: str, ids: Mapping[str, int], width: int) -> tuple[Tensor,
                 )
             try:
                 found[token] = [float(value) for value in values]
+                if not all(abs(value) < LARGEST for value in found[token]):  # NaN is not, either
+                    raise ValueError
             except ValueError:
                 raise UserError(f"text.vectors={path}: line {number} is not a word and {width} numbers") from None
     if not found:
