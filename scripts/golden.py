@@ -127,8 +127,17 @@ def _trained(tree: Path, folder: Path, run: str) -> tuple[list[dict], str]:
         for line in lines
         if line["kind"] in ("train", "validation")
     ]
-    weights = (folder / "runs/train" / run / "model.safetensors").read_bytes()
-    return figures, hashlib.sha256(weights).hexdigest()
+    return figures, _digest(folder / "runs/train" / run / "model.safetensors")
+
+
+def _digest(weights: Path) -> str:
+    """Of all tensors, whatever else the file says of itself."""
+    from safetensors.numpy import load_file
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(weights).items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
+    return digest.hexdigest()
 
 
 def _compared(base: tuple[list[dict], str], here: tuple[list[dict], str]) -> str | None:

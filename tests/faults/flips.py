@@ -156,6 +156,7 @@ def kinds() -> list[Kind]:
     shape = tuple(about.pop("shape"))
     kind = FeatureCaching(about.pop("dtype"))
     about.pop("part")
+    about.pop("rows_named")
 
     def whole_store() -> Any:
         s = Store.open(STORE)

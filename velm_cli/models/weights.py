@@ -19,7 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from velm_cli.errors import StageError, UserError
 
-SEAL, RUN = "velm_crc32", "velm_run"  # in a weight file's metadata: a checksum, and which run it is of
+# In a weight file's metadata: CRC-32 and, behind a blank, which run it is of. One key, since safetensors writes several
+# in any order, and the same run writes the same bytes.
+SEAL = "velm_crc32"
 
 
 def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[str, Tensor]:
@@ -55,11 +57,11 @@ def read_state(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], s
     try:
         content = path.read_bytes()
         state = load(content)
-        metadata = _metadata(content)
-        _compare(state, metadata.get(SEAL))
+        seal, of_run = _seal_in(_metadata(content))
+        _compare(state, seal)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
-    if run is not None and metadata.get(RUN, run) != run:
+    if run is not None and of_run not in (None, run):
         raise UserError(f"{path} holds the weights of another run than the one of its folder: put its own back")
     return state, hashlib.sha256(content).hexdigest()
 
@@ -121,7 +123,7 @@ def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> 
         seen.add(tensor.data_ptr())
         out[name] = tensor
     try:
-        save_file(out, part, metadata={SEAL: _seal_of(out)} | ({} if run is None else {RUN: run}))
+        save_file(out, part, metadata={SEAL: " ".join(filter(None, (_seal_of(out), run)))})
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -135,7 +137,13 @@ def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> 
 def _check(path: Path, state: dict[str, Tensor]) -> None:
     """ValueError when the tensors are not those that `save_state` wrote; other programs' files say nothing."""
     with safe_open(path, framework="pt") as file:
-        _compare(state, (file.metadata() or {}).get(SEAL))
+        _compare(state, _seal_in(file.metadata() or {})[0])
+
+
+def _seal_in(metadata: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The CRC-32 and the run; None for what another program, or an older velm, does not say."""
+    seal, _, run = metadata.get(SEAL, "").partition(" ")
+    return seal or None, run or None
 
 
 def _compare(state: dict[str, Tensor], seal: str | None) -> None:
