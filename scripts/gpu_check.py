@@ -132,7 +132,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, (options.out / "gpu.log").open("w") as log:
         run = partial(_run, options, Path(folder), ends, result, log)
         at_once = _side_by_side(options.device)
-        for parts, processes in ((CHECKS, at_once), (MEASURED, at_once if options.small else 1)):
+        stages = (
+            [(PARTS, at_once)] if options.small else [(CHECKS, at_once), (MEASURED, 1)]
+        )
+        for parts, processes in stages:
             with ThreadPoolExecutor(processes) as pool:
                 list(pool.map(run, [part for part in parts if part in asked]))
     failed = sum(part["state"] != "done" or _failures(part) > 0 for part in result["parts"].values())
