@@ -24,13 +24,14 @@ from typing import Any
 import bench_decode
 import bench_train
 import benching
+import numpy as np
 import torch
 from gpu_check import Report
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli import schema
-from velm_cli.data.batch import Batch
+from velm_cli.data.batch import Batch, assemble
 from velm_cli.data.transfer import on_device
 from velm_cli.engine import loop
 from velm_cli.engine.device import autocast, pick_precision, prepare
@@ -130,13 +131,10 @@ def transfer(report: Report, device: torch.device) -> None:
 
 def _unpinned() -> int:
     """Batches that the loader's own function assembles outside of pinned memory."""
-    from velm_cli.data.batch import assemble
 
     class NoConcepts:
         def image_id(self, i: int) -> int:
             return i
-
-    import numpy as np
 
     batch = assemble(NoConcepts(), None, np.arange(2), np.full((2, 1), -1), features=None, image_size=8, num_concepts=0)
     assert batch.image_BCHW is not None
@@ -273,7 +271,7 @@ def _where_it_goes(report: Report, device: torch.device, work: Callable[[], obje
         spent[name] += time.perf_counter() - began
 
     marked, times = loop.part, 2
-    loop.part = timed  # type: ignore[assignment]
+    loop.part = timed
     try:
         for _ in range(times):
             work()

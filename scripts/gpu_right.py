@@ -149,7 +149,7 @@ def make_batch(side: int | None, *, images: int = IMAGES, seed: int = 0, rows: s
     concepts_BC = torch.randint(0, 2, (images, CONCEPTS), generator=draw).float()
     lengths_BK = lengths_BK[rows].contiguous()
     packing = Packing.of((lengths_BK - 1).numpy(), LENGTH - 1)
-    ids: list[int | str] = list(range(images))[rows]  # type: ignore[assignment]
+    ids: list[int | str] = list(range(images))[rows]
     return Batch(
         image_ids=ids,
         indices=list(range(images))[rows],
@@ -349,7 +349,7 @@ def compile(report: Report, device: torch.device) -> None:
     without_tf32()
     cell = ("convnet", "transformer", "add") if report.small else CELLS[0]
     if report.small:  # torch's tracing alone: making C++ of it takes minutes on two cores
-        nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="aot_eager")  # type: ignore[assignment]
+        nn.Module.compile = functools.partialmethod(nn.Module.compile, backend="aot_eager")
     for how in [schema.Compile.block] if report.small else [schema.Compile.block, schema.Compile.model]:
         plain = make_task(*cell).to(device)
         compiled = copy.deepcopy(plain)

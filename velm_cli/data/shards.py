@@ -26,6 +26,7 @@ import numpy as np
 
 from velm_cli.data.arrays import map_array, read_array
 from velm_cli.data.images import ImageRefused, NormalisedImage
+from velm_cli.files import sha256 as sha256_of
 from velm_cli.files import whole_file, write_json
 
 # The sha256 names the content; the CRC-32 is checked at each reading, in 1 % of the time that decoding takes.
@@ -97,14 +98,6 @@ def _digest_of(summary: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(summary).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
-
-
 def check_shard(folder: Path, shard: int, records: range, plan: str) -> dict[str, Any]:
     """Read shard number `shard` wholly: its summary if all of it is as it was written from `plan`.
 
@@ -122,7 +115,7 @@ def check_shard(folder: Path, shard: int, records: range, plan: str) -> dict[str
         raise ValueError(f"{path.name} was made from something else")
     for file, expected in ((index_path(path), summary["index"]), (path, summary["sha256"])):
         try:
-            found = _sha256(file)
+            found = sha256_of(file)
         except FileNotFoundError:
             raise ValueError(f"{file.name} is absent") from None
         if found != expected:
@@ -137,7 +130,7 @@ def check_shard(folder: Path, shard: int, records: range, plan: str) -> dict[str
 def read_index(tar_path: Path, sha256: str | None) -> np.ndarray:
     """The index of a shard, array of dtype INDEX, mapped; ValueError when it is not the one with this sha256."""
     path = index_path(tar_path)
-    if sha256 is not None and _sha256(path) != sha256:
+    if sha256 is not None and sha256_of(path) != sha256:
         raise ValueError(f"{path.name} has changed since it was written")
     return map_array(path)
 

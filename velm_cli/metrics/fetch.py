@@ -6,7 +6,6 @@ never into site-packages; and appear there under their names only when they are 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from typing import IO
 from tqdm import tqdm
 
 from velm_cli.errors import UserError
+from velm_cli.files import sha256 as sha256_of
 from velm_cli.metrics.java import cache_home
 from velm_cli.metrics.spice import CORENLP_JARS, CORENLP_VERSION
 
@@ -115,7 +115,7 @@ def _from_maven(jar: str, partial: Path, log: Callable[[str], object]) -> str | 
     if local.is_file():
         log(f"copying {local}")
         _copy(local, partial / jar)
-        if _sha256(partial / jar) == SHA256[jar]:
+        if sha256_of(partial / jar) == SHA256[jar]:
             return None
         (partial / jar).unlink()  # an interrupted download of Maven's; its client knows how to mend it
     maven = shutil.which("mvn")
@@ -146,7 +146,7 @@ def _from_maven(jar: str, partial: Path, log: Callable[[str], object]) -> str | 
 
 def _install(path: Path, target: Path, log: Callable[[str], object]) -> None:
     """Checks a jar and gives it its name in `target`. Raises UserError when it is damaged or another file."""
-    if _sha256(path) == SHA256[path.name]:
+    if sha256_of(path) == SHA256[path.name]:
         log(f"{path.name}: SHA-256 as published")
     else:
         # Stanford's zip may pack the same release into other bytes: whole and with the parser will do.
@@ -159,7 +159,7 @@ def _install(path: Path, target: Path, log: Callable[[str], object]) -> None:
         if damaged is not None or not essential:
             wrong = f"{damaged} is damaged" if damaged else f"it has no {ESSENTIAL[path.name]}"
             raise UserError(f"{path.name} cannot be used: {wrong}; get it again")
-        log(f"{path.name}: every entry is intact, but it is not Maven's file (SHA-256 {_sha256(path)})")
+        log(f"{path.name}: every entry is intact, but it is not Maven's file (SHA-256 {sha256_of(path)})")
     os.replace(path, target / path.name)
 
 
@@ -192,11 +192,3 @@ def _stream(source: IO[bytes], file: IO[bytes], size: int) -> None:
         raise OSError(f"the transfer ended after {copied} of {size} bytes")
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
