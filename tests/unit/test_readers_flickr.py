@@ -129,7 +129,7 @@ def test_bad_token_lines_are_refused_and_unlisted_images_noted(tmp_path, photos)
     assert corpus.refused == [
         (f"{file}:{count + 1}", "not of the form NAME#NUMBER, tab, caption"),
         (f"{file}:{count + 3}", "not of the form NAME#NUMBER, tab, caption"),
-        (f"{file}:{count + 4}", "not UTF-8 text (byte 1 of the line)"),
+        (f"{file}:{count + 4}", "not UTF-8 text: byte 1 of the line; save the file as UTF-8 (in Excel: CSV UTF-8)"),
     ]
     assert corpus.notes == [
         "left out 1 annotated images that Flickr_8k.*Images.txt does not name (first: 5_a.jpg.1)",

@@ -114,7 +114,7 @@ def test_bad_manifest_lines_are_refused_with_their_place(tmp_path):
         "9": '"image_id" is neither a whole number nor text',
         "10": f"{file}:1 gave image id a.jpg to another image or split",
         "12": "not JSON: nested too deeply",
-        "13": "not UTF-8 text (byte 35 of the line)",
+        "13": "not UTF-8 text: byte 35 of the line; save the file as UTF-8 (in Excel: CSV UTF-8)",
     }
     assert [pair for pair in corpus.refused if str(file) not in pair[0]] == [
         ("b.jpg", "caption 1 is empty"),

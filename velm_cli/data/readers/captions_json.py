@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from velm_cli.data.readers.files import Refused
 from velm_cli.errors import UserError
+from velm_cli.lines import Refused
 
 ID = (int, str)  # types of an image id; as a tuple, for isinstance takes twice as long with int | str
 

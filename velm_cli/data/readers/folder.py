@@ -9,11 +9,11 @@ from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.readers.assemble import IMAGE_EXTENSIONS, Entry, Listing, assemble
-from velm_cli.data.readers.files import Refused, text_lines
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS
 from velm_cli.data.records import Corpus, Records
 from velm_cli.errors import UserError
+from velm_cli.lines import Refused, text_lines
 
 TABLES = ("captions.txt", "captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.readers.assemble import Entry, Listing, assemble
-from velm_cli.data.readers.files import Refused
 from velm_cli.data.readers.rows import Row, read_rows
 from velm_cli.data.readers.splits import PARTS
 from velm_cli.data.records import Corpus, Records
 from velm_cli.data.spool import Spool
 from velm_cli.errors import did_you_mean
+from velm_cli.lines import Refused
 
 
 def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) -> Corpus:

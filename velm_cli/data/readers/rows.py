@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from velm_cli.data.readers.captions_json import parse_captions
-from velm_cli.data.readers.files import Refused, load_json, text_lines
 from velm_cli.errors import UserError
+from velm_cli.lines import Refused, load_json, text_lines
 
 IMAGE_KEYS = ("image", "file_name", "filename", "file", "path")
 CAPTION_KEYS = ("captions", "caption", "text")

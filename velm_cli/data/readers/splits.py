@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from velm_cli.data.readers.assemble import first_few
-from velm_cli.data.readers.files import load_json
 from velm_cli.errors import UserError, did_you_mean
+from velm_cli.lines import load_json
 
 # Every name the field uses for a part. restval is the rest of COCO's val2014: everybody trains on it.
 PARTS = {
