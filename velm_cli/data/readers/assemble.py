@@ -81,6 +81,11 @@ def clean_captions(captions: Iterable[object]) -> tuple[tuple[str, ...], list[st
     return tuple(kept), reasons
 
 
+def _writable(text: str) -> str:
+    """`text` with what is not UTF-8, as names of files may be, written out."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def id_order(image_id: int | str) -> tuple[bool, Any]:
     """Sort key: numbers by value, then names."""
     return isinstance(image_id, str), image_id
@@ -104,8 +109,8 @@ def assemble(
     found, captioned, uncaptioned = Records(), 0, 0
     for entry in entries:
         name = str(entry.image_id)
-        if (writable := name.encode(errors="backslashreplace").decode()) != name:
-            corpus.refused.append((writable, "its name is not UTF-8: rename the file"))
+        if _writable(name) != name:
+            corpus.refused.append((name, "its name is not UTF-8: rename the file"))
             continue
         captions, reasons = clean_captions(entry.captions)
         corpus.refused += [(name, reason) for reason in reasons]
@@ -117,6 +122,8 @@ def assemble(
         captioned += bool(captions)
         uncaptioned += not captions
         found.append(entry.image_id, entry.split, entry.image, captions, present=present)
+    corpus.refused = [(_writable(name), _writable(reason)) for name, reason in corpus.refused]
+    corpus.notes = [_writable(note) for note in corpus.notes]
     for one, other in found.doubles():
         raise UserError(f"{where}: the image id {other.image_id} stands for both {one.image} and {other.image}")
 

@@ -23,6 +23,7 @@ from velm_cli.lines import Refused, text_lines
 DELIMITERS = "\t;|,"
 LONGEST = 1 << 17  # characters of a cell, and of the lines that a quotation mark may hold together
 MOST_LINES = 200  # of one cell
+OPEN: list[str] = []  # a row whose quotation mark is not closed yet
 
 Line = tuple[int, str]
 
@@ -72,35 +73,33 @@ class Table:
     def _quoted(self, number: int, text: str) -> list[str]:
         """The cells of a row with quotation marks, which may go on over further lines."""
         plain = text.split(self.delimiter)
-        cells = self._strict(text)
-        if cells is not None:
-            return cells
         if not any(cell.lstrip().startswith('"') for cell in plain):
             return plain  # marks in the middle of cells quote nothing
-        taken: list[Line] = []
-        together, marks = text, text.count('"')
-        while len(taken) < MOST_LINES and len(together) < LONGEST and (line := self._next()) is not None:
+        cells, taken = self._strict(text), list[Line]()
+        length, marks = len(text), text.count('"')
+        while cells is OPEN and len(taken) < MOST_LINES and length < LONGEST and (line := self._next()) is not None:
             taken.append(line)
             if self._is_row(line[1], plain):
                 break
-            together += "\n" + line[1]
+            length += len(line[1])
             marks += line[1].count('"')
             if marks % 2 == 0 and '"' in line[1]:
-                cells = self._strict(together)
-                if cells is not None and len(cells) <= self.width:
-                    return cells
+                cells = self._strict("\n".join([text, *(more for _, more in taken)]))
+        if cells and len(cells) <= (self.width if taken else len(cells)):
+            return cells
         self.waiting.extendleft(reversed(taken))
-        if marks_open(text):
+        if text.count('"') % 2:
             self.open_count += 1
             if len(self.open_marks) < 5:
                 self.open_marks.append(number)
         return plain
 
     def _strict(self, text: str) -> list[str] | None:
+        """Cells as RFC 4180 has them; OPEN where a mark is not closed, None where more lines would not help."""
         try:
-            (cells,) = csv.reader([text], delimiter=self.delimiter, strict=True, skipinitialspace=True)
-        except (csv.Error, ValueError):  # marks that are not closed, or closed within a cell
-            return None
+            (cells,) = csv.reader([text.rstrip(" ")], delimiter=self.delimiter, strict=True, skipinitialspace=True)
+        except (csv.Error, ValueError) as error:  # ValueError: no row at all
+            return OPEN if "unexpected end" in str(error) else None
         return cells
 
     def _is_row(self, text: str, opening: Sequence[str]) -> bool:
@@ -120,11 +119,6 @@ class Table:
         (at,) = self.columns.captions
         end = at + len(cells) - self.width + 1
         return [*cells[:at], self.delimiter.join(cells[at:end]), *cells[end:]]
-
-
-def marks_open(text: str) -> bool:
-    """Whether the marks of a line are odd: one of them has no partner."""
-    return text.count('"') % 2 == 1
 
 
 def open_table(path: Path, wanted: Wanted, refused: Refused) -> Table:

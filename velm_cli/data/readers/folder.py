@@ -97,10 +97,9 @@ def _divided(found: _Found, tables: _Tables, corpus: Corpus, config: schema.Fold
         if part is None and tables.parts and captions:
             part, defaulted = "train", defaulted + 1
         elif part is None:
-            if not captions:  # a hash is no reason to caption it
-                corpus.refused.append((key, "no usable caption"))
-                continue
-            part, tables.hashed = hash_part(key, config.val_fraction, config.test_fraction), True
+            # a hash is no reason to caption an image: `assemble` refuses those of train that have no caption
+            part = hash_part(key, config.val_fraction, config.test_fraction) if captions else "train"
+            tables.hashed |= bool(captions)
         image_id = tables.ids.get(key, key)
         entries.append(Entry(image_id, part, found.images.get(key, root / key), captions))
     if defaulted:

@@ -140,10 +140,9 @@ def _entries(
         elif part is None:
             part = named if rows.have_captions else "test"
         if part is None:
-            if not captions:  # a hash is no reason to caption it
-                refused.append((str(image_id), "no usable caption"))
-                continue
-            part, rows.hashed = hash_part(image, config.val_fraction, config.test_fraction), True
+            # a hash is no reason to caption an image: `assemble` refuses those of train that have no caption
+            part = hash_part(image, config.val_fraction, config.test_fraction) if captions else "train"
+            rows.hashed |= bool(captions)
         yield Entry(image_id, part, _locate(image, root, path, listing, finders), captions)
     if defaulted:
         notes.append(f"{defaulted:,} images whose rows say no part are train, as other rows do say theirs")
