@@ -84,7 +84,7 @@ class _Rows:
 
     def __init__(self, corpus: Corpus, wanted: Wanted) -> None:
         self.corpus, self._wanted = corpus, wanted
-        self.spool = Spool("id", "content")
+        self.spool = Spool("id", "image", "file", "content")
         self.say_parts = self.have_captions = False  # whether any row does
         self.without_part = 0
         self.files: list[tuple[Path, str | None]] = []  # each with the part that its name says
@@ -112,7 +112,12 @@ class _Rows:
             image_id = row.image if row.image_id is None else row.image_id
             # JSON in ASCII: what is no UTF-8 gets through
             content = json.dumps([row.where, image_id, row.image, part, row.captions, number])
-            self.spool.add(json.dumps(image_id), content)
+            self.spool.add(json.dumps(image_id), json.dumps(row.image), number, content)
+
+    def ids_repeat(self) -> bool:
+        """Whether several tables give one id to several images, as each may count its images from 0."""
+        several = "SELECT 1 FROM row GROUP BY id HAVING COUNT(DISTINCT file) > 1 AND COUNT(DISTINCT image) > 1 LIMIT 1"
+        return len(self.files) > 1 and any(True for _ in self.spool.query(several))
 
 
 def _entries(
@@ -126,8 +131,13 @@ def _entries(
     refused, notes, defaulted = rows.corpus.refused, rows.corpus.notes, 0
     if not rows.have_captions and not rows.say_parts and rows.without_part:
         notes.append("no image has a caption: all are test, to be captioned")
-    for group in rows.spool.groups("id"):
-        (origin, image_id, image, part, captions, number), *others = (json.loads(content) for _, _, content in group)
+    by = "id"
+    if rows.ids_repeat():
+        by = "image"
+        notes.append("the tables give the same ids to different images: the path of an image is its id instead")
+    for group in rows.spool.groups(by):
+        (origin, image_id, image, part, captions, number), *others = (json.loads(row[-1]) for row in group)
+        image_id = image if by == "image" else image_id
         for where, _, other_image, other_part, more, _ in others:
             if other_image == image and (part is None or other_part in (None, part)):
                 captions += more
