@@ -116,14 +116,14 @@ def test_a_split_column_decides(tmp_path, name):
     corpus = folder(make(tmp_path, {f"{n}.jpg": b"x" for n in range(6)} | {name: text}))
     assert splits(corpus) == {"0.jpg": "train", "1.jpg": "val", "2.jpg": "test", "3.jpg": "test", "5.jpg": "train"}
     assert corpus.notes == ["1 images whose rows say no part are train, as other rows do say theirs"]
-    assert corpus.refused[0][1] == "split 'trian' is not train, val or test; did you mean 'train'?"
+    assert corpus.refused[0][1] == "unknown split: 'trian' is not train, val or test; did you mean 'train'?"
 
 
 def test_folders_and_tables_may_not_disagree(tmp_path):
     files = {"train/a.jpg": b"x", "test/b.jpg": b"x", "captions.csv": "image,split,caption\ntrain/a.jpg,test,x\n"}
     corpus = folder(make(tmp_path, files))
     assert splits(corpus) == {"test/b.jpg": "test"}
-    assert corpus.refused == [("train/a.jpg", "its folder says train, its table test")]
+    assert corpus.refused == [("train/a.jpg", "conflict: its folder says train, its table test")]
 
 
 def test_ids_of_a_table_are_taken(tmp_path):

@@ -81,7 +81,7 @@ def test_only_a_description_is_a_caption(tmp_path):
     path = write(tmp_path / "t.json", [talk("What colour is the car?"), talk("What is in the photo?"), talk("")])
     rows, refused = read(path)
     assert [row.captions for row in rows] == [["a dog"], ["a dog"]]
-    assert refused == ["its first question does not ask for a description: What colour is the car?"]
+    assert refused == ["no description: the first question is What colour is the car?"]
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,10 @@ def test_bad_manifest_lines_are_refused_with_their_place(tmp_path):
         "2": "not JSON: Expecting property name enclosed in double quotes (column 2)",
         "4": 'no "image": the path of the image file; the keys are caption',
         "5": 'no "captions" (a list) and no "caption": the keys are image',
-        "6": "split 'trian' is not train, val or test; did you mean 'train'?",
+        "6": "unknown split: 'trian' is not train, val or test; did you mean 'train'?",
         "7": "not an object",
         "9": '"image_id" is neither a whole number nor text',
-        "10": f"{file}:1 gave image id a.jpg to another image or split",
+        "10": f"conflict: {file}:1 gave image id a.jpg to another image or split",
         "12": "not JSON: nested too deeply",
         "13": "not UTF-8 text: byte 35 of the line; save the file as UTF-8 (in Excel: CSV UTF-8)",
     }
@@ -226,7 +226,7 @@ def test_folder_tables_that_name_absent_images(tmp_path):
     corpus = read(config)
     assert [r.image_id for r in corpus.records] == ["a.jpg"]
     assert corpus.refused == [
-        (f"{tmp_path / 'captions.csv'}:4", "no image or no caption in its 1 columns"),
+        (f"{tmp_path / 'captions.csv'}:4", "no image or no caption: it has 1 cells"),
     ]
 
 

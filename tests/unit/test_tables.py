@@ -127,7 +127,7 @@ def test_columns_that_are_not_used_are_named_and_several_of_captions_are(tmp_pat
     lines = ["image,caption_1,caption_2,caption_10,licence,id", "000.jpg,one,two,,CC,1", "001.jpg,,,,CC,2"]
     found, refused, notes = rows(table(tmp_path / "t.csv", *lines))
     assert found == {"000.jpg": ["one", "two"]}
-    assert refused == ["3 no image or no caption in its 6 columns"]
+    assert refused == ["3 no image or no caption: it has 6 cells"]
     assert notes == ["not used: licence, id"]
 
 

@@ -28,6 +28,28 @@ OPEN: list[str] = []  # a row whose quotation mark is not closed yet
 Line = tuple[int, str]
 
 
+class _Strict:
+    """Python's reader of RFC 4180, for one row at a time: to make one a row takes longer than to read it."""
+
+    def __init__(self, delimiter: str) -> None:
+        self._text: str | None = None
+        self._reader = csv.reader(self, delimiter=delimiter, strict=True, skipinitialspace=True)
+
+    def cells(self, text: str) -> list[str]:
+        """Raises csv.Error where `text` is no row."""
+        self._text = text
+        return next(self._reader)
+
+    def __iter__(self) -> _Strict:
+        return self
+
+    def __next__(self) -> str:
+        text, self._text = self._text, None
+        if text is None:
+            raise StopIteration
+        return text
+
+
 @dataclass(slots=True)
 class Table:
     """A file of cells: its delimiter and its columns, from its first line."""
@@ -38,9 +60,13 @@ class Table:
     width: int
     lines: Iterator[Line]
     notes: list[str] = field(default_factory=list)
+    strict: _Strict = field(init=False)
     waiting: deque[Line] = field(default_factory=deque)  # lines that were read ahead
     open_marks: list[int] = field(default_factory=list)  # the first rows with a mark that is never closed
     open_count: int = 0
+
+    def __post_init__(self) -> None:
+        self.strict = _Strict(self.delimiter)
 
     def rows(self, refused: Refused) -> Iterator[tuple[str, list[str]]]:
         """(file:line, cells) of each row, as many cells as there are columns or fewer. Others go to `refused`."""
@@ -97,10 +123,9 @@ class Table:
     def _strict(self, text: str) -> list[str] | None:
         """Cells as RFC 4180 has them; OPEN where a mark is not closed, None where more lines would not help."""
         try:
-            (cells,) = csv.reader([text.rstrip(" ")], delimiter=self.delimiter, strict=True, skipinitialspace=True)
-        except (csv.Error, ValueError) as error:  # ValueError: no row at all
+            return self.strict.cells(text.rstrip(" "))
+        except csv.Error as error:
             return OPEN if "unexpected end" in str(error) else None
-        return cells
 
     def _is_row(self, text: str, opening: Sequence[str]) -> bool:
         """Whether a line within quotation marks, which `opening` opens, looks like a row of its own."""

@@ -111,7 +111,9 @@ def _read_photos(split: Split | None, root: Path, corpus: Corpus) -> dict[str, _
             part = part_of_word(row.split) if row.split else None
             photo = photos.setdefault(name, _Photo(_photo_id(name), [], part))
             if photo.part != part or (row.split and not part):
-                corpus.refused.append((row.where, f"split {row.split!r}: no part, or another than in an earlier row"))
+                corpus.refused.append(
+                    (row.where, f"conflict: {row.split!r} is no part, or another than in an earlier row")
+                )
                 continue
             photo.captions.extend(row.captions)
         return photos

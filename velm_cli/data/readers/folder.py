@@ -91,7 +91,7 @@ def _divided(found: _Found, tables: _Tables, corpus: Corpus, config: schema.Fold
             corpus.refused.append((key, f"not in one of the folders {level.names}"))
             continue
         if said and part and said != part:
-            corpus.refused.append((key, f"its folder says {part}, its table {said}"))
+            corpus.refused.append((key, f"conflict: its folder says {part}, its table {said}"))
             continue
         part = said or part
         if part is None and tables.parts and captions:
@@ -148,14 +148,16 @@ class _Tables:
         key = self._key(row.image, table)
         part = part_of_word(row.split) if row.split and row.split.strip() else named
         if row.split and part is None:
-            reason = f"split {row.split!r} is not train, val or test{did_you_mean(row.split, PARTS)}"
+            reason = f"unknown split: {row.split!r} is not train, val or test{did_you_mean(row.split, PARTS)}"
             refused.append((row.where, reason))
             return
         if part and self.parts.setdefault(key, part) != part:
-            refused.append((row.where, f"another row says that {key} is {self.parts[key]}, this one {part}"))
+            refused.append((row.where, f"conflict: another row says that {key} is {self.parts[key]}, this one {part}"))
             return
         if row.image_id is not None and self.ids.setdefault(key, row.image_id) != row.image_id:
-            refused.append((row.where, f"another row gives {key} the id {self.ids[key]}, this one {row.image_id}"))
+            refused.append(
+                (row.where, f"conflict: another row gives {key} the id {self.ids[key]}, this one {row.image_id}")
+            )
             return
         self._found.captions.setdefault(key, []).extend(row.captions)
 

@@ -102,7 +102,7 @@ class _Rows:
                 part = known[row.split]
                 if part is None:
                     hint = did_you_mean(row.split, PARTS)
-                    refused.append((row.where, f"split {row.split!r} is not train, val or test{hint}"))
+                    refused.append((row.where, f"unknown split: {row.split!r} is not train, val or test{hint}"))
                     continue
                 self.say_parts = True
             elif row.info:
@@ -112,7 +112,8 @@ class _Rows:
             image_id = row.image if row.image_id is None else row.image_id
             # JSON in ASCII: what is no UTF-8 gets through
             content = json.dumps([row.where, image_id, row.image, part, row.captions, number])
-            self.spool.add(json.dumps(image_id), json.dumps(row.image), number, content)
+            key = json.dumps(row.image)
+            self.spool.add(key if row.image_id is None else json.dumps(image_id), key, number, content)
 
     def ids_repeat(self) -> bool:
         """Whether several tables give one id to several images, as each may count its images from 0."""
@@ -143,7 +144,7 @@ def _entries(
                 captions += more
                 part = part or other_part
             else:
-                refused.append((where, f"{origin} gave image id {image_id} to another image or split"))
+                refused.append((where, f"conflict: {origin} gave image id {image_id} to another image or split"))
         path, named = rows.files[number]
         if part is None and rows.say_parts:
             part, defaulted = named or "train", defaulted + (named is None)

@@ -53,32 +53,40 @@ def read_rows(
     else:
         table = open_table(path, wanted, refused)
         for where, cells in table.rows(refused):
-            yield from _row(where, cells, table.columns, refused)
+            if (row := _row(where, cells, table.columns, refused)) is not None:
+                yield row
         if notes is not None:
             notes += table.notes
     if notes is not None:
         notes += wanted.notes(str(path))
 
 
-def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Iterator[Row]:
-    several = len(columns.captions) > 1
-    captions = [cells[at] for at in columns.captions if at < len(cells) and (cells[at].strip() or not several)]
+def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Row | None:
+    width, several = len(cells), len(columns.captions) > 1
+    captions = [cells[at] for at in columns.captions if at < width and (not several or cells[at].strip())]
     at = columns.image
     assert at is not None
-    if at >= len(cells) or not cells[at].strip() or not captions:
-        refused.append((where, f"no image or no caption in its {len(cells)} columns"))
-        return
+    if at >= width or not captions or not cells[at].strip():
+        refused.append((where, f"no image or no caption: it has {width} cells"))
+        return None
     try:
         image = plain_path(cells[at])
     except ValueError as error:
         refused.append((where, str(error)))
-        return
-    texts = [text for caption in captions for text in captions_of(caption)]
-    yield Row(where, image, texts, _cell(cells, columns.split), _as_id(_cell(cells, columns.image_id)))
+        return None
+    texts: list[object] = []
+    for caption in captions:
+        texts += captions_of(caption)
+    row = Row(where, image, texts)
+    if columns.split is not None:
+        row.split = _cell(cells, columns.split)
+    if columns.image_id is not None:
+        row.image_id = _as_id(_cell(cells, columns.image_id))
+    return row
 
 
-def _cell(cells: list[str], at: int | None) -> str | None:
-    return cells[at].strip() or None if at is not None and at < len(cells) else None
+def _cell(cells: list[str], at: int) -> str | None:
+    return cells[at].strip() or None if at < len(cells) else None
 
 
 def _as_id(text: str | None) -> int | str | None:
