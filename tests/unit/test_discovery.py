@@ -54,7 +54,7 @@ def test_every_readable_suffix_is_taken_and_others_are_named(tmp_path):
     assert captions(corpus) == {name: (f"photo {name}",) for name in good}
     reasons = dict(corpus.refused)
     assert all(reasons[name].startswith(reason) for name, reason in bad.items())
-    assert reasons["i.txt"] == "a text file of no image: no image has its name"
+    assert reasons["i.txt"] == "a text file of no image: i.HEIC is not read"
     assert "left aside 2 files that are neither images nor captions (no suffix 1, .py 1)" in corpus.notes
 
 

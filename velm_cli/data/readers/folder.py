@@ -177,7 +177,7 @@ def _look(root: Path, refused: Refused) -> _Found:
     """All that lies under `root`; hidden files are left aside."""
     found = _Found()
     for folder, names in walk(root):
-        images, sidecars = [], Sidecars(Path(folder))
+        images, unreadable, sidecars = list[str](), list[str](), Sidecars(Path(folder))
         for name in names:
             path, lower = Path(folder, name), name.lower()
             suffix = path.suffix.lower()
@@ -188,6 +188,7 @@ def _look(root: Path, refused: Refused) -> _Found:
                 images.append(name)
             elif suffix in NOT_PHOTOS:
                 refused.append((key_of(path, root), NOT_PHOTOS[suffix]))
+                unreadable.append(name)
             elif _is_table(lower):
                 found.tables.append(path)
             elif not sidecars.take(name):
@@ -202,7 +203,7 @@ def _look(root: Path, refused: Refused) -> _Found:
             found.images[key] = path
             found.captions[key] = sidecars.captions(name, refused)
         found.captioned |= sidecars.used
-        for name, reason in sidecars.unused(images):
+        for name, reason in sidecars.unused(images, unreadable):
             refused.append((key_of(Path(folder, name), root), reason))
         if aside := sidecars.objects_left():
             found.aside[".json"] += aside

@@ -75,13 +75,16 @@ class Sidecars:
         """Whether any image has a caption file."""
         return bool(self._used)
 
-    def unused(self, images: list[str]) -> Iterator[tuple[str, str]]:
-        """(file, reason) of the text files that gave no caption."""
+    def unused(self, images: list[str], unreadable: list[str]) -> Iterator[tuple[str, str]]:
+        """(file, reason) of the text files that gave no caption; `unreadable` are images that were refused."""
+        lost = {stem: name for name in unreadable for stem in (name, os.path.splitext(name)[0])}
         for files in self._files.values():
             for suffix, name in files.items():
                 if suffix != ".json" and name not in self._used:
                     beside = "no image has its name" if images else "no image is beside it"
-                    yield name, self._spare.get(name, f"a text file of no image: {beside}")
+                    stem = os.path.splitext(name)[0]
+                    why = f"{lost[stem]} is not read" if stem in lost else beside
+                    yield name, self._spare.get(name, f"a text file of no image: {why}")
 
     def objects_left(self) -> int:
         """How many .json files are no captions of images."""
