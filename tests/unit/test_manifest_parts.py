@@ -74,7 +74,10 @@ def test_one_file_a_part(root, pattern):
 
 
 def test_a_file_that_is_named_after_a_part_is_that_part(root):
-    assert set(splits(manifest(coco(root / "nocaps_val.json", NAMES[:5]))).values()) == {"val"}
+    assert set(splits(manifest(coco(root / "my_train.json", NAMES[:5]))).values()) == {"train"}
+    corpus = manifest(coco(root / "nocaps_val.json", NAMES[:5]))  # alone it can only be there to be scored on
+    assert set(splits(corpus).values()) == {"test"}
+    assert corpus.notes == [f"{root / 'nocaps_val.json'}: its images are test, as its name says"]
     corpus = manifest(coco(root / "image_info_test2014.json", NAMES[:5], captions=False))
     assert set(splits(corpus).values()) == {"test"}
 

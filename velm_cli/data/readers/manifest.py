@@ -34,7 +34,7 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
     listing = Listing() if config.images else None
     rows = _Rows(corpus, named_columns(config))
     for path in files:
-        rows.read(path)
+        rows.read(path, alone=len(files) == 1)
     finders = {folder: Finder(images_below(folder)) for folder in (root or path.parent for path in files)}
     entries = _entries(rows, config, root, listing, finders)
     assemble(corpus, entries, listing, config.missing, where=str(file))
@@ -90,12 +90,14 @@ class _Rows:
         self.files: list[tuple[Path, str | None]] = []  # each with the part that its name says
         self.hashed = False  # whether a hash decides
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path, *, alone: bool) -> None:
+        """Take the rows of a table. One that is `alone` and is named after val or test is there to be tested on."""
         refused, known = self.corpus.refused, dict[str, str | None]()
         number = len(self.files)
-        self.files.append((path, part_of_name(path.name)))
+        part = part_of_name(path.name)
+        self.files.append((path, "test" if alone and part == "val" else part))
         for row in read_rows(path, refused, self._wanted, self.corpus.notes):
-            part = None
+            part = None  # as the row says
             if row.split and row.split.strip():
                 if row.split not in known:
                     known[row.split] = part_of_word(row.split)
