@@ -45,6 +45,7 @@ FORMS = {
     "Karpathy": {"images": [{"filename": "a.jpg", "split": "train", "sentences": [{"raw": "a dog", "tokens": ["a"]}]}]},
     "LLaVA": [talk("Describe the image concisely.")],
     "messages": [{"image": "a.jpg", "messages": [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "a dog"}]}],
+    "messages about images": {"images": ["a.jpg"], "messages": [{"role": "assistant", "content": "a dog"}]},
     "a list in a text": [{"image": "a.jpg", "captions": "['a dog']"}],
     "datasets' image": [{"image": {"path": "a.jpg", "bytes": None}, "text": "a dog"}],
 }  # fmt: skip

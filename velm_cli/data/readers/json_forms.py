@@ -63,7 +63,8 @@ class _Objects:
         if not isinstance(item, dict):
             return False
         columns = self._wanted.find(tuple(item))
-        return columns.image is not None and bool(columns.captions or any(key in item for key in CONVERSATIONS))
+        has_image = columns.image is not None or isinstance(_only(item.get("images")), str)
+        return has_image and bool(columns.captions or any(key in item for key in CONVERSATIONS))
 
     def _understood(self, where: str, item: Any, split: str | None, image: Any) -> Row:
         if not isinstance(item, dict):
@@ -78,6 +79,9 @@ class _Objects:
         values = tuple(item.values())
         if columns.image is not None:
             image = values[columns.image]
+        elif image is None:
+            image = item.get("images")
+        image = _only(image)
         if isinstance(image, dict):  # as `datasets` writes it
             image = image.get("path") or image.get("file_name")
         if not isinstance(image, str) or not image:
@@ -179,6 +183,11 @@ def _is_karpathy(value: dict[str, Any]) -> bool:
 
 def _first(items: Any) -> Any:
     return items[0] if isinstance(items, list) and items else None
+
+
+def _only(image: Any) -> Any:
+    """The one item of a list, as conversations name their image; else the value itself."""
+    return image[0] if isinstance(image, list) and len(image) == 1 else image
 
 
 def _is_captions(value: Any) -> bool:
