@@ -24,8 +24,8 @@ CONF = ROOT / "conf"
 SECTIONS = [
     ("Stages", "", ["PreprocessRoot", "TrainRoot", "FinetuneRoot", "EvaluateRoot", "ScoreRoot",
                     "DoctorRoot"]),
-    ("dataset", "dataset.", ["DatasetConfig", "ShapesConfig", "CocoConfig", "FlickrConfig", "ManifestConfig",
-                             "FolderConfig", "WebDatasetConfig"]),
+    ("dataset", "dataset.", ["DatasetConfig", "ShapesConfig", "CocoConfig", "FlickrConfig", "OwnDataConfig",
+                             "ManifestConfig", "FolderConfig", "WebDatasetConfig"]),
     ("tokenizer", "tokenizer.", ["TokenizerConfig"]),
     ("preprocess", "preprocess.", ["PreprocessConfig"]),
     ("data", "data.", ["DataConfig"]),

@@ -259,7 +259,7 @@ DAMAGE = {
     "thin": "too small: 3000x7 pixels",
     "bomb": "too many pixels: ",
     "small bomb": "too many pixels: 4000x4000",
-    "postscript": "not an image: ",
+    "postscript": "unsupported: PostScript; convert it",
     "float": "unsupported: floating-point",
     "32 bits": "unsupported: more than 16 bits",
     "folder": "unreadable: not a regular file",

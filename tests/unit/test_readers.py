@@ -110,7 +110,7 @@ def test_a_listing_follows_links_and_reads_a_folder_once(tmp_path, monkeypatch):
         ),
         (
             schema.ManifestConfig(file="/nowhere.jsonl"),
-            "dataset.file: /nowhere.jsonl does not exist; give a file of JSON lines",
+            "dataset.file: /nowhere.jsonl does not exist; give a table of images and captions, such as JSON lines or CSV",
         ),
         (
             schema.FolderConfig(),

@@ -10,6 +10,7 @@ import pytest
 
 from velm_cli import schema
 from velm_cli.data.readers import read
+from velm_cli.data.readers.parting import hash_part
 from velm_cli.errors import UserError
 
 PARTS = ("train", "val", "test")
@@ -129,7 +130,7 @@ def test_bad_token_lines_are_refused_and_unlisted_images_noted(tmp_path, photos)
     assert corpus.refused == [
         (f"{file}:{count + 1}", "not of the form NAME#NUMBER, tab, caption"),
         (f"{file}:{count + 3}", "not of the form NAME#NUMBER, tab, caption"),
-        (f"{file}:{count + 4}", "not UTF-8 text (byte 1 of the line)"),
+        (f"{file}:{count + 4}", "not UTF-8 text: byte 1 of the line; save the file as UTF-8 (in Excel: CSV UTF-8)"),
     ]
     assert corpus.notes == [
         "left out 1 annotated images that Flickr_8k.*Images.txt does not name (first: 5_a.jpg.1)",
@@ -150,13 +151,24 @@ def test_absent_images_follow_the_policy(tmp_path, photos):
     assert corpus.notes == [f"skipped 1 of 12 annotated images whose file is missing (first: {number})"]
 
 
+def test_without_lists_a_hash_splits_and_images_without_captions_are_named(tmp_path, photos):
+    """Kaggle's form: Images/ and captions.txt, nothing else."""
+    write_images(tmp_path, photos, "Images")
+    write_table(tmp_path, photos)
+    (tmp_path / "Images" / "77_bare.jpg").write_bytes(b"x")
+    corpus = read(schema.FlickrConfig(root=str(tmp_path)))
+    names = {int(name.split("_")[0]): name for name in photos}
+    assert {r.image_id: r.split for r in corpus.records} == {i: hash_part(n, 0.05, 0.05) for i, n in names.items()}
+    bare, split = corpus.notes
+    assert bare == f"left out 1 images of {tmp_path / 'Images'} that have no caption (first: 77_bare.jpg)"
+    assert split.startswith("split by a hash of the file name (train ") and "dataset.split_file=" in split
+
+
 def test_mistakes_say_what_to_add(tmp_path, photos):
     config = schema.FlickrConfig(root=str(tmp_path))
     with pytest.raises(UserError, match=r"no Flickr captions in .*: looked for dataset_flickr8k\.json"):
         read(config)
     write_tokens(tmp_path, photos)
-    with pytest.raises(UserError, match=r"does not say which images are train, val and test: add Karpathy's"):
-        read(config)
     write_lists(tmp_path, photos)
     with pytest.raises(UserError, match=r"holds no images: put them into images/"):
         read(config)

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 from PIL.Image import Resampling, Transpose
 
+from velm_cli.data.png import SIGNATURE, DamagedPng, pixels_only
 from velm_cli.data.processes import Died, Limits, work_in_order
 
 MIN_SIDE = 8  # pixels; below it a file is a tracking pixel or a placeholder, not a photo
@@ -29,6 +30,20 @@ OVERSAMPLING = 1.5  # pixels decoded along a side, for each that is kept
 
 # Only formats of photos: Pillow's others include EPS, which starts Ghostscript.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")  # brands of files that Pillow does not read
+OTHERS = {  # how files begin that hold pictures of other formats
+    b"\x00\x00\x01\x00": "ICO",
+    b"qoif": "QOI",
+    b"<svg": "SVG",
+    b"<?xml": "SVG or other XML",
+    b"8BPS": "Photoshop",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+    b"v/1\x01": "OpenEXR",
+    b"DDS ": "DDS",
+}
 UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -100,7 +115,7 @@ def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
         with (
             _bounded_pillow(max_pixels),
             source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
-            Image.open(file, formats=_formats()) as image,
+            Image.open(pixels_only(file) or file, formats=_formats()) as image,
         ):
             width, height = image.size
             if min(width, height) < MIN_SIDE:
@@ -112,7 +127,9 @@ def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except UnidentifiedImageError:
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
-            raise ImageRefused(f"not an image: the file starts with {file.read(8)!r}") from None
+            raise ImageRefused(_what_else(file.read(32))) from None
+    except DamagedPng as error:
+        raise ImageRefused(f"damaged: {error}") from None
     except MemoryError:
         raise ImageRefused("too large: decoding it needs more than preprocess.memory_per_image") from None
     except Image.DecompressionBombError:
@@ -120,6 +137,19 @@ def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise nearly every type on damaged input
         kind = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise ImageRefused(f"{kind}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _what_else(start: bytes) -> str:
+    """Why a file that begins so is none of FORMATS."""
+    if start[4:8] == b"ftyp" and start[8:12] in HEIF:
+        return "unsupported: HEIC, as iPhones write it; convert it to JPEG, for example with heif-convert"
+    if found := next((name for magic, name in OTHERS.items() if start.startswith(magic)), None):
+        return f"unsupported: {found}; convert it to JPEG or PNG"
+    if start.startswith(SIGNATURE):
+        return "damaged: a PNG whose first chunk is not as it was written"
+    if start.startswith(b"\xff\xd8\xff"):
+        return "damaged: a JPEG whose header is not whole"
+    return f"not an image: the file starts with {start[:8]!r}"
 
 
 def _check_file(path: Path) -> None:

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from velm_cli.data.arrays import read_array, write_array
 from velm_cli.data.images import ImageRefused, check_image
 from velm_cli.data.processes import available_cores, new_pool
-from velm_cli.data.readers.assemble import IMAGE_EXTENSIONS, clean_captions
+from velm_cli.data.readers.assemble import clean_captions
+from velm_cli.data.readers.cells import IMAGE_EXTENSIONS
 from velm_cli.data.readers.splits import PARTS
 from velm_cli.data.sources import SourceError, is_local, open_source, with_retries
 from velm_cli.data.tars import Sample, samples

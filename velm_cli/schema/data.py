@@ -82,18 +82,27 @@ class FlickrConfig(DatasetConfig):
 
 
 @dataclass
-class ManifestConfig(DatasetConfig):
-    kind: str = "manifest"
-    file: str | None = None  # JSON lines {"image": path, "captions": [...], "split": "train"}; COCO's JSON, to test on
+class OwnDataConfig(DatasetConfig):
+    """What manifests and folders of one's own have in common."""
+
+    val_fraction: float = within(
+        0.05, least=0, below=1
+    )  # share of images held out for validation where no folder and no row says the part
+    test_fraction: float = within(0.05, least=0, below=1)  # share held out for testing
+    image_column: str | None = None  # column of a table with the image; null = image, file_name, filepath, path ...
+    caption_column: str | None = None  # column with the caption(s), or several, with commas; null = captions, text ...
+    split_column: str | None = None  # column with train, val or test; null = split
 
 
 @dataclass
-class FolderConfig(DatasetConfig):
+class ManifestConfig(OwnDataConfig):
+    kind: str = "manifest"
+    file: str | None = None  # JSON lines, JSON, CSV, TSV or parquet; several with * or {train,val,test} in the name
+
+
+@dataclass
+class FolderConfig(OwnDataConfig):
     kind: str = "folder"
-    val_fraction: float = within(
-        0.05, least=0, below=1
-    )  # share of images held out for validation where no folder says so
-    test_fraction: float = within(0.05, least=0, below=1)  # share held out for testing
 
 
 @dataclass

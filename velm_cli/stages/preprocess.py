@@ -20,6 +20,7 @@ from velm_cli.data.tokens import Tokens
 from velm_cli.schema import PreprocessRoot, WebDatasetConfig
 
 PREVIEWED, PREVIEW_SIDE = 16, 224  # images; pixels
+ONLY_EVAL = "there are no training examples, so this store is for velm eval only"
 
 
 def run(config: PreprocessRoot) -> float:
@@ -39,6 +40,8 @@ def run(config: PreprocessRoot) -> float:
         if config.dry_run:
             _say_counts(count_splits(corpus.records, corpus.splits), config.dataset.images)
             _say_refused(Counter(reason.split(":")[0] for _, reason in corpus.refused), None)
+            if not any(split == "train" for split in corpus.records.splits()):
+                _say("note", ONLY_EVAL)
             _say("dry run", f"nothing written; the store would be {path}")
             return float(len(corpus.records))
         if (part := parse_part(config.preprocess.part)) is not None:
@@ -61,7 +64,7 @@ def run(config: PreprocessRoot) -> float:
         if config.preview:
             _say("preview", str(_preview(store, tokens, config)))
     else:
-        _say("note", "there are no training examples, so this store is for velm eval only")
+        _say("note", ONLY_EVAL)
     if isinstance(store, StreamStore):
         _say("shards", f"{len(store.shards):,}, which stay where they are")
     _say("store", f"{path} is complete" if was_complete else str(path))

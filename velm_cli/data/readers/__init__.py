@@ -12,7 +12,7 @@ from velm_cli import schema
 from velm_cli.data.readers.coco import read_coco, read_shapes
 from velm_cli.data.readers.flickr import read_flickr
 from velm_cli.data.readers.folder import read_folder
-from velm_cli.data.readers.manifest import read_manifest
+from velm_cli.data.readers.manifest import manifest_files, read_manifest
 from velm_cli.data.records import Corpus
 from velm_cli.errors import UserError
 
@@ -51,8 +51,7 @@ def check_root(config: schema.DatasetConfig) -> None:
         case schema.ManifestConfig():
             if not config.file:
                 raise UserError('dataset.file is not set: give JSON lines such as {"image": path, "captions": [...]}')
-            if not _path(config.file).is_file():
-                raise UserError(f"dataset.file: {config.file} does not exist; give a file of JSON lines")
+            manifest_files(_path(config.file))
             _check_folder(config.root, "the images of the manifest", required=False)
         case schema.FolderConfig():
             _check_folder(config.root, "your images and their captions", required=True)
@@ -63,7 +62,10 @@ def _check_folder(root: str | None, content: str, *, required: bool) -> None:
         if required:
             raise UserError(f"dataset.root is not set: give the folder that holds {content}")
     elif not _path(root).is_dir():
-        what = "is not a folder" if _path(root).exists() else "does not exist"
+        what = "does not exist"
+        if _path(root).exists():
+            packed = _path(root).suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
+            what = "is an archive: unpack it" if packed else "is not a folder"
         raise UserError(f"dataset.root: {root} {what}; give the folder that holds {content}")
 
 

@@ -18,8 +18,6 @@ from velm_cli import schema
 from velm_cli.data.records import Corpus, Records
 from velm_cli.errors import UserError
 
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"})
-
 # What `str.split` does not take for white space, yet has no place in a caption: control characters, lone
 # surrogates (they cannot be written as UTF-8), byte-order marks and zero-width spaces. Joiners stay: emoji
 # are built with them.
@@ -83,6 +81,11 @@ def clean_captions(captions: Iterable[object]) -> tuple[tuple[str, ...], list[st
     return tuple(kept), reasons
 
 
+def _writable(text: str) -> str:
+    """`text` with what is not UTF-8, as names of files may be, written out."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
 def id_order(image_id: int | str) -> tuple[bool, Any]:
     """Sort key: numbers by value, then names."""
     return isinstance(image_id, str), image_id
@@ -103,11 +106,11 @@ def assemble(
     Raises UserError for absent images (unless `missing` is skip; auto is an error here, a reader that means
     to skip says so), for an id that two images share, and when nothing remains.
     """
-    found = Records()
+    found, captioned, uncaptioned = Records(), 0, 0
     for entry in entries:
         name = str(entry.image_id)
-        if (writable := name.encode(errors="backslashreplace").decode()) != name:
-            corpus.refused.append((writable, "its name is not UTF-8: rename the file"))
+        if _writable(name) != name:
+            corpus.refused.append((name, "its name is not UTF-8: rename the file"))
             continue
         captions, reasons = clean_captions(entry.captions)
         corpus.refused += [(name, reason) for reason in reasons]
@@ -116,14 +119,19 @@ def assemble(
             corpus.refused.append((name, "no usable caption"))
             continue
         present = listing is None or entry.image in listing
+        captioned += bool(captions)
+        uncaptioned += not captions
         found.append(entry.image_id, entry.split, entry.image, captions, present=present)
+    corpus.refused = [(_writable(name), _writable(reason)) for name, reason in corpus.refused]
+    corpus.notes = [_writable(note) for note in corpus.notes]
     for one, other in found.doubles():
         raise UserError(f"{where}: the image id {other.image_id} stands for both {one.image} and {other.image}")
 
-    absent, captioned = found.select(present=False), len(found)
+    absent = found.select(present=False)
     if absent and missing is not schema.Missing.skip:
+        beside = f" ({uncaptioned:,} have no caption)" if uncaptioned else ""
         raise UserError(
-            f"{len(absent):,} of {captioned:,} annotated images are missing, first {absent[0].image}; "
+            f"{len(absent):,} of {len(found):,} annotated images are missing{beside}, first {absent[0].image}; "
             "add them, or leave them out with dataset.missing=skip"
         )
     corpus.records = found.select(present=True, order=corpus.splits, images=listing is not None)
@@ -134,5 +142,7 @@ def assemble(
         raise UserError(f"{where}: no example is left: {captioned:,} images have captions{looked}{refused}{example}")
     if absent:
         ids = first_few(absent.ids())
-        corpus.notes.append(f"skipped {len(absent):,} of {captioned:,} annotated images whose file is missing ({ids})")
+        corpus.notes.append(f"skipped {len(absent):,} of {len(found):,} annotated images whose file is missing ({ids})")
+        if "train" in absent.splits() and "train" not in corpus.records.splits():
+            corpus.notes.append("nothing is left to train on: every image of the train part is missing")
     return corpus

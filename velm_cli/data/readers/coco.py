@@ -14,11 +14,11 @@ from pathlib import Path
 from velm_cli import schema
 from velm_cli.data.readers.assemble import Entry, Listing, assemble, first_few
 from velm_cli.data.readers.captions_json import Captioned, parse_captions
-from velm_cli.data.readers.files import Refused, load_json, parse_json
 from velm_cli.data.readers.splits import Split, read_split
 from velm_cli.data.records import Corpus, Records
 from velm_cli.data.shapes import write_shapes
 from velm_cli.errors import UserError
+from velm_cli.lines import Refused, load_json, parse_json
 
 IMAGE_FOLDERS = ("train2014", "val2014", "train2017", "val2017")
 JAR = Path("spice") / "spice-1.0.jar"

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from velm_cli import schema
-from velm_cli.data.readers.assemble import IMAGE_EXTENSIONS, Entry, Listing, assemble
+from velm_cli.data.readers.assemble import Entry, Listing, assemble, first_few
 from velm_cli.data.readers.captions_json import parse_captions
-from velm_cli.data.readers.files import Refused, load_json, text_lines
+from velm_cli.data.readers.cells import IMAGE_EXTENSIONS
+from velm_cli.data.readers.parting import hash_part
 from velm_cli.data.readers.rows import read_rows
-from velm_cli.data.readers.splits import PARTS, Split, read_split
+from velm_cli.data.readers.splits import PARTS, Split, part_of_word, read_split
 from velm_cli.data.records import Corpus, Records
 from velm_cli.errors import UserError
+from velm_cli.lines import Refused, load_json, text_lines
 
 IMAGE_FOLDERS = (
     "images",
@@ -22,12 +25,14 @@ IMAGE_FOLDERS = (
     "Flickr8k_Dataset",
     "flickr30k-images",
     "flickr30k_images",
+    "flickr30k_images/flickr30k_images",
     ".",
 )
 TEXT_FOLDERS = (".", "annotations", "captions", "Flickr8k_text")
 KARPATHY_NAMES = ("dataset_flickr8k.json", "dataset_flickr30k.json")
 TOKEN_NAMES = ("Flickr8k.token.txt", "results_20130124.token")
-TABLE_NAMES = ("captions.txt", "captions.csv")
+TABLE_NAMES = ("captions.txt", "captions.csv", "results.csv")
+HELD_OUT = (0.05, 0.05)  # shares of val and test where nothing says the parts
 PART_LISTS = ("Flickr_8k.{}Images.txt", "flickr30k_{}.txt", "{}.txt")  # file names, one a line
 
 
@@ -42,9 +47,13 @@ def read_flickr(config: schema.FlickrConfig, root: Path) -> Corpus:
     """Records of Flickr8k or Flickr30k; the image id is the photo's number, with which its name begins."""
     corpus = Corpus(Records())
     split = _find_split(config, root)
-    photos = _read_photos(split, root, corpus.refused)
+    photos = _read_photos(split, root, corpus)
+    by_hash = False
     if split is None and not all(photo.part for photo in photos.values()):
         split = _read_part_lists(root, corpus.refused)
+        if by_hash := split is None:
+            for name, photo in photos.items():
+                photo.part = hash_part(name, *HELD_OUT)
     if split is not None:
         corpus.notes += split.describe_gaps(set(photos))
         for name, photo in photos.items():
@@ -56,7 +65,17 @@ def read_flickr(config: schema.FlickrConfig, root: Path) -> Corpus:
         for name, photo in photos.items()
         if photo.part is not None
     )
-    return assemble(corpus, entries, listing, config.missing, where=f"dataset.root={root}")
+    assemble(corpus, entries, listing, config.missing, where=f"dataset.root={root}")
+    if listing is not None and (bare := _images(folder, listing) - photos.keys()):
+        corpus.notes.append(f"left out {len(bare):,} images of {folder} that have no caption ({first_few(bare)})")
+    if by_hash:
+        shown = ", ".join(f"{part} {count:,}" for part, count in corpus.counts().items())
+        corpus.notes.append(
+            f"split by a hash of the file name ({shown}), as {root} does not say which images are train, val and test; "
+            "the parts that others use are in Karpathy's dataset_flickr8k.json or dataset_flickr30k.json, or in "
+            'Flickr_8k.{train,dev,test}Images.txt; or give dataset.split_file={"train": [file names], "val": ...}'
+        )
+    return corpus
 
 
 def _find_split(config: schema.FlickrConfig, root: Path) -> Split | None:
@@ -78,17 +97,24 @@ def _find(root: Path, names: Iterable[str]) -> Path | None:
     return None
 
 
-def _read_photos(split: Split | None, root: Path, refused: Refused) -> dict[str, _Photo]:
+def _read_photos(split: Split | None, root: Path, corpus: Corpus) -> dict[str, _Photo]:
     """File name -> photo, from the first form that is there; `part` is set where the form says it."""
     if split is not None and split.captions:
         return {name: _Photo(_photo_id(name), captions) for name, captions in split.captions.items()}
-    if photos := _read_coco_form(root, refused):
+    if photos := _read_coco_form(root, corpus.refused):
         return photos
     if token_file := _find(root, TOKEN_NAMES):
-        return _read_token_file(token_file, refused)
+        return _read_token_file(token_file, corpus.refused)
     if table := _find(root, TABLE_NAMES):
-        for row in read_rows(table, refused):
-            photo = photos.setdefault(row.image, _Photo(_photo_id(row.image), []))
+        for row in read_rows(table, corpus.refused, notes=corpus.notes):
+            name = PurePosixPath(row.image).name
+            part = part_of_word(row.split) if row.split else None
+            photo = photos.setdefault(name, _Photo(_photo_id(name), [], part))
+            if photo.part != part or (row.split and not part):
+                corpus.refused.append(
+                    (row.where, f"conflict: {row.split!r} is no part, or another than in an earlier row")
+                )
+                continue
             photo.captions.extend(row.captions)
         return photos
     raise UserError(
@@ -126,7 +152,7 @@ def _read_token_file(path: Path, refused: Refused) -> dict[str, _Photo]:
     }
 
 
-def _read_part_lists(root: Path, refused: Refused) -> Split:
+def _read_part_lists(root: Path, refused: Refused) -> Split | None:
     """The parts from text files of image names: Flickr_8k.trainImages.txt and its like."""
     for pattern in PART_LISTS:
         part_of: dict[int | str, str] = {}
@@ -139,22 +165,22 @@ def _read_part_lists(root: Path, refused: Refused) -> Split:
                     raise UserError(f"{path}: {image} is in {part_of[image]} as well")
         if part_of:
             return Split(root / pattern.format("*"), part_of, {})
-    raise UserError(
-        f"{root} has captions but does not say which images are train, val and test: add Karpathy's "
-        "dataset_flickr8k.json or dataset_flickr30k.json, or Flickr_8k.{train,dev,test}Images.txt, "
-        'or give dataset.split_file={"train": [file names], "val": ..., "test": ...} as a JSON file'
-    )
+    return None
 
 
 def _image_folder(root: Path, listing: Listing) -> Path:
     for name in IMAGE_FOLDERS:
         folder = root / name
-        if any(Path(file).suffix.lower() in IMAGE_EXTENSIONS for file in listing.names(folder)):
+        if _images(folder, listing):
             return folder
     raise UserError(
         f"dataset.root={root} holds no images: put them into images/, Flicker8k_Dataset/ or "
         "flickr30k-images/, or set dataset.images=false to read captions only"
     )
+
+
+def _images(folder: Path, listing: Listing) -> set[str]:
+    return {name for name in listing.names(folder) if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS}
 
 
 def _photo_id(name: str) -> int | str:

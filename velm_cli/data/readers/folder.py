@@ -2,106 +2,231 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from velm_cli import schema
-from velm_cli.data.readers.assemble import IMAGE_EXTENSIONS, Entry, Listing, assemble
-from velm_cli.data.readers.files import Refused, text_lines
+from velm_cli.data.readers.assemble import Entry, Listing, assemble
+from velm_cli.data.readers.cells import IMAGE_EXTENSIONS
+from velm_cli.data.readers.columns import Row, Wanted
+from velm_cli.data.readers.finding import Finder, key_of, walk
+from velm_cli.data.readers.levels import Level, find_level
+from velm_cli.data.readers.manifest import named_columns
+from velm_cli.data.readers.parting import check_fractions, hash_part
 from velm_cli.data.readers.rows import read_rows
-from velm_cli.data.readers.splits import PARTS
+from velm_cli.data.readers.sidecars import Sidecars
+from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
 from velm_cli.data.records import Corpus, Records
-from velm_cli.errors import UserError
+from velm_cli.errors import UserError, did_you_mean
+from velm_cli.lines import Refused
 
-TABLES = ("captions.txt", "captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+TABLES = ("captions.txt", "captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")  # must be readable
+STEMS = ("caption", "captions", "metadata", "results", "annotation", "annotations", "dataset", "data", "labels")
+KINDS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+# fmt: off
+NOT_PHOTOS = {  # pictures that `data.images` does not decode
+    **dict.fromkeys((".heic", ".heif"), "unsupported: HEIC; convert it to JPEG, for example with heif-convert"),
+    **dict.fromkeys((
+        ".svg", ".ico", ".tga", ".qoi", ".psd", ".eps", ".pdf", ".exr", ".hdr", ".jxl", ".dds", ".xcf", ".ai",
+        ".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf",
+    ), "unsupported: not a format of photos; convert it to JPEG or PNG"),
+}
+# fmt: on
+SYSTEMS = ("thumbs.db", "desktop.ini", ".ds_store")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
+
+
+@dataclass
+class _Found:
+    """What lies below the folder: images by id, raw captions of each, tables, and what was left aside."""
+
+    images: dict[str, Path] = field(default_factory=dict)
+    captions: dict[str, list[object]] = field(default_factory=dict)
+    tables: list[Path] = field(default_factory=list)
+    other_tables: list[Path] = field(default_factory=list)
+    aside: Counter[str] = field(default_factory=Counter)  # suffixes of files that are nothing of these
+    captioned: bool = False  # whether there is anything that may hold captions
 
 
 def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
-    """Records of every image under `root`; the image id is its path relative to `root`, with slashes.
+    """Records of every image under `root`; the image id is its path relative to `root`, with slashes, unless a table
+    gives another.
 
-    Captions: NAME.txt beside NAME.jpg (one a line), or a table (see `TABLES`) of image and caption columns
-    in any folder. Parts: the folders train/, val/ and test/ if one of them exists, else a hash of the path,
-    so that an image keeps its part when others are added.
+    Captions: a text file beside the image (see `Sidecars`), or a table (see `_is_table`) of image and caption columns
+    in any folder. Parts: what a table says, else folders train/, val/ and test/ (see `find_level`), else a hash of the
+    path, so that an image keeps its part when others are added. Without any caption all images are test.
     """
-    held_out = (config.val_fraction, config.test_fraction)
-    if min(held_out) < 0 or sum(held_out) >= 1:
-        raise UserError(
-            f"dataset.val_fraction={config.val_fraction} and dataset.test_fraction={config.test_fraction} "
-            "must not be negative and must leave something to train on"
-        )
+    check_fractions(config.val_fraction, config.test_fraction)
     corpus = Corpus(Records())
-    images, tables = _walk(root)
-    captions: dict[str, list[object]] = {
-        image_id: _read_sidecar(path, corpus.refused) for image_id, path in images.items()
-    }
-    for table in tables:
-        for row in read_rows(table, corpus.refused):
-            beside, below_root = _key(table.parent / row.image, root), _key(root / row.image, root)
-            image_id = below_root if beside not in images and below_root in images else beside
-            captions.setdefault(image_id, []).extend(row.captions)
+    found = _look(root, corpus.refused)
+    tables = _Tables(found, root, corpus, named_columns(config))
+    tables.read_all()
 
-    folders = {key.split("/")[0] for key in images if "/" in key}
-    part_folders = sorted(name for name in folders if name.lower() in PARTS)
-    entries = []
-    for image_id, found in captions.items():
-        if not part_folders:
-            part = hash_part(image_id, config.val_fraction, config.test_fraction)
-        elif image_id.split("/")[0] in part_folders:
-            part = PARTS[image_id.split("/")[0].lower()]
-        else:
-            corpus.refused.append((image_id, f"not in one of the folders {', '.join(part_folders)}"))
-            continue
-        entries.append(Entry(image_id, part, images.get(image_id, root / image_id), found))
+    if not found.captioned and not any(found.captions.values()) and found.images:
+        corpus.notes.append("no image has a caption: all are test, to be captioned")
+        entries = [Entry(image_id, "test", path, []) for image_id, path in found.images.items()]
+    else:
+        entries = _divided(found, tables, corpus, config, root)
     listing = Listing() if config.images else None
     assemble(corpus, entries, listing, config.missing, where=f"dataset.root={root}")
-    if not part_folders:
+    if tables.hashed:
         shown = ", ".join(f"{part} {count:,}" for part, count in corpus.counts().items())
-        corpus.notes.append(
-            f"split by a hash of the path ({shown}); folders train/, val/ and test/ would decide instead"
-        )
+        said = f"split by a hash of the path ({shown}); folders train/, val/ and test/ would decide instead"
+        corpus.notes.append(said + tables.level.hint)
+    if found.aside:
+        kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in found.aside.most_common(8))
+        corpus.notes.append(f"left aside {found.aside.total():,} files that are neither images nor captions ({kinds})")
     return corpus
 
 
-def hash_part(image_id: str, val_fraction: float, test_fraction: float) -> str:
-    """train, val or test with the given chances; a pure function of its arguments, on every machine."""
-    position = int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogateescape")).digest()[:8], "big") / 2**64
-    if position < val_fraction:
-        return "val"
-    return "test" if position < val_fraction + test_fraction else "train"
-
-
-def _key(path: Path, root: Path) -> str:
-    """`path` relative to `root` in one spelling: macOS decomposes accented names, tables rarely do."""
-    return unicodedata.normalize("NFC", os.path.relpath(path, root)).replace(os.sep, "/")
-
-
-def _walk(root: Path) -> tuple[dict[str, Path], list[Path]]:
-    """(image id -> file, tables) under `root`, links followed, hidden files and folders left aside."""
-    images: dict[str, Path] = {}
-    tables: list[Path] = []
-    visited: set[str] = set()  # a link may lead back to where we came from
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
+def _divided(found: _Found, tables: _Tables, corpus: Corpus, config: schema.FolderConfig, root: Path) -> list[Entry]:
+    """An Entry for each image and each row, with its part."""
+    tables.level = level = find_level(found.images)
+    entries, defaulted = [], 0
+    for key, captions in found.captions.items():
+        said, part = tables.parts.get(key), level.part_of(key)
+        if level.found and part is None and said is None:
+            corpus.refused.append((key, f"not in one of the folders {level.names}"))
             continue
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
+        if said and part and said != part:
+            corpus.refused.append((key, f"conflict: its folder says {part}, its table {said}"))
+            continue
+        part = said or part
+        if part is None and tables.parts and captions:
+            part, defaulted = "train", defaulted + 1
+        elif part is None:
+            # a hash is no reason to caption an image: `assemble` refuses those of train that have no caption
+            part = hash_part(key, config.val_fraction, config.test_fraction) if captions else "train"
+            tables.hashed |= bool(captions)
+        image_id = tables.ids.get(key, key)
+        entries.append(Entry(image_id, part, found.images.get(key, root / key), captions))
+    if defaulted:
+        corpus.notes.append(f"{defaulted:,} images whose rows say no part are train, as other rows do say theirs")
+    if level.depth:
+        corpus.notes.append(f"parts are the folders {level.names}")
+    return entries
+
+
+class _Tables:
+    """What the tables say of the images."""
+
+    def __init__(self, found: _Found, root: Path, corpus: Corpus, wanted: Wanted) -> None:
+        self._found, self._root, self._corpus, self._wanted = found, root, corpus, wanted
+        self._finder = Finder(found.images)
+        self.parts: dict[str, str] = {}
+        self.ids: dict[str, int | str] = {}
+        self.level, self.hashed = Level(), False
+
+    def read_all(self) -> None:
+        found, refused = self._found, self._corpus.refused
+        for table in found.tables:
+            self._read(table, must=table.name.lower() in TABLES)
+        if len(found.other_tables) == 1 and not any(found.captions.values()):
+            self._read(found.other_tables[0], must=True)
+        else:
+            named = "call it captions.csv, metadata.jsonl or the like, or give dataset=manifest dataset.file="
+            for table in found.other_tables:
+                refused.append((str(table), f"a table of another name: {named}{table}"))
+        self._corpus.notes += self._finder.notes("tables")
+
+    def _read(self, table: Path, must: bool) -> None:
+        """Read a table; one that need not be one of captions is refused where it is none."""
+        refused = self._corpus.refused
+        self._found.captioned = True
+        named = part_of_name(table.name) if must is False else None
+        try:
+            for row in read_rows(table, refused, self._wanted, self._corpus.notes):
+                self._take(row, table, named, refused)
+        except UserError as error:
+            if must:
+                raise
+            refused.append((str(table), f"not a table of captions: {error}"))
+
+    def _take(self, row: Row, table: Path, named: str | None, refused: Refused) -> None:
+        key = self._key(row.image, table)
+        part = part_of_word(row.split) if row.split and row.split.strip() else named
+        if row.split and part is None:
+            reason = f"unknown split: {row.split!r} is not train, val or test{did_you_mean(row.split, PARTS)}"
+            refused.append((row.where, reason))
+            return
+        if part and self.parts.setdefault(key, part) != part:
+            refused.append((row.where, f"conflict: another row says that {key} is {self.parts[key]}, this one {part}"))
+            return
+        if row.image_id is not None and self.ids.setdefault(key, row.image_id) != row.image_id:
+            refused.append(
+                (row.where, f"conflict: another row gives {key} the id {self.ids[key]}, this one {row.image_id}")
+            )
+            return
+        self._found.captions.setdefault(key, []).extend(row.captions)
+
+    def _key(self, image: str, table: Path) -> str:
+        """The id of the image that a row means, beside its table or below the root; else where it should be."""
+        images = self._found.images
+        beside = key_of(table.parent / image, self._root)
+        if beside in images:
+            return beside
+        below = key_of(self._root / image, self._root)
+        if below in images:
+            return below
+        return self._finder.find(image) or beside
+
+
+def _look(root: Path, refused: Refused) -> _Found:
+    """All that lies under `root`; hidden files are left aside."""
+    found = _Found()
+    for folder, names in walk(root):
+        images, unreadable, sidecars = list[str](), list[str](), Sidecars(Path(folder))
+        for name in names:
+            path, lower = Path(folder, name), name.lower()
+            suffix = path.suffix.lower()
+            if name.startswith(".") or lower in SYSTEMS:
+                if suffix in IMAGE_EXTENSIONS and not name.startswith("._"):
+                    found.aside["hidden images"] += 1
+            elif suffix in IMAGE_EXTENSIONS or (not suffix and _is_image(path)):
+                images.append(name)
+            elif suffix in NOT_PHOTOS:
+                refused.append((key_of(path, root), NOT_PHOTOS[suffix]))
+                unreadable.append(name)
+            elif _is_table(lower):
+                found.tables.append(path)
+            elif not sidecars.take(name):
+                plain = Path(lower.removesuffix(".gz")).suffix
+                if plain in (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".xlsx"):
+                    found.other_tables.append(path)
+                else:
+                    found.aside[suffix or "no suffix"] += 1
+        for name in images:
             path = Path(folder, name)
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() in IMAGE_EXTENSIONS:
-                images[_key(path, root)] = path
-            elif name.lower() in TABLES:
-                tables.append(path)
-    return images, tables
+            key = key_of(path, root)
+            found.images[key] = path
+            found.captions[key] = sidecars.captions(name, refused)
+        found.captioned |= sidecars.used
+        for name, reason in sidecars.unused(images, unreadable):
+            refused.append((key_of(Path(folder, name), root), reason))
+        if aside := sidecars.objects_left():
+            found.aside[".json"] += aside
+    return found
 
 
-def _read_sidecar(image: Path, refused: Refused) -> list[object]:
-    text = image.with_suffix(".txt")
-    if not text.is_file():
-        return []
-    return [line for _, line in text_lines(text, refused)]
+def _is_table(name: str) -> bool:
+    """Whether a file is called as tables are: captions.txt, metadata.csv, train.csv, captions_val.json.gz."""
+    name = name.removesuffix(".gz")
+    stem, kind = os.path.splitext(name)
+    if name in TABLES:
+        return True
+    if kind not in KINDS:
+        return False
+    first, _, last = stem.replace("-", "_").partition("_")
+    return stem in STEMS or part_of_word(stem) is not None or (first in STEMS and part_of_word(last) is not None)
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file without a suffix begins like an image."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(12)
+    except OSError:
+        return False
+    return start.startswith(MAGIC) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")

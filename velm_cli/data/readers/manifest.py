@@ -1,61 +1,177 @@
-"""A manifest: one JSON line an image, the simplest way to bring data of one's own with chosen parts."""
+"""A manifest: one table of images and captions, the simplest way to bring data of one's own with chosen parts."""
 
 from __future__ import annotations
 
+import glob
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.readers.assemble import Entry, Listing, assemble
-from velm_cli.data.readers.files import Refused
-from velm_cli.data.readers.rows import Row, read_rows
-from velm_cli.data.readers.splits import PARTS
+from velm_cli.data.readers.columns import Wanted
+from velm_cli.data.readers.finding import Finder, images_below
+from velm_cli.data.readers.parting import check_fractions, hash_part
+from velm_cli.data.readers.rows import read_rows
+from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
 from velm_cli.data.records import Corpus, Records
 from velm_cli.data.spool import Spool
-from velm_cli.errors import did_you_mean
+from velm_cli.errors import UserError, did_you_mean
 
 
 def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) -> Corpus:
-    """Records of {"image": path, "captions": [...] or "caption": "...", "split": ..., "image_id": ...} lines.
+    """Records of the tables that `file` names, in any of the forms that `read_rows` takes.
 
-    Paths are relative to `root`, or else to the folder of `file`. The image id defaults to the path as
-    written, the split to train. Lines about the same image add their captions together. COCO's own JSON is a
-    manifest of test images.
+    Paths are relative to `root`, or else to the folder of the table. The image id defaults to the path. Rows about
+    the same image add their captions together. The part of an image: what its rows say, else what the name of its
+    table says (train.csv), else train where other rows say their parts, else a hash of the path. Without any
+    caption all images are test.
     """
+    check_fractions(config.val_fraction, config.test_fraction)
     corpus = Corpus(Records())
+    files = manifest_files(file)
     listing = Listing() if config.images else None
-    folders = [folder for folder in (root, file.parent) if folder]
-    entries = _entries(read_rows(file, corpus.refused), corpus.refused, folders, listing)
-    return assemble(corpus, entries, listing, config.missing, where=str(file))
+    rows = _Rows(corpus, named_columns(config))
+    for path in files:
+        rows.read(path, alone=len(files) == 1)
+    finders = {folder: Finder(images_below(folder)) for folder in (root or path.parent for path in files)}
+    entries = _entries(rows, config, root, listing, finders)
+    assemble(corpus, entries, listing, config.missing, where=str(file))
+    for folder, finder in finders.items():
+        corpus.notes += finder.notes(str(folder))
+    if rows.hashed:
+        shown = ", ".join(f"{part} {count:,}" for part, count in corpus.counts().items())
+        corpus.notes.append(
+            f"split by a hash of the path ({shown}), as no row says its part: "
+            "dataset.val_fraction= and dataset.test_fraction= change the shares, a column split decides instead"
+        )
+    return corpus
 
 
-def _entries(rows: Iterable[Row], refused: Refused, folders: list[Path], listing: Listing | None) -> Iterator[Entry]:
-    """An Entry an image, in the order of their first lines; millions of lines need no memory."""
-    lines = Spool("id", "content")
-    for row in rows:
-        image_id = row.image if row.image_id is None else row.image_id
-        part = PARTS.get((row.split or "train").strip().lower())
-        if part is None:
-            reason = f"split {row.split!r} is not train, val or test{did_you_mean(row.split or '', PARTS)}"
-            refused.append((row.where, reason))
-        else:  # JSON in ASCII: what is no UTF-8 gets through
-            lines.add(json.dumps(image_id), json.dumps([row.where, image_id, row.image, part, row.captions]))
-    for group in lines.groups("id"):
-        (origin, image_id, image, part, captions), *others = (json.loads(content) for _, _, content in group)
-        for where, _, other_image, other_part, more in others:
-            if (other_image, other_part) == (image, part):
+def named_columns(config: schema.OwnDataConfig) -> Wanted:
+    """The columns that a config names."""
+    captions = tuple(name.strip() for name in (config.caption_column or "").split(",") if name.strip())
+    return Wanted(config.image_column or None, captions, config.split_column or None)
+
+
+def manifest_files(file: Path) -> list[Path]:
+    """The tables that `dataset.file` names: one, or those of a pattern with * and {a,b}. UserError if there is none."""
+    if file.is_file():
+        return [file]
+    patterns = [str(file)]
+    while (found := re.search(r"\{([^{}]*)\}", patterns[0])) is not None:
+        patterns = [
+            pattern.replace(found[0], word, 1)
+            for pattern in patterns
+            for word in found[1].split(",")
+            if found[0] in pattern
+        ]
+        if len(patterns) > 1000:
+            break
+    files = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern)) if Path(name).is_file()]
+    if not files:
+        what = "is a folder" if file.is_dir() else "does not exist"
+        cure = f"; for a folder of images give dataset=folder dataset.root={file}" if file.is_dir() else ""
+        raise UserError(
+            f"dataset.file: {file} {what}; give a table of images and captions, such as JSON lines or CSV{cure}"
+        )
+    return list(dict.fromkeys(files))
+
+
+class _Rows:
+    """The rows of all tables, on disk: millions of them need no memory."""
+
+    def __init__(self, corpus: Corpus, wanted: Wanted) -> None:
+        self.corpus, self._wanted = corpus, wanted
+        self.spool = Spool("id", "image", "file", "content")
+        self.say_parts = self.have_captions = False  # whether any row does
+        self.without_part = 0
+        self.files: list[tuple[Path, str | None]] = []  # each with the part that its name says
+        self.hashed = False  # whether a hash decides
+
+    def read(self, path: Path, *, alone: bool) -> None:
+        """Take the rows of a table. One that is `alone` and is named after val or test is there to be tested on."""
+        refused, known = self.corpus.refused, dict[str, str | None]()
+        number = len(self.files)
+        part = part_of_name(path.name)
+        self.files.append((path, "test" if alone and part == "val" else part))
+        for row in read_rows(path, refused, self._wanted, self.corpus.notes):
+            part = None  # as the row says
+            if row.split and row.split.strip():
+                if row.split not in known:
+                    known[row.split] = part_of_word(row.split)
+                part = known[row.split]
+                if part is None:
+                    hint = did_you_mean(row.split, PARTS)
+                    refused.append((row.where, f"unknown split: {row.split!r} is not train, val or test{hint}"))
+                    continue
+                self.say_parts = True
+            elif row.info:
+                part = "test"
+            self.without_part += part is None
+            self.have_captions |= bool(row.captions)
+            image_id = row.image if row.image_id is None else row.image_id
+            # JSON in ASCII: what is no UTF-8 gets through
+            content = json.dumps([row.where, image_id, row.image, part, row.captions, number])
+            key = json.dumps(row.image)
+            self.spool.add(key if row.image_id is None else json.dumps(image_id), key, number, content)
+
+    def ids_repeat(self) -> bool:
+        """Whether several tables give one id to several images, as each may count its images from 0."""
+        several = "SELECT 1 FROM row GROUP BY id HAVING COUNT(DISTINCT file) > 1 AND COUNT(DISTINCT image) > 1 LIMIT 1"
+        return len(self.files) > 1 and any(True for _ in self.spool.query(several))
+
+
+def _entries(
+    rows: _Rows,
+    config: schema.ManifestConfig,
+    root: Path | None,
+    listing: Listing | None,
+    finders: dict[Path, Finder],
+) -> Iterator[Entry]:
+    """An Entry an image, in the order of their first rows."""
+    refused, notes, defaulted = rows.corpus.refused, rows.corpus.notes, 0
+    if not rows.have_captions and not rows.say_parts and rows.without_part:
+        notes.append("no image has a caption: all are test, to be captioned")
+    by = "id"
+    if rows.ids_repeat():
+        by = "image"
+        notes.append("the tables give the same ids to different images: the path of an image is its id instead")
+    for group in rows.spool.groups(by):
+        (origin, image_id, image, part, captions, number), *others = (json.loads(row[-1]) for row in group)
+        image_id = image if by == "image" else image_id
+        for where, _, other_image, other_part, more, _ in others:
+            if other_image == image and (part is None or other_part in (None, part)):
                 captions += more
+                part = part or other_part
             else:
-                refused.append((where, f"{origin} gave image id {image_id} to another image or split"))
-        yield Entry(image_id, part, _locate(image, folders, listing), captions)
+                refused.append((where, f"conflict: {origin} gave image id {image_id} to another image or split"))
+        path, named = rows.files[number]
+        if part is None and rows.say_parts:
+            part, defaulted = named or "train", defaulted + (named is None)
+        elif part is None:
+            part = named if rows.have_captions else "test"
+        if part is None:
+            # a hash is no reason to caption an image: `assemble` refuses those of train that have no caption
+            part = hash_part(image, config.val_fraction, config.test_fraction) if captions else "train"
+            rows.hashed |= bool(captions)
+        yield Entry(image_id, part, _locate(image, root, path, listing, finders), captions)
+    if defaulted:
+        notes.append(f"{defaulted:,} images whose rows say no part are train, as other rows do say theirs")
+    for path, part in rows.files:
+        if part and rows.have_captions and not rows.say_parts and rows.without_part:
+            notes.append(f"{path}: its images are {part}, as its name says")
 
 
-def _locate(image: str, folders: list[Path], listing: Listing | None) -> Path:
-    """The first of `folders` that has the image; the first of all if none has."""
-    candidates = [folder / image for folder in folders]
-    if listing is not None:
-        for path in candidates:
-            if path in listing:
-                return path
-    return candidates[0]
+def _locate(image: str, root: Path | None, file: Path, listing: Listing | None, finders: dict[Path, Finder]) -> Path:
+    """Where the image is; where it should be if nothing there can be meant."""
+    candidates = [folder / image for folder in (root, file.parent) if folder]
+    if listing is None:
+        return candidates[0]
+    for path in candidates:
+        if path in listing:
+            return path
+    folder = root or file.parent
+    found = finders[folder].find(image)
+    return candidates[0] if found is None else folder / found

@@ -1,108 +1,135 @@
-"""Tables of images and captions: JSON lines and CSV, as people write them, and COCO's JSON."""
+"""Rows of images and captions out of tables in whatever form people have them."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from velm_cli.data.readers.captions_json import parse_captions
-from velm_cli.data.readers.files import Refused, load_json, text_lines
+from velm_cli.data.readers.cells import captions_of, plain_path
+from velm_cli.data.readers.columns import Columns, Row, Wanted, no_columns
+from velm_cli.data.readers.delimited import open_table
+from velm_cli.data.readers.json_forms import json_rows
 from velm_cli.errors import UserError
+from velm_cli.lines import Refused, opened
 
-IMAGE_KEYS = ("image", "file_name", "filename", "file", "path")
-CAPTION_KEYS = ("captions", "caption", "text")
+JSON = (".json", ".jsonl", ".ndjson")
+NOT_READ = {  # what people have as well, and the way from there
+    ".xlsx": "a spreadsheet: save it as CSV UTF-8",
+    ".xls": "a spreadsheet: save it as CSV UTF-8",
+    ".ods": "a spreadsheet: save it as CSV UTF-8",
+    ".zip": "an archive: unpack it",
+    ".tar": "an archive: unpack it, or read its shards with dataset=webdataset",
+    ".tgz": "an archive: unpack it",
+    ".7z": "an archive: unpack it",
+    ".pkl": "a pickle, which may run code: write it as CSV or JSON lines",
+    ".pickle": "a pickle, which may run code: write it as CSV or JSON lines",
+    ".npy": "an array: write it as CSV or JSON lines",
+    ".arrow": "an Arrow file: write it with to_csv, to_json or to_parquet",
+    ".feather": "an Arrow file: write it as CSV, JSON lines or parquet",
+}
+MAGIC = {b"PK\x03\x04": ".zip", b"\x1f\x8b": ".tgz", b"\xd0\xcf\x11\xe0": ".xls"}
 
 
-@dataclass(slots=True)
-class Row:
-    """One line: `where` is file:line, `captions` are raw, the rest as written (None if absent)."""
+def read_rows(
+    path: Path, refused: Refused, wanted: Wanted | None = None, notes: list[str] | None = None
+) -> Iterator[Row]:
+    """Rows of a table: JSON lines, CSV and its kin, parquet, or one of the forms of JSON; any but parquet may be .gz.
 
-    where: str
-    image: str
-    captions: list[object]
-    split: str | None = None
-    image_id: int | str | None = None
-
-
-def read_rows(path: Path, refused: Refused) -> Iterator[Row]:
-    """Rows of a .jsonl file, of a .csv or .txt file with a header line, or of COCO's .json(.gz).
-
-    Bad lines go to `refused`.
+    Bad rows go to `refused`, lines for the user to `notes`. UserError, which lists what was found and what is known,
+    for what is no table of captions. Paths of images are plain (see `plain_path`).
     """
-    if path.name.lower().endswith((".json", ".json.gz")):
-        return _coco_rows(path, refused)
-    return _jsonl_rows(path, refused) if path.suffix.lower() == ".jsonl" else _csv_rows(path, refused)
+    wanted = wanted or Wanted()
+    suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
+    suffix = suffixes[-1] if suffixes else ""
+    with opened(path) as file:
+        start = file.read(1 << 12)
+    found = next((name for magic, name in MAGIC.items() if start.startswith(magic)), suffix)
+    if reason := NOT_READ.get(suffix) or NOT_READ.get(found):
+        raise UserError(f"{path} is {reason}")
+    if suffix == ".parquet" or start.startswith(b"PAR1"):
+        yield from _parquet_rows(path, wanted, refused)
+    elif suffix in JSON or (suffix not in (".csv", ".tsv") and start.lstrip(b"\xef\xbb\xbf \r\n")[:1] in (b"{", b"[")):
+        yield from json_rows(path, wanted, refused)
+    else:
+        table = open_table(path, wanted, refused)
+        for where, cells in table.rows(refused):
+            if (row := _row(where, cells, table.columns, refused)) is not None:
+                yield row
+        if notes is not None:
+            notes += table.notes
+    if notes is not None:
+        notes += wanted.notes(str(path))
 
 
-def _coco_rows(path: Path, refused: Refused) -> Iterator[Row]:
-    """COCO's captions or image info, nocaps': a test set, with captions or without."""
-    data = load_json(path)
-    if isinstance(data, dict) and "annotations" not in data:
-        data["annotations"] = []  # image_info_test2014.json: what the evaluation server asks captions for
-    for image_id, image in parse_captions(data, str(path), refused).items():
-        yield Row(f"{path} image {image_id}", image.file_name, image.captions, "test", image_id)
-
-
-def _jsonl_rows(path: Path, refused: Refused) -> Iterator[Row]:
-    for number, line in text_lines(path, refused):
-        where = f"{path}:{number}"
-        try:
-            yield _parse_row(where, json.loads(line))
-        except json.JSONDecodeError as error:
-            refused.append((where, f"not JSON: {error.msg} (column {error.colno})"))
-        except RecursionError:
-            refused.append((where, "not JSON: nested too deeply"))
-        except ValueError as error:
-            refused.append((where, str(error)))
-
-
-def _parse_row(where: str, item: Any) -> Row:
-    """Raises ValueError with the reason why `item` is no row."""
-    if not isinstance(item, dict):
-        raise ValueError("not an object")
-    image = next((item[key] for key in IMAGE_KEYS if key in item), None)
-    if not isinstance(image, str) or not image:
-        raise ValueError('no "image": the path of the image file')
-    captions = next((item[key] for key in CAPTION_KEYS if key in item), None)
-    if captions is None:
-        raise ValueError('no "captions" (a list) and no "caption"')
-    split, image_id = item.get("split"), item.get("image_id")
-    if split is not None and not isinstance(split, str):
-        raise ValueError('"split" is not text')
-    if image_id is not None and (isinstance(image_id, bool) or not isinstance(image_id, int | str)):
-        raise ValueError('"image_id" is neither a whole number nor text')
-    return Row(where, image, captions if isinstance(captions, list) else [captions], split, image_id)
-
-
-def _csv_rows(path: Path, refused: Refused) -> Iterator[Row]:
-    number = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal number
-        for number, line in text_lines(path, refused):  # noqa: B007  (read below, after each row)
-            yield line + "\n"
-
-    source = lines()
-    head = next(source, "")
-    delimiter = "\t" if "\t" in head else ","
-    columns = [name.strip().lower() for name in next(csv.reader([head], delimiter=delimiter), [])]
-    image_at = next((columns.index(key) for key in IMAGE_KEYS if key in columns), None)
-    caption_at = next((columns.index(key) for key in CAPTION_KEYS if key in columns), None)
-    if image_at is None or caption_at is None:
-        raise UserError(f"{path}: its first line must name the columns, such as image,caption")
+def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Row | None:
+    width, several = len(cells), len(columns.captions) > 1
+    captions = [cells[at] for at in columns.captions if at < width and (not several or cells[at].strip())]
+    at = columns.image
+    assert at is not None
+    if at >= width or not captions or not cells[at].strip():
+        refused.append((where, f"no image or no caption: it has {width} cells"))
+        return None
     try:
-        for cells in csv.reader(source, delimiter=delimiter):
-            where = f"{path}:{number}"
-            if len(cells) <= max(image_at, caption_at) or not cells[image_at].strip():
-                refused.append((where, f"no image or no caption in its {len(cells)} columns"))
-                continue
-            # a caption in the last column may hold commas that nobody quoted
-            last = caption_at == len(columns) - 1
-            caption = delimiter.join(cells[caption_at:]) if last else cells[caption_at]
-            yield Row(where, cells[image_at].strip(), [caption])
-    except csv.Error as error:
-        raise UserError(f"{path}:{number}: {error}; is a quotation mark left open?") from None
+        image = plain_path(cells[at])
+    except ValueError as error:
+        refused.append((where, str(error)))
+        return None
+    texts: list[object] = []
+    for caption in captions:
+        texts += captions_of(caption)
+    row = Row(where, image, texts)
+    if columns.split is not None:
+        row.split = _cell(cells, columns.split)
+    if columns.image_id is not None:
+        row.image_id = _as_id(_cell(cells, columns.image_id))
+    return row
+
+
+def _cell(cells: list[str], at: int) -> str | None:
+    return cells[at].strip() or None if at < len(cells) else None
+
+
+def _as_id(text: str | None) -> int | str | None:
+    """A number where the text is one in its only spelling, so that 007 stays a name."""
+    return int(text) if text and text.isdecimal() and len(text) < 19 and str(int(text)) == text else text
+
+
+def _parquet_rows(path: Path, wanted: Wanted, refused: Refused) -> Iterator[Row]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UserError(f"{path} is a parquet file, which needs pyarrow: pip install pyarrow") from None
+    try:
+        file = parquet.ParquetFile(path)
+        names = [str(name) for name in file.schema_arrow.names]
+        columns = wanted.find(names, str(path))
+        if columns.image is None or not columns.captions:
+            raise no_columns(names, str(path))
+        wanted.unused.update(dict.fromkeys(columns.unused))
+        taken = [at for at in (columns.image, *columns.captions, columns.split, columns.image_id) if at is not None]
+        number = 0
+        for batch in file.iter_batches(columns=[names[at] for at in dict.fromkeys(taken)]):
+            for item in batch.to_pylist():
+                number += 1
+                yield from _parquet_row(f"{path} row {number}", item, names, columns, refused)
+    except (ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _parquet_row(where: str, item: dict, names: list[str], columns: Columns, refused: Refused) -> Iterator[Row]:
+    def value(at: int | None) -> object:
+        return None if at is None else item[names[at]]
+
+    try:
+        image = value(columns.image)
+        if isinstance(image, dict):  # as `datasets` writes it, with the file's content beside
+            image = image.get("path")
+        if not isinstance(image, str):
+            raise ValueError('no "image": the path of the image file (images inside the table are not read)')
+        captions = [text for at in columns.captions for text in captions_of(value(at))]
+        split, image_id = value(columns.split), value(columns.image_id)
+        if image_id is not None and not isinstance(image_id, int | str):
+            raise ValueError('"image_id" is neither a whole number nor text')
+        yield Row(where, plain_path(image), captions, None if split is None else str(split), image_id)
+    except ValueError as error:
+        refused.append((where, str(error)))

@@ -6,24 +6,42 @@ Karpathy & Fei-Fei (CVPR 2015) published `dataset_coco.json`, `dataset_flickr8k.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from velm_cli.data.readers.assemble import first_few
-from velm_cli.data.readers.files import load_json
 from velm_cli.errors import UserError, did_you_mean
+from velm_cli.lines import load_json
 
 # Every name the field uses for a part. restval is the rest of COCO's val2014: everybody trains on it.
 PARTS = {
     "train": "train",
+    "training": "train",
     "restval": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
     "dev": "val",
+    "eval": "val",
     "test": "test",
+    "testing": "test",
 }
+_AROUND = re.compile(r"[ _-]?(?:(?:19|20)\d\d|set|split|images|data)$")  # test2014, val_set, train-images
+
+
+def part_of_word(word: str) -> str | None:
+    """The part that a folder, a file or a cell names, in any case: `Training`, `val2014`, `test_set`. None if none."""
+    word = word.strip().lower()
+    return PARTS.get(word) or PARTS.get(_AROUND.sub("", word))
+
+
+def part_of_name(name: str) -> str | None:
+    """The one part that a file's name says: `captions_train2014.json`, `my-test.csv`. None if it says none, or two."""
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    found = {part for word in words if (part := part_of_word(word))}
+    return found.pop() if len(found) == 1 else None
 
 
 @dataclass(slots=True)
