@@ -175,7 +175,7 @@ def _shown(value: Any) -> str:
         return value.name
     if isinstance(value, (list, tuple)):
         return f"[{','.join(map(_shown, value))}]"
-    return str(value)
+    return str(value) if value != "" else "''"
 
 
 @functools.cache

@@ -146,7 +146,7 @@ def _is(cls: type, group: str, choice: str) -> bool:
 def _table(options: Sequence[Option], presets: dict[str, str]) -> Iterator[str]:
     width = max((len(option.key) for option in options), default=0)
     for option in options:
-        default = presets.get(option.name, option.default) or "''"
+        default = presets.get(option.name, option.default)
         words = takes(option)
         named = option.values and all(value in option.meaning for value in option.values)
         shown = "" if named or option.values == ["true", "false"] or words in ("text", "path") else f" ({words})"

@@ -274,7 +274,12 @@ def _has_begun(path: Path) -> bool:
 
 def is_of(path: Path, config: Any) -> bool:
     """Whether there is a run in `path`, of the experiment of `config`."""
-    return (path / "config.yaml").exists() and not _differing(path, config)[0]
+    if not (path / "config.yaml").exists():
+        return False
+    differing, _, _ = _differing(path, config)
+    if config.vision.resize is Resize.auto:  # an older velm's says what that is to it
+        differing = [key for key in differing if key != "vision.resize"]
+    return not differing
 
 
 def _differing(path: Path, config: Any) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
