@@ -152,10 +152,15 @@ def _key_and_value(stage: str, word: str, folders: Sequence[Path]) -> tuple[str,
     if not has_effect(stage, plain) and plain[4:] in all_of(schema.RunConfig):
         raise UserError(f"{plain} has no effect on velm {stage}: leave it out (run has {', '.join(OF_AN_EVALUATION)})")
     if not value.strip():
-        raise UserError(f"{plain}= is empty: is a shell variable unset? ({plain}=null means none)")
-    in_a_dict = plain.startswith("fusion.options.")
+        optional = plain in ("experiment", "debug") or any(o.optional for o in options_of(stage).get(plain, []))
+        instead = f"{plain}=null means none" if optional else "leave it out for the default"
+        raise UserError(f"{plain}= is empty: is a shell variable unset? ({instead})")
+    if (owner := plain.rpartition(".")[0]) in options_of(stage) and not plain.startswith("fusion.options."):
+        raise UserError(f"{plain}: no such option; did you mean {owner!r}?")
+    if plain.startswith("fusion.options"):  # of another package: velm does not know which there are
+        return f"++{plain}", value
     of_a_folder = "." not in plain and plain not in choice_groups(stage) and any((f / plain).is_dir() for f in folders)
-    return key if in_a_dict or of_a_folder else plain, value
+    return key if of_a_folder else plain, value
 
 
 def _what_decides(key: str, stage: str) -> str:
@@ -174,7 +179,7 @@ def _not_an_option(stage: str, word: str) -> str:
 
 
 def _value(stage: str, key: str, value: str, sweeping: bool) -> str:
-    if re.match(r"\+*hydra[./]", key) or key.startswith(("+fusion.options", "++fusion.options", "fusion.options")):
+    if re.match(r"\+*hydra[./]", key) or key.startswith("++fusion.options"):
         return value
     options = options_of(stage).get(key, [])
     group = choices(key) if not options else []

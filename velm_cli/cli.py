@@ -86,7 +86,7 @@ def _dispatch(args: list[str]) -> None:
         return
     if args[0] in ("-h", "--help", "help"):  # velm help train
         args = [args[1], "--help", *args[2:]]
-    if args[0] in VERSION or (len(args) > 1 and args[1:] == ["--version"]):
+    if args[0] in VERSION or "--version" in args:
         print(f"velm {__version__}")
         return
     stage = ALIASES.get(args[0], args[0])
@@ -213,7 +213,8 @@ def _complete(args: list[str]) -> None:
         with contextlib.suppress(ValueError):
             line = line[: int(os.environ.get("COMP_POINT", len(line)))]
         current = os.environ.get("VELM_WORD")
-        print("\n".join(completion.answer(line, shell, current, tuple(STAGES), ALIASES)))
+        for offer in completion.answer(line, shell, current, tuple(STAGES), ALIASES):
+            print(offer)
     elif shell in scripts.get(what, {}):
         print(scripts[what][shell])
     else:

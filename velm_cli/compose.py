@@ -6,7 +6,6 @@ reads the `config.yaml` of a run folder back, so that `finetune` and `evaluate` 
 
 from __future__ import annotations
 
-import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from velm_cli.as_typed import unquoted
 from velm_cli.errors import UserError, did_you_mean, on_one_line
 from velm_cli.files import write_text
 from velm_cli.options import conf_dir
-from velm_cli.schema.paths import expand_homes
+from velm_cli.schema.paths import expand_home, expand_homes
 from velm_cli.shared_configs import guard
 
 LONGEST_NAME = 200  # bytes: a folder's name may have 255, and a log's has an ending
@@ -94,7 +93,7 @@ def checkpoint_argument(stage: str, args: Sequence[str]) -> str | None:
         return None
     if "," in values[-1] and not Path(values[-1]).exists():
         raise UserError("checkpoint: a sweep over checkpoints is not possible; call velm once for each")
-    return os.path.expanduser(values[-1])
+    return str(expand_home(values[-1]))
 
 
 def to_dataclass(config: DictConfig) -> Any:

@@ -15,7 +15,7 @@ WORDS = {
     "optim.warmup_steps": "warmup warmup_steps num_warmup_steps",
     "optim.grad_clip": "clip_grad max_grad_norm gradient_clip_val clip_grad_norm",
     "run.max_steps": "steps num_steps total_steps iterations iters max_iter max_iters max_iterations",
-    "run.batch_size": "batch bs train_batch_size per_device_train_batch_size micro_batch_size batchsize",
+    "run.batch_size": "batch_size batch bs train_batch_size per_device_train_batch_size micro_batch_size batchsize",
     "run.accumulation": "grad_accum gradient_accumulation_steps accumulate_grad_batches accum accum_freq",
     "run.device": "device cuda accelerator",
     "run.precision": "fp16 bf16 amp mixed_precision dtype torch_dtype",
@@ -54,18 +54,23 @@ _OPTION_OF = {word: option for option, words in WORDS.items() for word in words.
 _INSTEAD_OF = {word: advice for words, advice in INSTEAD.items() for word in words.split()}
 
 
-def instead_of(key: str, stage: str, value: str = "...") -> str:
-    """What to type instead of an option that the stage has not: "did you mean optim.lr=...?"; "" if unknown."""
+def instead_of(key: str, stage: str, value: str = "") -> str:
+    """What to type instead of an option that the stage has not: "did you mean 'optim.lr'?"; "" if unknown.
+
+    With `value`, as a word of the command: "did you mean optim.lr=VALUE?".
+    """
     word = key.rpartition(".")[2].lower().replace("-", "_")
     options = options_of(stage)
-    if key.lower() != key and key.lower() in options:
-        return f"did you mean {key.lower()}={value}?"
-    if word in _INSTEAD_OF and "run" in choice_groups(stage):
-        return _INSTEAD_OF[word]
+    spelled = key.lower().replace("-", "_")
     known = _OPTION_OF.get(word)
-    if known is not None and known != key and (known in options or known in choice_groups(stage)):
-        return f"did you mean {known}={value}?"
-    named = [found for found in options if found.rpartition(".")[2] == word and found != key]
-    if 0 < len(named) <= 4:
-        return f"did you mean {' or '.join(f'{found}={value}' for found in named)}?"
-    return ""
+    if spelled != key and spelled in options:
+        found = [spelled]
+    elif word in _INSTEAD_OF and "run" in choice_groups(stage):
+        return _INSTEAD_OF[word]
+    elif known is not None and known != key and (known in options or known in choice_groups(stage)):
+        found = [known]
+    else:
+        found = [option for option in options if option.rpartition(".")[2] == word and option != key]
+    if not 0 < len(found) <= 4:
+        return ""
+    return f"did you mean {' or '.join(f'{one}={value}' if value else repr(one) for one in found)}?"

@@ -28,6 +28,7 @@ SCHEDULES = ("loss.alpha", "loss.beta", "loss.gamma", "loss.scheduled_sampling")
 HIDDEN = ("stage", "kind")  # follow from the command's first word and from the choice of the group
 
 
+@functools.cache
 def conf_dir() -> Path:
     """The folder of YAML files: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent
@@ -44,7 +45,12 @@ class Option:
     type: Any  # its annotation
     default: str  # as it is typed: null, true, [bleu,cider]; `required` where there is none
     bounds: Bounds | None
-    meaning: str
+
+    @property
+    def meaning(self) -> str:
+        """The comment behind it in the schema, of the class that says it last."""
+        said = (_meanings(cls).get(self.name) for cls in self.node.__mro__ if dataclasses.is_dataclass(cls))
+        return next((text for text in said if text is not None), "")
 
     @property
     def name(self) -> str:
@@ -82,9 +88,7 @@ def own(node: type, prefix: str = "") -> list[Option]:
         kind = field.type
         if name in HIDDEN or dataclasses.is_dataclass(kind) or (kind is Any and not is_path(node, name)):
             continue
-        found.append(
-            Option(prefix + name, node, kind, _typed(field), bounds_of(node, name), _meanings(node).get(name, ""))
-        )
+        found.append(Option(prefix + name, node, kind, _typed(field), bounds_of(node, name)))
     return found
 
 

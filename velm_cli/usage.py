@@ -14,7 +14,7 @@ from velm_cli import schema
 from velm_cli.as_typed import quote, unquoted
 from velm_cli.errors import did_you_mean
 from velm_cli.hints import instead_of
-from velm_cli.options import choices, kind_of, options_of
+from velm_cli.options import HIDDEN, choices, kind_of, options_of
 from velm_cli.stage_help import takes
 
 LONGEST = 300  # characters of a message of Hydra's, or of a value in it
@@ -41,10 +41,16 @@ def explain(error: BaseException, stage: str) -> str | None:
         parent = key.rpartition(".")[0]
         if key.startswith("hydra."):
             return f"{key}: Hydra has no such option"
+        if key.lower() != key and (better := instead_of(key, stage)):
+            return f"{key}: no such option; {better}"
         if "." in key and not key.endswith(last):  # an unknown parent: `optimm.lr`
             parent, key = "", last
-        if better := _of_another_choice(key, stage) or instead_of(key, stage):
+        if better := _of_another_choice(key, stage):
+            return f"{key}: no such option with this choice; {better}"
+        if better := instead_of(key, stage):
             return f"{key}: no such option; {better}"
+        if others := [other for other in schema.ROOTS if match[1] in options_of(other)]:
+            return f"{match[1]}: no such option of velm {stage}; it is one of velm {', '.join(others)}"
         names = _options(owner)
         near = did_you_mean(last, names).replace(
             "did you mean '", f"did you mean '{parent}." if parent else "did you mean '"
@@ -62,7 +68,7 @@ def explain(error: BaseException, stage: str) -> str | None:
         return _unreadable(error.override, stage)
     if isinstance(error, MissingMandatoryValue) and error.full_key:
         return f"{error.full_key} is not set: give {error.full_key}=VALUE"
-    line = re.sub(r"\s+", " ", text.partition("\nfull_key")[0]).strip()
+    line = re.sub(r"\s+", " ", re.split(r"\n\s*full_key", text)[0]).strip()
     key = f"{error.full_key}: " if isinstance(error, OmegaConfBaseException) and error.full_key else ""
     return f"{key}{line.partition(' Config search path')[0]}"[:LONGEST]
 
@@ -114,4 +120,8 @@ def _expected(text: str) -> str:
 
 def _options(owner: str) -> list[str]:
     node: Any = getattr(schema, owner, None)
-    return [field.name for field in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
+    return (
+        [field.name for field in dataclasses.fields(node) if field.name not in HIDDEN]
+        if dataclasses.is_dataclass(node)
+        else []
+    )

@@ -25,8 +25,13 @@ def expand_homes(config: Any) -> None:
         if dataclasses.is_dataclass(value):
             expand_homes(value)
         elif value and is_path(type(config), field.name):
-            setattr(config, field.name, [_expanded(v) for v in value] if isinstance(value, list) else _expanded(value))
+            several = isinstance(value, list)
+            setattr(config, field.name, [expand_home(one) for one in value] if several else expand_home(value))
 
 
-def _expanded(value: Any) -> Any:
-    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
+def expand_home(value: Any) -> Any:
+    """A path with its home; where there is no such user, `~x` is the folder of that name here."""
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    expanded = os.path.expanduser(value)
+    return os.path.abspath(value) if expanded.startswith("~") else expanded
