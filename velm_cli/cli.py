@@ -94,9 +94,10 @@ def _dispatch(args: list[str]) -> None:
         hint = did_you_mean(args[0], [*STAGES, *ALIASES]) or f"; stages: {', '.join(STAGES)}"
         raise UserError(f"unknown stage {args[0]!r}{hint}")
     if stage == "report":
+        from velm_cli.schema.paths import expand_home
         from velm_cli.stages.report import main as report
 
-        report(args[1:])
+        report([f"out={expand_home(arg[4:])}" if arg.startswith("out=~") else arg for arg in args[1:]])
         return
     args = args[1:]
     if any(arg in ("-h", "--help") for arg in args) or args == ["help"]:
