@@ -1,7 +1,7 @@
 """`velm STAGE --help`: every option of the stage with its meaning, at once; and the ways in which people ask for it."""
 
 import re
-import time
+import resource
 
 import pytest
 import velm as harness
@@ -91,10 +91,9 @@ def test_there_are_many_ways_to_ask(page):
         assert page(*words) == f"velm {__version__}\n"
 
 
-def test_it_is_there_in_under_a_second(tmp_path):
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        assert harness.velm("train", "--help", cwd=tmp_path).returncode == 0
-        times.append(time.perf_counter() - began)
-    assert min(times) < 1
+def test_it_is_there_at_once(tmp_path):
+    """In seconds of the processor, whatever else the machine does: Hydra's page took 2, torch's import alone takes 3."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert harness.velm("train", "--help", cwd=tmp_path).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1

@@ -136,3 +136,14 @@ def test_options_of_another_packages_fusion_need_no_plus(capsys):
     for word in ("fusion.options.scale=0.5", "+fusion.options.scale=0.5", "fusion.options={scale: 0.5}"):
         assert call("train", "fusion=external", "fusion.name=x", word, "--cfg", "job") == 0
         assert "    scale: 0.5\n" in capsys.readouterr().out
+
+
+def test_of_an_option_given_twice_the_last_counts_with_a_note(capsys):
+    assert call("train", "seed=1", "seed=2", "run.batch_size=0") == 2
+    said = capsys.readouterr()
+    assert said.out == "note        seed is given more than once; the last counts: seed=2\n"
+    assert said.err.count("\n") == 1
+    assert call("train", "text.width=8", "text.width=16", "--where") == 0
+    said = capsys.readouterr()
+    assert said.out == "runs/train/shapes-convnet-transformer-cross_modal-text.width_16\n"
+    assert said.err == "velm: note: text.width is given more than once; the last counts: text.width=16\n"

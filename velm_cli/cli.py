@@ -101,7 +101,7 @@ def _dispatch(args: list[str]) -> None:
         return
     args = args[1:]
     if any(arg in ("-h", "--help") for arg in args) or args == ["help"]:
-        _help(stage, [arg for arg in args if arg not in ("-h", "--help", "help", "-m")])
+        _help(stage, [arg for arg in args if arg not in ("-h", "--help", "help")])
         return
     args = _prepare(stage, args)
     if stage in ("train", "finetune") and any(arg.partition("=")[0] in SWEEP_FLAGS for arg in args):
@@ -117,8 +117,9 @@ def _help(stage: str, words: list[str]) -> None:
     from velm_cli.options import choices
     from velm_cli.stage_help import stage_help
 
-    narrower = [word for word in words if "=" not in word or choices(word.partition("=")[0])]
-    print(stage_help(stage, STAGES[stage], narrower))
+    is_command = any(word.startswith("-") for word in words)  # with --help at its end
+    named = [word for word in words if not is_command and ("=" not in word or choices(word.partition("=")[0]))]
+    print(stage_help(stage, STAGES[stage], named))
 
 
 def _prepare(stage: str, args: list[str]) -> list[str]:
@@ -126,7 +127,8 @@ def _prepare(stage: str, args: list[str]) -> list[str]:
     from velm_cli.as_typed import for_hydra
 
     first = place().rank == 0
-    args = for_hydra(stage, args, note=_note if first else lambda _: None)
+    looking = any(arg.partition("=")[0] in ("--cfg", "-c", "--info", "-i", "--where") for arg in args)
+    args = for_hydra(stage, args, note=(_aside if looking else _note) if first else lambda _: None)
     told = [arg for arg in args if arg.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
     if "-m" in args and told:
         raise UserError(f"{told[0]} tells of one config: leave out -m (velm train -m ... --where lists the points)")
@@ -137,6 +139,11 @@ def _prepare(stage: str, args: list[str]) -> list[str]:
 
 
 def _note(text: str) -> None:
+    print(f"note        {visible(text)}")
+
+
+def _aside(text: str) -> None:
+    """Where standard output is what was asked for."""
     print(f"velm: note: {visible(text)}", file=sys.stderr)
 
 
