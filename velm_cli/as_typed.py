@@ -27,13 +27,13 @@ from velm_cli.options import (
 )
 
 FLAGS = ("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun", "--where")
-WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cd", "--config-dir", "--experimental-rerun", "--point", "--jobs")
+WITH_VALUE = ("-c", "--cfg", "-p", "--package", "-cd", "--config-dir", "--point", "--jobs")
 OF_CONFIGS = ("-cp", "--config-path", "-cn", "--config-name")
 TAKES = {"--cfg": ("job", "hydra", "all")}
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 
 PLAIN = r"[A-Za-z0-9_./@+:-]+"  # Hydra reads it as itself
-WITH_INTERPOLATION = r"[A-Za-z0-9_./@+:${},-]+"
+WITH_INTERPOLATION = r"(?:[A-Za-z0-9_./@+:-]|\$\{[^{}]+\})+"
 A_NUMBER = r"(?i)[+-]?(?:[\d_.]+(?:e[+-]?[\d_]+)?|inf|nan)|true|false|null"  # or another thing than text to Hydra
 QUOTED = r"""(?s)'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 SCHEDULE = r"(?:linear|cosine|step)\(.*\)"
@@ -51,6 +51,9 @@ def for_hydra(stage: str, args: Sequence[str], note: Callable[[str], None]) -> l
     several: dict[str, list[str]] = {}  # of dataset.urls: a shell makes a word for each shard of {00..99}
     for word in words:
         key, value = _key_and_value(stage, word, folders)
+        if key in ("experiment", "debug") and value.strip().lower() == "null":  # as without the word
+            found.pop(key, None)
+            continue
         if key in ("dataset.urls", "dataset.val_urls"):
             several.setdefault(key, []).append(value)
             value = _urls(several[key])
@@ -109,6 +112,8 @@ def _flags(stage: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
                 "options, and experiment=NAME --config-dir=FOLDER takes FOLDER/experiment/NAME.yaml"
             )
         elif flag in ("-i", "--info"):
+            if equals and value not in INFO:
+                raise UserError(f"{arg}: expected one of {', '.join(INFO)}")
             flags.append(arg)
             if not equals and waiting and waiting[-1] in INFO:
                 flags.append(waiting.pop())
@@ -126,6 +131,8 @@ def _flags(stage: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
             key = flag.lstrip("-").replace("-", "_")
             better = instead_of(key, stage) or (f"write {key}={value or 'VALUE'}" if key else "write key=value")
             raise UserError(f"{flag}: no such flag; options are written key=value, without dashes: {better}")
+    if "--resolve" in flags and not any(flag.partition("=")[0] in ("-c", "--cfg") for flag in flags):
+        raise UserError("--resolve goes with --cfg job: velm STAGE --cfg job --resolve")
     return ["-m", *(flag for flag in flags if flag != "-m")] if "-m" in flags else flags, words
 
 
@@ -195,7 +202,16 @@ def _value(stage: str, key: str, value: str, sweeping: bool) -> str:
         pieces = [value]
     elif re.fullmatch(SWEEP, value.strip()):
         return value
+    elif not all(piece.strip() for piece in pieces):
+        raise UserError(f"{key}={value[:80]}: a value is missing beside a comma")
+    if group and (wrong := [piece for piece in pieces if not _is_a_choice(piece.strip())]):
+        raise UserError(f"{key}={wrong[0][:80]}: no such choice (choices: {', '.join(group)})")
     return ",".join(_element(piece, options, bool(group), sweeping) for piece in pieces)
+
+
+def _is_a_choice(text: str) -> bool:
+    """Whether it can be the name of a file of a group; one in a folder of it, too."""
+    return text.lower() != "null" and not any(part in ("", ".", "..") for part in text.split("/"))
 
 
 def _element(piece: str, options: Sequence[Option], is_group: bool, sweeping: bool) -> str:
@@ -207,7 +223,9 @@ def _element(piece: str, options: Sequence[Option], is_group: bool, sweeping: bo
     if bare.lower() == "null":
         return bare
     if "${" in piece:
-        return bare if re.fullmatch(WITH_INTERPOLATION, bare) else quote(piece)
+        if re.fullmatch(WITH_INTERPOLATION, bare):
+            return bare
+        return quote(piece) if "'" not in piece or '"' in piece else f'"{piece}"'  # OmegaConf reads escapes otherwise
     if options and all(option.is_text for option in options):
         return piece if re.fullmatch(PLAIN, piece) and not re.fullmatch(A_NUMBER, piece) else quote(piece)
     if options and options[0].key in SCHEDULES and re.fullmatch(SCHEDULE, bare):

@@ -132,6 +132,8 @@ def _prepare(stage: str, args: list[str]) -> list[str]:
     told = [arg for arg in args if arg.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
     if "-m" in args and told:
         raise UserError(f"{told[0]} tells of one config: leave out -m (velm train -m ... --where lists the points)")
+    if "--where" in args and told:
+        raise UserError(f"--where prints folders and {told[0]} a config: leave one of them out")
     if not first:  # only the first rank writes Hydra's own files, and shows progress
         os.environ["TQDM_DISABLE"] = "1"
         args += ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]

@@ -56,7 +56,7 @@ def takes(option: Option) -> str:
         return str(option.bounds)
     if option.type in (int, int | None, float, float | None):
         return "whole number" if option.type in (int, int | None) else "number"
-    return "list" if option.is_list else "path" if option.is_path else "text"
+    return "a list" if option.is_list else "path" if option.is_path else "text"
 
 
 def _narrowed(stage: str, word: str) -> Iterator[str]:

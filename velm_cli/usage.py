@@ -31,7 +31,7 @@ def explain(error: BaseException, stage: str) -> str | None:
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         return None
     text = _chain(error)
-    if match := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
+    if match := re.search(r"Could not find '((?:hydra/)?\w+)/([^']+)'", text):
         group, choice = match[1], match[2]
         options = re.search(r"Available options in '[^']*':\n((?:\t.*\n?)+)", text)
         names = [name for name in (options[1].split() if options else []) if not name.startswith("_")]
@@ -39,7 +39,7 @@ def explain(error: BaseException, stage: str) -> str | None:
     if match := re.search(r"Could not override '([^']+)'.*?Key '([^']+)' not in '(\w+)'", text, re.S):
         key, last, owner = match[1], match[2], match[3]
         parent = key.rpartition(".")[0]
-        if key.startswith("hydra."):
+        if key.startswith(("hydra.", "hydra/")):
             return f"{key}: Hydra has no such option"
         if key.lower() != key and (better := instead_of(key, stage)):
             return f"{key}: no such option; {better}"
@@ -88,10 +88,13 @@ def _of_another_choice(key: str, stage: str) -> str:
 def _unreadable(override: str, stage: str) -> str:
     """Brackets and the like, where an option takes none."""
     key, _, value = override.partition("=")
-    line = f"cannot read {override[:LONGEST]!r}: "
-    if options := options_of(stage).get(key.lstrip("+")):
-        return f"{line}{key} takes {takes(options[0])}; as text it is {shlex.quote(f'{key}={quote(unquoted(value))}')}"
-    return f"{line}write key=value; text with special characters is {shlex.quote(f'{key}={quote(value)}')}"
+    as_text = f"{key}={quote(unquoted(value))}"
+    as_text = shlex.quote(as_text) if re.search(r'["$`\\!]', as_text) else f'"{as_text}"'
+    options = options_of(stage).get(key.lstrip("+"), [])
+    if options and not options[0].is_text:
+        what = f"a number, {takes(options[0])}" if options[0].bounds else takes(options[0])
+        return f"cannot read {override[:LONGEST]!r}: {key} takes {what}"
+    return f"cannot read {override[:LONGEST]!r}: write key=value; as text it is {as_text[:LONGEST]}"
 
 
 def _chain(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from velm_cli.as_typed import for_hydra, quote, split, unquoted
 from velm_cli.errors import UserError
+from velm_cli.options import choices
 
 AS_TYPED = [
     "photos (1)", "été", "照片", "O'Brien", "a=b", "a#b", "a&b", "~/photos", "a,b", "beam=5,len=20.jsonl", "1e3", "true",
@@ -93,7 +94,9 @@ def test_numbers_and_choices_are_read_as_before():
 
 def test_interpolations_stay_interpolations():
     assert hydras("name=x-${optim.lr}")["name"] == "x-${optim.lr}"
-    assert for_hydra("train", ["seed=${oc.decode:'7'}"], note=print) == ["seed=" + quote("${oc.decode:'7'}")]
+    for word in ("seed=${oc.decode:'7'}", "name=${dataset.kind}/a-${seed}"):
+        assert for_hydra("train", [word], note=print) == [word]
+    assert hydras("name=it's ${seed}")["name"] == "it's ${seed}"
 
 
 def test_flags_may_stand_anywhere_and_the_last_of_two_counts():
@@ -134,6 +137,10 @@ def test_splitting_loses_nothing(value):
         ("-lr", "-lr: no such flag; options are written key=value, without dashes: did you mean 'optim.lr'?"),
         ("—dry_run", "—dry_run: begins with a long dash, which is no flag; options are written key=value"),
         ("--cfg", "--cfg needs a value: --cfg job"),
+        ("vision=null", "vision=null: no such choice (choices: " + ", ".join(choices("vision")) + ")"),
+        ("debug=../x", "debug=../x: no such choice (choices: overfit, smoke)"),
+        ("--info=x", "--info=x: expected one of all, config, defaults, defaults-tree, plugins, searchpath"),
+        ("--resolve", "--resolve goes with --cfg job: velm STAGE --cfg job --resolve"),
         ("--cfg=x", "--cfg=x: expected job, hydra or all"),
     ],
 )  # fmt: skip
@@ -147,6 +154,14 @@ def test_what_cannot_be_meant_is_one_line(word, said):
 def test_configs_of_ones_own_have_another_door(word):
     with pytest.raises(UserError, match=r"config=RUN_OR_YAML .* experiment=NAME --config-dir=FOLDER"):
         for_hydra("train", [word], note=print)
+
+
+def test_no_experiment_is_said_with_null():
+    assert for_hydra("train", ["experiment=shapes_demo", "experiment=null", "seed=1"], note=print) == ["seed=1"]
+    with pytest.raises(UserError, match=r"optim.lr=1,: a value is missing beside a comma"):
+        for_hydra("train", ["-m", "optim.lr=1,"], note=print)
+    with pytest.raises(UserError, match=r"--experimental-rerun: no such flag"):  # of Hydra's, which unpickles a file
+        for_hydra("train", ["--experimental-rerun", "x"], note=print)
 
 
 def test_an_evaluation_takes_no_option_of_training():
