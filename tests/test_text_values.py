@@ -104,8 +104,8 @@ def test_a_sweep_refuses_such_a_name_too(capsys):
 
 
 def test_whose_width_it_is_can_be_seen_in_the_name(capsys):
-    name = where("text.width=64", "optim.lr=1e-4", "loss.beta=linear(0,1,5)", capsys=capsys)
-    assert name == ("runs/train/shapes-convnet-transformer-cross_modal-beta_linear_0_1_5_-lr_1e-4-text.width_64")
+    name = where("text.width=64", "run.batch_size=4", "loss.beta=linear(0,1,5)", capsys=capsys)
+    assert name == ("runs/train/shapes-convnet-transformer-cross_modal-beta_linear_0_1_5_-batch_size_4-text.width_64")
 
 
 def test_a_run_under_its_older_name_is_found_again(place, capsys):

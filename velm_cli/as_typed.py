@@ -67,7 +67,8 @@ def for_hydra(stage: str, args: Sequence[str], note: Callable[[str], None]) -> l
 
 def quote(text: str) -> str:
     """`text` as a quoted value of Hydra's grammar, which gives exactly it."""
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda m: m[1] * 2 + (r"\'" if m[2] else ""), text) + "'"
+    mark = "'" if '"' in text else '"'  # a shell's line with the first looks worse
+    return mark + re.sub(rf"(\\*)({mark}|\Z)", lambda m: m[1] * 2 + (f"\\{mark}" if m[2] else ""), text) + mark
 
 
 def unquoted(value: str) -> str:
@@ -225,7 +226,7 @@ def _element(piece: str, options: Sequence[Option], is_group: bool, sweeping: bo
     if "${" in piece:
         if re.fullmatch(WITH_INTERPOLATION, bare):
             return bare
-        return quote(piece) if "'" not in piece or '"' in piece else f'"{piece}"'  # OmegaConf reads escapes otherwise
+        return quote(piece)
     if options and all(option.is_text for option in options):
         return piece if re.fullmatch(PLAIN, piece) and not re.fullmatch(A_NUMBER, piece) else quote(piece)
     if options and options[0].key in SCHEDULES and re.fullmatch(SCHEDULE, bare):

@@ -240,7 +240,11 @@ def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any],
         key, _, value = override.lstrip("+~").partition("=")
         if key not in covered and not _is_housekeeping(key):
             last = key.rpartition(".")[2]
-            groups = [group for group in vars(config).values() if hasattr(group, last)]
+            groups = [
+                name
+                for name, group in vars(config).items()
+                if hasattr(group, last) and not _is_housekeeping(f"{name}.{last}")
+            ]
             parts.append(f"{last}_{value}" if older else f"{key if len(groups) > 1 else last}_{unquoted(value)}")
     return slug("-".join(parts))
 

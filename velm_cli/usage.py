@@ -89,12 +89,11 @@ def _unreadable(override: str, stage: str) -> str:
     """Brackets and the like, where an option takes none."""
     key, _, value = override.partition("=")
     as_text = f"{key}={quote(unquoted(value))}"
-    as_text = shlex.quote(as_text) if re.search(r'["$`\\!]', as_text) else f'"{as_text}"'
     options = options_of(stage).get(key.lstrip("+"), [])
     if options and not options[0].is_text:
         what = f"a number, {takes(options[0])}" if options[0].bounds else takes(options[0])
         return f"cannot read {override[:LONGEST]!r}: {key} takes {what}"
-    return f"cannot read {override[:LONGEST]!r}: write key=value; as text it is {as_text[:LONGEST]}"
+    return f"cannot read {override[:LONGEST]!r}: write key=value; as text it is {shlex.quote(as_text)[:LONGEST]}"
 
 
 def _chain(error: BaseException) -> str:

@@ -62,11 +62,11 @@ def test_in_a_sweep_commas_separate_and_functions_work():
         return list(override.sweep_string_iterator())
 
     assert points("loss.beta=linear(0,0.3,5),0") == ["'linear(0,0.3,5)'", "0"]
-    assert points("dataset.store=a b,c (1)") == ["'a b'", "'c (1)'"]
+    assert points("dataset.store=a b,c (1)") == ['"a b"', '"c (1)"']
     assert points("dataset.store='a,b',c") == ["'a,b'", "c"]
     assert points("fusion=choice(add,concat)") == ["add", "concat"]
     assert points("text.width=range(1,3)") == ["1", "2"]
-    assert points("name=O'Brien, d'Arc") == ["'O\\'Brien'", "'d\\'Arc'"]
+    assert points("name=O'Brien, d'Arc") == ['"O\'Brien"', '"d\'Arc"']
     assert points("metrics.names=cider,bleu") == ["[cider]", "[bleu]"]
 
 
