@@ -6,132 +6,71 @@ python scripts/make_docs.py --check    exits with 1 when one is stale
 
 from __future__ import annotations
 
-import ast
 import itertools
 import re
 import sys
 from pathlib import Path
 
 from velm_cli import schema
-from velm_cli.schema.bounds import bounds_of
+from velm_cli.options import choices, groups_of, own
+from velm_cli.stage_help import takes
 from velm_cli.validate import model_problems
 
 ROOT = Path(__file__).resolve().parent.parent
-SCHEMA = ROOT / "velm_cli" / "schema"
 CONF = ROOT / "conf"
 
-# Dataclass -> how its options are addressed on the command line.
-SECTIONS = [
-    ("Stages", "", ["PreprocessRoot", "TrainRoot", "FinetuneRoot", "EvaluateRoot", "ScoreRoot",
-                    "DoctorRoot"]),
-    ("dataset", "dataset.", ["DatasetConfig", "ShapesConfig", "CocoConfig", "FlickrConfig", "OwnDataConfig",
-                             "ManifestConfig", "FolderConfig", "WebDatasetConfig"]),
-    ("tokenizer", "tokenizer.", ["TokenizerConfig"]),
-    ("preprocess", "preprocess.", ["PreprocessConfig"]),
-    ("data", "data.", ["DataConfig"]),
-    ("vision", "vision.", ["VisionConfig", "ConvNetConfig", "ViTConfig", "TorchvisionConfig",
-                           "TransformersVisionConfig", "RegionsConfig"]),
-    ("text", "text.", ["TextConfig", "ScratchTextConfig", "TransformerConfig", "LSTMConfig", "GRUConfig",
-                       "PretrainedTextConfig"]),
-    ("fusion", "fusion.", ["FusionConfig", "WeightedSumConfig", "AttentionConfig", "CrossModalConfig",
-                           "CoAttentionConfig", "PrefixConfig", "GatedConfig", "ExternalFusionConfig"]),
-    ("loss", "loss.", ["LossConfig"]),
-    ("optim", "optim.", ["OptimConfig"]),
-    ("run", "run.", ["RunConfig"]),
-    ("init", "init.", ["InitConfig"]),
-    ("decode", "decode.", ["DecodeConfig"]),
-    ("metrics", "metrics.", ["MetricsConfig"]),
-    ("eval", "eval.", ["EvalConfig"]),
-    ("report", "report.", ["ReportConfig"]),
-]  # fmt: skip
+STAGES = ("preprocess", "train", "finetune", "evaluate", "score", "doctor")
 
 
 def options_page() -> str:
     """The reference of options as Markdown."""
-    files = (file for file in sorted(SCHEMA.glob("*.py")) if file.name != "bounds.py")  # which has no options
-    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
-    lines = source.splitlines()
-    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    documented = {name for _, _, names in SECTIONS for name in names}
-    forgotten = [
-        name
-        for name, node in classes.items()
-        if name not in documented and any(row for row in rows(node, lines, "")) and not _is_enum(node)
-    ]
-    forgotten = [name for name in forgotten if [r for r in rows(classes[name], lines, "") if r[0] != "kind"]]
-    assert not forgotten, f"scripts/make_docs.py knows no section for {forgotten}"
     out = [
         "# Every option",
         "",
-        "Written by `make docs` from `velm_cli/schema/`; do not edit. `velm STAGE --help` prints the values of",
-        "a stage, `velm STAGE --cfg job ...` those of a command. A group takes one of its choices",
-        "(`fusion=concat`), an option a value (`fusion.dropout=0.2`).",
+        "Written by `make docs` from `velm_cli/schema/`; do not edit. `velm STAGE --help` prints the same of a stage,",
+        "`velm STAGE --cfg job ...` the values of a command. A group takes one of its choices (`fusion=concat`), an",
+        "option a value (`fusion.dropout=0.2`). Text is taken as it is typed, quoted for the shell only:",
+        "`dataset.root='photos (1)'`. `~` is the home folder in every path, and `key=null` means none. `${key}` is the",
+        "value of another option.",
         "",
         "## Groups and their choices",
         "",
         "| group | choices |",
         "|---|---|",
     ]
-    for folder in sorted(path for path in CONF.iterdir() if path.is_dir() and path.name != "hydra"):
-        choices = ", ".join(f"`{file.stem}`" for file in sorted(folder.glob("*.yaml")))
-        out.append(f"| `{folder.name}` | {choices} |")
-    for title, prefix, names in SECTIONS:
-        out += ["", f"## {title}"]
-        for name in names:
-            table = [row for row in rows(classes[name], lines, prefix) if row[0] != f"{prefix}kind"]
-            if not table:
-                continue
-            out += ["", f"**{heading(name)}**", "", "| option | default | range | meaning |", "|---|---|---|---|"]
-            out += [f"| `{key}` | {default} | {bounds} | {meaning} |" for key, default, bounds, meaning in table]
+    for folder in sorted(path for path in CONF.iterdir() if path.is_dir()):
+        out.append(f"| `{folder.name}` | {', '.join(f'`{name}`' for name in choices(folder.name))} |")
+    out += ["", "## Stages"]
+    groups: dict[str, list[type]] = {}
+    for stage in STAGES:
+        for node in reversed(schema.ROOTS[stage].__mro__[:-1]):
+            if node is schema.ROOTS[stage] or node not in schema.ROOTS.values():
+                out += table(node, "")
+        groups |= groups_of(stage)
+    for group, nodes in groups.items():
+        out += ["", f"## {group}"]
+        shown = dict.fromkeys(cls for node in nodes for cls in reversed(node.__mro__[:-1]))
+        for node in shown:
+            out += table(node, f"{group}.")
     return "\n".join(out) + "\n"
 
 
-def heading(name: str) -> str:
-    for suffix in ("Config", "Root"):
-        name = name.removesuffix(suffix)
-    return name
+def table(node: type, prefix: str) -> list[str]:
+    """The dataclass's own options as Markdown; nothing where it has none."""
+    rows = [
+        f"| `{option.key}` | `{option.default}` | {in_a_cell(takes(option))} | {in_a_cell(option.meaning)} |"
+        for option in own(node, prefix)
+    ]
+    heading = node.__name__.removesuffix("Config").removesuffix("Root")
+    return (
+        ["", f"**{heading}**", "", "| option | default | values | meaning |", "|---|---|---|---|", *rows]
+        if rows
+        else []
+    )
 
 
-def rows(node: ast.ClassDef, lines: list[str], prefix: str) -> list[tuple[str, str, str, str]]:
-    """(option, default, range, meaning) of the dataclass's own fields; groups are left to their sections."""
-    out = []
-    for field in node.body:
-        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
-            continue
-        kind = ast.unparse(field.annotation)
-        if kind.endswith("Config") or kind == "Any" or field.target.id == "stage":
-            continue
-        default = ast.unparse(_default(field.value)) if field.value else ""
-        bounds = str(bounds_of(getattr(schema, node.name), field.target.id) or "")
-        meaning = lines[field.end_lineno - 1].partition("  # ")[2].replace("|", "\\|")
-        out.append((prefix + field.target.id, f"`{_plain(default)}`", bounds, meaning))
-    return out
-
-
-def _default(value: ast.expr) -> ast.expr:
-    """That of `within(default, least=...)`, or the value itself."""
-    is_within = isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == "within"
-    return value.args[0] if is_within else value
-
-
-def _plain(default: str) -> str:
-    if "METRIC_NAMES" in default:
-        return "all"
-    if default == "field(default_factory=list)":
-        return "[]"
-    if default == "MISSING":
-        return "required"
-    if default == "None":
-        return "null"
-    if default in ("True", "False"):
-        return default.lower()
-    if default[:1].isupper() and "." in default:  # an enum's member
-        return default.partition(".")[2]
-    return default.strip("'\"")
-
-
-def _is_enum(node: ast.ClassDef) -> bool:
-    return any(isinstance(base, ast.Name) and base.id == "Enum" for base in node.bases)
+def in_a_cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def matrix_page() -> str:

@@ -1,12 +1,9 @@
 """The command line: help, aliases, sweeps, completion, and the likeliest mistakes with their exact lines."""
 
 import os
-import stat
 
 import pytest
 import velm as harness
-
-from velm_cli.compose import conf_dir
 
 # (arguments, the line on stderr). `{tmp}` is the working directory.
 MISTAKES = [
@@ -163,18 +160,6 @@ def test_help_and_version(tmp_path):
     assert harness.velm("--version", cwd=tmp_path).stdout.startswith("velm 0.")
 
 
-def test_the_help_of_a_stage_lists_choices_and_values(tmp_path):
-    done = harness.velm("train", "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert (
-        "fusion      add, attention, co_attention, concat, cross_modal, external, gated, multiply, none, prefix, weighted_sum"
-        in done.stdout
-    )
-    assert "max_steps: 1000" in done.stdout
-    assert "_kind" not in done.stdout
-    assert " _checkpoint" not in done.stdout
-
-
 def test_eval_is_evaluate(tmp_path):
     short, long = (harness.velm(name, "--cfg", "job", cwd=tmp_path) for name in ("eval", "evaluate"))
     assert short.returncode == 0, short.stderr
@@ -217,43 +202,3 @@ def test_nothing_is_written_by_looking(tmp_path):
     harness.velm("train", "--cfg", "job", cwd=tmp_path)
     harness.velm("train", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("velm tr", {"train"}),
-        ("velm ", {"preprocess", "train", "finetune", "evaluate", "doctor", "eval"}),
-        ("velm train fusion=", {f"fusion={path.stem}" for path in (conf_dir() / "fusion").glob("*.yaml")}),
-        ("velm train optim.lr", {"optim.lr="}),
-        ("velm eval deco", {"decode=", "decode."}),
-    ],
-)
-def test_tab_completion(line, expected, tmp_path):
-    done = harness.velm("-sc", "query=bash", cwd=tmp_path, env={"COMP_LINE": line, "COMP_POINT": str(len(line))})
-    offered = {word for word in done.stdout.split() if "_checkpoint" not in word}
-    assert expected <= offered, done.stderr
-    if len(expected) > 1 and line.endswith("fusion="):
-        assert offered == expected
-
-
-def test_tab_completion_in_a_real_bash(tmp_path):
-    """The script that `velm -sc install=bash` prints, loaded into bash, completes what is typed."""
-    import subprocess
-    import sys
-
-    program = tmp_path / "bin" / "velm"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m velm_cli "$@"\n')
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    script = """
-eval "$(velm -sc install=bash)"
-COMP_LINE="velm train fusion=cr" COMP_POINT=20 COMP_WORDS=(velm train fusion=cr) COMP_CWORD=2
-complete -p velm
-function=$(complete -p velm | sed 's/.*-F \\([^ ]*\\).*/\\1/')
-$function
-echo "offered: ${COMPREPLY[*]}"
-"""
-    env = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path)
-    assert "cross_modal" in done.stdout.partition("offered: ")[2], done.stdout + done.stderr

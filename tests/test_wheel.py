@@ -48,7 +48,7 @@ def run(program: Path, *args: str, cwd: Path) -> subprocess.CompletedProcess:
 def test_the_wheel_holds_configs_and_the_spice_engine_and_nothing_of_the_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "velm_cli/conf/train.yaml" in names
-    assert "velm_cli/conf/hydra/help/velm.yaml" in names
+    assert "velm_cli/conf/fusion/concat.yaml" in names
     assert any(name.endswith("engine.jar") for name in names)
     assert not [name for name in names if name.startswith(("tests", "docs", "scripts"))]
 
@@ -60,6 +60,8 @@ def test_the_installed_command_runs_outside_the_repository(program, tmp_path):
     assert run(program, "--version", cwd=tmp_path).stdout.startswith("velm ")
     config = run(program, "train", "--cfg", "job", cwd=tmp_path)
     assert "kind: shapes" in config.stdout, config.stderr
+    page = run(program, "train", "--help", cwd=tmp_path)  # meanings are read from the schema's source
+    assert "optimiser steps" in page.stdout and "cross_modal" in page.stdout, page.stderr
     done = run(
         program, "preprocess", "dataset=shapes", "dataset.num_train=8", "dataset.num_val=2", "dataset.num_test=2",
         "tokenizer.min_count=1", cwd=tmp_path,

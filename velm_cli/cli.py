@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import re
 import sys
 from typing import NoReturn
 
@@ -25,6 +24,7 @@ STAGES = {
     "doctor": "say what works on this machine and how to mend what does not",
 }
 ALIASES = {"eval": "evaluate"}
+VERSION = ("-V", "-v", "--version", "version")
 SWEEP_FLAGS = ("-m", "--where", "--point", "--jobs")  # of train and finetune: sweep.py
 
 HELP = """velm {version}: train vision-enhanced language models, and report the field's numbers
@@ -43,7 +43,7 @@ examples:
   velm report     runs/train/* out=fusions.png                  the table and plot of it
 
 more:
-  velm STAGE --help                  the options of a stage, with their values
+  velm STAGE --help [GROUP]          the options of a stage: defaults, values, meanings
   velm STAGE --cfg job               the config that a command makes, without running it
   velm STAGE dry_run=true ...        check everything, print sizes and estimates, run nothing
   velm train ... --where             the run folder of a command, or those of a sweep, a line each
@@ -79,12 +79,14 @@ def _dispatch(args: list[str]) -> None:
     if args[:1] in (["-sc"], ["--shell-completion"]):
         _complete(args[1:])
         return
-    if not args or args[0] in ("-h", "--help", "help"):
+    if not args or args in (["-h"], ["--help"], ["help"]):
         width = max(map(len, STAGES))
         stages = "\n".join(f"  {name:<{width}}  {meaning}" for name, meaning in STAGES.items())
         print(HELP.format(version=__version__, stages=stages), end="")
         return
-    if args[0] in ("-V", "--version", "version"):
+    if args[0] in ("-h", "--help", "help"):  # velm help train
+        args = [args[1], "--help", *args[2:]]
+    if args[0] in VERSION or "--version" in args:
         print(f"velm {__version__}")
         return
     stage = ALIASES.get(args[0], args[0])
@@ -92,11 +94,16 @@ def _dispatch(args: list[str]) -> None:
         hint = did_you_mean(args[0], [*STAGES, *ALIASES]) or f"; stages: {', '.join(STAGES)}"
         raise UserError(f"unknown stage {args[0]!r}{hint}")
     if stage == "report":
+        from velm_cli.schema.paths import expand_home
         from velm_cli.stages.report import main as report
 
-        report(args[1:])
+        report([f"out={expand_home(arg[4:])}" if arg.startswith("out=~") else arg for arg in args[1:]])
         return
-    args = _prepare(args[1:])
+    args = args[1:]
+    if any(arg in ("-h", "--help") for arg in args) or args == ["help"]:
+        _help(stage, [arg for arg in args if arg not in ("-h", "--help", "help")])
+        return
+    args = _prepare(stage, args)
     if stage in ("train", "finetune") and any(arg.partition("=")[0] in SWEEP_FLAGS for arg in args):
         from velm_cli.sweep import train_or_sweep
 
@@ -105,40 +112,41 @@ def _dispatch(args: list[str]) -> None:
         _run_stage(stage, args)
 
 
-def _prepare(args: list[str]) -> list[str]:
+def _help(stage: str, words: list[str]) -> None:
+    """The stage's page; words of it, and choices as in a command (`vision=vit`), narrow it down."""
+    from velm_cli.options import choices
+    from velm_cli.stage_help import stage_help
+
+    is_command = any(word.startswith("-") for word in words)  # with --help at its end
+    named = [word for word in words if not is_command and ("=" not in word or choices(word.partition("=")[0]))]
+    print(stage_help(stage, STAGES[stage], named))
+
+
+def _prepare(stage: str, args: list[str]) -> list[str]:
     """The arguments as Hydra wants them."""
-    args = _join_urls([_quote_schedule(arg) for arg in args])
-    if sweep := [arg for arg in args if arg in ("-m", "--multirun")]:
-        told = [arg for arg in args if arg.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
-        if told:
-            raise UserError(f"{told[0]} tells of one config: leave out -m (velm train -m ... --where lists the points)")
-        # Hydra 1.3 refuses `a=1 -m b=1,2`: flags must come first.
-        args = ["-m", *(arg for arg in args if arg not in sweep)]
-    if place().rank > 0:  # only the first rank writes Hydra's own files, and shows progress
+    from velm_cli.as_typed import for_hydra
+
+    first = place().rank == 0
+    looking = any(arg.partition("=")[0] in ("--cfg", "-c", "--info", "-i", "--where") for arg in args)
+    args = for_hydra(stage, args, note=(_aside if looking else _note) if first else lambda _: None)
+    told = [arg for arg in args if arg.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
+    if "-m" in args and told:
+        raise UserError(f"{told[0]} tells of one config: leave out -m (velm train -m ... --where lists the points)")
+    if "--where" in args and told:
+        raise UserError(f"--where prints folders and {told[0]} a config: leave one of them out")
+    if not first:  # only the first rank writes Hydra's own files, and shows progress
         os.environ["TQDM_DISABLE"] = "1"
         args += ["hydra.output_subdir=null", "hydra/job_logging=disabled", "hydra/hydra_logging=disabled"]
     return args
 
 
-def _quote_schedule(arg: str) -> str:
-    """`loss.beta=linear(0,1,5ep)` looks like a function call to Hydra; quoted it is a value."""
-    match = re.fullmatch(r"(loss\.\w+)=((?:linear|cosine|step)\(.*\))", arg)
-    return f"{match[1]}='{match[2]}'" if match else arg
+def _note(text: str) -> None:
+    print(f"note        {visible(text)}")
 
 
-def _join_urls(args: list[str]) -> list[str]:
-    """Shards as a shell leaves them: `dataset.urls=shards/{00..99}.tar`, quoted or not, is one value to Hydra."""
-    for key in ("dataset.urls", "dataset.val_urls"):
-        values = [arg.partition("=")[2] for arg in args if arg.startswith(f"{key}=")]
-        plain = [value for value in values if value and value[0] not in "['\"" and value != "null"]
-        if not plain or len(plain) < len(values):
-            continue
-        quoted = ["'" + value.replace("'", "\\'") + "'" for value in plain]
-        joined = f"{key}={quoted[0] if len(quoted) == 1 else '[' + ','.join(quoted) + ']'}"
-        place = next(place for place, arg in enumerate(args) if arg.startswith(f"{key}="))
-        others = [arg for arg in args if not arg.startswith(f"{key}=")]
-        args = [*others[:place], joined, *others[place:]]
-    return args
+def _aside(text: str) -> None:
+    """Where standard output is what was asked for."""
+    print(f"velm: note: {visible(text)}", file=sys.stderr)
 
 
 def _run_stage(stage: str, args: list[str]) -> None:
@@ -205,32 +213,22 @@ def _run_stage(stage: str, args: list[str]) -> None:
 
 
 def _complete(args: list[str]) -> None:
-    """Tab completion: the stage's name here, everything after it by Hydra."""
-    import hydra
+    """`-sc install=SHELL` prints what the shell evaluates; `-sc query=SHELL` what may follow the line in COMP_LINE."""
+    from velm_cli import completion
 
-    from velm_cli import compose
-
-    line = os.environ.get("COMP_LINE", "")
-    words = line.split()
-    stage = None
-    if any(arg.startswith("query=") for arg in args):
-        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
-            start = words[1] if len(words) == 2 else ""
-            print("\n".join(name for name in [*STAGES, *ALIASES] if name.startswith(start)))
-            return
-        stage = ALIASES.get(words[1], words[1])
-        if stage not in STAGES or stage == "report":
-            return
-        shorter = re.sub(r"^(\s*\S+\s+)\S+\s", r"\1", line, count=1)
-        point = int(os.environ.get("COMP_POINT", len(line)))
-        os.environ["COMP_POINT"] = str(max(0, point - (len(line) - len(shorter))))
-        os.environ["COMP_LINE"] = shorter
-        try:
-            compose.register(stage, compose.checkpoint_argument(stage, words[2:]))
-        except UserError:
-            compose.register(stage)
-    sys.argv = ["velm", "-sc", *args]
-    hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name=stage)(lambda _: None)()
+    what, _, shell = (args[0] if args else "").partition("=")
+    scripts = {"install": completion.INSTALL, "uninstall": completion.UNINSTALL}
+    if what == "query":
+        line = os.environ.get("COMP_LINE", "")
+        with contextlib.suppress(ValueError):
+            line = line[: int(os.environ.get("COMP_POINT", len(line)))]
+        current = os.environ.get("VELM_WORD")
+        for offer in completion.answer(line, shell, current, tuple(STAGES), ALIASES):
+            print(offer)
+    elif shell in scripts.get(what, {}):
+        print(scripts[what][shell])
+    else:
+        raise UserError("velm -sc install=SHELL, with bash, zsh or fish; or uninstall=SHELL")
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:

@@ -18,10 +18,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from velm_cli import schema
-from velm_cli.errors import UserError, did_you_mean
+from velm_cli.as_typed import unquoted
+from velm_cli.errors import UserError, did_you_mean, on_one_line
 from velm_cli.files import write_text
+from velm_cli.options import conf_dir
+from velm_cli.schema.paths import expand_home, expand_homes
 from velm_cli.shared_configs import guard
 
+LONGEST_NAME = 200  # bytes: a folder's name may have 255, and a log's has an ending
 DEEPEST = 16  # levels of a config.yaml; velm writes 3
 HEAD, SEAL = "# sealed by the last line\n", "# crc32 "  # how a config.yaml, and the last line of it, begins
 
@@ -57,20 +61,12 @@ HOUSEKEEPING = {
 }
 
 
-def conf_dir() -> Path:
-    """The folder of YAML files: inside the installed package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    packaged = here / "conf"
-    return packaged if packaged.is_dir() else here.parent / "conf"
-
-
 def register(stage: str, checkpoint: str | None = None) -> None:
     """Give Hydra the dataclasses that `stage` needs: its root as `_STAGE`, variants as `_kind/GROUP/KIND`.
 
     For `finetune` and `evaluate` the choices of the run `checkpoint` become the option `_checkpoint` of their groups.
     """
     guard(conf_dir())
-    OmegaConf.register_new_resolver("velm_groups", group_choices, replace=True)
     hydra_store = ConfigStore.instance()
     hydra_store.store(name=f"_{stage}", node=schema.ROOTS[stage])
     for group, kinds in schema.KINDS.items():
@@ -92,24 +88,19 @@ def register(stage: str, checkpoint: str | None = None) -> None:
 
 def checkpoint_argument(stage: str, args: Sequence[str]) -> str | None:
     """The value of `checkpoint=`, which decides what the other groups default to."""
-    values = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("checkpoint=")]
+    values = [unquoted(arg.partition("=")[2]) for arg in args if arg.startswith("checkpoint=")]
     if stage not in STAGES_FROM_CHECKPOINT or not values:
         return None
     if "," in values[-1] and not Path(values[-1]).exists():
         raise UserError("checkpoint: a sweep over checkpoints is not possible; call velm once for each")
-    return values[-1]
-
-
-def group_choices() -> str:
-    """The groups and their choices, a line each, for `--help`."""
-    groups = {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in conf_dir().iterdir() if d.is_dir()}
-    del groups["hydra"]
-    return "\n".join(f"  {name:<10}  {', '.join(groups[name])}" for name in sorted(groups))
+    return str(expand_home(values[-1]))
 
 
 def to_dataclass(config: DictConfig) -> Any:
-    """The composed config as a dataclass of `schema.ROOTS`; nothing further in sees a DictConfig."""
-    return OmegaConf.to_object(config)
+    """The composed config as a dataclass of `schema.ROOTS`; nothing further in sees a DictConfig, or `~` in a path."""
+    typed = OmegaConf.to_object(config)
+    expand_homes(typed)
+    return typed
 
 
 def run_folder_of(checkpoint: str | Path) -> Path:
@@ -229,10 +220,11 @@ def experiment_of(config: Any) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if not _is_housekeeping(k) or k in ("seed", "checkpoint")}
 
 
-def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any]) -> str:
+def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any], *, older: bool = False) -> str:
     """A run's name from what was asked for: the choices, the seed, then every other override.
 
-    A pure function of the command, so the same command finds the same folder again.
+    A pure function of the command, so the same command finds the same folder again. An option's name stands with its
+    group where two groups have it (`text.width_64`). `older`: as velm named runs before it did that.
     """
     shown = [choices.get(group) for group in ("dataset", "vision", "text", "fusion")]
     parts = [str(choice) for choice in shown if choice not in (None, "_checkpoint")]
@@ -247,8 +239,30 @@ def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any])
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
         if key not in covered and not _is_housekeeping(key):
-            parts.append(f"{key.rpartition('.')[2]}_{value}")
+            last = key.rpartition(".")[2]
+            groups = [
+                name
+                for name, group in vars(config).items()
+                if hasattr(group, last) and not _is_housekeeping(f"{name}.{last}")
+            ]
+            parts.append(f"{last}_{value}" if older else f"{key if len(groups) > 1 else last}_{unquoted(value)}")
     return slug("-".join(parts))
+
+
+def refuse_name(name: str) -> None:
+    """UserError for a name that is no folder below that of all runs, or that a terminal or a disk cannot take."""
+    parts, problem = name.split("/"), ""
+    if not name.isprintable():
+        problem = "holds characters that cannot be shown"
+    elif name.startswith(("/", "~")):
+        problem = "leads elsewhere: a name is a folder below runs/STAGE (run.dir= is the folder of all runs)"
+    elif any(part in ("", ".", "..") for part in parts):
+        problem = "is no folder of its own below runs/STAGE: leave out . and .. and slashes at the end"
+    elif any(len(part.encode()) > LONGEST_NAME for part in parts):
+        problem = f"is longer than {LONGEST_NAME} bytes"
+    if problem:
+        shown = name if len(name) <= 80 else f"{name[:60]}..."
+        raise UserError(f"name={on_one_line(shown)} {problem}")
 
 
 def slug(text: str) -> str:

@@ -37,7 +37,8 @@ def on_one_line(text: str) -> str:
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'train'?"` when one of `choices` is close to `word`, else an empty string."""
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = [by_lower[name] for name in difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)]
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -28,7 +28,7 @@ from velm_cli.errors import UserError
 
 DEEPEST, LARGEST = 16, 10_000  # levels and values of a config, its aliases written out
 OF_A_COMMAND = ("runtime", "overrides", "mode", "searchpath", "job.config_name", "job.override_dirname", "job.name")
-HARMLESS = r"(?:(?:hydra|now|velm_groups|oc\.select):)?"  # resolvers that say nothing of the machine
+HARMLESS = r"(?:(?:hydra|now|oc\.select):)?"  # resolvers that say nothing of the machine
 
 
 def guard(conf_dir: Path) -> None:

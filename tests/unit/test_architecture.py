@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "velm_cli"
 # A module may import from its own layer and from those before it.
 LAYERS = [
     {"errors", "files", "hub", "lines", "place", "schema", "__init__"},
+    {"options", "hints", "stage_help", "completion", "as_typed"},
     {"data", "models", "objectives", "metrics", "compose", "shared_configs", "usage", "unexpected", "observe"},
     {"tasks"},
     {"engine", "report", "validate"},

@@ -272,13 +272,27 @@ def _has_begun(path: Path) -> bool:
     )
 
 
-def _refuse_other_experiment(path: Path, config: Any) -> None:
-    file = path / "config.yaml"
-    if not file.exists() or not _has_begun(path):
-        return
-    saved = compose.experiment_of(OmegaConf.to_container(compose.read_config(file)))
+def is_of(path: Path, config: Any) -> bool:
+    """Whether there is a run in `path`, of the experiment of `config`."""
+    if not (path / "config.yaml").exists():
+        return False
+    differing, _, _ = _differing(path, config)
+    if config.vision.resize is Resize.auto:  # an older velm's says what that is to it
+        differing = [key for key in differing if key != "vision.resize"]
+    return not differing
+
+
+def _differing(path: Path, config: Any) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """The options that make the run in `path` another experiment; the options there and here."""
+    saved = compose.experiment_of(OmegaConf.to_container(compose.read_config(path / "config.yaml")))
     asked = compose.experiment_of(config)
-    differing = sorted(key for key in saved.keys() & asked.keys() if saved[key] != asked[key])
+    return sorted(key for key in saved.keys() & asked.keys() if saved[key] != asked[key]), saved, asked
+
+
+def _refuse_other_experiment(path: Path, config: Any) -> None:
+    if not (path / "config.yaml").exists() or not _has_begun(path):
+        return
+    differing, saved, asked = _differing(path, config)
     if differing:
         key = differing[0]
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from velm_cli.schema.bounds import LARGEST, WIDEST, within
+from velm_cli.schema.paths import path
 
 
 class Missing(Enum):
@@ -46,8 +47,8 @@ class FeatureCaching(Enum):
 @dataclass
 class DatasetConfig:
     kind: str = MISSING  # which reader
-    root: str | None = None  # folder with the images and annotations
-    store: str | None = None  # folder of the preprocessed store; null = stores/<dataset>
+    root: str | None = path(None)  # folder with the images and annotations
+    store: str | None = path(None)  # folder of the preprocessed store; null = stores/<dataset>
     images: bool = True  # false: captions only, for language-model training
     missing: Missing = Missing.auto  # annotated images that are absent: error | skip | auto
     image_size: int = within(256, least=8, most=WIDEST)  # shorter side of the stored images, pixels
@@ -71,14 +72,14 @@ class ShapesConfig(DatasetConfig):
 class CocoConfig(DatasetConfig):
     kind: str = "coco"
     split: CocoSplit = CocoSplit.karpathy  # karpathy | official2014 | official2017
-    split_file: str | None = None  # dataset_coco.json, or a json(.gz) of image ids by part
+    split_file: str | None = path(None)  # dataset_coco.json, or a json(.gz) of image ids by part
 
 
 @dataclass
 class FlickrConfig(DatasetConfig):
     kind: str = "flickr"
     release: str = "flickr8k"  # flickr8k | flickr30k: names the store
-    split_file: str | None = None  # Karpathy's dataset_flickr*.json, if not found in root
+    split_file: str | None = path(None)  # Karpathy's dataset_flickr*.json, if not found in root
 
 
 @dataclass
@@ -97,7 +98,9 @@ class OwnDataConfig(DatasetConfig):
 @dataclass
 class ManifestConfig(OwnDataConfig):
     kind: str = "manifest"
-    file: str | None = None  # JSON lines, JSON, CSV, TSV or parquet; several with * or {train,val,test} in the name
+    file: str | None = path(
+        None
+    )  # JSON lines, JSON, CSV, TSV or parquet; several with * or {train,val,test} in the name
 
 
 @dataclass
@@ -108,10 +111,10 @@ class FolderConfig(OwnDataConfig):
 @dataclass
 class WebDatasetConfig(DatasetConfig):
     kind: str = "webdataset"
-    urls: Any = (
-        None  # tar shards: path, URL or pipe:COMMAND, with {00000..00099} or *; a list; a folder; a .txt of them
-    )
-    val_urls: Any = None  # shards to validate on, in the same forms
+    urls: Any = path(
+        None
+    )  # tar shards: path, URL or pipe:COMMAND, with {00000..00099} or *; a list; a folder; a .txt of them
+    val_urls: Any = path(None)  # shards to validate on, in the same forms
     num_val: int = within(
         500, least=0
     )  # samples held out where no shard is for validation: the first, at most a twentieth of all
@@ -135,7 +138,7 @@ class TokenizerConfig:
     kind: TokenizerKind = TokenizerKind.word
     min_count: int = within(5, least=1)  # word: words seen less often become <unk>
     vocab_size: int = within(8000, least=300, most=10_000_000)  # bpe, wordpiece: size of the vocabulary
-    name: str | None = None  # pretrained: hub name or local folder
+    name: str | None = path(None)  # pretrained: hub name or local folder
     max_tokens: int = within(40, least=1)  # longer captions are cut here when tokenised
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from velm_cli.schema.bounds import DEEPEST, WIDEST, within
+from velm_cli.schema.paths import path
 
 
 class VisionOutput(Enum):
@@ -42,7 +43,7 @@ class VisionConfig:
     kind: str = MISSING
     image_size: int = within(224, least=1, most=WIDEST)  # input side, pixels
     resize: Resize = Resize.auto  # auto (as the model's image processor) | crop (the centre) | whole (squeezed)
-    weights: str = "none"  # pretrained | none | path of a state dict (.safetensors)
+    weights: str = path("none")  # pretrained | none | path of a state dict (.safetensors)
     freeze: str = "none"  # none | all | first:n (the first n stages or blocks, with positions and norms before them)
     output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token an image
 
@@ -83,7 +84,7 @@ class TorchvisionConfig(VisionConfig):
 @dataclass
 class TransformersVisionConfig(VisionConfig):
     kind: str = "transformers"
-    name: str = ""  # folder of a transformers model, or a hub name
+    name: str = path("")  # folder of a transformers model, or a hub name
     weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
     layer: int = within(0, least=0)  # stop after so many blocks; 0 = all
 
@@ -108,7 +109,7 @@ class ScratchTextConfig(TextConfig):
     width: int = within(128, least=1, most=WIDEST)  # size of embeddings and states
     layers: int = within(2, least=1, most=DEEPEST)  # transformer blocks or recurrent layers
     dropout: float = within(0.1, least=0, below=1)  # of embeddings and within the layers
-    vectors: str | None = None  # word vectors in GloVe's text format, of `width` numbers, to start from
+    vectors: str | None = path(None)  # word vectors in GloVe's text format, of `width` numbers, to start from
 
 
 @dataclass
@@ -131,8 +132,8 @@ class GRUConfig(ScratchTextConfig):
 
 @dataclass
 class PretrainedTextConfig(TextConfig):
-    name: str = ""  # folder of a transformers model, or a hub name; its tokenizer is used too
-    weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
+    name: str = path("")  # folder of a transformers model, or a hub name; its tokenizer is used too
+    weights: str = path("pretrained")  # pretrained (those of `name`) | none (its config alone) | another folder
     lora_rank: int = within(
         0, least=0, most=WIDEST
     )  # train low-rank updates of this rank and nothing else of it; 0 = none

@@ -46,6 +46,7 @@ from velm_cli.schema.model import (
     ViTConfig,
     WeightedSumConfig,
 )
+from velm_cli.schema.paths import path
 from velm_cli.schema.training import (
     CaptionTaskConfig,
     DecodeConfig,
@@ -114,7 +115,7 @@ class TrainRoot:
 @dataclass
 class FinetuneRoot(TrainRoot):
     stage: str = "finetune"
-    checkpoint: str = MISSING  # run folder (or its .safetensors) whose weights training starts from
+    checkpoint: str = path(MISSING)  # run folder (or its .safetensors) whose weights training starts from
 
 
 @dataclass
@@ -132,7 +133,7 @@ class EvalConfig:
 @dataclass
 class EvaluateRoot:
     stage: str = "evaluate"
-    checkpoint: str = MISSING  # run folder, or a .safetensors file inside one
+    checkpoint: str = path(MISSING)  # run folder, or a .safetensors file inside one
     split: str = "test"  # which part of the data set: train | val | test
     limit: int = within(0, least=0)  # evaluate only the first so many images; 0 = all
     name: str | None = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
@@ -151,15 +152,17 @@ class EvaluateRoot:
 @dataclass
 class ScoreRoot:
     stage: str = "score"
-    predictions: str = MISSING  # [{"image_id", "caption"}, ...] in JSON (COCO's results) or JSON lines
-    references: str = MISSING  # COCO's captions file, or JSON lines of {"image_id", "captions": [...]}
-    vs: str | None = None  # another system's predictions: paired tests against it
-    out: str | None = None  # folder for scores.json, per_image.jsonl and report.html
+    predictions: str = path(MISSING)  # [{"image_id", "caption"}, ...] in JSON (COCO's results) or JSON lines
+    references: str = path(MISSING)  # COCO's captions file, or JSON lines of {"image_id", "captions": [...]}
+    vs: str | None = path(None)  # another system's predictions: paired tests against it
+    out: str | None = path(None)  # folder for scores.json, per_image.jsonl and report.html
     mismatch: Mismatch = Mismatch.error  # images not exactly once in each file: error | ignore
-    training: str | None = None  # captions that the system learned from, as in `references`: how many are new?
-    instances: str | None = None  # COCO's instances_*.json: which objects are named but not in the image (CHAIR)?
-    images: str | None = None  # folder of the images, for the report
-    save_df: str | None = None  # write the references' document frequencies to this .npz (metrics.df=FILE reads it)
+    training: str | None = path(None)  # captions that the system learned from, as in `references`: how many are new?
+    instances: str | None = path(None)  # COCO's instances_*.json: which objects are named but not in the image (CHAIR)?
+    images: str | None = path(None)  # folder of the images, for the report
+    save_df: str | None = path(
+        None
+    )  # write the references' document frequencies to this .npz (metrics.df=FILE reads it)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
 
@@ -167,8 +170,8 @@ class ScoreRoot:
 class DoctorRoot:
     stage: str = "doctor"
     fix: str | None = None  # spice: fetch what SPICE lacks
-    folder: str | None = None  # take the files of the fix from this folder instead of the network
-    store: str | None = None  # read every byte of this store and compare the checksums; nothing else is examined
+    folder: str | None = path(None)  # take the files of the fix from this folder instead of the network
+    store: str | None = path(None)  # read every byte of this store and compare the checksums; nothing else is examined
 
 
 ROOTS: dict[str, type] = {

@@ -6,6 +6,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from velm_cli.schema.bounds import WIDEST, within
+from velm_cli.schema.paths import path
 
 
 class Device(Enum):
@@ -120,7 +121,7 @@ class OptimConfig:
 
 @dataclass
 class RunConfig:
-    dir: str = "runs"  # parent of every run folder
+    dir: str = path("runs")  # parent of every run folder
     max_steps: int = within(1000, least=1)  # optimiser steps
     batch_size: int = within(32, least=1, most=10**9)  # images a step (before accumulation)
     accumulation: int = within(
@@ -154,8 +155,8 @@ class RunConfig:
 
 @dataclass
 class InitConfig:
-    vision: str | None = None  # run folder or .safetensors to take the vision encoder's weights from
-    text: str | None = None  # run folder or .safetensors to take the text encoder's weights from
+    vision: str | None = path(None)  # run folder or .safetensors to take the vision encoder's weights from
+    text: str | None = path(None)  # run folder or .safetensors to take the text encoder's weights from
 
 
 @dataclass
@@ -178,10 +179,14 @@ METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
 
 @dataclass
 class MetricsConfig:
-    names: list[str] = field(default_factory=lambda: [*METRIC_NAMES])  # which metrics to compute
-    required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
-    clip: str | None = None  # folder of a CLIP-like transformers model: CLIPScore and RefCLIPScore too
-    df: str = "corpus"  # CIDEr's document frequencies: corpus (of the references) | coco | file of velm score save_df=
+    names: list[str] = field(
+        default_factory=lambda: [*METRIC_NAMES]
+    )  # bleu, meteor, rouge_l, cider, spice: those to compute
+    required: list[str] = field(default_factory=list)  # of `names`: exit 1 when one of these could not be computed
+    clip: str | None = path(None)  # folder of a CLIP-like transformers model: CLIPScore and RefCLIPScore too
+    df: str = path(
+        "corpus"
+    )  # CIDEr's document frequencies: corpus (of the references) | coco | file of velm score save_df=
     resamples: int = within(1000, least=0, most=1_000_000)  # of the images, for 95 % intervals; 0 = none
     java_timeout: float = within(7200.0, above=0, most=1e9)  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit

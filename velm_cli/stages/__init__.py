@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -14,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from velm_cli import compose
-from velm_cli.engine.folder import best_figure, is_complete, run_path
+from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
 from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
 from velm_cli.place import place
@@ -57,12 +58,19 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
             if OmegaConf.is_missing(config, key):
                 raise UserError(f"{key} is not set: velm score predictions=FILE references=FILE")
     typed = compose.to_dataclass(config)
-    if stage not in ("train", "finetune"):
-        return typed
+    if getattr(typed, "name", None) is not None:
+        compose.refuse_name(typed.name)
+    if stage in ("train", "finetune") and (typed.name is None or one_of_many):
+        typed.name = _name(typed)
+    return typed
+
+
+def _name(config: Any) -> str:
+    """The run's name by its command; an older velm's where that names a run of this experiment, so that it goes on."""
     hydra = HydraConfig.get()
     overrides, choices = list(hydra.overrides.task), dict(hydra.runtime.choices)
-    if typed.name is None:
-        typed.name = compose.default_name(typed, overrides, choices)
-    elif one_of_many:
-        typed.name = compose.slug(f"{typed.name}-{compose.default_name(typed, overrides, choices)}")
-    return typed
+    names = [compose.default_name(config, overrides, choices, older=older) for older in (False, True)]
+    if config.name is not None:
+        names = [compose.slug(f"{config.name}-{name}") for name in names]
+    new, old = (Path(config.run.dir, config.stage, name) for name in names)
+    return old.name if old != new and not new.exists() and is_of(old, config) else new.name
