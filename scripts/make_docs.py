@@ -42,6 +42,7 @@ SECTIONS = [
     ("decode", "decode.", ["DecodeConfig"]),
     ("metrics", "metrics.", ["MetricsConfig"]),
     ("eval", "eval.", ["EvalConfig"]),
+    ("vision and text, of evaluate", "vision.", ["ModelFolder"]),
     ("report", "report.", ["ReportConfig"]),
 ]  # fmt: skip
 

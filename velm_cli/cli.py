@@ -108,6 +108,11 @@ def _dispatch(args: list[str]) -> None:
 def _prepare(args: list[str]) -> list[str]:
     """The arguments as Hydra wants them."""
     args = _join_urls([_quote_schedule(arg) for arg in args])
+    if other := [arg for arg in args if arg.partition("=")[0] in ("--config-path", "-cp", "--config-name", "-cn")]:
+        raise UserError(
+            f"{other[0]}: velm composes its own configs; velm train config=RUN_OR_YAML starts from another run's "
+            "options or a file of yours, --config-dir=FOLDER experiment=NAME adds experiments of your own"
+        )
     if sweep := [arg for arg in args if arg in ("-m", "--multirun")]:
         told = [arg for arg in args if arg.partition("=")[0] in ("--cfg", "-c", "--info", "-i")]
         if told:
@@ -146,14 +151,14 @@ def _run_stage(stage: str, args: list[str]) -> None:
     import hydra  # takes a moment, so `velm --help` does without
     from hydra.core.global_hydra import GlobalHydra
 
-    from velm_cli import compose
+    from velm_cli import compose, start_from
     from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
     from velm_cli.usage import explain
 
     sweeping = "-m" in args
     if sweeping and place().world > 1:
         raise UserError("-m under torchrun would run the sweep on every rank; start one torchrun a point (--point=N)")
-    compose.register(stage, compose.checkpoint_argument(stage, args))
+    args = start_from.register(stage, args)
 
     errors: list[Exception] = []
 
