@@ -151,7 +151,9 @@ def test_a_run_does_not_go_on_with_other_data(run, place, capsys):
     (run / "sources.json").write_text(json.dumps(sealed({"run": saved["run"]})))
     (state,) = run.glob("checkpoints/*/state.json")
     of_checkpoint = read_sealed(state)
-    assert {key: of_checkpoint[key] for key in ("store", "tokenizer")} == {key: saved[key] for key in ("store", "tokenizer")}
+    assert {key: of_checkpoint[key] for key in ("store", "tokenizer")} == {
+        key: saved[key] for key in ("store", "tokenizer")
+    }
     state.write_text(json.dumps(sealed(of_checkpoint | {"store": "0" * 64})))
     assert call(*command) == 2
     assert "was trained with another store (000000000000) than this one" in one_line(capsys)

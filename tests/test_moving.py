@@ -107,6 +107,20 @@ def test_relative_paths_are_found_from_another_folder(stage, trained, tmp_path, 
     assert call(stage, f"checkpoint={run}", *more) == 0
 
 
+def test_what_was_trained_from_a_weight_file_needs_it_no_more(away):
+    import torchvision
+    from safetensors.torch import save_file
+
+    save_file(torchvision.models.squeezenet1_1(weights=None).state_dict(), "w.safetensors")
+    shutil.copytree("data", "stores/shapes")
+    vision = ["vision=squeezenet1_1", "vision.weights=w.safetensors", "vision.image_size=64"]
+    command = ["train", *TINY, *vision, "text=gru", "fusion=concat", *SHORT, "run.max_steps=1", "name=filled"]
+    assert call(*command) == 0
+    os.unlink("w.safetensors")
+    assert call("eval", "checkpoint=runs/train/filled", *EVAL) == 0
+    assert call("finetune", "checkpoint=runs/train/filled", *SHORT, "run.max_steps=1") == 0
+
+
 def test_a_store_that_is_nowhere_is_named_with_its_place(away, capsys):
     for run in ("small", "big"):
         assert call("eval", f"checkpoint=taken/{run}", *EVAL) == 2

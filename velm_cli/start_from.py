@@ -41,7 +41,7 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
     _refuse_unknown(file, saved, stage)
     checkpoint = saved.get("checkpoint")
     if stage == "finetune" and isinstance(checkpoint, str) and not any(arg.startswith("checkpoint=") for arg in args):
-        args.append(f"checkpoint={checkpoint}")
+        args.insert(0, f"checkpoint={checkpoint}")
     compose.register(stage, compose.checkpoint_argument(stage, args))
     try:
         return [*_choices(stage, file, saved, args), *args]
@@ -60,6 +60,8 @@ def _file(config: str) -> Path:
         folder = path.parent
         near = did_you_mean(path.name, [other.name for other in folder.iterdir()]) if folder.is_dir() else ""
         raise UserError(f"config={config} does not exist{near or '; give a run folder or a YAML file of options'}")
+    if not path.stat().st_size:
+        raise UserError(f"config={config} is empty")
     return path
 
 
@@ -117,6 +119,8 @@ def _typed(file: Path, group: str, value: Any, usual: DictConfig | None) -> Any:
             said = "names no kind" if kind is None else f"has no kind {kind!r}"
             raise UserError(f"{file}: {group} {said}: give {group}: {{kind: ...}}, one of {', '.join(kinds)}")
         usual = OmegaConf.create({group: OmegaConf.structured(kinds[str(kind)])})
+    if usual is not None and not isinstance(value, DictConfig):
+        raise UserError(f"{file}: {group}={value}: expected options, as in {group}: {{option: value}}")
     merged = OmegaConf.merge(usual or OmegaConf.structured(schema.TrainRoot), {group: value})[group]  # type: ignore
     return OmegaConf.to_object(merged) if OmegaConf.is_config(merged) else merged
 

@@ -31,8 +31,6 @@ def run(config: DictConfig) -> float | None:
     typed = settle(config, one_of_many=HydraConfig.get().mode == RunMode.MULTIRUN)
     validate(typed)
     overrides = list(HydraConfig.get().overrides.task)
-    if stage in ("train", "finetune"):
-        settle_tokenizer(typed, overrides)
     if stage in ("train", "finetune") and not typed.dry_run and is_complete(path := run_path(typed), typed):
         refuse_other_sources(path, typed)
         print(f"complete    {path}  (fresh=true trains again)")
@@ -84,6 +82,7 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
         is_new = not typed.fresh and not run_path(typed).exists()
         if is_new and older.name != typed.name and _is_of_this_data(run_path(older), typed.dataset):
             typed.name = older.name
+    _settle_tokenizer(typed, overrides)
     return typed
 
 
@@ -96,7 +95,7 @@ def _is_of_this_data(run: Path, dataset: Any) -> bool:
     return saved is not None and saved.root == dataset.root and store_path(saved) == store_path(dataset)
 
 
-def settle_tokenizer(typed: Any, overrides: list[str]) -> None:
+def _settle_tokenizer(typed: Any, overrides: list[str]) -> None:
     """Where a run's weights bring their vocabulary, the config says which one that is.
 
     UserError for an option that asks for another one: it would have no effect.
