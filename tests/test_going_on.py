@@ -10,6 +10,7 @@ from velm import TINY, TINY_MODEL, call
 
 from velm_cli.engine.ranks import together
 from velm_cli.engine.sources import weight_file
+from velm_cli.schema import Device
 from velm_cli.stages.starting import read_weights
 
 TRAIN = ["train", *TINY, *TINY_MODEL, "metrics.names=[bleu,cider]", "run.validate_images=2"]
@@ -79,7 +80,7 @@ def test_a_kept_checkpoint_stands_for_the_weights_that_were_validated(run):
     """Averaged, as best.safetensors has them: at the step that was the best the two are the same."""
     best = load_file(run / "best.safetensors")
     steps = {}
-    with together("cpu") as ranks:
+    with together(Device.cpu) as ranks:
         for step in sorted((run / "checkpoints").iterdir()):
             for source in (step, step / "task.safetensors"):
                 assert weight_file(source) == step / "task.safetensors"

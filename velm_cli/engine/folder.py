@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +178,8 @@ def is_complete(path: Path, config: Any) -> bool:
         return False
     if not same and (path / "DONE").exists():  # an older velm's, which lacks the options that are newer
         with contextlib.suppress(UserError):
-            same = compose.load_run_config(path) == config
+            vision = replace(config.vision, resize=resize_of(path, config))
+            same = compose.load_run_config(path) == replace(config, vision=vision)
     return same and (path / "DONE").exists()
 
 
