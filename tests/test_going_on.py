@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
 
+from velm_cli import compose
 from velm_cli.engine.ranks import together
 from velm_cli.engine.sources import weight_file
 from velm_cli.schema import Device
@@ -120,3 +121,28 @@ def test_a_checkpoint_of_another_run_is_not_taken_for_its_own(run, place, capsys
     shutil.copytree(run.parent / "else/checkpoints/step-00000002", run / "checkpoints/step-00000002")
     assert call("eval", f"checkpoint={run}/checkpoints/step-00000002", *EVAL, "name=foreign") == 2
     assert "is of another run than the one of its folder" in capsys.readouterr().err
+
+
+NO_WEIGHTS = {
+    "runs/train/kept/checkpoints": "; give runs/train/kept, or one of runs/train/kept/checkpoints/step-*",
+    "runs/train/kept/tokenizer": "is not a run folder (it has no config.yaml); give runs/train/kept",
+    "runs/train/kept/checkpoints/step-00000004/optimizer.safetensors": "is not the model's weights: give the checkpoint's",
+    "runs/train/kept/checkpoints/step-00000005": "does not exist; did you mean 'step-0000000",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("source", NO_WEIGHTS)
+def test_what_holds_no_weights_is_refused_with_what_does(source, run, capsys):
+    assert call("eval", f"checkpoint={source}", *EVAL) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and NO_WEIGHTS[source] in line, line
+
+
+def test_from_within_a_run_folder_its_name_is_the_same(run, monkeypatch, capsys):
+    monkeypatch.chdir(run / "checkpoints")
+    for source, name in (
+        ("..", "kept"),
+        ("step-00000004", "kept-step4"),
+        ("step-00000004/task.safetensors", "kept-step4"),
+    ):
+        assert compose.checkpoint_name(source).endswith(name)

@@ -90,7 +90,8 @@ def test_an_evaluation_notices_that_its_store_holds_other_data(run, place, capsy
         assert call("preprocess", "dataset=shapes", *TINY, "dataset.draw_seed=9", "dataset.store=stores/shapes") == 0
         capsys.readouterr()
         assert call(*command) == 0
-        assert "is complete" not in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "is complete" not in said and "note: stores/shapes has other data now (" in said
         about = read_sealed(place / f"{folder}.2/weights.json")
         assert about["data"] == Store.open(place / "stores/shapes").hash
         assert (folder / "predictions.json").read_bytes() == kept

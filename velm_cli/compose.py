@@ -6,6 +6,8 @@ reads the `config.yaml` of a run folder back, so that `finetune` and `evaluate` 
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
 import re
 import zlib
@@ -120,7 +122,7 @@ def run_folder_of(checkpoint: str | Path) -> Path:
     path = Path(checkpoint)
     folder = path.parent if path.suffix == ".safetensors" else path
     if STEP.fullmatch(folder.name):
-        folder = folder.parent.parent
+        folder = (folder if len(folder.parts) > 2 else folder.absolute()).parent.parent
     if not path.exists():
         nearest = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise UserError(
@@ -128,7 +130,9 @@ def run_folder_of(checkpoint: str | Path) -> Path:
             f"{'' if nearest else '; give a run folder such as runs/train/NAME'}"
         )
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"checkpoint: {folder} is not a run folder (it has no config.yaml)")
+        known = (folder.parent / "config.yaml").is_file()  # RUN/checkpoints, RUN/vision ...
+        hint = f"; give {folder.parent}" + ("", f", or one of {folder}/step-*")[folder.name == "checkpoints"]
+        raise UserError(f"checkpoint: {folder} is not a run folder (it has no config.yaml){hint if known else ''}")
     return folder
 
 
@@ -142,12 +146,25 @@ def step_folder_of(checkpoint: str | Path) -> Path | None:
 def checkpoint_name(checkpoint: str | Path) -> str:
     """What names the weights of `checkpoint` in other runs' names: RUN, or RUN-stepN."""
     step = step_folder_of(checkpoint)
-    return run_folder_of(checkpoint).name + ("" if step is None else f"-step{int(step.name.removeprefix('step-'))}")
+    name = os.path.basename(os.path.abspath(run_folder_of(checkpoint)))  # also where that is . or ..
+    return name + ("" if step is None else f"-step{int(step.name.removeprefix('step-'))}")
 
 
 def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
     """The config with which the run of `checkpoint` was trained; its paths are found from here (`relocating`)."""
     file = run_folder_of(checkpoint) / "config.yaml"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    config = copy.deepcopy(_run_config(file, content))
+    relocate(config, working_folder(file.parent))
+    return config
+
+
+@functools.lru_cache(maxsize=8)  # a command asks several times, and the types of all options take a while
+def _run_config(file: Path, content: bytes) -> schema.TrainRoot:
+    """The config in `file`, whose `content` tells whether it is still the same."""
     saved = read_config(file)
     try:
         if saved.get("stage") not in ("train", "finetune"):
@@ -162,11 +179,10 @@ def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
             typed[group] = OmegaConf.structured(kinds[kind])
         config: schema.TrainRoot = OmegaConf.to_object(OmegaConf.merge(typed, saved))  # type: ignore[assignment]
         config.dataset = without_pipes(config.dataset)
+        return config
     except (OmegaConfBaseException, AttributeError, KeyError, TypeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"{file} is not a config of this version of velm: {line}") from error
-    relocate(config, working_folder(file.parent))
-    return config
 
 
 def load_dataset(folder: Path) -> schema.DatasetConfig:

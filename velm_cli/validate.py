@@ -35,7 +35,7 @@ def _problems(config: Any) -> Iterator[str]:
         return
     yield from _dataset(config.dataset)
     # Later stages work from the store alone, so that a run can be taken to a machine without the root.
-    if type(config) in (schema.PreprocessRoot, schema.TrainRoot):
+    if type(config) in (schema.PreprocessRoot, schema.TrainRoot) and getattr(config, "config", None) is None:
         yield from _root(config.dataset)
     if isinstance(config, (schema.PreprocessRoot, schema.TrainRoot)):
         yield from _tokenizer(config.tokenizer)

@@ -45,7 +45,8 @@ def refuse_other_origin(dataset: DatasetConfig, said: Collection[str]) -> None:
     differing = differences(*({f"dataset.{name}": of[name] for name in other} for of in (made_with, now)))
     options = " ".join(f"dataset.{name}=" for name in other)
     store = Path("stores") / _name_for(path, now.get("root") if "root" in other else None)
-    known = {name: made_with.get(name) for name in PATHS & made_with.keys() if getattr(dataset, name, "") is None}
+    unsaid = [name for name in PATHS & made_with.keys() if getattr(dataset, name, "") is None]
+    known: dict[str, Any] = {name: made_with[name] for name in unsaid}
     asked = replace(dataset, store=str(store), **known)
     raise UserError(
         f"the store {path} was made from something else: {differing}; leave out {options} to use it as it is, or make "

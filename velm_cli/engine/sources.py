@@ -19,12 +19,14 @@ FILE = "sources.json"  # in a run folder: option -> file and sha256 of what was 
 
 def weight_file(source: str | Path) -> Path:
     """The weights that a run folder (the best if there are any, else the last) or a kept checkpoint stands for."""
-    path = Path(source)
+    path, step = Path(source), compose.step_folder_of(source)
+    if step is not None and path.name not in (step.name, "task.safetensors"):
+        raise UserError(f"{path} is not the model's weights: give the checkpoint's folder, {step}")
+    if step is not None:
+        return step / "task.safetensors"
     if path.suffix == ".safetensors":
         return path
     folder = compose.run_folder_of(source)
-    if (step := compose.step_folder_of(source)) is not None:
-        return step / "task.safetensors"
     for name in ("best.safetensors", "model.safetensors"):
         if (folder / name).is_file():
             return folder / name

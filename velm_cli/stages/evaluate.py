@@ -51,6 +51,9 @@ def run(config: EvaluateRoot) -> float | None:
     if config.dry_run:
         print(f"would caption {len(indices):,} images of {store.path} with {weights}")
         return None
+    then = noted_store(home)
+    if then not in (None, store.hash) and store_path(config.dataset) == store_path(trained.dataset):
+        print(f"note: {store.path} has other data now ({store.hash[:12]}) than when {home} was trained ({then[:12]})")
     with together(config.run.device) as ranks:
         state, digest = read_weights(weights, ranks)
         about = {"file": str(weights), "sha256": digest, "data": store.hash}

@@ -37,9 +37,11 @@ from velm_cli.schema import (
     EvaluateRoot,
     PretrainedTextConfig,
     ScratchTextConfig,
+    TextConfig,
     TokenizerConfig,
     TokenizerKind,
     TrainRoot,
+    VisionConfig,
 )
 from velm_cli.tasks.caption import CaptionTask
 
@@ -70,10 +72,18 @@ def keepers(config: TrainRoot, path: Path | None) -> dict[str, Path]:
     if source is not None:
         folder = compose.run_folder_of(source)
         trained = compose.load_run_config(source)
-        found = {group: folder for group in KEPT if getattr(trained, group) == getattr(config, group)}
+        found = {group: folder for group in KEPT if _is_same(getattr(trained, group), getattr(config, group))}
     if path is not None and any(path.glob("checkpoints/step-*")):
         found = dict.fromkeys(KEPT, path)
     return found
+
+
+def _is_same(trained: VisionConfig | TextConfig, now: VisionConfig | TextConfig) -> bool:
+    """Whether the model is the same, tensor by tensor; what is frozen and how images are resized may differ."""
+    same: dict[str, Any] = {"freeze": now.freeze}
+    if isinstance(now, VisionConfig):
+        same |= {"resize": now.resize, "output": now.output}
+    return type(trained) is type(now) and replace(trained, **same) == now
 
 
 def kept(config: TrainRoot, keeper: Mapping[str, Path]) -> TrainRoot:
