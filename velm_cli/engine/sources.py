@@ -117,19 +117,19 @@ def noted_store(run: Path) -> str | None:
 
 
 def refuse_other_store(path: Path, store: Path, now: str) -> None:
-    """UserError when the run in `path` was begun on another store than the one at `store`, of the hash `now`."""
-    if (then := noted_store(path)) not in (None, now):
-        raise UserError(other_store(path, str(then), store, now))
+    """UserError when the run in `path` was begun on another store than the one at `store`, of the hash `now`.
 
-
-def other_store(path: Path, then: str, store: Path, now: str) -> str:
-    """The line about it. A store that was built again from the same data has the same hash, and is no other."""
+    A store that was built again from the same data has the same hash, and is no other.
+    """
+    then = noted_store(path)
+    if then in (None, now):
+        return
     where = store
     with contextlib.suppress(UserError):
         where = store_path(compose.load_dataset(path))
-    return (
-        f"{path} was begun on other data: the store {where} of hash {then[:12]}, and {store} now has {now[:12]}; go on "
-        f"with it by velm finetune checkpoint={path}, or give another name=, or fresh=true"
+    raise UserError(
+        f"{path} was begun on other data: the store {where} of hash {str(then)[:12]}, and {store} now has {now[:12]}; go "
+        f"on with it by velm finetune checkpoint={path}, or give another name=, or fresh=true"
     )
 
 
