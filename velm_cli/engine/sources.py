@@ -128,8 +128,8 @@ def refuse_other_store(path: Path, store: Path, now: str) -> None:
     with contextlib.suppress(UserError):
         where = store_path(compose.load_dataset(path))
     raise UserError(
-        f"{path} was begun on other data: the store {where} of hash {str(then)[:12]}, and {store} now has {now[:12]}; go "
-        f"on with it by velm finetune checkpoint={path}, or give another name=, or fresh=true"
+        f"{path} was begun on other data: the store {where} of hash {str(then)[:12]}, and {store} now has {now[:12]}; "
+        f"go on with it by velm finetune checkpoint={path}, or give another name=, or fresh=true"
     )
 
 
