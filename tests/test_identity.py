@@ -90,7 +90,8 @@ def test_an_evaluation_notices_that_its_store_holds_other_data(run, place, capsy
         assert call("preprocess", "dataset=shapes", *TINY, "dataset.draw_seed=9", "dataset.store=stores/shapes") == 0
         capsys.readouterr()
         assert call(*command) == 0
-        assert "is complete" not in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert "is complete" not in said and "note: stores/shapes has other data now (" in said
         about = read_sealed(place / f"{folder}.2/weights.json")
         assert about["data"] == Store.open(place / "stores/shapes").hash
         assert (folder / "predictions.json").read_bytes() == kept
@@ -139,11 +140,28 @@ def test_a_run_from_other_weights_is_another_run(option, run, place, capsys):
     assert call(*command, "run.max_steps=4") == 0
 
 
-def test_a_run_that_goes_on_with_other_data_says_so(run, place, capsys):
-    saved = read_sealed(run / "sources.json")
+def test_a_run_does_not_go_on_with_other_data(run, place, capsys):
+    """By what it notes itself, and where that is gone by its checkpoints; an older velm's, which says nothing, does."""
+    command = ["train", *TINY, *TINY_MODEL, f"name={run.name}", "run.max_steps=4", "metrics.names=[bleu]"]
+    saved, now = read_sealed(run / "sources.json"), Store.open(place / "stores/shapes").hash[:12]
     (run / "sources.json").write_text(json.dumps(sealed(saved | {"store": "0" * 64})))
-    assert call("train", *TINY, *TINY_MODEL, f"name={run.name}", "run.max_steps=4", "metrics.names=[bleu]") == 0
-    assert "note: the store has other data than when this run began" in capsys.readouterr().out
+    assert call(*command) == 2
+    line = one_line(capsys)
+    assert "the store stores/shapes of hash 000000000000, and stores/shapes now has " + now in line
+    assert f"velm finetune checkpoint={run.relative_to(place)}" in line and "another name=, or fresh=true" in line
+    (run / "sources.json").write_text(json.dumps(sealed({"run": saved["run"]})))
+    (state,) = run.glob("checkpoints/*/state.json")
+    of_checkpoint = read_sealed(state)
+    assert {key: of_checkpoint[key] for key in ("store", "tokenizer")} == {
+        key: saved[key] for key in ("store", "tokenizer")
+    }
+    state.write_text(json.dumps(sealed(of_checkpoint | {"store": "0" * 64})))
+    assert call(*command) == 2
+    assert "was trained with another store (000000000000) than this one" in one_line(capsys)
+    del of_checkpoint["store"], of_checkpoint["tokenizer"]
+    state.write_text(json.dumps(sealed(of_checkpoint)))
+    assert call(*command) == 0
+    assert read_sealed(run / "sources.json")["store"] == saved["store"], "noted from now on"
 
 
 def test_weights_are_used_with_the_tokenizer_that_they_were_trained_with(run, capsys):

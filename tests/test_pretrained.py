@@ -38,7 +38,8 @@ def test_train_evaluate_and_finetune(parts, place, request, capsys):
     run = place / "runs/train" / name
     weights = load_file(run / "model.safetensors")
     assert call("train", *common, "run.max_steps=5", f"name={name}") == 0, "the same command with more steps goes on"
-    assert "resumed at step 3" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "resumed at step 3" in said and "note: run.max_steps 3 -> 5: the schedule is laid anew" in said
     after = load_file(run / "model.safetensors")
     changed = {key for key in weights if not (weights[key] == after[key]).all()}
     assert any("fusion" in key for key in changed)

@@ -154,14 +154,14 @@ def _run_stage(stage: str, args: list[str]) -> None:
     import hydra  # takes a moment, so `velm --help` does without
     from hydra.core.global_hydra import GlobalHydra
 
-    from velm_cli import compose
+    from velm_cli import compose, start_from
     from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
     from velm_cli.usage import explain
 
     sweeping = "-m" in args
     if sweeping and place().world > 1:
         raise UserError("-m under torchrun would run the sweep on every rank; start one torchrun a point (--point=N)")
-    compose.register(stage, compose.checkpoint_argument(stage, args))
+    args = start_from.register(stage, args)
 
     errors: list[Exception] = []
 

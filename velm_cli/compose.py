@@ -6,6 +6,9 @@ reads the `config.yaml` of a run folder back, so that `finetune` and `evaluate` 
 
 from __future__ import annotations
 
+import copy
+import functools
+import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -22,10 +25,12 @@ from velm_cli.as_typed import unquoted
 from velm_cli.errors import UserError, did_you_mean, on_one_line
 from velm_cli.files import write_text
 from velm_cli.options import conf_dir
+from velm_cli.relocating import relocate, working_folder
 from velm_cli.schema.paths import expand_home, expand_homes
 from velm_cli.shared_configs import guard
 
 LONGEST_NAME = 200  # bytes: a folder's name may have 255, and a log's has an ending
+STEP = re.compile(r"step-[0-9]{8,}")  # a checkpoint's folder
 DEEPEST = 16  # levels of a config.yaml; velm writes 3
 HEAD, SEAL = "# sealed by the last line\n", "# crc32 "  # how a config.yaml, and the last line of it, begins
 
@@ -52,7 +57,7 @@ STAGES_FROM_CHECKPOINT = ("finetune", "evaluate")
 FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "task", "loss")
 # Options that say how or how long to compute, not what: they neither name nor distinguish experiments.
 HOUSEKEEPING = {
-    "": "stage name seed fresh dry_run checkpoint experiment debug metrics decode",
+    "": "stage name seed fresh dry_run checkpoint config experiment debug metrics decode",
     "run.": "dir max_steps log_every checkpoint_every keep_checkpoints keep_every async_checkpoints validate_every "
     "validate_images patience device parallel threads deterministic tensorboard compile profile",
     "data.": "workers",
@@ -104,9 +109,11 @@ def to_dataclass(config: DictConfig) -> Any:
 
 
 def run_folder_of(checkpoint: str | Path) -> Path:
-    """The run folder that `checkpoint` means: the folder itself, or that of a .safetensors file in it."""
+    """The run folder that `checkpoint` means: the folder itself, or that of a .safetensors file or checkpoint in it."""
     path = Path(checkpoint)
     folder = path.parent if path.suffix == ".safetensors" else path
+    if STEP.fullmatch(folder.name):
+        folder = (folder if len(folder.parts) > 2 else folder.absolute()).parent.parent
     if not path.exists():
         nearest = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise UserError(
@@ -114,13 +121,41 @@ def run_folder_of(checkpoint: str | Path) -> Path:
             f"{'' if nearest else '; give a run folder such as runs/train/NAME'}"
         )
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"checkpoint: {folder} is not a run folder (it has no config.yaml)")
+        known = (folder.parent / "config.yaml").is_file()  # RUN/checkpoints, RUN/vision ...
+        hint = f"; give {folder.parent}" + ("", f", or one of {folder}/step-*")[folder.name == "checkpoints"]
+        raise UserError(f"checkpoint: {folder} is not a run folder (it has no config.yaml){hint if known else ''}")
     return folder
 
 
+def step_folder_of(checkpoint: str | Path) -> Path | None:
+    """The kept checkpoint RUN/checkpoints/step-* that `checkpoint`, or its weight file, is; None for anything else."""
+    path = Path(checkpoint)
+    folder = path.parent if path.suffix == ".safetensors" else path
+    return folder if STEP.fullmatch(folder.name) else None
+
+
+def checkpoint_name(checkpoint: str | Path) -> str:
+    """What names the weights of `checkpoint` in other runs' names: RUN, or RUN-stepN."""
+    step = step_folder_of(checkpoint)
+    name = os.path.basename(os.path.abspath(run_folder_of(checkpoint)))  # also where that is . or ..
+    return name + ("" if step is None else f"-step{int(step.name.removeprefix('step-'))}")
+
+
 def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
-    """The config with which the run of `checkpoint` was trained."""
+    """The config with which the run of `checkpoint` was trained; its paths are found from here (`relocating`)."""
     file = run_folder_of(checkpoint) / "config.yaml"
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+    config = copy.deepcopy(_run_config(file, content))
+    relocate(config, working_folder(file.parent))
+    return config
+
+
+@functools.lru_cache(maxsize=8)  # a command asks several times, and the types of all options take a while
+def _run_config(file: Path, content: bytes) -> schema.TrainRoot:
+    """The config in `file`, whose `content` tells whether it is still the same."""
     saved = read_config(file)
     try:
         if saved.get("stage") not in ("train", "finetune"):
@@ -134,7 +169,7 @@ def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
                 raise UserError(f"{file}: {group}.kind={kind!r} is not known to this version of velm")
             typed[group] = OmegaConf.structured(kinds[kind])
         config: schema.TrainRoot = OmegaConf.to_object(OmegaConf.merge(typed, saved))  # type: ignore[assignment]
-        config.dataset = _without_pipes(config.dataset)
+        config.dataset = without_pipes(config.dataset)
         return config
     except (OmegaConfBaseException, AttributeError, KeyError, TypeError) as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -147,12 +182,12 @@ def load_dataset(folder: Path) -> schema.DatasetConfig:
     saved = read_config(file)
     try:
         typed = OmegaConf.structured(schema.KINDS["dataset"][saved.dataset.kind])
-        return _without_pipes(OmegaConf.to_object(OmegaConf.merge(typed, saved.dataset)))  # type: ignore[arg-type]
+        return without_pipes(OmegaConf.to_object(OmegaConf.merge(typed, saved.dataset)))  # type: ignore[arg-type]
     except (OmegaConfBaseException, AttributeError, KeyError) as error:
         raise UserError(f"{file} names no data set of this version of velm") from error
 
 
-def _without_pipes(dataset: schema.DatasetConfig) -> schema.DatasetConfig:
+def without_pipes(dataset: schema.DatasetConfig) -> schema.DatasetConfig:
     """A run folder may come from a stranger: only the command line can allow commands to run."""
     if isinstance(dataset, schema.WebDatasetConfig):
         dataset.pipes = False
@@ -221,15 +256,19 @@ def experiment_of(config: Any) -> dict[str, Any]:
 
 
 def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any], *, older: bool = False) -> str:
-    """A run's name from what was asked for: the choices, the seed, then every other override.
+    """A run's name from what was asked for: the choices, the data, the seed, then every other override.
 
     A pure function of the command, so the same command finds the same folder again. An option's name stands with its
-    group where two groups have it (`text.width_64`). `older`: as velm named runs before it did that.
+    group where two groups have it (`text.width_64`). `older`: as velm named runs before it did that, and without data.
     """
-    shown = [choices.get(group) for group in ("dataset", "vision", "text", "fusion")]
-    parts = [str(choice) for choice in shown if choice not in (None, "_checkpoint")]
+    shown = {group: choices.get(group) for group in ("dataset", "vision", "text", "fusion")}
+    if not older and (data := data_name(config.dataset, overrides)):
+        shown["dataset"] = "-".join(filter(None, [_chosen(shown["dataset"]), data]))
+    parts = [choice for choice in map(_chosen, shown.values()) if choice is not None]
     if config.stage == "finetune":
-        parts.insert(0, run_folder_of(config.checkpoint).name)
+        parts.insert(0, checkpoint_name(config.checkpoint))
+    if getattr(config, "config", None):
+        parts.insert(0, source_name(config.config))
     if getattr(config, "seed", 0):
         parts.append(f"seed{config.seed}")
     for key in ("experiment", "debug"):
@@ -238,7 +277,7 @@ def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any],
     covered = {"dataset", "vision", "text", "fusion", "experiment", "debug"}
     for override in sorted(overrides):
         key, _, value = override.lstrip("+~").partition("=")
-        if key not in covered and not _is_housekeeping(key):
+        if key not in covered and value != "_checkpoint" and not _is_housekeeping(key):
             last = key.rpartition(".")[2]
             groups = [
                 name
@@ -246,6 +285,8 @@ def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any],
                 if hasattr(group, last) and not _is_housekeeping(f"{name}.{last}")
             ]
             parts.append(f"{last}_{value}" if older else f"{key if len(groups) > 1 else last}_{unquoted(value)}")
+    if getattr(config, "config", None) and len(parts) == 1:  # never the run itself whose options are taken
+        parts.append("again")
     return slug("-".join(parts))
 
 
@@ -263,6 +304,42 @@ def refuse_name(name: str) -> None:
     if problem:
         shown = name if len(name) <= 80 else f"{name[:60]}..."
         raise UserError(f"name={on_one_line(shown)} {problem}")
+
+
+def _chosen(choice: Any) -> str | None:
+    return None if choice in (None, "_checkpoint") else str(choice)
+
+
+def data_name(dataset: Any, overrides: Sequence[str]) -> str:
+    """What distinguishes the data that the command names from the default of its kind; "" where it names none.
+
+    The last part of the store's path, or of the root's; where there is more to the path, also four digits of it.
+    """
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for option in ("store", "root"):
+        value = getattr(dataset, option, None)
+        if value is not None and f"dataset.{option}" in given:
+            return short_name(str(value))
+    return ""
+
+
+def short_name(path: str) -> str:
+    """The last part of a path as a piece of a run's name; four digits of the whole keep it apart from its likes."""
+    import hashlib
+
+    spelled = os.path.normpath(os.path.expanduser(path))
+    if os.path.isabs(spelled) and not (near := os.path.relpath(spelled)).startswith(".."):
+        spelled = near
+    last = os.path.basename(spelled)
+    if slug(last) == last and spelled in (last, f"stores/{last}"):
+        return last
+    return "-".join(filter(None, [slug(last)[:40], hashlib.sha256(os.fsencode(spelled)).hexdigest()[:4]]))
+
+
+def source_name(config: str) -> str:
+    """What names the run or file whose options a run starts from."""
+    path = Path(config)
+    return path.parent.name if path.name == "config.yaml" else path.name.removesuffix(".yaml").removesuffix(".yml")
 
 
 def slug(text: str) -> str:

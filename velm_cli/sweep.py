@@ -36,7 +36,7 @@ from hydra.errors import HydraException
 from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from velm_cli import compose
+from velm_cli import compose, start_from
 from velm_cli.engine.folder import is_complete, run_path
 from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError
@@ -150,8 +150,8 @@ def _commands(stage: str, args: list[str]) -> list[list[str]]:
 
 
 def _point(stage: str, command: list[str], *, one_of_many: bool) -> Point:
-    compose.register(stage, compose.checkpoint_argument(stage, command))
-    config = hydra_compose(stage, overrides=command, return_hydra_config=True)
+    overrides = start_from.register(stage, command)
+    config = hydra_compose(stage, overrides=overrides, return_hydra_config=True)
     if not config.hydra.sweeper._target_.endswith(".BasicSweeper") or config.hydra.sweeper.params:
         raise _OtherSweeper
     HydraConfig.instance().set_config(config)

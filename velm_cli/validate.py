@@ -35,7 +35,7 @@ def _problems(config: Any) -> Iterator[str]:
         return
     yield from _dataset(config.dataset)
     # Later stages work from the store alone, so that a run can be taken to a machine without the root.
-    if type(config) in (schema.PreprocessRoot, schema.TrainRoot):
+    if type(config) in (schema.PreprocessRoot, schema.TrainRoot) and getattr(config, "config", None) is None:
         yield from _root(config.dataset)
     if isinstance(config, (schema.PreprocessRoot, schema.TrainRoot)):
         yield from _tokenizer(config.tokenizer)
@@ -129,7 +129,7 @@ def model_problems(config: schema.TrainRoot) -> Iterator[str]:
 def _model(config: schema.TrainRoot) -> Iterator[str]:
     vision, text, fusion = config.vision, config.text, config.fusion
     no_vision = isinstance(vision, schema.NoVisionConfig)
-    yield from _text(text)
+    yield from _text(text, follow=isinstance(config, schema.FinetuneRoot))
     for group, node in (("text", text), ("fusion", fusion)):
         heads = getattr(node, "heads", None)
         width = getattr(text, "width", None)
@@ -155,7 +155,8 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         if vision.freeze not in ("none", "all") and not (vision.freeze.startswith("first:") and count.isdigit()):
             yield f"vision.freeze={vision.freeze}: none, all or first:n"
         is_there = os.path.isdir if isinstance(vision, schema.TransformersVisionConfig) else os.path.isfile
-        if vision.weights not in ("none", "pretrained") and not is_there(vision.weights):
+        follow = isinstance(config, schema.FinetuneRoot)  # those of the checkpoint take their place
+        if vision.weights not in ("none", "pretrained") and not is_there(vision.weights) and not follow:
             yield f"vision.weights={vision.weights}: no such {is_there.__name__[2:]} (or none, pretrained)"
     if isinstance(vision, (schema.ConvNetConfig, schema.ViTConfig)) and vision.weights != "none":
         yield (
@@ -175,9 +176,10 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         yield f"vision.net={vision.net}: velm knows {', '.join(TORCHVISION_FAMILIES)}..."
 
 
-def _text(text: schema.TextConfig) -> Iterator[str]:
-    if isinstance(text, schema.ScratchTextConfig) and text.vectors is not None and not os.path.isfile(text.vectors):
-        yield f"text.vectors={text.vectors}: no such file"
+def _text(text: schema.TextConfig, *, follow: bool) -> Iterator[str]:
+    vectors = text.vectors if isinstance(text, schema.ScratchTextConfig) and not follow else None
+    if vectors is not None and not os.path.isfile(vectors):
+        yield f"text.vectors={vectors}: no such file"
     if isinstance(text, schema.PretrainedTextConfig):
         if not text.name:
             yield "text.name is not set: give the folder of a transformers model (or a hub name)"

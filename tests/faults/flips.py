@@ -128,7 +128,7 @@ def kinds() -> list[Kind]:
     from velm_cli.engine.checkpoint import Checkpoints
     from velm_cli.engine.optim import Ema, build_optimizer
     from velm_cli.engine.ranks import Ranks
-    from velm_cli.engine.sources import other_store, refuse_other_sources
+    from velm_cli.engine.sources import refuse_other_sources, refuse_other_store
     from velm_cli.files import read_sealed
     from velm_cli.metrics import cache
     from velm_cli.metrics.document_frequency import DocumentFrequency
@@ -220,7 +220,7 @@ def kinds() -> list[Kind]:
 
     def sources() -> Any:
         refuse_other_sources(RUN, config)
-        return list(other_store(RUN, store.hash))
+        refuse_other_store(RUN, store.path, store.hash)
 
     def scores() -> Any:
         return [read_run(EVALUATION), read_evaluation(EVALUATION)]

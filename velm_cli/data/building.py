@@ -137,7 +137,7 @@ def build(
             "splits": counts,
         },
         "splits": corpus.splits,
-        "options": {option.name: _plain(getattr(dataset, option.name)) for option in fields(dataset)},
+        "options": {option.name: plain(getattr(dataset, option.name)) for option in fields(dataset)},
         "notes": corpus.notes,
         "shards": summaries,
         "made_with": {"velm": __version__, "pillow": PIL.__version__, "numpy": np.__version__},
@@ -280,5 +280,5 @@ def _write_rejects(path: Path, refused: list[dict[str, Any]]) -> None:
             file.write(json.dumps(reject).encode() + b"\n")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     return value.name if isinstance(value, Enum) else value

@@ -31,25 +31,14 @@ from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens, encoded_in, tokens_in
 from velm_cli.errors import UserError
 from velm_cli.files import SEAL, check_crc32, sha256, unsealed
+from velm_cli.relocating import store_path as store_path  # where it lies, is for everybody to ask here
 from velm_cli.schema import (
     KINDS,
-    CocoConfig,
-    CocoSplit,
     DatasetConfig,
     FlickrConfig,
     PreprocessConfig,
     TokenizerConfig,
 )
-
-
-def store_path(dataset: DatasetConfig) -> Path:
-    """Where the store of `dataset` lies: `dataset.store`, or a folder in `stores/` by its kind."""
-    if dataset.store is not None:
-        return Path(dataset.store).expanduser()
-    name = dataset.release if isinstance(dataset, FlickrConfig) else dataset.kind
-    if isinstance(dataset, CocoConfig) and dataset.split is not CocoSplit.karpathy:
-        name += f"-{dataset.split.name}"
-    return Path("stores") / (name if dataset.images else f"{name}-text")
 
 
 def preprocess_command(dataset: DatasetConfig, preprocess: PreprocessConfig | None = None) -> str:

@@ -52,9 +52,12 @@ class Checkpoints:
         keep_every: int = 0,
         background: bool = False,
         run: str | None = None,
+        made_of: Mapping[str, str] | None = None,
     ) -> None:
         """The newest `keep` stay, and those of steps that `keep_every` divides. In the `background`, writing goes on
-        beside training, from a copy in main memory. `run`: what they say that they are of (`sources.identity_of`)."""
+        beside training, from a copy in main memory. `run`: what they say that they are of (`sources.identity_of`).
+        `made_of`: the digests of the `store` and `tokenizer` that they are trained with, which they carry too."""
+        self.made_of = dict(made_of or {})
         self.folder, self.ranks, self.run = folder, ranks, run
         self.keep, self.keep_every = keep, keep_every
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="velm-checkpoint") if background else None
@@ -95,8 +98,15 @@ class Checkpoints:
         for checkpoint in reversed(_steps(self.folder)):
             problem = _damage(checkpoint, finite=True)
             if problem is None:
-                if self.run is not None and read_sealed(checkpoint / "state.json").get("run", self.run) != self.run:
+                state = read_sealed(checkpoint / "state.json")
+                if self.run is not None and state.get("run", self.run) != self.run:
                     raise UserError(f"{checkpoint} is of another run: put the run's own back, or give fresh=true")
+                for key, now in self.made_of.items():  # an older velm's checkpoint does not say
+                    if (then := state.get(key, now)) != now:
+                        raise UserError(
+                            f"{checkpoint} was trained with another {key} ({str(then)[:12]}) than this one "
+                            f"({now[:12]}): give another name=, or fresh=true"
+                        )
                 found = checkpoint.name
                 break
             damaged.append((checkpoint.name, problem, _move_aside(checkpoint).name))
@@ -104,6 +114,16 @@ class Checkpoints:
         notes = [f"checkpoint {name} is damaged ({why}), kept as {aside}; {then}" for name, why, aside in damaged]
         self._found = (found, notes)
         return found
+
+    @property
+    def found(self) -> str | None:
+        """Rank 0: the name of the checkpoint that `find` has found."""
+        return self._found[0] if self._found else None
+
+    @property
+    def step(self) -> int:
+        """Rank 0: the steps that were done when it was written; 0 without one."""
+        return 0 if self.found is None else _step(self.folder / self.found)
 
     @property
     def notes(self) -> list[str]:
@@ -158,7 +178,7 @@ class Checkpoints:
             digests = {file.name: sha256(file) for file in sorted(part.iterdir())}
             moments = len(files["optimizer.safetensors"])
             state = {"progress": asdict(progress), "moments": moments, "sha256": digests}
-            state |= {} if self.run is None else {"run": self.run}
+            state |= self.made_of | ({} if self.run is None else {"run": self.run})
             with open(part / "state.json", "w", encoding="utf-8") as file:
                 json.dump(sealed(state), file, indent=1)
                 file.flush()
@@ -180,6 +200,14 @@ class Checkpoints:
         for old in _steps(self.folder)[: -self.keep]:
             if old != final and not (self.keep_every and _step(old) % self.keep_every == 0):
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_damaged(checkpoint: Path, run: str | None) -> None:
+    """UserError when a kept checkpoint, of which the weights are wanted, is damaged or of another run than `run`."""
+    if problem := _damage(checkpoint):
+        raise UserError(f"{checkpoint} is damaged ({problem}): give another checkpoint, or the run folder")
+    if run is not None and read_sealed(checkpoint / "state.json").get("run", run) != run:
+        raise UserError(f"{checkpoint} is of another run than the one of its folder: put its own back")
 
 
 def _steps(folder: Path) -> list[Path]:

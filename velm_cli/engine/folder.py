@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def _identity(file: Path) -> tuple[int, int] | None:
 def resize_of(path: Path, config: Any) -> Resize:
     """`vision.resize`; where the command leaves it open, that of the run which goes on in `path`."""
     file = path / "config.yaml"
-    if config.vision.resize is not Resize.auto or not file.exists() or not _has_begun(path):
+    if config.vision.resize is not Resize.auto or not file.exists() or not has_begun(path):
         return config.vision.resize
     vision = compose.read_config(file).get("vision") or {}
     return Resize.__members__.get(str(vision.get("resize")), Resize.auto)
@@ -176,6 +176,10 @@ def is_complete(path: Path, config: Any) -> bool:
         same = (path / "config.yaml").read_text(encoding="utf-8") == compose.sealed_yaml(config)
     except OSError:
         return False
+    if not same and (path / "DONE").exists():  # an older velm's, which lacks the options that are newer
+        with contextlib.suppress(UserError):
+            vision = replace(config.vision, resize=resize_of(path, config))
+            same = compose.load_run_config(path) == replace(config, vision=vision)
     return same and (path / "DONE").exists()
 
 
@@ -200,7 +204,7 @@ def mark(path: Path, marker: str, text: str = "") -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What the run ran on and with."""
+    """What the run ran on and with, and where: `relocating` finds its relative paths from there."""
     packages = ("velm-cli", "torch", "torchvision", "transformers", "hydra-core", "omegaconf", "tokenizers")
     versions = {}
     for package in packages:
@@ -223,6 +227,7 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "packages": versions,
         "git": git,
+        "folder": os.getcwd(),
     }
 
 
@@ -264,7 +269,7 @@ def lock_folder(path: Path) -> Iterator[None]:
         yield
 
 
-def _has_begun(path: Path) -> bool:
+def has_begun(path: Path) -> bool:
     """Whether there is anything to lose: a run that failed on its way to the first step left nothing."""
     metrics = path / "metrics.jsonl"
     return (metrics.exists() and metrics.stat().st_size > 0) or any(
@@ -290,13 +295,22 @@ def _differing(path: Path, config: Any) -> tuple[list[str], dict[str, Any], dict
 
 
 def _refuse_other_experiment(path: Path, config: Any) -> None:
-    if not (path / "config.yaml").exists() or not _has_begun(path):
+    if not (path / "config.yaml").exists() or not has_begun(path):
         return
     differing, saved, asked = _differing(path, config)
+    if asked.get("checkpoint") or asked.get("init.text"):  # whose vocabulary it is, which is compared by digest
+        differing = [key for key in differing if not key.startswith("tokenizer.") or key == "tokenizer.max_tokens"]
     if differing:
         key = differing[0]
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         raise UserError(
             f"{path} holds another experiment: {key} is {saved[key]} there and {asked[key]} here{more}; "
-            "give another name=, or fresh=true"
+            f"give another name=, or fresh=true{_how_to_go_on(path, config, key, asked[key])}"
         )
+
+
+def _how_to_go_on(path: Path, config: Any, key: str, value: Any) -> str:
+    """Other options of training on trained weights are a finetuning."""
+    if config.stage not in ("train", "finetune") or not key.startswith(("optim.", "run.", "loss.", "data.")):
+        return ""
+    return f"; to go on from its weights: velm finetune checkpoint={path} {key}={value}"

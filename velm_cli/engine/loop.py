@@ -246,7 +246,7 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
     observer.record("validation", progress.step, figures | ({"moving": True} if moving else {}))
     best = "" if progress.best is None else f"  (best {progress.best:.4f})"
     if progress.best_step == progress.step:
-        best = "  best so far"
+        best = "  best so far" if run.config.stage == "train" else "  best of this finetuning so far"
     if moving:
         best = f"  (schedules move until step {math.ceil(schedules_end)}: newest weights kept, patience not counted)"
     observer.say(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from velm_cli import compose
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed, sha256, write_json
+from velm_cli.relocating import store_path
 
 FILE = "sources.json"  # in a run folder: option -> file and sha256 of what was loaded; the store's and tokenizer's hash
 
 
 def weight_file(source: str | Path) -> Path:
-    """The weights that a run folder stands for: the best if there are any, else the last."""
-    path = Path(source)
+    """The weights that a run folder (the best if there are any, else the last) or a kept checkpoint stands for."""
+    path, step = Path(source), compose.step_folder_of(source)
+    if step is not None and path.name not in (step.name, "task.safetensors"):
+        raise UserError(f"{path} is not the model's weights: give the checkpoint's folder, {step}")
+    if step is not None:
+        return step / "task.safetensors"
     if path.suffix == ".safetensors":
         return path
     folder = compose.run_folder_of(source)
@@ -52,9 +58,34 @@ def noted_identity(path: Path) -> str | None:
     return None if noted is None else str(noted)
 
 
+def averaged(file: Path) -> Path | None:
+    """The file of a kept checkpoint's averaged weights, which take the others' place, as in best.safetensors."""
+    average = file.with_name("ema.safetensors")
+    return average if compose.step_folder_of(file) is not None and average.is_file() else None
+
+
+def digest_of(file: Path) -> str:
+    """sha256 of a weight file, and of what is read with it."""
+    average = averaged(file)
+    return sha256(file) if average is None else joined([sha256(file), sha256(average)])
+
+
+def joined(digests: Iterable[str]) -> str:
+    """One digest of several."""
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
 def write_sources(path: Path, loaded: dict[str, dict[str, str]], store: str, tokenizer: str, run: str) -> None:
     """Note in the run folder which weights it began with, its store's hash, its tokenizer's digest and what it is."""
     write_json(path / FILE, sealed({**loaded, "store": store, "tokenizer": tokenizer, "run": run}))
+
+
+def complete_sources(path: Path, loaded: dict[str, dict[str, str]], store: str, tokenizer: str, run: str) -> None:
+    """`write_sources` for a run that goes on: what an older velm did not note."""
+    noted = _noted(path)
+    known = {**loaded, "store": store, "tokenizer": tokenizer, "run": run}
+    if not known.keys() <= noted.keys():
+        write_json(path / FILE, sealed(known | noted))
 
 
 def refuse_other_tokenizer(run: Path, tokenizer: str, cure: str) -> None:
@@ -79,10 +110,27 @@ def _noted(run: Path) -> dict[str, Any]:
         ) from error
 
 
-def other_store(path: Path, store: str) -> Iterator[str]:
-    """A line about a store that holds other data than when the run in `path` began."""
-    if _noted(path).get("store", store) != store:
-        yield "note: the store has other data than when this run began; what it learns and scores is of both"
+def noted_store(run: Path) -> str | None:
+    """The hash of the store that a run was trained on; None where an older velm's does not say."""
+    noted = _noted(run).get("store")
+    return None if noted is None else str(noted)
+
+
+def refuse_other_store(path: Path, store: Path, now: str) -> None:
+    """UserError when the run in `path` was begun on another store than the one at `store`, of the hash `now`.
+
+    A store that was built again from the same data has the same hash, and is no other.
+    """
+    then = noted_store(path)
+    if then in (None, now):
+        return
+    where = store
+    with contextlib.suppress(UserError):
+        where = store_path(compose.load_dataset(path))
+    raise UserError(
+        f"{path} was begun on other data: the store {where} of hash {str(then)[:12]}, and {store} now has {now[:12]}; "
+        f"go on with it by velm finetune checkpoint={path}, or give another name=, or fresh=true"
+    )
 
 
 def refuse_other_sources(path: Path, config: Any) -> None:
@@ -93,7 +141,7 @@ def refuse_other_sources(path: Path, config: Any) -> None:
     noted = _noted(path)
     digests = {key: loaded.get("sha256") for key in sources_of(config) if isinstance(loaded := noted.get(key), dict)}
     for key, source in sources_of(config).items():
-        if key in digests and (file := weight_file(source)).is_file() and sha256(file) != digests[key]:
+        if key in digests and (file := weight_file(source)).is_file() and digest_of(file) != digests[key]:
             raise UserError(
                 f"{path} began with other weights: {file} ({key}) has changed since then; give another name=, "
                 "or fresh=true"

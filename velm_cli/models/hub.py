@@ -19,6 +19,8 @@ from velm_cli.models.weights import unfilled
 
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # transformers' own
 
+SMALL = ("config.json", "preprocessor_config.json", "processor_config.json")
+
 
 def load_pretrained(
     group: str, name: str, weights: str, auto_class: str, *, changes: Mapping[str, Any] | None = None, **options: Any
@@ -37,7 +39,7 @@ def load_pretrained(
     try:
         for key, value in (changes or {}).items():
             setattr(config, key, value)
-        if weights == "none" or unfilled():
+        if weights == "none" or unfilled(group):
             if auto_class.startswith("Auto"):  # which would take the config's dtype: bfloat16 of most published models
                 return maker.from_config(config, dtype=torch.float32, **options)
             return maker(config, **options)
@@ -66,6 +68,17 @@ def load_config(group: str, name: str) -> Any:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
     _refuse_kernels(group, name, config)
     return config
+
+
+def small_files(group: str, name: str) -> dict[str, bytes]:
+    """What of the folder of the model `name` is read beside its weights and tokenizer, by file name.
+
+    Of a model of the hub only its config, since velm reads nothing else of those.
+    """
+    if os.path.isdir(name):
+        there = [Path(name) / file for file in SMALL]
+        return {file.name: file.read_bytes() for file in there if file.is_file()}
+    return {SMALL[0]: load_config(group, name).to_json_string(use_diff=False).encode()}
 
 
 def _refuse_kernels(group: str, name: str, config: Any) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -213,9 +213,25 @@ def on_meta() -> bool:
     return torch.empty(0).device.type == "meta"
 
 
-def unfilled() -> bool:
-    """Whether a model is being built that gets no weights now: sizes alone are of interest, or others follow."""
-    return on_meta() or Undrawn.active > 0
+_following: set[str] = set()  # groups whose weights come later, while a model is built
+
+
+@contextlib.contextmanager
+def weights_follow(groups: Iterable[str]) -> Iterator[None]:
+    """Within it no weight files are read for these groups (vision, text): their parameters are drawn, for a checkpoint
+    to replace. Unlike Undrawn it leaves nothing without a value."""
+    before = set(_following)
+    _following.update(groups)
+    try:
+        yield
+    finally:
+        _following.clear()
+        _following.update(before)
+
+
+def unfilled(group: str) -> bool:
+    """Whether `group` of the model that is being built gets no weights now: only sizes matter, or others follow."""
+    return on_meta() or Undrawn.active > 0 or group in _following
 
 
 def _torchvision_state(name: str | None) -> dict[str, Tensor]:

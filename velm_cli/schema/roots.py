@@ -108,6 +108,9 @@ class TrainRoot:
     init: InitConfig = field(default_factory=InitConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    config: str | None = path(
+        None
+    )  # run folder or YAML file whose options are the defaults; what the command says wins
     experiment: Any = None
     debug: Any = None
 
@@ -115,7 +118,7 @@ class TrainRoot:
 @dataclass
 class FinetuneRoot(TrainRoot):
     stage: str = "finetune"
-    checkpoint: str = path(MISSING)  # run folder (or its .safetensors) whose weights training starts from
+    checkpoint: str = path(MISSING)  # run folder (or its .safetensors, or a kept RUN/checkpoints/step-*) to start from
 
 
 @dataclass
@@ -131,9 +134,18 @@ class EvalConfig:
 
 
 @dataclass
+class ModelFolder:
+    name: str | None = path(
+        None
+    )  # folder of the pretrained model, where its run keeps no config of it and it has moved
+
+
+@dataclass
 class EvaluateRoot:
     stage: str = "evaluate"
-    checkpoint: str = path(MISSING)  # run folder, or a .safetensors file inside one
+    checkpoint: str = path(
+        MISSING
+    )  # run folder, or a .safetensors file or kept checkpoint (RUN/checkpoints/step-*) in one
     split: str = "test"  # which part of the data set: train | val | test
     limit: int = within(0, least=0)  # evaluate only the first so many images; 0 = all
     name: str | None = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
@@ -141,6 +153,8 @@ class EvaluateRoot:
     fresh: bool = False  # evaluate again in a new folder
     dry_run: bool = False  # check everything, caption nothing
     dataset: DatasetConfig = MISSING
+    vision: ModelFolder = field(default_factory=ModelFolder)
+    text: ModelFolder = field(default_factory=ModelFolder)
     run: RunConfig = field(default_factory=RunConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
 from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
 from velm_cli.place import place
+from velm_cli.relocating import store_path
+from velm_cli.schema import PretrainedTextConfig
 from velm_cli.validate import validate
 
 
@@ -27,10 +30,15 @@ def run(config: DictConfig) -> float | None:
     stage = config.stage
     typed = settle(config, one_of_many=HydraConfig.get().mode == RunMode.MULTIRUN)
     validate(typed)
+    overrides = list(HydraConfig.get().overrides.task)
     if stage in ("train", "finetune") and not typed.dry_run and is_complete(path := run_path(typed), typed):
         refuse_other_sources(path, typed)
         print(f"complete    {path}  (fresh=true trains again)")
         return best_figure(path)
+    if stage in ("train", "finetune", "evaluate"):
+        from velm_cli.data.origin import refuse_other_origin
+
+        refuse_other_origin(typed.dataset, _said_of_the_data(typed, overrides))
     # Threads that wait for each other spin before they sleep; on a machine that has anything else to do, the
     # default spins away the very core that the other thread needs (docs/log.md). Read when torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -60,8 +68,10 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     typed = compose.to_dataclass(config)
     if getattr(typed, "name", None) is not None:
         compose.refuse_name(typed.name)
-    if stage in ("train", "finetune") and (typed.name is None or one_of_many):
-        typed.name = _name(typed)
+    if stage in ("train", "finetune"):
+        if typed.name is None or one_of_many:
+            typed.name = _name(typed)
+        _settle_tokenizer(typed, list(HydraConfig.get().overrides.task))
     return typed
 
 
@@ -73,4 +83,51 @@ def _name(config: Any) -> str:
     if config.name is not None:
         names = [compose.slug(f"{config.name}-{name}") for name in names]
     new, old = (Path(config.run.dir, config.stage, name) for name in names)
-    return old.name if old != new and not new.exists() and is_of(old, config) else new.name
+    if config.fresh or old == new or new.exists():
+        return new.name
+    return old.name if is_of(old, config) and _is_of_this_data(old, config.dataset) else new.name
+
+
+def _is_of_this_data(run: Path, dataset: Any) -> bool:
+    """Whether the run, which an older velm may have given a name without its data, is of this root and store."""
+    try:
+        saved = compose.load_dataset(run) if (run / "config.yaml").is_file() else None
+    except UserError:
+        return False
+    return saved is not None and saved.root == dataset.root and store_path(saved) == store_path(dataset)
+
+
+def _settle_tokenizer(typed: Any, overrides: list[str]) -> None:
+    """Where a run's weights bring their vocabulary, the config says which one that is.
+
+    UserError for an option that asks for another one: it would have no effect.
+    """
+    source = typed.init.text or getattr(typed, "checkpoint", None)
+    if source is None or isinstance(typed.text, PretrainedTextConfig):
+        return
+    of_run, given = compose.load_run_config(source).tokenizer, _given(overrides)
+    for option in ("kind", "name", "vocab_size", "min_count"):
+        now, known = getattr(typed.tokenizer, option), getattr(of_run, option)
+        said = {f"tokenizer.{option}", "tokenizer" if option == "kind" else ""} & given
+        if now != known and (said or typed.stage == "finetune"):
+            raise UserError(
+                f"tokenizer.{option}={getattr(now, 'value', now)} has no effect: the weights of {source} come with "
+                f"their own vocabulary (tokenizer.{option}={getattr(known, 'value', known)}); leave it out"
+            )
+    typed.tokenizer = replace(of_run, max_tokens=typed.tokenizer.max_tokens)
+
+
+def _said_of_the_data(typed: Any, overrides: list[str]) -> set[str]:
+    """The options of the data set that the command, or a file of options, names; not those of the checkpoint's run."""
+    said = {key.removeprefix("dataset.") for key in _given(overrides) if key.startswith("dataset.")}
+    usual = type(typed.dataset)()
+    if typed.stage in compose.STAGES_FROM_CHECKPOINT:
+        of_run = compose.load_run_config(typed.checkpoint).dataset
+        usual = of_run if type(of_run) is type(usual) else usual
+    return said | {
+        field.name for field in fields(usual) if getattr(typed.dataset, field.name) != getattr(usual, field.name)
+    }
+
+
+def _given(overrides: list[str]) -> set[str]:
+    return {override.lstrip("+").partition("=")[0] for override in overrides if not override.endswith("=_checkpoint")}

@@ -18,6 +18,7 @@ from velm_cli.engine.meter import matrix_peak
 from velm_cli.models.packing import Packing
 from velm_cli.models.velm import count_parameters
 from velm_cli.schema import FeatureCaching, Precision, TrainRoot
+from velm_cli.stages.starting import built, keepers
 from velm_cli.stages.train import build_task, term_weights
 from velm_cli.tasks.caption import CaptionTask
 
@@ -35,7 +36,8 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     captions = store.counts["train"]
     mean_length = _mean_length(store, tokens)
     with torch.device("meta"):
-        task = build_task(config, store, tokens.tokenizer, term_weights(config))
+        keeper = keepers(config, None)
+        task = built(config, lambda config: build_task(config, store, tokens.tokenizer, term_weights(config)), keeper)
     flops, activations = _one_step(task, config, round(mean_length), store.has_images)
     if precision is Precision.bf16:
         activations //= 2

@@ -19,7 +19,7 @@ from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.folder import again, mark, open_run, run_path
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, stop_on_signals
-from velm_cli.engine.sources import weight_file
+from velm_cli.engine.sources import noted_store, weight_file
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, sha256, write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
@@ -31,25 +31,29 @@ from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, Su
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
 from velm_cli.stages.showing import write_report
-from velm_cli.stages.starting import read_weights, run_tokenizer
+from velm_cli.stages.starting import KEPT, kept, open_store, read_weights, run_tokenizer
 from velm_cli.stages.train import build_task, term_weights
 from velm_cli.tasks.caption import CaptionTask
 
 
 def run(config: EvaluateRoot) -> float | None:
     """Returns the CIDEr (None if it was not asked for)."""
-    trained = compose.load_run_config(config.checkpoint)
+    home = compose.run_folder_of(config.checkpoint)
+    trained = _with_models(config, compose.load_run_config(config.checkpoint), home)
     if not _learned_to_write(trained):
-        raise UserError(_why_not(trained, compose.run_folder_of(config.checkpoint)))
+        raise UserError(_why_not(trained, home))
     weights = weight_file(config.checkpoint)
-    store = Store.open(store_path(config.dataset), config.dataset)
+    store = open_store(config)
     indices = _indices(config, store)
     submission = _submission(config, len(indices))
     if config.name is None:
-        config.name = _default_name(config, compose.run_folder_of(config.checkpoint).name)
+        config.name = _default_name(config, trained)
     if config.dry_run:
         print(f"would caption {len(indices):,} images of {store.path} with {weights}")
         return None
+    then = noted_store(home)
+    if then not in (None, store.hash) and store_path(config.dataset) == store_path(trained.dataset):
+        print(f"note: {store.path} has other data now ({store.hash[:12]}) than when {home} was trained ({then[:12]})")
     with together(config.run.device) as ranks:
         state, digest = read_weights(weights, ranks)
         about = {"file": str(weights), "sha256": digest, "data": store.hash}
@@ -119,7 +123,7 @@ def _evaluate(
             config.metrics,
             path,
             title=f"{config.checkpoint}  {config.split}",
-            trained_on=store_path(trained.dataset) == store.path,
+            trained_on=_trained_on(store, trained, compose.run_folder_of(config.checkpoint)),
             weights=about["sha256"],
         )
         _check_facts(config, captions, path)
@@ -239,13 +243,35 @@ def _indices(config: EvaluateRoot, store: Store):
     return indices[: config.limit or None]
 
 
-def _default_name(config: EvaluateRoot, trained_name: str) -> str:
-    decode = config.decode
+def _default_name(config: EvaluateRoot, trained: TrainRoot) -> str:
+    dataset, decode = config.dataset, config.decode
     how = "greedy" if decode.beams == 1 else f"beam{decode.beams}"
     if decode.method.value == "nucleus":
         how = f"nucleus{decode.top_p:g}-seed{config.seed}"
     limit = f"-first{config.limit}" if config.limit else ""
-    return compose.slug(f"{trained_name}-{config.dataset.kind}-{config.split}{limit}-{how}")
+    data = dataset.kind
+    if dataset.store is not None and store_path(dataset) != store_path(trained.dataset):
+        data += f"-{compose.short_name(dataset.store)}"
+    return compose.slug(f"{compose.checkpoint_name(config.checkpoint)}-{data}-{config.split}{limit}-{how}")
+
+
+def _with_models(config: EvaluateRoot, trained: TrainRoot, home: Path) -> TrainRoot:
+    """The config of the run; its pretrained models where the command says, else where the run keeps their configs."""
+    trained = kept(trained, dict.fromkeys(KEPT, home))
+    for group in KEPT:
+        if (name := getattr(config, group).name) is None:
+            continue
+        node = getattr(trained, group)
+        if not hasattr(node, "name"):
+            raise UserError(f"{group}.name={name} has no effect: {home} has {group}={node.kind}; leave it out")
+        node.name = name
+    return trained
+
+
+def _trained_on(store: Store, trained: TrainRoot, home: Path) -> bool:
+    """Whether this is the store that the run was trained on; where an older velm noted none, by its path."""
+    then = noted_store(home)
+    return store_path(trained.dataset) == store.path if then is None else then == store.hash
 
 
 def _result_path(config: EvaluateRoot, about: dict[str, str]) -> Path:

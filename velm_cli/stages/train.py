@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from velm_cli.data.store import Store, Tokens, store_path
+from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import training_loader
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import Checkpoints, seed_of
@@ -13,6 +13,7 @@ from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.folder import (
     OpenRun,
     again,
+    has_begun,
     keep_lines_until,
     mark,
     open_run,
@@ -29,9 +30,10 @@ from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
 from velm_cli.engine.sources import (
+    complete_sources,
     identity_of,
-    other_store,
     refuse_other_sources,
+    refuse_other_store,
     refuse_other_tokenizer,
     write_sources,
 )
@@ -43,15 +45,25 @@ from velm_cli.observe import Observer
 from velm_cli.schema import TextLoss, TrainRoot
 from velm_cli.stages.encoding import training_views
 from velm_cli.stages.headline import headline
+from velm_cli.stages.resuming import resumed_steps
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
-from velm_cli.stages.starting import inherited_tokenizer, initial_weights, word_vectors
+from velm_cli.stages.starting import (
+    built,
+    inherited_tokenizer,
+    initial_weights,
+    keep_models,
+    keepers,
+    open_store,
+    unknown_words,
+    word_vectors,
+)
 from velm_cli.tasks.caption import CaptionTask
 
 
 def run(config: TrainRoot) -> float | None:
     """Train, or go on training; returns the best validation CIDEr (None for text-only runs)."""
-    store = Store.open(store_path(config.dataset), config.dataset)
-    tokenizer = inherited_tokenizer(config)
+    store = open_store(config)
+    tokenizer = inherited_tokenizer(config, run_path(config))
     if config.dry_run:
         from velm_cli.stages.estimate import estimate
 
@@ -73,16 +85,22 @@ def run(config: TrainRoot) -> float | None:
             keep_every=config.run.keep_every,
             background=config.run.async_checkpoints,
             run=ranks.same(identity_of(path, config)),
+            made_of={"store": store.hash, "tokenizer": tokens.tokenizer.digest},
         )
+        notes: list[str] = []
 
         def check() -> None:
             refuse_other_sources(path, config)
+            if has_begun(path):
+                refuse_other_store(path, store.path, store.hash)
             refuse_other_tokenizer(path, tokens.tokenizer.digest, "give another name=, or fresh=true")
             if checkpoints.find() is None:
                 refuse_to_restart(path, checkpoints.notes)
+            else:
+                notes.extend(resumed_steps(path, config, checkpoints.step))
 
         with open_run(path, config, writes=ranks.first, check=check) as opened, stop_on_signals() as stop:
-            return _train(config, store, tokens, opened, checkpoints, stop, ranks)
+            return _train(config, store, tokens, opened, checkpoints, stop, ranks, notes)
 
 
 def _train(
@@ -93,13 +111,16 @@ def _train(
     checkpoints: Checkpoints,
     stop: StopRequest,
     ranks: Ranks,
+    of_resuming: list[str],
 ) -> float | None:
+    """`of_resuming`: lines about how the run goes on, if it does."""
     device, path = ranks.device, opened.path
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads, deterministic=config.run.deterministic)
     torch.manual_seed(config.seed)
     weights = term_weights(config)
-    task = build_task(config, store, tokens.tokenizer, weights)
+    keeper = keepers(config, path if ranks.same(checkpoints.found) else None)
+    task = built(config, lambda config: build_task(config, store, tokens.tokenizer, weights), keeper)
     sources, lines = initial_weights(config, task, ranks)
     notes = [*word_vectors(config, task, tokens.tokenizer), *lines]
     task.to(device)
@@ -156,10 +177,13 @@ def _train(
     progress, damaged = run.checkpoints.load_newest(task, run.optimizer, run.ema)
     if progress is not None:
         run.progress = progress
-        notes = [f"resumed at step {progress.step}", *other_store(path, store.hash)]
+        notes = [f"resumed at step {progress.step}", *of_resuming]
+    elif source := config.init.text or getattr(config, "checkpoint", None):
+        notes += unknown_words(tokens, source)
     if ranks.first:
-        if progress is None:
-            write_sources(path, sources, store.hash, tokens.tokenizer.digest, checkpoints.run or "")
+        note = write_sources if progress is None else complete_sources
+        note(path, sources, store.hash, tokens.tokenizer.digest, checkpoints.run or "")
+        keep_models(config, path, keeper)
         keep_lines_until(path / "metrics.jsonl", run.progress.step)
         tokens.tokenizer.save(path / "tokenizer")
     for line in [*headline(run, store, tokens, loader), *damaged, *notes]:

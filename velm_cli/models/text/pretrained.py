@@ -64,7 +64,7 @@ class PretrainedText(TextEncoder):
         self.width = self.output_weight.shape[1]
         self.embedding_width = self.net.get_input_embeddings().embedding_dim
         if model is not self.net:
-            if not unfilled():
+            if not unfilled("text"):
                 refuse_other_logits(self, model)
             model.get_output_embeddings().bias = None  # velm's own, which starts from it, takes its place
         if config.lora_rank:

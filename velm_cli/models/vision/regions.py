@@ -41,7 +41,7 @@ class Regions(VisionEncoder):
         )
         if config.weights != "none":
             _keep_statistics(self.net.backbone, config.net)
-        if config.weights != "none" and not unfilled():
+        if config.weights != "none" and not unfilled("vision"):
             state = load_state(config.weights, config.net)
             missing, unexpected = self.net.load_state_dict(state, strict=False)
             missing = [name for name in missing if not name.endswith("num_batches_tracked")]

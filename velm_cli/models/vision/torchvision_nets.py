@@ -125,7 +125,7 @@ class TorchvisionViT(VisionEncoder):
 
 def _state(config: TorchvisionConfig) -> dict[str, Tensor] | None:
     """The weights to start from; None where they are drawn, or needed by nobody."""
-    return None if config.weights == "none" or unfilled() else load_state(config.weights, config.net)
+    return None if config.weights == "none" or unfilled("vision") else load_state(config.weights, config.net)
 
 
 def _torchvision_net(config: TorchvisionConfig) -> Any:

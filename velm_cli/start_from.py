@@ -1,0 +1,138 @@
+"""`velm train config=RUN_OR_YAML key=value`: options of an earlier run, or of a file, are the defaults of a new one.
+
+What the command says wins, choices of groups included. A YAML file of one's own may hold some of the options only, the
+others are as without it. It can choose nothing but options: it is read as a stranger's (`compose.read_config`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from velm_cli import compose, schema
+from velm_cli.as_typed import quote, unquoted
+from velm_cli.errors import UserError, did_you_mean
+from velm_cli.relocating import relocate, working_folder
+
+STAGES = ("train", "finetune")
+# Of the run that a config is from, and not of the one that starts from it.
+NOT_TAKEN = ("stage", "name", "fresh", "dry_run", "config", "experiment", "debug")
+
+
+def register(stage: str, args: Sequence[str]) -> list[str]:
+    """`compose.register` for this command; its arguments, with those that `config=` stands for."""
+    args = list(args)
+    given = [unquoted(arg.partition("=")[2]) for arg in args if arg.startswith("config=")]
+    if not given or stage not in compose.STAGES_FROM_CHECKPOINT + STAGES:
+        compose.register(stage, compose.checkpoint_argument(stage, args))
+        return args
+    if stage not in STAGES:
+        raise UserError(f"config: velm {stage} takes its options from checkpoint=; config= is for train and finetune")
+    if any(arg.startswith("experiment=") for arg in args):
+        raise UserError("config= and experiment= both say what to start from: give one of them")
+    file = _file(given[-1])
+    saved = compose.read_config(file)
+    _refuse_unknown(file, saved, stage)
+    checkpoint = saved.get("checkpoint")
+    if stage == "finetune" and isinstance(checkpoint, str) and not any(arg.startswith("checkpoint=") for arg in args):
+        args.insert(0, f"checkpoint={quote(checkpoint)}")
+    compose.register(stage, compose.checkpoint_argument(stage, args))
+    try:
+        return [*_choices(stage, file, saved, args), *args]
+    except OmegaConfBaseException as error:
+        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
+        raise UserError(f"{file}: {where}{str(error).splitlines()[0]}") from None
+
+
+def _file(config: str) -> Path:
+    path = Path(config).expanduser()
+    if path.is_dir():
+        if not (path / "config.yaml").is_file():
+            raise UserError(f"config={config} is not a run folder (it has no config.yaml); a YAML file will do, too")
+        return path / "config.yaml"
+    if not path.is_file():
+        folder = path.parent
+        near = did_you_mean(path.name, [other.name for other in folder.iterdir()]) if folder.is_dir() else ""
+        raise UserError(f"config={config} does not exist{near or '; give a run folder or a YAML file of options'}")
+    if not path.stat().st_size:
+        raise UserError(f"config={config} is empty")
+    return path
+
+
+def _refuse_unknown(file: Path, saved: DictConfig, stage: str) -> None:
+    known = [field.name for field in fields(schema.FinetuneRoot)]
+    for key in saved:
+        if key not in known:
+            raise UserError(f"{file}: no option {key!r}{did_you_mean(str(key), known)}")
+    of = saved.get("stage")
+    if of not in (None, *STAGES):
+        raise UserError(f"{file} is of velm {of}; give the config of a training, or of one's own")
+    if of == "finetune" and stage == "train":
+        raise UserError(
+            f"{file} is of a finetuning, which began with the weights of {saved.get('checkpoint')}: say velm finetune "
+            "config=..."
+        )
+
+
+def _choices(stage: str, file: Path, saved: DictConfig, args: list[str]) -> list[str]:
+    """Registers what `saved` holds as the choice `_checkpoint` of its groups; the arguments that choose it."""
+    taken = schema.ROOTS[stage]()
+    root = schema.ROOTS[stage]()
+    choices = {}
+    for key, value in saved.items():
+        group = str(key)
+        if value is None or group in (*NOT_TAKEN, "checkpoint"):
+            continue
+        if group in schema.KINDS and isinstance(value, str):
+            choices[group] = value
+            continue
+        usual = _usual(group, stage, args) if group in compose.PLAIN_GROUPS else None
+        setattr(taken, group, _typed(file, group, value, usual))
+        if group in (*schema.KINDS, *compose.PLAIN_GROUPS):
+            choices[group] = "_checkpoint"
+    if not isinstance(taken.dataset, str):  # MISSING
+        taken.dataset = compose.without_pipes(taken.dataset)
+    relocate(taken, working_folder(file.parent))
+    store = ConfigStore.instance()
+    for group, choice in choices.items():
+        if choice == "_checkpoint":
+            store.store(group=group, name="_checkpoint", node=getattr(taken, group))
+    for option in ("seed", "preprocess", "init"):  # which no file in conf/ chooses
+        setattr(root, option, getattr(taken, option))
+    store.store(name=f"_{stage}", node=root)
+    chosen = {arg.partition("=")[0] for arg in args}
+    return [f"{group}={choice}" for group, choice in choices.items() if group not in chosen]
+
+
+def _typed(file: Path, group: str, value: Any, usual: DictConfig | None) -> Any:
+    """The value of an option of the root as the schema has it; `usual`: what its own values change."""
+    if group in schema.KINDS:
+        kinds = schema.KINDS[group]
+        kind = value.get("kind") if isinstance(value, DictConfig) else None
+        if kind not in kinds:
+            said = "names no kind" if kind is None else f"has no kind {kind!r}"
+            raise UserError(f"{file}: {group} {said}: give {group}: {{kind: ...}}, one of {', '.join(kinds)}")
+        usual = OmegaConf.create({group: OmegaConf.structured(kinds[str(kind)])})
+    if usual is not None and not isinstance(value, DictConfig):
+        raise UserError(f"{file}: {group}={value}: expected options, as in {group}: {{option: value}}")
+    merged = OmegaConf.merge(usual or OmegaConf.structured(schema.TrainRoot), {group: value})[group]  # type: ignore
+    return OmegaConf.to_object(merged) if OmegaConf.is_config(merged) else merged
+
+
+def _usual(group: str, stage: str, args: list[str]) -> DictConfig:
+    """The options of a group as a command without `config=` has them."""
+    lines = yaml.safe_load((compose.conf_dir() / f"{stage}.yaml").read_text(encoding="utf-8"))["defaults"]
+    choice = next(line[group] for line in lines if isinstance(line, dict) and group in line)
+    if choice == "_checkpoint":
+        checkpoint = compose.checkpoint_argument(stage, args)
+        known = getattr(compose.load_run_config(checkpoint), group) if checkpoint else compose.PLAIN_GROUPS[group]
+        return OmegaConf.create({group: OmegaConf.structured(known)})
+    values = OmegaConf.load(compose.conf_dir() / group / f"{choice}.yaml")
+    return OmegaConf.create({group: OmegaConf.merge(OmegaConf.structured(compose.PLAIN_GROUPS[group]), values)})
