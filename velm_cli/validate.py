@@ -156,7 +156,9 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             yield f"vision.freeze={vision.freeze}: none, all or first:n"
         is_there = os.path.isdir if isinstance(vision, schema.TransformersVisionConfig) else os.path.isfile
         if vision.weights not in ("none", "pretrained") and not is_there(vision.weights):
-            yield f"vision.weights={vision.weights}: no such {is_there.__name__[2:]} (or none, pretrained)"
+            kind = is_there.__name__[2:]
+            what = f"not a {kind}; name a {kind}" if os.path.exists(vision.weights) else f"no such {kind}"
+            yield f"vision.weights={vision.weights}: {what} (or none, pretrained)"
     if isinstance(vision, (schema.ConvNetConfig, schema.ViTConfig)) and vision.weights != "none":
         yield (
             f"vision={vision.kind} is trained from scratch: vision.weights must be none "

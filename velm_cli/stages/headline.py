@@ -33,6 +33,7 @@ def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Strea
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
         f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
         *enlarged,
+        *(run.task.model.vision.notes if run.task.model.vision is not None else ()),
         *implications(config, run.weights, run.ranks.world),
     ]
 
