@@ -63,11 +63,22 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> Any:
 
 
 def read_shapes(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file on the meta device: names, shapes and types, read from its header."""
+    """The tensors of a .safetensors file on the meta device: names and shapes, read from its header.
+
+    Of their types only whether they are whole numbers is kept.
+    """
     _refuse_absent(path)
     try:
-        with safe_open(path, framework="pt", device="meta") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            return {
+                name: torch.empty(
+                    part.get_shape(),
+                    dtype=torch.float32 if part.get_dtype().startswith(("F", "BF")) else torch.int64,
+                    device="meta",
+                )
+                for name, part in slices.items()
+            }
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,8 +39,10 @@ def run_tokenizer(run: Path) -> Tokenizer:
     return tokenizer
 
 
-def initial_weights(config: TrainRoot, task: CaptionTask, ranks: Ranks) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Take over weights as `checkpoint`, `init.vision` and `init.text` say.
+def initial_weights(
+    config: TrainRoot, task: CaptionTask, read: Callable[[Path], tuple[dict[str, Tensor], str]]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Take over weights as `checkpoint`, `init.vision` and `init.text` say. `read`: a file's tensors and SHA-256.
 
     Returns the file and SHA-256 of each, and a line about each.
     """
@@ -48,7 +51,7 @@ def initial_weights(config: TrainRoot, task: CaptionTask, ranks: Ranks) -> tuple
     own = task.state_dict()
     for key, source in sources_of(config).items():
         file, prefix = weight_file(source), prefixes[key]
-        state, digest = read_weights(file, ranks)
+        state, digest = read(file)
         fitting = fitted({name: tensor for name, tensor in state.items() if name.startswith(prefix)}, own, file)
         wanted = [name for name in own if name.startswith(prefix)]
         if not fitting:

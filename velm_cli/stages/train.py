@@ -42,9 +42,10 @@ from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
 from velm_cli.schema import TextLoss, TrainRoot
 from velm_cli.stages.encoding import training_views
+from velm_cli.stages.fitting import refuse_unfit
 from velm_cli.stages.headline import headline
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
-from velm_cli.stages.starting import inherited_tokenizer, initial_weights, word_vectors
+from velm_cli.stages.starting import inherited_tokenizer, initial_weights, read_weights, word_vectors
 from velm_cli.tasks.caption import CaptionTask
 
 
@@ -64,6 +65,7 @@ def run(config: TrainRoot) -> float | None:
                 if tokenizer is None
                 else store.encode(tokenizer, config.tokenizer.max_tokens)
             )
+        refuse_unfit(config, store, tokens)
         path = ranks.same(run_path(config))
         config.vision.resize = ranks.same(resize_of(path, config))
         checkpoints = Checkpoints(
@@ -100,7 +102,7 @@ def _train(
     torch.manual_seed(config.seed)
     weights = term_weights(config)
     task = build_task(config, store, tokens.tokenizer, weights)
-    sources, lines = initial_weights(config, task, ranks)
+    sources, lines = initial_weights(config, task, lambda file: read_weights(file, ranks))
     notes = [*word_vectors(config, task, tokens.tokenizer), *lines]
     task.to(device)
     if config.loss.text is TextLoss.self_critical:

@@ -1,0 +1,46 @@
+"""A dry run opens every file that the command names, as far as is cheap: headers of weights, not their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.models.hub import CACHED_WEIGHTS
+from velm_cli.models.text.vectors import load_vectors
+from velm_cli.models.weights import read_shapes
+from velm_cli.schema import PretrainedTextConfig, ScratchTextConfig, TrainRoot, TransformersVisionConfig
+from velm_cli.stages.starting import initial_weights
+from velm_cli.tasks.caption import CaptionTask
+
+
+def opened_files(config: TrainRoot, task: CaptionTask, tokenizer: Tokenizer) -> Iterator[str]:
+    """A line about each file; UserError where one cannot be used. `task` is on torch's meta device.
+
+    The files of `vision.weights`, `vision.name` and `text.name` were opened when the task was built.
+    """
+    yield from task.model.vision.notes if task.model.vision is not None else ()
+    for group, node in (("vision", config.vision), ("text", config.text)):
+        if isinstance(node, (TransformersVisionConfig, PretrainedTextConfig)) and node.weights == "pretrained":
+            yield from _fetched(group, node.name)
+    yield from initial_weights(config, task, lambda file: (read_shapes(file), ""))[1]
+    if isinstance(config.text, ScratchTextConfig) and config.text.vectors is not None:
+        ids, _ = load_vectors(config.text.vectors, tokenizer.word_ids, config.text.width)
+        yield f"word vectors of {len(ids):,} of {tokenizer.vocab_size:,} tokens from {config.text.vectors}"
+    if config.metrics.clip is not None:
+        from velm_cli.metrics.clip_score import ClipJudge
+
+        yield f"CLIPScore by {ClipJudge(config.metrics.clip).signature}"
+
+
+def _fetched(group: str, name: str) -> Iterator[str]:
+    """A line where the weights of a model of the hub are not on this machine yet."""
+    if Path(name).is_dir():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not any(isinstance(try_to_load_from_cache(name, file), str) for file in CACHED_WEIGHTS):
+        yield (
+            f"note: the weights of {group}.name={name} are not on this machine; training first downloads them from the "
+            f"hub ({group}.name=FOLDER takes a local one)"
+        )
