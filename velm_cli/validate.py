@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -171,6 +172,9 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             yield f"vision.patch_size={vision.patch_size}: with vision.conv_stem it must be a power of 2"
         if vision.heads and vision.width % vision.heads:
             yield f"vision.width={vision.width} is not divisible by vision.heads={vision.heads}"
+    named = re.fullmatch(r"vit_[a-z]_(\d+)", getattr(vision, "net", ""))
+    if named and vision.image_size % int(named[1]):
+        yield f"vision.image_size={vision.image_size} is not a multiple of the {named[1]} pixels of a patch"
     if isinstance(vision, schema.ConvNetConfig) and vision.image_size < 1 << min(max(vision.stages, 0), 30):
         yield f"vision.image_size={vision.image_size}: vision.stages={vision.stages} cannot each halve it"
     if isinstance(vision, schema.TorchvisionConfig) and not vision.net.startswith(TORCHVISION_FAMILIES):

@@ -15,7 +15,7 @@ from velm_cli.schema import TokenizerConfig, TokenizerKind
 
 TOO_MUCH = 0.1  # share of unknown words or of cut captions that is worth a warning
 LOOKED_AT = 1000  # captions, evenly spread, whose script is looked at
-LETTERS_A_WORD = 4.0  # Chinese, Japanese and Thai words that blanks divide have two or three on average
+LETTERS_A_TOKEN = 5.0  # words of Chinese, Japanese and Thai have two to four on average
 # Beginnings of Unicode's names of letters that are written without blanks between words.
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
@@ -36,10 +36,14 @@ def coverage_lines(tokens: Tokens, captions: Sequence[str], config: TokenizerCon
     if said:
         yield f"coverage    {', '.join(said)}"
     is_word = own and config.kind is TokenizerKind.word
-    if is_word and (length := _unspaced(captions)) is not None:
+    letters = _unspaced_letters(captions)
+    if own and letters * count > LETTERS_A_TOKEN * words:
+        cure = "tokenizer=bpe or tokenizer=wordpiece"
+        if not is_word:
+            cure = f"lower tokenizer.vocab_size={config.vocab_size}"
         yield (
-            f"warning: these captions have no blanks between words ({length:.0f} letters a word), and tokenizer=word "
-            "divides at blanks: tokenizer=bpe needs none (velm preprocess and train alike)"
+            f"warning: these captions have no blanks between words, and tokenizer={config.kind.value} makes tokens of "
+            f"{letters * count / words:.0f} letters of them, so whole phrases are learned as words: {cure}"
         )
     elif unknown > TOO_MUCH * words:
         cure = "choose a text model that knows their language, or train with tokenizer=bpe"
@@ -57,16 +61,9 @@ def coverage_lines(tokens: Tokens, captions: Sequence[str], config: TokenizerCon
         )
 
 
-def _unspaced(captions: Sequence[str]) -> float | None:
-    """The mean length of words where most letters are of scripts without blanks and hardly any are used; else None."""
-    step = max(1, len(captions) // LOOKED_AT)
-    letters = unspaced = words = 0
-    for number in range(0, len(captions), step):
-        for word in captions[number].split():
-            words += 1
-            for letter in word:
-                if letter.isalpha():
-                    letters += 1
-                    unspaced += letter > "\u0dff" and unicodedata.name(letter, "").startswith(UNSPACED)
-    mean = letters / max(1, words)
-    return mean if 2 * unspaced > letters and mean > LETTERS_A_WORD else None
+def _unspaced_letters(captions: Sequence[str]) -> float:
+    """Mean number of letters of a caption where most are of scripts without blanks; else 0."""
+    numbers = range(0, len(captions), max(1, len(captions) // LOOKED_AT))
+    letters = [letter for number in numbers for letter in captions[number] if letter.isalpha()]
+    unspaced = sum(letter > "\u0dff" and unicodedata.name(letter, "").startswith(UNSPACED) for letter in letters)
+    return len(letters) / len(numbers) if 2 * unspaced > len(letters) else 0.0

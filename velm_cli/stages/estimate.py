@@ -6,6 +6,8 @@ counts the floating-point operations and the bytes that backward needs.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -42,7 +44,8 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     faults = list(problems(config, store, tokens))
     said: list[str] = []
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers for no concepts, which is one of the problems
             task = build_task(config, store, tokens.tokenizer, term_weights(config))
         said += opened_files(config, task, tokens.tokenizer)
     except UserError as error:

@@ -29,6 +29,8 @@ from velm_cli.models.weights import Undrawn, fitted, refuse_not_finite
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, Submission, TrainRoot
 from velm_cli.stages.encoding import cached_features
+from velm_cli.stages.fitting import evaluation_notes, refuse_unfit_evaluation
+from velm_cli.stages.opening import opened_judge, opened_run
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
 from velm_cli.stages.showing import write_report
 from velm_cli.stages.starting import read_weights, run_tokenizer
@@ -45,10 +47,15 @@ def run(config: EvaluateRoot) -> float | None:
     store = Store.open(store_path(config.dataset), config.dataset)
     indices = _indices(config, store)
     submission = _submission(config, len(indices))
+    refuse_unfit_evaluation(config, store, indices)
     if config.name is None:
         config.name = _default_name(config, compose.run_folder_of(config.checkpoint).name)
     if config.dry_run:
+        folder = compose.run_folder_of(config.checkpoint)
+        lines = [*opened_run(trained, store, folder, weights), *opened_judge(config.metrics.clip)]
         print(f"would caption {len(indices):,} images of {store.path} with {weights}")
+        for line in (*lines, *evaluation_notes(config, store, indices)):
+            print(line)
         return None
     with together(config.run.device) as ranks:
         state, digest = read_weights(weights, ranks)

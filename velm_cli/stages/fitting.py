@@ -6,6 +6,7 @@ the weights hold, whether Java is installed. All problems are reported at once; 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from velm_cli.place import place
 from velm_cli.schema import (
     DataConfig,
     DecodeMethod,
+    EvaluateRoot,
     ImageLoss,
     JointLoss,
     NoVisionConfig,
@@ -113,6 +115,33 @@ def loader_of(config: TrainRoot, store: Store, tokens: Tokens) -> TrainLoader | 
     )
 
 
+def refuse_unfit_evaluation(config: EvaluateRoot, store: Store, indices: np.ndarray) -> None:
+    """UserError with a line for all that an evaluation of these records would fail at after it has written captions."""
+    lines = list(metric_problems(config.metrics.required, config.metrics.df))
+    if config.metrics.required and not _references(store, indices):
+        lines.append(
+            f"metrics.required={list(config.metrics.required)}: no image of split={config.split} in {store.path} has a "
+            "caption to compare with: leave metrics.required empty, or name another split"
+        )
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def evaluation_notes(config: EvaluateRoot, store: Store, indices: np.ndarray) -> Iterator[str]:
+    """A line for what is legal in an evaluation and may not be meant."""
+    if config.limit > len(indices):
+        yield f"note: limit={config.limit:,}: split={config.split} has {len(indices):,} images, all are captioned"
+    if not _references(store, indices):
+        yield f"note: no image of split={config.split} has a caption to compare with: nothing is scored"
+    else:
+        yield from metric_notes(config.metrics.names)
+
+
+def _references(store: Store, indices: np.ndarray) -> bool:
+    ranges = store.caption_ranges(indices)
+    return bool((ranges[:, 1] > ranges[:, 0]).any())
+
+
 def metric_problems(required: list[str], df: str) -> Iterator[str]:
     """What of `metrics` would fail after the captions are written."""
     needs_java = [name for name in OF_JAVA if name in required]
@@ -170,7 +199,8 @@ def _needs_a_batch(config: TrainRoot, store: Store, tokens: Tokens) -> bool:
     """Whether the encoder refuses to train on a single image: tried with sizes alone."""
     from velm_cli.stages.train import build_task, term_weights  # which calls this module
 
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers for no concepts, which is another problem
         task = build_task(config, store, tokens.tokenizer, term_weights(config)).train()
         side = config.vision.image_size
         try:

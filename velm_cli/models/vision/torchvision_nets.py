@@ -52,7 +52,13 @@ class ConvClassifier(VisionEncoder):
         self.channels_last = config.net.startswith("swin")
         with torch.device("meta"):
             probe = nn.ModuleList(_stages(_torchvision_net(config))[: config.layer or None]).eval()
-            self.width = self._grid(torch.empty(1, 3, config.image_size, config.image_size), probe).shape[1]
+            try:
+                self.width = self._grid(torch.empty(1, 3, config.image_size, config.image_size), probe).shape[1]
+            except (RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"vision.image_size={config.image_size} is too small for {config.net}, which halves the sides "
+                    "several times: raise it, or stop earlier with vision.layer=n"
+                ) from error
 
     def _grid(self, x: Tensor, parts: Iterable[nn.Module]) -> Tensor:
         for part in parts:
