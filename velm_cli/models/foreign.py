@@ -64,7 +64,8 @@ def fill(net: nn.Module, found: Foreign, source: str, heads: tuple[str, ...]) ->
     of the network is not wholly and exactly in the file.
     """
     own = net.state_dict()
-    taken = fitted(found.state, own, source)
+    weights = {name: t for name, t in found.state.items() if not (name.endswith(UNCOUNTED) and t.is_floating_point())}
+    taken = fitted(weights, own, source)
     wanted = [name for name in own if not name.startswith(heads) and not name.endswith(UNCOUNTED)]
     trunk = {name.partition(".")[0] for name in wanted}
     unknown = [name for name in found.state if name not in own and not name.endswith(UNCOUNTED)]
