@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -187,6 +188,8 @@ def _text(text: schema.TextConfig) -> Iterator[str]:
     if isinstance(text, schema.PretrainedTextConfig):
         if not text.name:
             yield "text.name is not set: give the folder of a transformers model (or a hub name)"
+        if text.lora_rank and importlib.util.find_spec("peft") is None:
+            yield f"text.lora_rank={text.lora_rank} needs peft: pip install peft"
         if text.lora_rank and text.freeze == "all":
             yield "text.lora_rank trains updates of a frozen model by itself: leave text.freeze=none"
 
@@ -206,11 +209,8 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
     yield from objective_problems(config, weights)
     yield from _cache(config)
-    if config.run.tensorboard:
-        import importlib.util
-
-        if importlib.util.find_spec("tensorboard") is None:
-            yield "run.tensorboard=true needs TensorBoard: pip install tensorboard"
+    if config.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        yield "run.tensorboard=true needs TensorBoard: pip install tensorboard"
 
 
 def _threads(run: schema.RunConfig) -> Iterator[str]:

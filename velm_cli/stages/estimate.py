@@ -46,7 +46,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers for no concepts, which is one of the problems
-            task = build_task(config, store, tokens.tokenizer, term_weights(config))
+            task = build_task(config, store, tokens.tokenizer, term_weights(config)).train()
         said += opened_files(config, task, tokens.tokenizer)
     except UserError as error:
         faults.append(str(error))
