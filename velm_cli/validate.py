@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,7 +159,9 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         is_there = os.path.isdir if isinstance(vision, schema.TransformersVisionConfig) else os.path.isfile
         follow = isinstance(config, schema.FinetuneRoot)  # those of the checkpoint take their place
         if vision.weights not in ("none", "pretrained") and not is_there(vision.weights) and not follow:
-            yield f"vision.weights={vision.weights}: no such {is_there.__name__[2:]} (or none, pretrained)"
+            kind = is_there.__name__[2:]
+            what = f"not a {kind}; name a {kind}" if os.path.exists(vision.weights) else f"no such {kind}"
+            yield f"vision.weights={vision.weights}: {what} (or none, pretrained)"
     if isinstance(vision, (schema.ConvNetConfig, schema.ViTConfig)) and vision.weights != "none":
         yield (
             f"vision={vision.kind} is trained from scratch: vision.weights must be none "
@@ -170,6 +174,9 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             yield f"vision.patch_size={vision.patch_size}: with vision.conv_stem it must be a power of 2"
         if vision.heads and vision.width % vision.heads:
             yield f"vision.width={vision.width} is not divisible by vision.heads={vision.heads}"
+    named = re.fullmatch(r"vit_[a-z]_(\d+)", getattr(vision, "net", ""))
+    if named and vision.image_size % int(named[1]):
+        yield f"vision.image_size={vision.image_size} is not a multiple of the {named[1]} pixels of a patch"
     if isinstance(vision, schema.ConvNetConfig) and vision.image_size < 1 << min(max(vision.stages, 0), 30):
         yield f"vision.image_size={vision.image_size}: vision.stages={vision.stages} cannot each halve it"
     if isinstance(vision, schema.TorchvisionConfig) and not vision.net.startswith(TORCHVISION_FAMILIES):
@@ -183,6 +190,8 @@ def _text(text: schema.TextConfig, *, follow: bool) -> Iterator[str]:
     if isinstance(text, schema.PretrainedTextConfig):
         if not text.name:
             yield "text.name is not set: give the folder of a transformers model (or a hub name)"
+        if text.lora_rank and importlib.util.find_spec("peft") is None:
+            yield f"text.lora_rank={text.lora_rank} needs peft: pip install peft"
         if text.lora_rank and text.freeze == "all":
             yield "text.lora_rank trains updates of a frozen model by itself: leave text.freeze=none"
 
@@ -202,11 +211,8 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
     yield from objective_problems(config, weights)
     yield from _cache(config)
-    if config.run.tensorboard:
-        import importlib.util
-
-        if importlib.util.find_spec("tensorboard") is None:
-            yield "run.tensorboard=true needs TensorBoard: pip install tensorboard"
+    if config.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        yield "run.tensorboard=true needs TensorBoard: pip install tensorboard"
 
 
 def _threads(run: schema.RunConfig) -> Iterator[str]:

@@ -111,6 +111,16 @@ class TrainLoader:
         self._epoch: _Epoch | None = None
 
     @property
+    def batch_size(self) -> int:
+        """Images of a global batch: no more than there are."""
+        return self._batch_size
+
+    @property
+    def captions_per_image(self) -> int:
+        """K: captions drawn an image."""
+        return self._captions_per_image
+
+    @property
     def batches_per_epoch(self) -> int:
         """Global batches an epoch."""
         return len(self._records) // self._batch_size

@@ -211,6 +211,11 @@ class Store:
         """Captions of record i, in the order of their annotation ids."""
         return [self._captions[c] for c in range(*self.caption_range(i))]
 
+    @property
+    def all_captions(self) -> Sequence[str]:
+        """The captions by number, as `caption_range` and Tokens count them."""
+        return self._captions
+
     def image_bytes(self, i: int) -> bytes:
         """JPEG of record i; UserError when it is no longer the one that was stored."""
         assert self.has_images

@@ -116,20 +116,20 @@ class StreamLoader:
         self._counts = np.array([shard.train for shard in self._shards], np.int64)
         self._firsts = np.cumsum(self._counts) - self._counts  # samples in the shards before
         total = int(self._counts.sum())
-        self._batch_size = min(batch_size, total)
-        if self._batch_size < world or (even and self._batch_size % world):
+        self.batch_size = min(batch_size, total)
+        if self.batch_size < world or (even and self.batch_size % world):
             how = "shared evenly" if even else "shared"
             raise UserError(
-                f"batches of {self._batch_size} images cannot be {how} by {world} processes: change "
+                f"batches of {self.batch_size} images cannot be {how} by {world} processes: change "
                 f"run.batch_size={batch_size} or the number of processes (there are {total:,} training images)"
             )
-        self.batches_per_epoch = total // self._batch_size
-        self.lanes = _lanes(store.dataset.lanes, self._batch_size, len(self._shards), world)
-        rows = [len(range(lane, self._batch_size, self.lanes)) for lane in range(self.lanes)]
+        self.batches_per_epoch = total // self.batch_size
+        self.lanes = _lanes(store.dataset.lanes, self.batch_size, len(self._shards), world)
+        rows = [len(range(lane, self.batch_size, self.lanes)) for lane in range(self.lanes)]
         self._rows = np.array(rows)  # of a batch that come from each lane
         self._starts = (np.cumsum(self._rows) - self._rows) * self.batches_per_epoch  # of each lane in the epoch
-        self._per_block = max(1, store.dataset.shuffle // self._batch_size)  # batches
-        self._captions_per_image = max(1, min(data.captions_per_image, store.most_captions))
+        self._per_block = max(1, store.dataset.shuffle // self.batch_size)  # batches
+        self.captions_per_image = max(1, min(data.captions_per_image, store.most_captions))
         self._transform = TrainTransform(
             image_size, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing
         )
@@ -202,10 +202,10 @@ class StreamLoader:
         lanes = _filled_up([read.result() for read in reads])
         examples = {at: example for lane in lanes for at, example in lane}
         block = _Block(epoch, examples, self._store.concept_numbers)
-        block.tokenise(self._tokenizer, self._max_tokens, self._captions_per_image, self._seed)
+        block.tokenise(self._tokenizer, self._max_tokens, self.captions_per_image, self._seed)
         batches = self._batches_in(number)
         turn = np.argsort(_random(batches, self._seed, epoch, BATCHES, number), kind="stable")
-        rows = np.empty((batches, len(range(self._rank, self._batch_size, self._world))), np.int64)
+        rows = np.empty((batches, len(range(self._rank, self.batch_size, self._world))), np.int64)
         for mine, lane in enumerate(range(self._rank, self.lanes, self._world)):
             samples_L = np.array([at for at, _ in lanes[mine]], np.int64)
             samples_L = samples_L[

@@ -38,6 +38,7 @@ TOKENS_FORMAT = 1
 LOCK = ".writing"
 SUMS = "crc32.json"  # of the arrays beside it
 OF_STORE = "store"  # in that file: the hash of the store
+CUT = "cut.json"  # how many captions were longer than the limit, and the longest; an older velm's folders have none
 CHUNK = 20_000  # captions encoded at once: lists of Python numbers are 30 times the array's size
 
 
@@ -45,7 +46,8 @@ class Tokens:
     """The captions of a store as token ids, memory-mapped.
 
     `ids` (uint16 or uint32) holds all captions in a row, without BOS and EOS; caption c is
-    `ids[offsets[c]:offsets[c + 1]]`.
+    `ids[offsets[c]:offsets[c + 1]]`. `cut` captions had more than `max_tokens`, the longest of all `longest`; None
+    where an older velm has not counted.
     """
 
     def __init__(self, folder: Path, store: str) -> None:
@@ -60,6 +62,11 @@ class Tokens:
                 check_crc32(folder / name, expected)
             self.ids = map_array(folder / "ids.npy")
             self.offsets = map_array(folder / "offsets.npy")
+            counted = read_sealed(folder / CUT) if (folder / CUT).exists() else {}
+            if not all(type(number) is int for number in counted.values()):
+                raise ValueError(f"{CUT} holds no numbers")
+            self.cut: int | None = counted.get("cut")
+            self.longest: int | None = counted.get("longest")
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"the tokens in {folder} are damaged ({error}): delete it, and it is made again") from error
 
@@ -124,10 +131,14 @@ def _write(place: Path, store: str, tokenizer: Tokenizer, max_tokens: int, capti
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     parts: list[np.ndarray] = []
     lengths = np.zeros(len(captions) + 1, np.int64)
+    cut = longest = 0
     for start in tqdm(range(0, len(captions), CHUNK), desc="tokens", disable=None, mininterval=0.5):
         stop = min(start + CHUNK, len(captions))
         chunk = [captions[c] for c in range(start, stop)]
-        encoded = [ids[:max_tokens] for ids in tokenizer.encode_batch(chunk)]
+        whole = tokenizer.encode_batch(chunk)
+        sizes = [len(ids) for ids in whole]
+        cut, longest = cut + sum(size > max_tokens for size in sizes), max(longest, *sizes)
+        encoded = [ids[:max_tokens] for ids in whole]
         parts.append(np.fromiter(chain.from_iterable(encoded), dtype))
         lengths[start + 1 : stop + 1] = [len(ids) for ids in encoded]
 
@@ -138,6 +149,7 @@ def _write(place: Path, store: str, tokenizer: Tokenizer, max_tokens: int, capti
         write_array(temporary / "ids.npy", np.concatenate(parts))
         write_array(temporary / "offsets.npy", np.cumsum(lengths))
         sums = {name: crc32(temporary / name) for name in ("ids.npy", "offsets.npy")}
+        write_json(temporary / CUT, sealed({"cut": cut, "longest": longest}))
         write_json(temporary / SUMS, sealed(sums | {OF_STORE: store}))
         temporary.rename(place)
     except (OSError, UserError):

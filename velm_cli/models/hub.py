@@ -7,7 +7,7 @@ run.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,17 @@ import torch
 
 from velm_cli.errors import UserError
 from velm_cli.hub import hub_has
-from velm_cli.models.weights import unfilled
+from velm_cli.models.file_kinds import kind_of
+from velm_cli.models.weights import unfilled, unread
 
+# Files of weights as save_pretrained writes them, or parts of them that are listed in an index.
+CACHED_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+NOT_NEEDED = ("pooler", "mask_token", "position_ids")  # parts of names that files may lack: velm does without
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # transformers' own
 
 SMALL = ("config.json", "preprocessor_config.json", "processor_config.json")
@@ -39,19 +48,48 @@ def load_pretrained(
     try:
         for key, value in (changes or {}).items():
             setattr(config, key, value)
+        source = name if weights == "pretrained" else weights
+        if weights != "none" and not unread(group):
+            _refuse_other_files(Path(source))
         if weights == "none" or unfilled(group):
             if auto_class.startswith("Auto"):  # which would take the config's dtype: bfloat16 of most published models
                 return maker.from_config(config, dtype=torch.float32, **options)
             return maker(config, **options)
-        source = name if weights == "pretrained" else weights
         try:
-            return maker.from_pretrained(source, config=config, dtype=torch.float32, **options)
+            model, about = maker.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True, **options
+            )
+            _refuse_random(about["missing_keys"])
+            return model
         except (OSError, ValueError):
             raise
         except Exception as error:  # of pickle (which torch was told not to obey), of safetensors, of torch
             raise ValueError(f"its weights cannot be read ({type(error).__name__}: {first_line(error)})") from error
     except Exception as error:  # a config with values of other types or sizes may fail anywhere in transformers
         raise UserError(_line(group, name if weights in ("pretrained", "none") else weights, error)) from error
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """ValueError where a local folder has no weights, or files in their place that are something else."""
+    if not folder.is_dir():  # a hub name
+        return
+    found = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    if not found:
+        others = [
+            path.name for path in folder.iterdir() if path.suffix in (".h5", ".msgpack", ".gguf", ".onnx", ".pth")
+        ]
+        raise ValueError(f"it has no weights ({CACHED_WEIGHTS[0]})" + (f", but {others[0]}" if others else ""))
+    for path in sorted(found):
+        if (kind := kind_of(path)) is not None:
+            raise ValueError(f"its {path.name} {kind}")
+
+
+def _refuse_random(missing: Collection[str]) -> None:
+    """ValueError where weights of the model are in no file: transformers draws them, and only tells of it."""
+    lacking = sorted(name for name in missing if not any(part in name for part in NOT_NEEDED))
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise ValueError(f"its weights are of another model: {lacking[0]}{more} missing")
 
 
 def load_config(group: str, name: str) -> Any:

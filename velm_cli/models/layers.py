@@ -48,7 +48,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 def sinusoids(position: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     """Positions (...) as sines and cosines (..., width); Vaswani et al. 2017, 3.5."""
     half = width // 2
-    rate = torch.exp(torch.arange(half, device=position.device) * (-9.210340371976184 / half))  # ln(10000)
+    rate = torch.exp(torch.arange(half, device=position.device) * (-9.210340371976184 / max(1, half)))  # ln(10000)
     angle = position[..., None] * rate
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, width % 2)).to(dtype)
 

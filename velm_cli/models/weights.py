@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,34 +20,67 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from velm_cli.errors import StageError, UserError
+from velm_cli.models.file_kinds import is_safetensors, kind_of
 
 # In a weight file's metadata: CRC-32 and, behind a blank, which run it is of. One key, since safetensors writes several
 # in any order, and the same run writes the same bytes.
 SEAL = "velm_crc32"
 
 
-def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[str, Tensor]:
-    """The tensors by name of a weight file, on the CPU.
+def load_state(source: str | Path, torchvision_name: str | None = None) -> Any:
+    """What a weight file holds, on the CPU: tensors by name, or a checkpoint of others with such tensors in it.
 
-    `source` is a path (.safetensors, or .pt/.pth of plain tensors), or `pretrained` for torchvision's
-    published weights of the model `torchvision_name`, which need the network or torch's own cache.
+    `source` is a path (safetensors, or torch's files of plain tensors), or `pretrained` for torchvision's
+    published weights of the model `torchvision_name`, which need the network or torch's own cache. On torch's meta
+    device names and shapes are read, and no values.
     """
     if source == "pretrained":
         return _torchvision_state(torchvision_name)
     path = Path(source)
     _refuse_absent(path)
     try:
-        if path.suffix == ".safetensors":
+        if is_safetensors(path):
+            if on_meta():
+                return read_shapes(path)
             state = load_file(path)
             _check(path, state)
             return state
-        return torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            raise ValueError("it is cut short, or not a safetensors file")
+        with warnings.catch_warnings():  # torch tells of TorchScript before it refuses it
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="meta" if on_meta() else "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes
+        if (kind := kind_of(path)) is not None:
+            raise UserError(f"weights: {path} {kind}") from error
+        named = re.search(r"GLOBAL ([\w.]+) was not", str(error))
         raise UserError(
-            f"weights: {path} holds more than plain tensors, and velm runs no code from files; save it as .safetensors"
+            f"weights: {path} holds more than plain tensors{f' ({named[1]})' if named else ''}, and velm runs no code "
+            "from files; save its state_dict() alone, best as .safetensors"
         ) from error
+
+
+def read_shapes(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file on the meta device: names and shapes, read from its header.
+
+    Of their types only whether they are whole numbers is kept.
+    """
+    _refuse_absent(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
+            return {
+                name: torch.empty(
+                    part.get_shape(),
+                    dtype=torch.float32 if part.get_dtype().startswith(("F", "BF")) else torch.int64,
+                    device="meta",
+                )
+                for name, part in slices.items()
+            }
+    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_state(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], str]:
@@ -102,7 +137,9 @@ def not_finite(module: nn.Module) -> str | None:
 
 
 def refuse_not_finite(module: nn.Module, source: str | Path) -> None:
-    """UserError when what `source` has given `module` is not finite."""
+    """UserError when what `source` has given `module` is not finite. On the meta device there are no numbers."""
+    if any(parameter.is_meta for parameter in module.parameters()):
+        return
     if name := not_finite(module):
         raise UserError(f"{source} holds numbers that are not finite ({name}): its training went wrong; take others")
 
@@ -158,11 +195,15 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 
 def _refuse_absent(path: Path) -> None:
+    if path.is_dir():
+        raise UserError(f"weights: {path} is a folder; give a .safetensors or .pth file in it")
     if not path.is_file():
         raise UserError(f"weights: {path} does not exist; give a .safetensors or .pth file")
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:
+    if (kind := kind_of(path)) is not None:
+        return UserError(f"weights: {path} {kind}")
     return UserError(f"weights: {path} is not a readable weight file ({_first_line(error)})")
 
 
@@ -229,9 +270,27 @@ def weights_follow(groups: Iterable[str]) -> Iterator[None]:
         _following.update(before)
 
 
+def unread(group: str) -> bool:
+    """Whether no file of weights is opened for `group` of the model that is being built: others follow."""
+    return Undrawn.active > 0 or group in _following
+
+
 def unfilled(group: str) -> bool:
     """Whether `group` of the model that is being built gets no weights now: only sizes matter, or others follow."""
-    return on_meta() or Undrawn.active > 0 or group in _following
+    return on_meta() or unread(group)
+
+
+def download_note(name: str) -> str | None:
+    """A line where torchvision's published weights of the model `name` are not on this machine yet."""
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    if Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2]).is_file():
+        return None
+    return (
+        f"note: vision.weights=pretrained: {name} is not on this machine; training first downloads "
+        f"{weights.meta.get('_file_size', 0):.0f} MB from {weights.url} (vision.weights=PATH takes a local file)"
+    )
 
 
 def _torchvision_state(name: str | None) -> dict[str, Tensor]:

@@ -6,22 +6,31 @@ counts the floating-point operations and the bytes that backward needs.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli.data.batch import Batch
 from velm_cli.data.store import Store
+from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_device, pick_precision, prepare
 from velm_cli.engine.meter import matrix_peak
+from velm_cli.errors import UserError
 from velm_cli.models.packing import Packing
 from velm_cli.models.velm import count_parameters
-from velm_cli.schema import FeatureCaching, Precision, TrainRoot
+from velm_cli.objectives.weights import parse_weight
+from velm_cli.schema import FeatureCaching, ImageLoss, Precision, RegionsConfig, TrainRoot
+from velm_cli.stages.encoding import images_of_training
+from velm_cli.stages.fitting import loader_of, metric_notes, notes, problems
+from velm_cli.stages.opening import opened_files
 from velm_cli.stages.starting import built, keepers
 from velm_cli.stages.train import build_task, term_weights
 from velm_cli.tasks.caption import CaptionTask
 
+WORTH_A_CACHE = 0.7  # of the time without one: more, and the line is noise
 REACHED = 0.3  # share of the matrix-multiply peak that a training step of a small model reaches, roughly
 
 
@@ -33,12 +42,24 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     tokens = (
         store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
     )
+    faults = list(problems(config, store, tokens))
+    said: list[str] = []
+    weights = term_weights(config)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of layers for no concepts, which is one of the problems
+            keeper = keepers(config, None)
+            task = built(config, lambda config: build_task(config, store, tokens.tokenizer, weights), keeper).train()
+        said += opened_files(config, task, tokens.tokenizer)
+    except UserError as error:
+        faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
+    loader = loader_of(config, store, tokens)
     captions = store.counts["train"]
     mean_length = _mean_length(store, tokens)
-    with torch.device("meta"):
-        keeper = keepers(config, None)
-        task = built(config, lambda config: build_task(config, store, tokens.tokenizer, term_weights(config)), keeper)
-    flops, activations = _one_step(task, config, round(mean_length), store.has_images)
+    per_image = loader.captions_per_image
+    flops, activations = _one_step(task, config, per_image, round(mean_length), store.has_images)
     if precision is Precision.bf16:
         activations //= 2
 
@@ -46,7 +67,14 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     trainable, total = count_parameters(task, trainable=True), count_parameters(task)
     state = 4 * total + (12 + 4 * bool(config.run.ema_decay)) * trainable
     peak = matrix_peak(device, precision)
-    seconds = config.run.max_steps * flops * config.run.accumulation / (REACHED * peak)
+
+    def lasts(flops: int) -> float:
+        return flops / (REACHED * peak)
+
+    steps = config.run.max_steps * config.run.accumulation
+    once = _encoding(task, config, store)  # of all images, where a cache keeps what frozen layers make of them
+    cached = config.data.cache is not FeatureCaching.none
+    seconds = lasts(steps * flops + cached * once)
     rows = [
         ("parameters", f"{total:,} ({trainable:,} trained)"),
         *(
@@ -55,7 +83,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
             if count_parameters(part)
         ),
         ("training set", f"{captions:,} images, {mean_length:.1f} tokens a caption"),
-        ("a step", f"{images} images, {images * config.data.captions_per_image * mean_length:,.0f} tokens"),
+        ("a step", f"{images} images, {images * per_image * mean_length:,.0f} tokens"),
         ("", f"{flops * config.run.accumulation / 1e9:,.1f} GFLOP"),
         ("memory", f"{(state + activations) / 2**20:,.0f} MiB"),
         ("", f"weights, gradients, optimiser {state / 2**20:,.0f} MiB; activations {activations / 2**20:,.0f} MiB"),
@@ -66,9 +94,22 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     print("dry run: the config is valid; nothing was trained")
     for label, value in rows:
         print(f"{label:<14}{value}")
+    if cached and once:
+        print(f"{'':<14}of that about {_duration(lasts(once))} for the features of the images, which are kept")
+    elif once and not isinstance(store, StreamStore):
+        config.data.cache = FeatureCaching.bf16
+        with_cache = steps * _one_step(task, config, per_image, round(mean_length), True)[0]
+        config.data.cache = FeatureCaching.none
+        if lasts(with_cache + once) < WORTH_A_CACHE * seconds:
+            print(
+                f"note: vision.freeze={config.vision.freeze} computes the same features again and again: with "
+                f"data.cache=bf16 about {_duration(lasts(with_cache + once))}"
+            )
     if task.model.vision is not None and store.has_images:
         for note in task.image_resizing.enlarges(store.image_size, config.vision.image_size):
             print(note)
+    for note in [*said, *notes(config, store, tokens, loader), *metric_notes(config.metrics.names)]:
+        print(note)
 
 
 def _mean_length(store: Store, tokens) -> float:
@@ -80,9 +121,28 @@ def _mean_length(store: Store, tokens) -> float:
     return total / max(1, count) + 1
 
 
-def _one_step(task: CaptionTask, config: TrainRoot, length: int, images: bool) -> tuple[int, int]:
-    """FLOPs and activation bytes of one micro-batch, forward and backward, on the meta device."""
-    B, K, side = config.run.batch_size, config.data.captions_per_image, config.vision.image_size
+def _encoding(task: CaptionTask, config: TrainRoot, store: Store) -> int:
+    """FLOPs of what a feature cache computes once: frozen layers on every image that a run uses; 0 where it cannot."""
+    frozen = config.vision.freeze not in ("none", "first:0")
+    augments = config.data.flip or config.data.crop_scale < 1 or config.data.colour_jitter
+    paints = (
+        config.loss.image is ImageLoss.masked_patches and not parse_weight("loss.beta", config.loss.beta).always_zero
+    )
+    cached = config.data.cache is not FeatureCaching.none
+    if task.model.vision is None or not frozen or isinstance(config.vision, RegionsConfig):
+        return 0
+    if (augments or paints) and not cached:
+        return 0
+    side = config.vision.image_size
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        task.model.kept(torch.empty(1, 3, side, side))
+    images = len(images_of_training(config, store)) if not isinstance(store, StreamStore) else 0
+    return counter.get_total_flops() * images * config.data.views
+
+
+def _one_step(task: CaptionTask, config: TrainRoot, K: int, length: int, images: bool) -> tuple[int, int]:
+    """FLOPs and activation bytes of a micro-batch of K captions an image, forward and backward, on the meta device."""
+    B, side = config.run.batch_size, config.vision.image_size
     N = B * K
     with torch.device("meta"):
         image_BCHW = torch.empty(B, 3, side, side) if images else None

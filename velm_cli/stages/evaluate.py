@@ -29,6 +29,8 @@ from velm_cli.models.weights import Undrawn, fitted, refuse_not_finite
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, Submission, TrainRoot
 from velm_cli.stages.encoding import cached_features
+from velm_cli.stages.fitting import evaluation_notes, refuse_unfit_evaluation
+from velm_cli.stages.opening import opened_judge, opened_run
 from velm_cli.stages.scoring import Captions, caption_split, score_and_save
 from velm_cli.stages.showing import write_report
 from velm_cli.stages.starting import KEPT, kept, open_store, read_weights, run_tokenizer
@@ -46,10 +48,15 @@ def run(config: EvaluateRoot) -> float | None:
     store = open_store(config)
     indices = _indices(config, store)
     submission = _submission(config, len(indices))
+    refuse_unfit_evaluation(config, store, indices)
     if config.name is None:
         config.name = _default_name(config, trained)
     if config.dry_run:
+        folder = compose.run_folder_of(config.checkpoint)
+        lines = [*opened_run(trained, store, folder, weights), *opened_judge(config.metrics.clip)]
         print(f"would caption {len(indices):,} images of {store.path} with {weights}")
+        for line in (*lines, *evaluation_notes(config, store, indices)):
+            print(line)
         return None
     then = noted_store(home)
     if then not in (None, store.hash) and store_path(config.dataset) == store_path(trained.dataset):

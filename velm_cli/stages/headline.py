@@ -11,6 +11,7 @@ from velm_cli.engine.loop import Run
 from velm_cli.models.velm import count_parameters
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import JointLoss, TrainRoot
+from velm_cli.stages.fitting import notes as fitting_notes
 
 
 def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader) -> list[str]:
@@ -33,7 +34,9 @@ def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Strea
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
         f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
         *enlarged,
+        *(run.task.model.vision.notes if run.task.model.vision is not None else ()),
         *implications(config, run.weights, run.ranks.world),
+        *fitting_notes(config, store, tokens, loader),
     ]
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from velm_cli.data.building import count_splits
+from velm_cli.data.coverage import coverage_lines
 from velm_cli.data.making import build_part, build_store
 from velm_cli.data.parts import parse_part
 from velm_cli.data.readers import read
@@ -60,6 +61,8 @@ def run(config: PreprocessRoot) -> float:
         longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
         _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
         _say("tokens", f"{len(tokens.ids):,}, at most {longest} a caption")
+        for line in coverage_lines(tokens, store.all_captions, config.tokenizer, own=True):
+            print(line)
         _say("concepts", f"{len(store.concept_names):,}")
         if config.preview:
             _say("preview", str(_preview(store, tokens, config)))

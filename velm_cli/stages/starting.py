@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from velm_cli import compose
-from velm_cli.data.store import Store, Tokens, read_manifest
+from velm_cli.data.store import Store, read_manifest
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import refuse_damaged
 from velm_cli.engine.folder import best_figure
@@ -157,8 +157,10 @@ def run_tokenizer(run: Path) -> Tokenizer:
     return tokenizer
 
 
-def initial_weights(config: TrainRoot, task: CaptionTask, ranks: Ranks) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """Take over weights as `checkpoint`, `init.vision` and `init.text` say.
+def initial_weights(
+    config: TrainRoot, task: CaptionTask, read: Callable[[Path], tuple[dict[str, Tensor], str]]
+) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Take over weights as `checkpoint`, `init.vision` and `init.text` say. `read`: a file's tensors and SHA-256.
 
     Returns the file and SHA-256 of each, and a line about each.
     """
@@ -167,7 +169,7 @@ def initial_weights(config: TrainRoot, task: CaptionTask, ranks: Ranks) -> tuple
     own = task.state_dict()
     for key, source in sources_of(config).items():
         file, prefix = weight_file(source), prefixes[key]
-        state, digest = read_weights(file, ranks)
+        state, digest = read(file)
         fitting = fitted({name: tensor for name, tensor in state.items() if name.startswith(prefix)}, own, file)
         wanted = [name for name in own if name.startswith(prefix)]
         if not fitting:
@@ -186,20 +188,6 @@ def initial_weights(config: TrainRoot, task: CaptionTask, ranks: Ranks) -> tuple
 def _in_words(figure: float) -> str:
     """`best_figure` as a line has it: a CIDEr, or a loss with its sign changed."""
     return f"CIDEr {figure:.4f}" if figure >= 0 else f"loss {-figure:.4f}"
-
-
-def unknown_words(tokens: Tokens, source: str) -> list[str]:
-    """A line about the words of this data that the vocabulary of the run `source` lacks."""
-    if (unk := tokens.tokenizer.unk_id) is None or not len(tokens.ids):
-        return []
-    step = 1 << 20
-    count = sum(int((tokens.ids[n : n + step] == unk).sum()) for n in range(0, len(tokens.ids), step))
-    if not count:
-        return []
-    return [
-        f"note: {count:,} of the {len(tokens.ids):,} words of these captions ({count / len(tokens.ids):.1%}) are not "
-        f"in the vocabulary of {source}, and are read as <unk>"
-    ]
 
 
 def read_weights(file: Path, ranks: Ranks) -> tuple[dict[str, Tensor], str]:

@@ -44,6 +44,7 @@ from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
 from velm_cli.schema import TextLoss, TrainRoot
 from velm_cli.stages.encoding import training_views
+from velm_cli.stages.fitting import refuse_unfit
 from velm_cli.stages.headline import headline
 from velm_cli.stages.resuming import resumed_steps
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
@@ -54,7 +55,7 @@ from velm_cli.stages.starting import (
     keep_models,
     keepers,
     open_store,
-    unknown_words,
+    read_weights,
     word_vectors,
 )
 from velm_cli.tasks.caption import CaptionTask
@@ -76,6 +77,7 @@ def run(config: TrainRoot) -> float | None:
                 if tokenizer is None
                 else store.encode(tokenizer, config.tokenizer.max_tokens)
             )
+        refuse_unfit(config, store, tokens)
         path = ranks.same(run_path(config))
         config.vision.resize = ranks.same(resize_of(path, config))
         checkpoints = Checkpoints(
@@ -121,7 +123,7 @@ def _train(
     weights = term_weights(config)
     keeper = keepers(config, path if ranks.same(checkpoints.found) else None)
     task = built(config, lambda config: build_task(config, store, tokens.tokenizer, weights), keeper)
-    sources, lines = initial_weights(config, task, ranks)
+    sources, lines = initial_weights(config, task, lambda file: read_weights(file, ranks))
     notes = [*word_vectors(config, task, tokens.tokenizer), *lines]
     task.to(device)
     if config.loss.text is TextLoss.self_critical:
@@ -178,8 +180,6 @@ def _train(
     if progress is not None:
         run.progress = progress
         notes = [f"resumed at step {progress.step}", *of_resuming]
-    elif source := config.init.text or getattr(config, "checkpoint", None):
-        notes += unknown_words(tokens, source)
     if ranks.first:
         note = write_sources if progress is None else complete_sources
         note(path, sources, store.hash, tokens.tokenizer.digest, checkpoints.run or "")

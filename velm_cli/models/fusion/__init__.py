@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from velm_cli.errors import UserError
 from velm_cli.models.fusion.attending import Attention, CoAttention, CrossModal
 from velm_cli.models.fusion.entering import Gated, Prefix
 from velm_cli.models.fusion.external import load_external
@@ -29,6 +30,8 @@ def build_fusion(config: FusionConfig, image_width: int | None, text: TextEncode
     if isinstance(config, NoFusionConfig):
         return NoFusion()
     assert image_width is not None, "validate refuses a fusion without vision"
+    if (heads := getattr(config, "heads", 1)) and text.width % heads:  # validate knows the widths of its own encoders
+        raise UserError(f"fusion.heads={heads} does not divide the text encoder's width of {text.width}")
     match config:
         case ConcatConfig():
             return Concat(config, image_width, text.width)

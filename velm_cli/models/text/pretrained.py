@@ -132,7 +132,8 @@ class PretrainedText(TextEncoder):
         N, T, _ = embedded_NTE.shape
         if not self.causal:
             visible_NT = within(lengths_N, T)
-            mask = None if visible_NT is None else visible_NT.long()
+            # On the meta device transformers would look at the mask's values.
+            mask = None if visible_NT is None or visible_NT.is_meta else visible_NT.long()
             with self._entering(before_layer):
                 return self.net(inputs_embeds=embedded_NTE, attention_mask=mask).last_hidden_state, ()
         if state is not None and self.shares_slots:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from velm_cli.errors import UserError
+from velm_cli.models.file_kinds import kind_of
 
 LARGEST = 1e6  # of a number in a vector; published ones are below 100
 
@@ -38,6 +40,8 @@ def load_vectors(path: str, ids: Mapping[str, int], width: int) -> tuple[Tensor,
             except ValueError:
                 raise UserError(f"text.vectors={path}: line {number} is not a word and {width} numbers") from None
     if not found:
+        if (kind := kind_of(Path(path))) is not None:
+            raise UserError(f"text.vectors={path} {kind}")
         raise UserError(f"text.vectors={path} knows none of the {len(ids):,} words of the vocabulary")
     vectors = torch.tensor(list(found.values()))
     return torch.tensor(list(found)), (vectors - vectors.mean()) / vectors.std().clamp(min=1e-8)

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from velm_cli.errors import UserError
 from velm_cli.models.vision.interface import ImageFeatures, VisionEncoder
-from velm_cli.models.weights import load_state, unfilled
+from velm_cli.models.vision.torchvision_nets import load_weights, taken_by
 from velm_cli.schema import RegionsConfig
 
 # Whose published weights torchvision (`overwrite_eps`) runs without an eps in the norms.
@@ -41,12 +40,7 @@ class Regions(VisionEncoder):
         )
         if config.weights != "none":
             _keep_statistics(self.net.backbone, config.net)
-        if config.weights != "none" and not unfilled("vision"):
-            state = load_state(config.weights, config.net)
-            missing, unexpected = self.net.load_state_dict(state, strict=False)
-            missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-            if missing or unexpected:
-                raise UserError(f"vision.weights={config.weights} are of another network: {(missing or unexpected)[0]}")
+        self.notes = taken_by(self.net, load_weights(config), config, ())
         self.net.rpn.requires_grad_(False)
         self.net.roi_heads.box_predictor.requires_grad_(False)
         self.regions = config.regions

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from velm_cli.errors import UserError
+from velm_cli.models.foreign import fill, under_own_names
 from velm_cli.models.vision.interface import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -18,12 +19,14 @@ from velm_cli.models.vision.interface import (
     as_rows,
     of_grid,
 )
-from velm_cli.models.weights import load_state, unfilled
-from velm_cli.schema import TorchvisionConfig
+from velm_cli.models.weights import download_note, load_state, on_meta
+from velm_cli.schema import RegionsConfig, TorchvisionConfig
 
 # What torchvision's own recipes do not decay next to vectors: Swin's table of positions; ConvNeXt's gains, which its
 # authors keep as a vector and torchvision as (D, 1, 1).
 TABLES = ("relative_position_bias_table", "layer_scale")
+HEADS = ("fc.", "classifier.", "head.", "heads.")  # the classifiers, which are not used
+POSITIONS = "encoder.pos_embedding"  # of the ViT
 
 
 class ConvClassifier(VisionEncoder):
@@ -38,10 +41,9 @@ class ConvClassifier(VisionEncoder):
 
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__()
-        state = _state(config)  # first: a net takes a moment to draw, and is of no use without
+        loaded = load_weights(config)  # first: a net takes a moment to draw, and is of no use without
         net = _torchvision_net(config)
-        if state is not None:
-            _fill(net, state, config.weights)
+        self.notes = taken_by(net, loaded, config, HEADS)
         parts = _stages(net)
         if config.layer > len(parts):
             raise UserError(f"vision.layer={config.layer}: {config.net} has {len(parts)} stages")
@@ -50,7 +52,13 @@ class ConvClassifier(VisionEncoder):
         self.channels_last = config.net.startswith("swin")
         with torch.device("meta"):
             probe = nn.ModuleList(_stages(_torchvision_net(config))[: config.layer or None]).eval()
-            self.width = self._grid(torch.empty(1, 3, config.image_size, config.image_size), probe).shape[1]
+            try:
+                self.width = self._grid(torch.empty(1, 3, config.image_size, config.image_size), probe).shape[1]
+            except (RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"vision.image_size={config.image_size} is too small for {config.net}, which halves the sides "
+                    "several times: raise it, or stop earlier with vision.layer=n"
+                ) from error
 
     def _grid(self, x: Tensor, parts: Iterable[nn.Module]) -> Tensor:
         for part in parts:
@@ -83,16 +91,9 @@ class TorchvisionViT(VisionEncoder):
 
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__()
-        state = _state(config)
+        loaded = load_weights(config)
         self.net: Any = _torchvision_net(config)
-        if state is not None:
-            from torchvision.models.vision_transformer import interpolate_embeddings
-
-            try:
-                state = dict(interpolate_embeddings(config.image_size, self.net.patch_size, state))  # type: ignore
-            except (KeyError, ValueError, RuntimeError) as error:
-                raise UserError(f"vision.weights={config.weights} are of another network: {error}") from error
-            _fill(self.net, state, config.weights)
+        self.notes = taken_by(self.net, loaded, config, HEADS, self._resized)
         blocks = self.net.encoder.layers
         if config.layer > len(blocks):
             raise UserError(f"vision.layer={config.layer}: {config.net} has {len(blocks)} blocks")
@@ -100,6 +101,17 @@ class TorchvisionViT(VisionEncoder):
             self.net.encoder.layers = blocks[: config.layer]
         self.net.heads = nn.Identity()
         self.width = self.net.hidden_dim
+
+    def _resized(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights with positions for this image size."""
+        from torchvision.models.vision_transformer import interpolate_embeddings
+
+        if POSITIONS not in state:
+            return state
+        try:
+            return dict(interpolate_embeddings(self.net.image_size, self.net.patch_size, state))  # type: ignore
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"vision.weights are of another network: {error}") from error
 
     def begin(self, image_BCHW: Tensor, stages: int) -> Tensor:
         x_BSD = self.net._process_input(image_BCHW)
@@ -123,9 +135,31 @@ class TorchvisionViT(VisionEncoder):
         return [self.net.class_token, self.net.encoder.pos_embedding]
 
 
-def _state(config: TorchvisionConfig) -> dict[str, Tensor] | None:
-    """The weights to start from; None where they are drawn, or needed by nobody."""
-    return None if config.weights == "none" or unfilled("vision") else load_state(config.weights, config.net)
+def load_weights(config: TorchvisionConfig | RegionsConfig) -> Any:
+    """What the file of `vision.weights` holds; None where weights are drawn, or needed by nobody.
+
+    On the meta device a file is opened, so that a dry run finds what does not fit, and nothing is downloaded.
+    """
+    if config.weights == "none" or unread("vision") or (on_meta() and config.weights == "pretrained"):
+        return None
+    return load_state(config.weights, config.net)
+
+
+def taken_by(
+    net: nn.Module,
+    loaded: Any,
+    config: TorchvisionConfig | RegionsConfig,
+    heads: tuple[str, ...],
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state,
+) -> tuple[str, ...]:
+    """Load what `load_weights` returned into `net`, after a `change`; lines about it."""
+    if loaded is None:
+        note = download_note(config.net) if config.weights == "pretrained" and on_meta() else None
+        return (note,) if note else ()
+    source = f"vision.weights={config.weights}"
+    found = under_own_names(loaded, net.state_dict(), source)
+    line = fill(net, found._replace(state=change(found.state)), source, heads)
+    return () if config.weights == "pretrained" else (line,)
 
 
 def _torchvision_net(config: TorchvisionConfig) -> Any:
@@ -140,19 +174,3 @@ def _stages(net: Any) -> list[nn.Module]:
         stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool)
         return [stem, net.layer1, net.layer2, net.layer3, net.layer4]
     return [*net.features, net.norm] if hasattr(net, "norm") else list(net.features)
-
-
-def _fill(net: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load `state`, which must be the net's own but for the classifier; UserError with the first difference."""
-    missing, unexpected = [], []
-    try:
-        missing, unexpected = net.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # a shape
-        raise UserError(
-            f"vision.weights={source} are of another network: {str(error).splitlines()[1].strip()[:160]}"
-        ) from error
-    heads = ("fc.", "classifier.", "head.", "heads.")
-    missing = [name for name in missing if not name.startswith(heads) and not name.endswith("num_batches_tracked")]
-    if missing or unexpected:
-        what = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unknown"
-        raise UserError(f"vision.weights={source} are of another network: {what}")

@@ -59,6 +59,8 @@ class TransformersVision(VisionEncoder):
         self.mean, self.std = colours_of(options) or (mean, std)
         self.resizing = resizing_of(options, resizing)
         self.width = self.net.config.hidden_size
+        if config.image_size < (patch := self.net.config.patch_size):
+            raise UserError(f"vision.image_size={config.image_size}: {config.name} has patches of {patch} pixels")
         if config.layer > len(self.blocks):
             raise UserError(f"vision.layer={config.layer}: {config.name} has {len(self.blocks)} blocks")
         if config.layer:

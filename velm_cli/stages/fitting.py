@@ -1,0 +1,228 @@
+"""Whether a config fits its data and files, checked once these are open: in dry runs, and before a run writes.
+
+`validate` knows the options alone. What it cannot know is here: how many images, captions and concepts there are, what
+the weights hold, whether Java is installed. All problems are reported at once; what is legal but surprising is a note.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from velm_cli.data.concepts import MIN_IMAGES
+from velm_cli.data.coverage import coverage_lines
+from velm_cli.data.loader import TrainLoader
+from velm_cli.data.store import Store, Tokens
+from velm_cli.data.streaming import StreamLoader, training_loader
+from velm_cli.errors import UserError
+from velm_cli.metrics.authority import version as jars
+from velm_cli.metrics.java import java_problem
+from velm_cli.objectives.weights import parse_weight
+from velm_cli.place import place
+from velm_cli.schema import (
+    DataConfig,
+    DecodeMethod,
+    EvaluateRoot,
+    ImageLoss,
+    JointLoss,
+    NoVisionConfig,
+    PretrainedTextConfig,
+    TrainRoot,
+)
+
+NOT_WRITTEN = 0.1  # share of the training captions longer than decode.max_length that is worth a note
+ENDLESS = 10  # times the longest caption: more words than this only a model that never ends would write
+OF_JAVA = ("meteor", "spice")
+
+
+def refuse_unfit(config: TrainRoot, store: Store, tokens: Tokens) -> None:
+    """UserError with a line for every problem."""
+    if lines := list(problems(config, store, tokens)):
+        raise UserError("\n".join(lines))
+
+
+def problems(config: TrainRoot, store: Store, tokens: Tokens) -> Iterator[str]:
+    """A line for everything in `config` that fails with this data and on this machine."""
+    if not isinstance(config.vision, NoVisionConfig) and not store.has_images:
+        yield (
+            f"{store.path} holds captions only, and vision={config.vision.kind} needs images: say vision=none "
+            "fusion=none dataset.images=false, or name another store"
+        )
+    try:
+        loader = loader_of(config, store, tokens)
+    except UserError as error:
+        yield str(error)
+    else:
+        yield from _too_few_images(config, store, tokens, loader)
+    if _active(config, "beta") and config.loss.image is ImageLoss.concepts and not store.concept_names:
+        yield (
+            f"loss.beta={config.loss.beta}: there is no concept to predict, since no content word is in the captions "
+            f"of {MIN_IMAGES} training images: set loss.beta=0, take more images, or loss.image=masked_patches"
+        )
+    if config.run.patience and not config.run.overfit_images and not len(store.split("val")):
+        yield f"run.patience={config.run.patience}: {store.path} has no validation images: set run.patience=0"
+    yield from metric_problems(config.metrics.required, config.metrics.df)
+
+
+def notes(config: TrainRoot, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader) -> Iterator[str]:
+    """A line for everything that is legal, and that whoever typed the command may not have meant."""
+    brought = isinstance(config.text, PretrainedTextConfig) or config.init.text or getattr(config, "checkpoint", None)
+    yield from coverage_lines(tokens, store.all_captions, config.tokenizer, own=not brought)
+    steps, warmup = config.run.max_steps, config.optim.warmup_steps
+    if warmup >= steps:
+        highest = config.optim.lr * steps / warmup
+        yield (
+            f"note: optim.warmup_steps={warmup:,} lasts longer than the {steps:,} steps of training: the learning rate "
+            f"ends at {highest:.2g}, where optim.lr={config.optim.lr:g}; set optim.warmup_steps={steps // 10}"
+        )
+    for name in ("alpha", "beta", "gamma", "scheduled_sampling"):
+        weight = parse_weight(f"loss.{name}", text := getattr(config.loss, name))
+        if (ends := weight.settled(loader.batches_per_epoch / config.run.accumulation)) > steps:
+            yield f"note: loss.{name}={text} moves for {ends:,.0f} steps, and training ends after {steps:,}"
+    images = store.counts["train"]
+    if config.run.overfit_images > images:
+        yield f"note: run.overfit_images={config.run.overfit_images}: there are {images:,} training images"
+    asked, most = config.data.captions_per_image, loader.captions_per_image
+    if asked > most and asked != DataConfig().captions_per_image:
+        yield f"note: data.captions_per_image={asked}: no training image has more than {most}"
+    if store.has_images and not config.run.overfit_images and not len(store.split("val")):
+        yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
+    yield from _lengths(config, store, tokens)
+
+
+def loader_of(config: TrainRoot, store: Store, tokens: Tokens) -> TrainLoader | StreamLoader:
+    """The batches of this process as training makes them, but for how images are normalised."""
+    here = place()
+    return training_loader(
+        store,
+        tokens,
+        config.data,
+        max_tokens=config.tokenizer.max_tokens,
+        batch_size=config.run.batch_size,
+        image_size=None if isinstance(config.vision, NoVisionConfig) else config.vision.image_size,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        num_concepts=0,
+        seed=config.seed,
+        limit=config.run.overfit_images,
+        rank=here.rank,
+        world=here.world,
+        even=_active(config, "gamma"),
+    )
+
+
+def refuse_unfit_evaluation(config: EvaluateRoot, store: Store, indices: np.ndarray) -> None:
+    """UserError with a line for all that an evaluation of these records would fail at after it has written captions."""
+    lines = list(metric_problems(config.metrics.required, config.metrics.df))
+    if config.metrics.required and not _references(store, indices):
+        lines.append(
+            f"metrics.required={list(config.metrics.required)}: no image of split={config.split} in {store.path} has a "
+            "caption to compare with: leave metrics.required empty, or name another split"
+        )
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def evaluation_notes(config: EvaluateRoot, store: Store, indices: np.ndarray) -> Iterator[str]:
+    """A line for what is legal in an evaluation and may not be meant."""
+    if config.limit > len(indices):
+        yield f"note: limit={config.limit:,}: split={config.split} has {len(indices):,} images, all are captioned"
+    if not _references(store, indices):
+        yield f"note: no image of split={config.split} has a caption to compare with: nothing is scored"
+    else:
+        yield from metric_notes(config.metrics.names)
+
+
+def _references(store: Store, indices: np.ndarray) -> bool:
+    ranges = store.caption_ranges(indices)
+    return bool((ranges[:, 1] > ranges[:, 0]).any())
+
+
+def metric_problems(required: list[str], df: str) -> Iterator[str]:
+    """What of `metrics` would fail after the captions are written."""
+    needs_java = [name for name in OF_JAVA if name in required]
+    if needs_java and (line := _no_java()):
+        yield f"metrics.required={needs_java}: {line}"
+    if df not in ("corpus", "coco") and not Path(df).is_file():
+        yield f"metrics.df={df}: no such file (corpus, coco, or what velm score save_df=FILE writes)"
+
+
+def metric_notes(names: list[str]) -> Iterator[str]:
+    """What of `metrics.names` this machine leaves out."""
+    needs_java = [name for name in OF_JAVA if name in names]
+    if needs_java and (line := _no_java()):
+        yield f"note: {' and '.join(needs_java)} are left out on this machine: {line}"
+
+
+def _no_java() -> str | None:
+    return java_problem() or (None if jars() else "their jars come with pycocoevalcap: pip install pycocoevalcap")
+
+
+def _active(config: TrainRoot, name: str) -> bool:
+    return not parse_weight(f"loss.{name}", getattr(config.loss, name)).always_zero
+
+
+def _too_few_images(
+    config: TrainRoot, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader
+) -> Iterator[str]:
+    """What needs two images at a time and gets one: statistics of a batch, negatives."""
+    together, world = loader.batch_size, place().world
+    own = together // world
+    if own > 1:
+        return
+    if together > 1:
+        cause = f"run.batch_size={together} is one image for each of {world} processes"
+    elif config.run.batch_size == 1:
+        cause = "run.batch_size=1"
+    elif config.run.overfit_images == 1:
+        cause = "run.overfit_images=1"
+    else:
+        cause = "there is one training image"
+    joint = _active(config, "gamma")
+    compares = config.loss.joint is JointLoss.matching or together == 1
+    if joint and compares and config.run.batch_size > 1:
+        yield f"loss.gamma={config.loss.gamma} compares the images of a batch, and {cause}: take two or more"
+    if store.has_images and _needs_a_batch(config, store, tokens):
+        name = getattr(config.vision, "net", config.vision.kind)
+        frozen = ", or vision.freeze=all" if config.vision.weights != "none" else ""
+        yield (
+            f"{cause}: the batch normalisation of {name} cannot learn from one image at a time; take two or more, "
+            f"or an encoder without it (vision=vit){frozen}"
+        )
+
+
+def _needs_a_batch(config: TrainRoot, store: Store, tokens: Tokens) -> bool:
+    """Whether the encoder refuses to train on a single image: tried with sizes alone."""
+    from velm_cli.stages.train import build_task, term_weights  # which calls this module
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of layers for no concepts, which is another problem
+        task = build_task(config, store, tokens.tokenizer, term_weights(config)).train()
+        side = config.vision.image_size
+        try:
+            task.model.encode_image(torch.empty(1, 3, side, side))
+        except ValueError as error:
+            return "more than 1 value per channel" in str(error)
+    return False
+
+
+def _lengths(config: TrainRoot, store: Store, tokens: Tokens) -> Iterator[str]:
+    """How the lengths of the captions compare with what decoding may write."""
+    longest = config.decode.max_length
+    lengths = np.diff(tokens.offsets)
+    if not len(lengths):
+        return
+    # A caption that was cut is longer than its tokens.
+    longer = float(np.mean(lengths > longest))
+    if longer > NOT_WRITTEN:
+        yield (
+            f"note: decode.max_length={longest}: {longer:.0%} of the captions have more tokens, so what is written "
+            f"ends before they do: decode.max_length={int(lengths.max())}"
+        )
+    most = int(lengths.max())
+    if longest > max(100, ENDLESS * most) and config.decode.method is DecodeMethod.beam:
+        yield f"note: decode.max_length={longest:,}: no caption has more than {most:,} tokens; each more costs time"

@@ -1,0 +1,79 @@
+"""A dry run opens every file that the command names, as far as is cheap: headers of weights, not their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from velm_cli.data.store import Store
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.errors import UserError
+from velm_cli.models.hub import CACHED_WEIGHTS
+from velm_cli.models.text.vectors import load_vectors
+from velm_cli.models.weights import read_shapes
+from velm_cli.objectives.weights import Weight
+from velm_cli.schema import (
+    NoVisionConfig,
+    PretrainedTextConfig,
+    ScratchTextConfig,
+    TrainRoot,
+    TransformersVisionConfig,
+)
+from velm_cli.stages.starting import initial_weights, run_tokenizer
+from velm_cli.stages.train import build_task, term_weights
+from velm_cli.tasks.caption import CaptionTask
+
+
+def opened_files(config: TrainRoot, task: CaptionTask, tokenizer: Tokenizer) -> Iterator[str]:
+    """A line about each file; UserError where one cannot be used. `task` is on torch's meta device.
+
+    The files of `vision.weights`, `vision.name` and `text.name` were opened when the task was built.
+    """
+    yield from task.model.vision.notes if task.model.vision is not None else ()
+    for group, node in (("vision", config.vision), ("text", config.text)):
+        if isinstance(node, (TransformersVisionConfig, PretrainedTextConfig)) and node.weights == "pretrained":
+            yield from _fetched(group, node.name)
+    yield from initial_weights(config, task, lambda file: (read_shapes(file), ""))[1]
+    if isinstance(config.text, ScratchTextConfig) and config.text.vectors is not None:
+        ids, _ = load_vectors(config.text.vectors, tokenizer.word_ids, config.text.width)
+        yield f"word vectors of {len(ids):,} of {tokenizer.vocab_size:,} tokens from {config.text.vectors}"
+    yield from opened_judge(config.metrics.clip)
+
+
+def opened_judge(clip: str | None) -> Iterator[str]:
+    """A line about the model of CLIPScore, if there is one; UserError where it cannot be used."""
+    if clip is not None:
+        from velm_cli.metrics.clip_score import ClipJudge
+
+        yield f"CLIPScore by {ClipJudge(clip).signature}"
+
+
+def opened_run(trained: TrainRoot, store: Store, run: Path, weights: Path) -> Iterator[str]:
+    """A line about the `weights` of the trained `run`; UserError where they do not fit its config."""
+    state = read_shapes(weights)
+    with torch.device("meta"):
+        if isinstance(trained.text, PretrainedTextConfig):
+            trained.text.weights = "none"  # they are in the file
+        if not isinstance(trained.vision, NoVisionConfig):
+            trained.vision.weights = "none"
+        task = build_task(trained, store, run_tokenizer(run), dict.fromkeys(term_weights(trained), Weight(0.0, 0.0)))
+    own = task.state_dict()
+    for name, tensor in own.items():
+        if name not in state or state[name].shape != tensor.shape:
+            raise UserError(f"{weights} does not fit the config beside it: {name} is missing or has another shape")
+    yield f"{weights}: {len(own):,} tensors, as {run} has them"
+
+
+def _fetched(group: str, name: str) -> Iterator[str]:
+    """A line where the weights of a model of the hub are not on this machine yet."""
+    if Path(name).is_dir():
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not any(isinstance(try_to_load_from_cache(name, file), str) for file in CACHED_WEIGHTS):
+        yield (
+            f"note: the weights of {group}.name={name} are not on this machine; training first downloads them from the "
+            f"hub ({group}.name=FOLDER takes a local one)"
+        )
