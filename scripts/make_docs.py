@@ -99,11 +99,11 @@ def rows(node: ast.ClassDef, lines: list[str], prefix: str) -> list[tuple[str, s
         if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
             continue
         kind = ast.unparse(field.annotation)
-        if kind.endswith("Config") or kind == "Any" or field.target.id == "stage":
+        meaning = lines[field.end_lineno - 1].partition("  # ")[2].replace("|", "\\|")
+        if kind.endswith("Config") or (kind == "Any" and not meaning) or field.target.id == "stage":
             continue
         default = ast.unparse(_default(field.value)) if field.value else ""
         bounds = str(bounds_of(getattr(schema, node.name), field.target.id) or "")
-        meaning = lines[field.end_lineno - 1].partition("  # ")[2].replace("|", "\\|")
         out.append((prefix + field.target.id, f"`{_plain(default)}`", bounds, meaning))
     return out
 

@@ -7,6 +7,7 @@ import pytest
 from velm import TINY, TINY_MODEL, call, velm
 
 from velm_cli.report.runs import ScoredRun, bootstrap, compare, table
+from velm_cli.schema.metric_names import COLUMNS
 
 
 def scored(name: str, options: dict, scores: list[float], tmp_path, trained: int = 1000) -> ScoredRun:
@@ -32,8 +33,8 @@ def test_seeds_are_averaged_and_only_what_differs_is_named(tmp_path):
     assert [row.label for row in rows] == [("cross_modal",), ("add",)], "the best first"
     assert [row.runs for row in rows] == [1, 2]
     assert rows[1].scores["CIDEr"] == 2.5
-    assert rows[0].interval == (5.0, 5.0)
-    assert rows[1].interval[0] < 2.5 < rows[1].interval[1]
+    assert rows[0].intervals["CIDEr"] == (5.0, 5.0)
+    assert rows[1].intervals["CIDEr"][0] < 2.5 < rows[1].intervals["CIDEr"][1]
     lines = table(differing, rows).splitlines()
     assert lines[0].split() == ["fusion", "runs", "CIDEr", "CIDEr", "95", "%", "trained", "captions/s"]
     assert lines[2].split()[:3] == ["add", "2", "250.0"]
@@ -51,8 +52,8 @@ def test_a_metric_that_is_no_mean_over_images_gets_no_interval(tmp_path):
     for scores in run.per_image.values():
         scores["Bleu_4"] = 0.1  # their mean, 0.1, says nothing of the corpus score
     (row,) = compare([run], "Bleu_4")[1]
-    assert row.scores["Bleu_4"] == 0.3 and row.interval is None
-    assert compare([run], "CIDEr")[1][0].interval is not None
+    assert row.scores["Bleu_4"] == 0.3 and row.intervals["Bleu_4"] is None
+    assert row.intervals["CIDEr"] is not None
 
 
 def test_the_interval_is_that_of_the_mean():
@@ -102,8 +103,9 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     [
         (["nowhere"], "velm: report: nowhere does not exist"),
         (["empty"], "velm: empty: it is not a run folder"),
-        (["empty", "metric=Cider"], "velm: report metric=Cider: one of Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE"),
-        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=PICTURE.png | out=PAGE.html]"),
+        (["empty", "metric=Ciderr"], "velm: report metric=Ciderr: no score of that name; did you mean 'cider'?; BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE, CLIPScore, RefCLIPScore"),
+        (["empty", "metric=CIDER"], "velm: empty: it is not a run folder"),
+        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=TABLE.csv | TABLE.md | TABLE.tex | PICTURE.png | PAGE.html]"),
         (["metric=CIDEr"], "velm: report: give one or more run folders, such as runs/train/*"),
     ],
 )  # fmt: skip
@@ -134,9 +136,10 @@ def test_a_page_compares_runs_side_by_side(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "both.html").read_text("utf-8")
     assert page.count('id="thumbnail-') == 8
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
-    assert [run["name"] for run in data["runs"]] == ["e0", "e1"]
-    p_values = dict(zip([m["name"] for m in data["metrics"]], data["runs"][1]["pValues"], strict=True))
-    assert {name for name, p in p_values.items() if p is not None} == {"ROUGE_L", "CIDEr"}
+    assert [run["name"] for run in data["runs"]] == ["seed=0", "seed=1"]
+    assert data["title"] == "seed=1 against seed=0"
+    found = dict(zip([m["name"] for m in data["metrics"]], data["runs"][1]["differences"], strict=True))
+    assert {name for name, one in found.items() if one is not None} == {*COLUMNS["bleu"], "ROUGE_L", "CIDEr"}
     assert call("report", "runs/evaluate/e0", "out=runs/evaluate/e0/report.html") == 2
     # An evaluation's own page has the same images, and where the model looked.
     own = (tmp_path / "runs/evaluate/e0/report.html").read_text("utf-8")

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from velm_cli import __version__
@@ -27,7 +26,7 @@ from velm_cli.metrics.clip_score import ClipJudge, ReadImage
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.frequencies import COCO_DIGEST, document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home
-from velm_cli.metrics.overlap import Corpus, bleu_scores, bleu_summands, cider, rouge_l
+from velm_cli.metrics.overlap import Corpus, bleu_of_order, bleu_scores, bleu_summands, cider, rouge_l
 from velm_cli.metrics.paraphrases import ParaphraseTable
 from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores
@@ -164,7 +163,7 @@ class _Run:
             rows_IS = bleu_summands(corpus)
             each_I4 = bleu_scores(rows_IS)
             for order, name in enumerate(COLUMNS["bleu"]):
-                summands = Summands(rows_IS, partial(_bleu, order=order))
+                summands = Summands(rows_IS, partial(bleu_of_order, order=order))
                 self.results.append(Result(name, summands.total(), each_I4[:, order].tolist(), summands))
         if "rouge_l" in self.config.names:
             self.results.append(average("ROUGE_L", rouge_l(corpus)[1].tolist()))
@@ -318,10 +317,6 @@ class _Run:
 
 def _bleu_4(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> Sequence[float]:
     return bleu_scores(bleu_summands(Corpus(references, hypotheses)))[:, 3].tolist()
-
-
-def _bleu(sums_RS: np.ndarray, *, order: int) -> np.ndarray:
-    return bleu_scores(sums_RS)[:, order]
 
 
 def fast_cider(references: Mapping[ImageId, Sequence[str]], hypotheses: Mapping[ImageId, str]) -> float:

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
 from velm_cli.schema.bounds import WIDEST, within
+from velm_cli.schema.metric_names import METRIC_NAMES, metrics_asked
 
 
 class Device(Enum):
@@ -173,16 +175,20 @@ class DecodeConfig:
     batch_size: int = within(64, least=1, most=10**9)  # images decoded together
 
 
-METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
-
-
 @dataclass
 class MetricsConfig:
-    names: list[str] = field(default_factory=lambda: [*METRIC_NAMES])  # which metrics to compute
-    required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
+    """`names` and `required` are lists in velm's spelling; they are typed Any so that `metrics.names=cider` is one."""
+
+    names: Any = field(
+        default_factory=lambda: [*METRIC_NAMES]
+    )  # which to compute: bleu, meteor, rouge_l, cider, spice; one or a list, in any spelling (CIDEr, BLEU-4)
+    required: Any = field(default_factory=list)  # exit 1 when one of these could not be computed
     clip: str | None = None  # folder of a CLIP-like transformers model: CLIPScore and RefCLIPScore too
     df: str = "corpus"  # CIDEr's document frequencies: corpus (of the references) | coco | file of velm score save_df=
     resamples: int = within(1000, least=0, most=1_000_000)  # of the images, for 95 % intervals; 0 = none
     java_timeout: float = within(7200.0, above=0, most=1e9)  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
     spice_threads: int = within(0, least=0, most=1024)  # 0 = one a core
+
+    def __post_init__(self) -> None:
+        self.names, self.required = metrics_asked(self.names), metrics_asked(self.required)

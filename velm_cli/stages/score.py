@@ -9,12 +9,12 @@ from pathlib import Path
 from velm_cli.errors import StageError, UserError, on_one_line, visible
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import score_captions
+from velm_cli.metrics.comparison import Difference, as_json, comparison_table, differences, verdict
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.domains import by_domain, domain_table
 from velm_cli.metrics.hallucination import chair, ground_truth, hallucination_table
 from velm_cli.metrics.result_files import Predictions, References, matched, read_predictions, read_references
-from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores, language_line, missing_scores, save, table
-from velm_cli.metrics.significance import paired_permutation
+from velm_cli.metrics.scores import ImageId, Scores, language_line, missing_scores, save, table
 from velm_cli.metrics.tokenize import flatten
 from velm_cli.report.evaluations import evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
@@ -57,11 +57,12 @@ def _run(
     if config.instances is not None:
         invented = chair(scores.hypotheses, ground_truth(Path(config.instances), scores.references, images))
         print(f"\n{hallucination_table(invented)}")
-    others, p_values = None, {}
+    others, found = None, {}
+    this, that = _names(config)
     if theirs is not None:
         others = _score(config, config.vs, images, references, theirs, training, files)
-        p_values = {n: paired_permutation(scores.summands[n], others.summands[n]) for n in others.summands}
-        print(f"\n{comparison(scores, others, p_values)}")
+        found = differences(scores.summands, others.summands, config.metrics.resamples)
+        print(visible(f"\n{comparison_table(found)}\n{on_one_line(verdict(this, that, found))}"))
     for note in dict.fromkeys([*notes, *scores.warnings]):
         print(f"note: {on_one_line(note)}")
     if save_df is not None:
@@ -70,14 +71,14 @@ def _run(
         print(f"{verb}: {config.save_df}")
     if config.out is not None:
         verb = "replaced" if Path(config.out, "scores.json").exists() else "written"
-        save(scores, Path(config.out))
+        save(scores, Path(config.out), comparison=as_json(this, that, found) if others else None)
         if config.instances is not None:
             figures = {"CHAIR_i": invented.chair_i, "CHAIR_s": invented.chair_s, "recall": invented.recall}
             named = [{"image_id": image, "words": list(words)} for image, words in invented.words.items()]
             write_json(Path(config.out) / "chair.json", figures | {"hallucinated": named})
         if domains:
             write_json(Path(config.out) / "domains.json", domains)
-        page = _page(config, scores, others, p_values, files or {})
+        page = _page(config, scores, others, found, files or {})
         print(f"{verb}: {config.out}  (look at {page})")
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
@@ -124,30 +125,30 @@ def _is_frequencies(path: Path) -> bool:
     return True
 
 
+def _names(config: ScoreRoot) -> tuple[str, str]:
+    """What the two systems are called: their files' names without extension, or all of the paths if these are equal."""
+    this, that = Path(config.predictions), Path(config.vs or "")
+    return (this.stem, that.stem) if this.stem != that.stem else (str(this), str(that))
+
+
 def _page(
-    config: ScoreRoot, ours: Scores, theirs: Scores | None, p_values: Mapping[str, float], files: Mapping[ImageId, Path]
+    config: ScoreRoot,
+    ours: Scores,
+    theirs: Scores | None,
+    found: Mapping[str, Difference],
+    files: Mapping[ImageId, Path],
 ) -> Path:
-    """report.html in `out`, with the images in `files`."""
+    """report.html in `out`, with the images in `files`. Its differences are to its first system, so that is `vs`."""
     assert config.out is not None
-    runs = [evaluated_of(ours, Path(config.predictions).stem)]
+    this, that = _names(config)
+    runs = [evaluated_of(ours, this, found)]
     if theirs is not None:
-        runs.append(evaluated_of(theirs, Path(str(config.vs)).stem, p_values))
+        runs.insert(0, evaluated_of(theirs, that))
     pictures = {}
     for image, path in files.items():
         with contextlib.suppress(OSError):  # its captions are shown without it
             pictures[image] = Picture(thumbnail(path.read_bytes()))
     page = Path(config.out) / "report.html"
-    write_page(page, runs, pictures, title=" against ".join(run.name for run in runs))
+    said = [verdict(this, that, found)] if theirs is not None else []
+    write_page(page, runs, pictures, title=" against ".join(run.name for run in reversed(runs)), notes=said)
     return page
-
-
-def comparison(ours: Scores, theirs: Scores, p_values: Mapping[str, float]) -> str:
-    """The differences as aligned text, with p of the paired permutation test."""
-    rows = [f"{'against':<8}{'this':>7}{'that':>7}{'diff':>7}{'p':>9}"]
-    for name in NAMES:
-        mine, other = ours.corpus[name], theirs.corpus[name]
-        if mine is None or other is None:
-            continue
-        p = p_values[name]
-        rows.append(f"{LABELS[name]:<8}{100 * mine:>7.1f}{100 * other:>7.1f}{100 * (mine - other):>+7.1f}{p:>9.4f}")
-    return "\n".join(rows)
