@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from velm_cli.errors import StageError, UserError, on_one_line, visible
@@ -24,9 +25,9 @@ from velm_cli.stages.outputs import output_file, score_folder
 
 def run(config: ScoreRoot) -> float | None:
     """Returns the CIDEr of `predictions` (None if it was not asked for)."""
-    references = read_references(Path(config.references))
+    references = read_references(config.references)
     ours = read_predictions(Path(config.predictions))
-    theirs = read_predictions(Path(config.vs)) if config.vs is not None else None
+    theirs = read_predictions(Path(config.vs), "vs") if config.vs is not None else None
     save_df = None
     if config.save_df is not None:
         save_df = output_file("save_df", config.save_df, _is_frequencies, "a table of document frequencies")
@@ -42,14 +43,14 @@ def run(config: ScoreRoot) -> float | None:
 def _run(
     config: ScoreRoot, references: References, ours: Predictions, theirs: Predictions | None, save_df: Path | None
 ) -> float | None:
-    images, notes = matched(references.captions, ours, config.mismatch, config.predictions)
+    images, notes = matched(references, ours, config.mismatch, config.predictions)
     if theirs is not None:
-        shared = {image: references.captions[image] for image in images}
+        shared = replace(references, captions={image: references.captions[image] for image in images})
         images, more = matched(shared, theirs, config.mismatch, str(config.vs))
         notes += more
 
     files = _images(config.images, references, images) if config.images else None
-    training = flatten(read_references(Path(config.training), "training").captions) if config.training else None
+    training = flatten(read_references(config.training, "training").captions) if config.training else None
     scores = _score(config, config.predictions, images, references, ours, training, files)
     domains = by_domain(scores, references.domains)
     if domains:
