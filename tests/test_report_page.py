@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from velm_cli.data.images import ImageRefused
 from velm_cli.metrics.comparison import Difference
 from velm_cli.metrics.scores import NAMES
 from velm_cli.report.evaluations import Attention, Curves, Evaluated
@@ -587,7 +588,7 @@ def test_a_thumbnail_is_a_small_jpeg(tmp_path):
         small = Image.open(BytesIO(thumbnail(out.getvalue())))
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (160, 93))
     assert Image.open(BytesIO(thumbnail(picture(np.random.default_rng(), 90, 50)))).size == (90, 50), "never enlarged"
-    with pytest.raises(OSError, match="cannot identify image"):
+    with pytest.raises(ImageRefused, match="not an image"):
         thumbnail(b"no image")
 
 

@@ -48,7 +48,7 @@ def _caption_columns(names: Sequence[str], role: Role) -> list[int]:
     numbered = [place for place, name in enumerate(names) if NUMBERED.fullmatch(name)]
     key = next((key for key in role.caption_keys if key in names), None)
     plain = [names.index(key)] if key is not None and names.index(key) not in numbered else []
-    return plain + numbered if numbered and not key == "comment" else plain
+    return plain + numbered if numbered and key != "comment" else plain
 
 
 def _table(path: Path, lines: list[tuple[int, str]], names: list[str], delimiter: str, role: Role) -> Rows:

@@ -26,9 +26,9 @@ from velm_cli.metrics.clip_score import ClipJudge, ReadImage
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.frequencies import COCO_DIGEST, document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home
+from velm_cli.metrics.matching import listing
 from velm_cli.metrics.overlap import Corpus, bleu_of_order, bleu_scores, bleu_summands, cider, rouge_l
 from velm_cli.metrics.paraphrases import ParaphraseTable
-from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all, mean_of
 from velm_cli.metrics.tokenize import PtbTokenizer, flatten, unflatten
@@ -183,14 +183,12 @@ class _Run:
         judge = ClipJudge(folder)
         with self._bar("CLIPScore") as bar:
             columns = judge.score(self.references, self.hypotheses, self.read_image, on_images=bar.update)
-        unseen = columns[0].count(None)
-        if unseen == len(columns[0]):
-            self.reasons |= dict.fromkeys(COLUMNS["clip"], "none of the images is there and can be read")
+        unseen = listing([f"{image}: {reason}" for image, reason in judge.problems.items()]) if judge.problems else ""
+        if len(judge.problems) == len(columns[0]):
+            self.reasons |= dict.fromkeys(COLUMNS["clip"], f"none of the images can be seen: {unseen}")
             return
         if unseen:
-            self.warnings.append(
-                f"CLIPScore leaves out {unseen} of {len(columns[0])} images, which are not there or damaged"
-            )
+            self.warnings.append(f"CLIPScore leaves out, of {len(columns[0])}, {unseen}")
         self.signature["clip"] = judge.signature
         self.results += [average(name, values) for name, values in zip(COLUMNS["clip"], columns, strict=True)]
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from velm_cli import compose
+from velm_cli.data.images import ImageRefused
 from velm_cli.data.store import Store, store_path
 from velm_cli.errors import UserError
 from velm_cli.metrics.comparison import Difference, differences, verdict
@@ -62,6 +63,6 @@ def _pictures(folder: Path, wanted: set[ImageId]) -> Mapping[ImageId, Picture]:
     places = {store.image_id(number): number for number in range(len(store))}
     pictures = {}
     for image in wanted & places.keys():
-        with contextlib.suppress(OSError, UserError):  # its captions are shown without it
+        with contextlib.suppress(ImageRefused, UserError):  # its captions are shown without it
             pictures[image] = Picture(thumbnail(store.image_bytes(places[image])))
     return pictures

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from velm_cli.data.images import read_rgb
 from velm_cli.files import write_bytes
 from velm_cli.metrics.comparison import Difference
 from velm_cli.metrics.scores import LABELS, NAMES, NOT_REQUESTED, ImageId
@@ -61,15 +61,10 @@ class Picture:
     large: bytes | None = None
 
 
-def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
-    """A JPEG whose longer side has at most `side` pixels; OSError where `jpeg` is no readable image."""
+def thumbnail(source: Path | bytes, side: int = THUMBNAIL_SIDE) -> bytes:
+    """A JPEG whose longer side has at most `side` pixels, of a file or its content; ImageRefused as `read_rgb`."""
     out = BytesIO()
-    try:
-        image = Image.open(BytesIO(jpeg))
-        image.thumbnail((side, side))  # the decoder itself scales down by 2, 4 or 8 first
-        image.convert("RGB").save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
-    except Exception as error:  # decoders raise nearly every type on damaged input
-        raise OSError(f"not a readable image: {error}") from error
+    read_rgb(source, longer_side=side).save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
     return out.getvalue()
 
 

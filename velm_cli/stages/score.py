@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +17,10 @@ from velm_cli.metrics.result_files import Predictions, References, matched, read
 from velm_cli.metrics.scores import ImageId, Scores, language_line, missing_scores, save, table
 from velm_cli.metrics.tokenize import flatten
 from velm_cli.report.evaluations import evaluated_of
-from velm_cli.report.page import Picture, thumbnail, write_page
+from velm_cli.report.page import write_page
 from velm_cli.schema import ScoreRoot
 from velm_cli.stages.outputs import output_file, score_folder
+from velm_cli.stages.score_images import image_files, small_pictures
 
 
 def run(config: ScoreRoot) -> float | None:
@@ -49,7 +49,10 @@ def _run(
         images, more = matched(shared, theirs, config.mismatch, str(config.vs))
         notes += more
 
-    files = _images(config.images, references, images) if config.images else None
+    files = None
+    if config.images is not None:
+        files, more = image_files(config.images, images, {**ours.files, **references.files})
+        notes += more
     training = flatten(read_references(config.training, "training").captions) if config.training else None
     scores = _score(config, config.predictions, images, references, ours, training, files)
     domains = by_domain(scores, references.domains)
@@ -101,21 +104,12 @@ def _score(
         config.metrics,
         sets={image: predictions.sets[image] for image in images if image in predictions.sets},
         training=training,
-        read_image=None if files is None else lambda image: files[image].read_bytes() if image in files else None,
+        read_image=None if files is None else files.get,
     )
     count = sum(len(references.captions[image]) for image in images)
     print(visible(f"{title}  {len(images):,} images, {count:,} references\n{table(scores)}"))
     print(language_line(scores.language), flush=True)
     return scores
-
-
-def _images(folder: str, references: References, images: list[ImageId]) -> dict[ImageId, Path]:
-    """The files of those images that lie in `folder`."""
-    # The bare name: what a file from a stranger calls an image must not lead out of the folder.
-    paths = {image: Path(folder, Path(references.files[image]).name) for image in images if image in references.files}
-    there = {image: path for image, path in paths.items() if path.is_file()}
-    print(f"images: {len(there):,} of {len(images):,} in {folder}")
-    return there
 
 
 def _is_frequencies(path: Path) -> bool:
@@ -145,11 +139,9 @@ def _page(
     runs = [evaluated_of(ours, this, found)]
     if theirs is not None:
         runs.insert(0, evaluated_of(theirs, that))
-    pictures = {}
-    for image, path in files.items():
-        with contextlib.suppress(OSError):  # its captions are shown without it
-            pictures[image] = Picture(thumbnail(path.read_bytes()))
     page = Path(config.out) / "report.html"
     said = [verdict(this, that, found)] if theirs is not None else []
-    write_page(page, runs, pictures, title=" against ".join(run.name for run in reversed(runs)), notes=said)
+    write_page(
+        page, runs, small_pictures(files), title=" against ".join(run.name for run in reversed(runs)), notes=said
+    )
     return page
