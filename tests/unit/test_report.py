@@ -84,6 +84,20 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
         there = (tmp_path / again).exists()
         assert call("report", *folders, f"out={again}") == 0  # over its own picture
         assert capsys.readouterr().out.endswith(f"{'replaced' if there else 'drawn'}: {again}\n")
+    for kind in ("csv", "md", "tex"):
+        for verb in ("written", "replaced"):
+            assert call("report", *folders, f"out=table.{kind}", "metric=rouge-l") == 0
+            assert capsys.readouterr().out.endswith(f"{verb}: table.{kind}\n")
+        (tmp_path / f"mine.{kind}").write_text("a,b\n")
+        assert call("report", *folders, f"out=mine.{kind}") == 2
+        assert "is there and is not a table of velm report" in capsys.readouterr().err
+    assert (tmp_path / "table.csv").read_text().startswith("fusion,runs,Bleu_4,Bleu_4_low,Bleu_4_high,")
+    assert call("report", *folders, "out=sweep.html") == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if "fusion=add seed=0" in line]) == 3
+    data = json.loads((tmp_path / "sweep.html").read_text("utf-8").split('id="data">')[1].split("</script>")[0])
+    assert data["title"] == "4 runs" and len(data["verdicts"]) == 3
+    names = [f"fusion={fusion} seed={seed}" for fusion in ("add", "concat") for seed in (0, 1)]
+    assert sorted(run["name"] for run in data["runs"]) == names
     (tmp_path / "notes.png").write_bytes(b"\x89PNG of mine")
     assert call("report", *folders, "out=notes.png") == 2
     assert "is there and is not a picture of velm report" in capsys.readouterr().err
@@ -141,7 +155,16 @@ def test_a_page_compares_runs_side_by_side(tmp_path, monkeypatch, capsys):
     found = dict(zip([m["name"] for m in data["metrics"]], data["runs"][1]["differences"], strict=True))
     assert {name for name, one in found.items() if one is not None} == {*COLUMNS["bleu"], "ROUGE_L", "CIDEr"}
     assert call("report", "runs/evaluate/e0", "out=runs/evaluate/e0/report.html") == 2
+    capsys.readouterr()
+    saved = json.loads((tmp_path / "runs/evaluate/e0/scores.json").read_text())["intervals"]["CIDEr"]
+    assert call("report", "runs/evaluate/e0") == 0  # the table has the interval of the page
+    assert f"  {100 * saved[0]:.1f} to {100 * saved[1]:.1f}  " in capsys.readouterr().out
     # An evaluation's own page has the same images, and where the model looked.
     own = (tmp_path / "runs/evaluate/e0/report.html").read_text("utf-8")
     assert own.count('id="thumbnail-') == 8
+    (run,) = json.loads(own.split('id="data">')[1].split("</script>")[0])["runs"]
+    assert run["about"]["checkpoint"] == "runs/train/s0" and run["about"]["split"] == "test"
+    assert run["about"]["data"] == "shapes, store drawn" and run["about"]["model"].startswith("vision=vit text=")
+    assert run["about"]["decoding"].startswith("5 beams") and "name=e0" in run["about"]["command"]
+    assert "torch" in run["about"]["versions"] and "object precision" in run["details"]
     assert own.count('id="attention-0-') == len([h for h in data["runs"][0]["hypotheses"] if h])

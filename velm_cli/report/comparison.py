@@ -29,7 +29,7 @@ def compare_page(evaluations: Mapping[Path, Evaluated], names: Sequence[str], pa
     for run in runs[1:]:
         found, untested = _differences(run, runs[0])
         compared.append(dataclasses.replace(run, differences=found))
-        said += [verdict(run.name, runs[0].name, found), *untested]
+        said += [*([verdict(run.name, runs[0].name, found)] if found else []), *untested]
     wanted = {image for run in runs for image in run.per_image}
     title = f"{len(runs)} runs" if len(runs) > 2 else " against ".join(run.name for run in reversed(runs))
     write_page(path, compared, _pictures(next(iter(evaluations)), wanted), title=title, notes=said)

@@ -20,6 +20,7 @@ from velm_cli.errors import UserError
 from velm_cli.metrics.comparison import Difference, summands_of
 from velm_cli.metrics.scores import NAMES, ImageId, Scores, read_images, read_summary
 from velm_cli.metrics.significance import Summands
+from velm_cli.report.about import about_folder
 from velm_cli.report.logs import read_figures
 
 Point = tuple[int, float]  # optimisation step, value
@@ -67,6 +68,7 @@ class Evaluated:
     summands: Mapping[str, Summands] = field(default_factory=dict)  # what each score is made of, an image a row
     reasons: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    about: Mapping[str, str] = field(default_factory=dict)  # model, data, decoding, command ..., by name
     details: Mapping[str, str] = field(default_factory=dict)
     signature: Mapping[str, Any] = field(default_factory=dict)
     curves: Curves | None = None
@@ -91,6 +93,7 @@ def read_evaluation(folder: Path) -> Evaluated:
             intervals={name: tuple(ends) if ends else None for name, ends in summary.get("intervals", {}).items()},
             reasons=summary["reasons"],
             warnings=summary["warnings"],
+            about=about_folder(folder),
             details=_details(summary),
             signature=summary["signature"],
             curves=curves_behind(folder),
@@ -111,9 +114,12 @@ def evaluated_of(
     name: str,
     found: Mapping[str, Difference] | None = None,
     *,
+    about: Mapping[str, str] | None = None,
+    facts: Mapping[str, float | None] | None = None,
     curves: Curves | None = None,
 ) -> Evaluated:
-    """The same of scores at hand; `found` are its differences to the page's first run."""
+    """The same of scores at hand; `found` are the differences to the page's first run, `facts` are of `score_facts`."""
+    told = {key.replace("_", " "): f"{value:.3f}" for key, value in (facts or {}).items() if value is not None}
     return Evaluated(
         name=name,
         scores=scores.corpus,
@@ -124,7 +130,8 @@ def evaluated_of(
         differences=found or {},
         reasons=scores.reasons,
         warnings=scores.warnings,
-        details=_details({"language": scores.language, "spice_categories": scores.spice_categories}),
+        about=about or {},
+        details=_details({"language": scores.language, "spice_categories": scores.spice_categories}) | told,
         signature=scores.signature,
         curves=curves,
     )

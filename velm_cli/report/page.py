@@ -25,6 +25,7 @@ from velm_cli.data.images import read_rgb
 from velm_cli.files import write_bytes
 from velm_cli.metrics.comparison import Difference
 from velm_cli.metrics.scores import LABELS, NAMES, NOT_REQUESTED, ImageId
+from velm_cli.report.about import MEANINGS
 from velm_cli.report.evaluations import Attention, Curves, Evaluated, Point
 
 SIGN = b"velm report</p>"  # in every page, and how velm knows its own
@@ -192,6 +193,7 @@ def _data(
     return {
         "title": title,
         "verdicts": list(said),
+        "meanings": MEANINGS,
         "notes": notes,
         "metrics": [
             {
@@ -236,6 +238,7 @@ def _run(run: Evaluated, metrics: Sequence[Metric], images: Sequence[ImageId]) -
         "intervals": [_interval(run.intervals.get(name)) for name in names],
         "differences": [_difference(run.differences.get(name)) for name in names],
         "notes": [*run.warnings, *(f"{label} is missing: {reason}" for label, reason in reasons.items())],
+        "about": dict(run.about),
         "details": dict(run.details),
         "signature": {key: str(value) for key, value in run.signature.items()},
         "curves": None if run.curves is None else _curves(run.curves),

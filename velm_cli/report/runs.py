@@ -125,7 +125,9 @@ def names_of(runs: Sequence[ScoredRun]) -> list[str]:
     keys = sorted(key for key in common if len({json.dumps(run.options[key], default=str) for run in runs}) > 1)
     keys.sort(key=lambda key: key == "seed")  # last
     names = [" ".join(f"{key.removesuffix('.kind')}={run.options[key]}" for key in keys) for run in runs]
-    return names if len(set(names)) == len(runs) else [run.folder.resolve().name for run in runs]
+    if len(set(names)) < len(runs):
+        names = [run.folder.resolve().name for run in runs]
+    return names if len(set(names)) == len(runs) else [str(run.folder) for run in runs]
 
 
 def _row(label: tuple[str, ...], runs: list[ScoredRun]) -> Row:

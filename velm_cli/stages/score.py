@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from velm_cli import __version__
 from velm_cli.errors import StageError, UserError, on_one_line, visible
-from velm_cli.files import write_json
+from velm_cli.files import sha256, write_json
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.comparison import Difference, as_json, comparison_table, differences, verdict
 from velm_cli.metrics.document_frequency import DocumentFrequency
@@ -28,20 +30,42 @@ def run(config: ScoreRoot) -> float | None:
     references = read_references(config.references)
     ours = read_predictions(Path(config.predictions))
     theirs = read_predictions(Path(config.vs), "vs") if config.vs is not None else None
+    training = read_references(config.training, "training") if config.training else None
     save_df = None
     if config.save_df is not None:
         save_df = output_file("save_df", config.save_df, _is_frequencies, "a table of document frequencies")
     if config.out is None:
-        return _run(config, references, ours, theirs, save_df)
+        return _run(config, references, ours, theirs, training, save_df)
     inputs = {"predictions": ours.digest, "references": references.digest}
     if theirs is not None:
         inputs["vs"] = theirs.digest
-    with score_folder("out", config.out, inputs):
-        return _run(config, references, ours, theirs, save_df)
+    with score_folder("out", config.out, inputs, _options(config, training)):
+        return _run(config, references, ours, theirs, training, save_df)
+
+
+def _options(config: ScoreRoot, training: References | None) -> dict[str, Any]:
+    """What else the numbers in `out` depend on."""
+    metrics = config.metrics
+    own_df = metrics.df in ("corpus", "coco") or not Path(metrics.df).is_file()
+    return {
+        "metrics.names": sorted(metrics.names),
+        "metrics.df": metrics.df if own_df else sha256(Path(metrics.df)),
+        "metrics.clip": metrics.clip and str(Path(metrics.clip).resolve()),
+        "metrics.resamples": metrics.resamples,
+        "mismatch": config.mismatch.value,
+        "training": training and training.digest,
+        "instances": config.instances and str(Path(config.instances).resolve()),
+        "images": str(Path(config.images).resolve()) if config.images and metrics.clip else None,
+    }
 
 
 def _run(
-    config: ScoreRoot, references: References, ours: Predictions, theirs: Predictions | None, save_df: Path | None
+    config: ScoreRoot,
+    references: References,
+    ours: Predictions,
+    theirs: Predictions | None,
+    training: References | None,
+    save_df: Path | None,
 ) -> float | None:
     images, notes = matched(references, ours, config.mismatch, config.predictions)
     if theirs is not None:
@@ -53,8 +77,8 @@ def _run(
     if config.images is not None:
         files, more = image_files(config.images, images, {**ours.files, **references.files})
         notes += more
-    training = flatten(read_references(config.training, "training").captions) if config.training else None
-    scores = _score(config, config.predictions, images, references, ours, training, files)
+    learned = None if training is None else flatten(training.captions)
+    scores = _score(config, config.predictions, images, references, ours, learned, files)
     domains = by_domain(scores, references.domains)
     if domains:
         print(f"\n{domain_table(domains)}")
@@ -64,7 +88,7 @@ def _run(
     others, found = None, {}
     this, that = _names(config)
     if theirs is not None:
-        others = _score(config, config.vs, images, references, theirs, training, files)
+        others = _score(config, config.vs, images, references, theirs, learned, files)
         found = differences(scores.summands, others.summands, config.metrics.resamples)
         print(visible(f"\n{comparison_table(found)}\n{on_one_line(verdict(this, that, found))}"))
     for note in dict.fromkeys([*notes, *scores.warnings]):
@@ -136,9 +160,10 @@ def _page(
     """report.html in `out`, with the images in `files`. Its differences are to its first system, so that is `vs`."""
     assert config.out is not None
     this, that = _names(config)
-    runs = [evaluated_of(ours, this, found)]
+    about = {"references": config.references, "scored by": f"velm {__version__}"}
+    runs = [evaluated_of(ours, this, found, about={"predictions": config.predictions, **about})]
     if theirs is not None:
-        runs.insert(0, evaluated_of(theirs, that))
+        runs.insert(0, evaluated_of(theirs, that, about={"predictions": str(config.vs), **about}))
     page = Path(config.out) / "report.html"
     said = [verdict(this, that, found)] if theirs is not None else []
     write_page(

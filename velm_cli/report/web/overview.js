@@ -16,7 +16,9 @@ function showScores() {
   const table = element("table", { class: several ? "scores compared" : "scores", role: "table" });
   const head = element("tr", { role: "row" });
   if (several) head.append(element("th", { role: "columnheader", scope: "col" }, "Run"));
-  for (const metric of metrics) head.append(element("th", { role: "columnheader", scope: "col" }, metric.label));
+  for (const metric of metrics) {
+    head.append(element("th", { role: "columnheader", scope: "col", ...explained(metric.label) }, metric.label));
+  }
   table.append(element("thead", { role: "rowgroup" }, head));
   const body = element("tbody", { role: "rowgroup" });
   const best = metrics.map((metric, column) => bestScore(metric, column));
@@ -27,6 +29,12 @@ function showScores() {
   table.append(body);
   byId("scores").append(element("div", { class: "scroll" }, table));
   byId("scores").append(element("p", { class: "muted small" }, scaleNote()));
+}
+
+// The meaning of a label, for who points at it.
+function explained(label) {
+  const meaning = Object.hasOwn(data.meanings, label) ? data.meanings[label] : null;
+  return meaning ? { title: meaning, class: "explained" } : {};
 }
 
 function bestScore(metric, column) {
@@ -118,7 +126,7 @@ function showFolded(place, entriesOf) {
   }
   const rows = keys.map((key) => {
     const values = runs.map((run) => element("td", { dir: "auto" }, entriesOf(run)[key] ?? NOTHING));
-    return element("tr", {}, element("th", { scope: "row" }, key), ...values);
+    return element("tr", {}, element("th", { scope: "row", ...explained(key) }, key), ...values);
   });
   table.append(element("tbody", {}, ...rows));
   byId(place).append(element("div", { class: "scroll" }, table));
@@ -218,6 +226,7 @@ function tickText(value) {
 describePage();
 showScores();
 showNotes();
+showFolded("about", (run) => run.about);
 showFolded("details", (run) => run.details);
 showFolded("signature", (run) => run.signature);
 showCurves();
