@@ -68,8 +68,9 @@ def about_folder(folder: Path) -> dict[str, str]:
         kinds = {group: _kind(home, group) for group in ("vision", "text", "fusion")}
         if any(kinds.values()):
             found["model"] = " ".join(f"{group}={kind}" for group, kind in kinds.items() if kind)
-        store = _of(config, "dataset").get("store")
-        found["data"] = _kind(config, "dataset") + (f", store {Path(store).name}" if isinstance(store, str) else "")
+        named = {key: _of(config, "dataset").get(key) for key in ("root", "file", "store")}
+        places = [f"{key} {Path(value).name}" for key, value in named.items() if isinstance(value, str)]
+        found["data"] = ", ".join([_kind(config, "dataset"), *places])
         found["split"] = str(config.get("split", "val"))
         if config.get("limit"):
             found["split"] += f", the first {config['limit']} images"

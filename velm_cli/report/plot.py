@@ -42,7 +42,9 @@ def plot(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr
     names = [wrapped(", ".join(row.label) or "run", NAME_WIDTH) for row in reversed(rows)]
     axes.set_yticks(range(len(rows)), names)
     axes.set_ylim(-0.6, len(rows) - 0.2)
-    axes.set_xlabel(f"{LABELS[metric]} (line: 95 % bootstrap over {'seeds and ' * (rows[0].runs > 1)}images)")
+    axes.set_xlabel(
+        f"{LABELS[metric]} (line: 95 % bootstrap over {'seeds and ' * any(row.runs > 1 for row in rows)}images)"
+    )
     # Above and level: beside the rows a long list of options would be cut off.
     axes.set_title(wrapped(", ".join(differing), TITLE_WIDTH), loc="left", fontsize="medium")
     axes.grid(axis="x", alpha=0.3)
