@@ -188,6 +188,7 @@ with zipfile.ZipFile(PACKED, "w") as archive:
 REFUSED = {
     "empty.json": ("", "predictions=.* is empty"),
     "blank.txt": (" \n\n", "predictions=.* is empty"),
+    "mark.csv": ("\ufeff", "predictions=.* is empty"),
     "none.json": ({}, "an object of nothing, in which velm finds no captions; known are"),
     "info.json": ({"images": [{"id": 1}]}, 'it has "images" and no "annotations"'),
     "other.json": ({"epoch": 3, "loss": 1.5}, "an object of epoch, loss, in which velm finds no captions"),
@@ -216,6 +217,13 @@ def test_what_is_no_file_of_captions_is_named_in_one_line(tmp_path, name):
     with pytest.raises(UserError, match=message) as failure:
         read_predictions(written(tmp_path, name, content))
     assert "\n" not in str(failure.value) and name in str(failure.value)
+
+
+def test_the_other_system_is_read_like_the_first_and_named_as_it_was_given(tmp_path):
+    path = written(tmp_path, "hyp.txt", "a cat\n\na dog\n")
+    assert read_predictions(path, "vs").captions == read_predictions(path).captions == {1: "a cat", 2: "", 3: "a dog"}
+    with pytest.raises(UserError, match=r"vs=.*: its first line must name"):
+        read_predictions(written(tmp_path, "p.csv", "foo,bar\n"), "vs")
 
 
 def test_a_folder_is_no_file(tmp_path):

@@ -17,13 +17,18 @@ NUMBERED = re.compile(r"captions?[ _-]?\d+|comment[ _-]?\d+")
 IMAGE_CELL = re.compile(r"(?P<image>\d+|.+\.(?:jpe?g|png|webp|bmp|gif|tiff?))(?:#\d+)?", re.IGNORECASE)
 
 
-def read_lines(path: Path, role: Role) -> Rows:
-    """The captions of a text file that is not JSON. Raises UserError for a table that cannot be read wholly."""
+def read_lines(path: Path, role: Role, option: str) -> Rows:
+    """The captions of a text file that is not JSON, given as `option`.
+
+    Raises UserError for a table that cannot be read wholly.
+    """
     refused: Refused = []
     lines = list(text_lines(path, refused))
     if refused:
         more = f" (and {len(refused) - 1:,} more lines)" if len(refused) > 1 else ""
-        raise UserError(f"{role.option}={refused[0][0]}: {refused[0][1]}{more}")
+        raise UserError(f"{option}={refused[0][0]}: {refused[0][1]}{more}")
+    if not lines:
+        raise UserError(f"{option}={path} is empty")
     told = re.fullmatch(r"\"?sep=(.)\"?", lines[0][1].strip(), re.IGNORECASE)  # Excel's
     if told:
         lines = lines[1:]
@@ -31,16 +36,16 @@ def read_lines(path: Path, role: Role) -> Rows:
     for delimiter in told[1] if told else DELIMITERS:
         names = [cell.strip().strip('"').strip().lower() for cell in first.split(delimiter)]
         if any(name in ID_KEYS for name in names) and _caption_columns(names, role):
-            return _table(path, lines, names, delimiter, role)
+            return _table(path, lines, names, delimiter, role, option)
     pairs = [line.split("\t", 1) for _, line in lines]
     if all(len(pair) == 2 and IMAGE_CELL.fullmatch(pair[0].strip()) for pair in pairs):
         return _pairs(path, [number for number, _ in lines], pairs)
     if path.name.lower().removesuffix(".gz").endswith((".csv", ".tsv")) or told:
         raise UserError(
-            f"{role.option}={path}: its first line must name a column of images ({', '.join(ID_KEYS[:5])}, ...) "
+            f"{option}={path}: its first line must name a column of images ({', '.join(ID_KEYS[:5])}, ...) "
             f"and one of captions ({', '.join(role.caption_keys[-8:])}, ...), and is {on_one_line(first)[:80]}"
         )
-    return _plain(path, lines, role)
+    return _plain(path, lines, role, option)
 
 
 def _caption_columns(names: Sequence[str], role: Role) -> list[int]:
@@ -51,11 +56,11 @@ def _caption_columns(names: Sequence[str], role: Role) -> list[int]:
     return plain + numbered if numbered and key != "comment" else plain
 
 
-def _table(path: Path, lines: list[tuple[int, str]], names: list[str], delimiter: str, role: Role) -> Rows:
+def _table(path: Path, lines: list[tuple[int, str]], names: list[str], delimiter: str, role: Role, option: str) -> Rows:
     image_at = names.index(next(key for key in ID_KEYS if key in names))
     captions_at = _caption_columns(names, role)
     found = Rows()
-    for number, cells in _cells(path, lines[1:], delimiter, role):
+    for number, cells in _cells(path, lines[1:], delimiter, option):
         where = f"{path} line {number}"
         if len(cells) <= max(image_at, captions_at[0]) or not cells[image_at].strip():
             raise UserError(f"{where}: no image or no caption in its {len(cells)} columns")
@@ -73,7 +78,7 @@ def _table(path: Path, lines: list[tuple[int, str]], names: list[str], delimiter
     return found
 
 
-def _cells(path: Path, lines: list[tuple[int, str]], delimiter: str, role: Role) -> list[tuple[int, list[str]]]:
+def _cells(path: Path, lines: list[tuple[int, str]], delimiter: str, option: str) -> list[tuple[int, list[str]]]:
     """(number of its first line, cells) of each row; quotation marks as CSV has them, or as they are in a TSV."""
     for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_NONE):
         reader = csv.reader((line + "\n" for _, line in lines), delimiter=delimiter, quoting=quoting, strict=True)
@@ -87,11 +92,11 @@ def _cells(path: Path, lines: list[tuple[int, str]], delimiter: str, role: Role)
             if delimiter != ",":  # people write TSV without quoting
                 continue
             raise UserError(
-                f"{role.option}={path} line {lines[begin][0]}: a quotation mark is left open or stands alone "
+                f"{option}={path} line {lines[begin][0]}: a quotation mark is left open or stands alone "
                 f"({error}): close it, or write it twice inside quotes"
             ) from None
         return rows
-    raise UserError(f"{role.option}={path} is no table that can be read")
+    raise UserError(f"{option}={path} is no table that can be read")
 
 
 def _pairs(path: Path, numbers: list[int], pairs: list[list[str]]) -> Rows:
@@ -103,11 +108,11 @@ def _pairs(path: Path, numbers: list[int], pairs: list[list[str]]) -> Rows:
     return found
 
 
-def _plain(path: Path, lines: list[tuple[int, str]], role: Role) -> Rows:
+def _plain(path: Path, lines: list[tuple[int, str]], role: Role, option: str) -> Rows:
     """The n-th line is of the n-th image; an empty line is an empty caption, or no reference."""
     by_number = dict(lines)
     if path.name.lower().endswith((".json", ".json.gz")):
-        raise UserError(f"{role.option}={path} is not JSON: it begins with {on_one_line(lines[0][1])[:60]}; {KNOWN}")
+        raise UserError(f"{option}={path} is not JSON: it begins with {on_one_line(lines[0][1])[:60]}; {KNOWN}")
     rows = []
     for number in range(1, max(by_number) + 1):
         text = by_number.get(number, "").strip()

@@ -193,13 +193,14 @@ def _load(path: Path, option: str, role: Role) -> tuple[Rows, str]:
     if not data.strip():
         raise UserError(f"{named} is empty")
     if data.lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n")[:1] in (b"{", b"["):
-        rows = _json(path, data, named, role)
+        rows = _json(path, data, role, option)
     else:
-        rows = read_lines(path, Role(option, role.caption_keys, role.wrappers) if option != role.option else role)
+        rows = read_lines(path, role, option)
     return rows, _digest(data)
 
 
-def _json(path: Path, data: bytes, named: str, role: Role) -> Rows:
+def _json(path: Path, data: bytes, role: Role, option: str) -> Rows:
+    named = f"{option}={path}"
     try:
         value = parse_json(data, named)
     except UserError as error:
@@ -207,7 +208,7 @@ def _json(path: Path, data: bytes, named: str, role: Role) -> Rows:
         if lines and data.lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n")[:1] == b"{":
             return _json_lines(path, role)
         if path.suffix.lower() == ".txt":
-            return read_lines(path, role)
+            return read_lines(path, role, option)
         hint = "; it looks like what Python prints: write it with json.dump" if b"{'" in data[:80] else ""
         raise UserError(f"{error}{hint}") from None
     try:
