@@ -492,7 +492,7 @@ def test_predictions_of_any_shape_are_refused_in_one_line(tmp_path):
             read_predictions(file)
         assert len(one_line(error)) < 500
     file.write_bytes(b"\xff\xfe[]")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is broken JSON"):
         read_predictions(file)
 
 

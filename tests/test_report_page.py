@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from velm_cli.data.images import ImageRefused
+from velm_cli.metrics.comparison import Difference
 from velm_cli.metrics.scores import NAMES
 from velm_cli.report.evaluations import Attention, Curves, Evaluated
 from velm_cli.report.page import METRICS, Metric, Picture, thumbnail, write_page
@@ -79,7 +81,12 @@ def small(tmp_path_factory):
     curves = Curves([(10 * k, 3 / (k + 1)) for k in range(900)], [(100, 2.0), (200, 1.5)], [(100, 0.4), (200, 0.9)])
     first = random_run("first", images, seed, curves=curves, intervals=dict.fromkeys(NAMES, (0.4, 0.6)))
     second = random_run(
-        "second", images, seed + 1, p_values={"CIDEr": 0.0123}, warnings=["few images"], details={"novel": "0.5"}
+        "second",
+        images,
+        seed + 1,
+        differences={"CIDEr": Difference(0.8, 0.7, (-0.05, 0.25), 0.0123)},
+        warnings=["few images"],
+        details={"novel": "0.5"},
     )
     for image, value in zip(images[:3], (None, math.nan, math.inf), strict=True):
         first.per_image[image]["CIDEr"] = value
@@ -206,7 +213,7 @@ def test_scores_intervals_and_differences_are_those_given(small, show):
         change = float(f"{100 * (second.scores[name] - first.scores[name]):.1f}")
         assert float(text.replace("−", "-")) == pytest.approx(change, abs=1e-9)
         assert text[0] in ("+−" if change else "0−")
-    assert page.texts(".scores .difference .interval") == ["p = 0.012"]
+    assert page.texts(".scores .difference .interval") == ["−5.0 to +25.0", "p = 0.012"]
     assert page.texts("#notes li") == ["second few images"]
     assert not page.find("#details table").is_displayed()
     page.find("#details summary").click()
@@ -581,7 +588,7 @@ def test_a_thumbnail_is_a_small_jpeg(tmp_path):
         small = Image.open(BytesIO(thumbnail(out.getvalue())))
         assert (small.format, small.mode, small.size) == ("JPEG", "RGB", (160, 93))
     assert Image.open(BytesIO(thumbnail(picture(np.random.default_rng(), 90, 50)))).size == (90, 50), "never enlarged"
-    with pytest.raises(OSError, match="cannot identify image"):
+    with pytest.raises(ImageRefused, match="not an image"):
         thumbnail(b"no image")
 
 

@@ -112,8 +112,10 @@ def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
 
 def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
     for name in [*metrics.names, *metrics.required]:
-        if name not in schema.METRIC_NAMES:
-            near = did_you_mean(name, schema.METRIC_NAMES)
+        if name == "clip":
+            yield "metrics: CLIPScore needs a model: metrics.clip=FOLDER asks for it, metrics.names does not"
+        elif name not in schema.METRIC_NAMES:
+            near = did_you_mean(name.lower(), schema.METRIC_NAMES)
             yield f"metrics: no metric {name!r}{near} (there are {', '.join(schema.METRIC_NAMES)})"
     for name in set(metrics.required) - set(metrics.names):
         yield f"metrics.required names {name}, which metrics.names does not"

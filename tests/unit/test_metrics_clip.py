@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -115,14 +116,48 @@ def test_images_that_are_missing_or_damaged_are_counted_and_enter_no_mean(judge_
     values = [scores.per_image[image]["CLIPScore"] for image in range(3)]
     assert values[1] is None
     assert scores.corpus["CLIPScore"] == pytest.approx((values[0] + values[2]) / 2)
-    assert "CLIPScore leaves out 1 of 3 images, which are not there or damaged" in scores.warnings
+    (warning,) = scores.warnings
+    why = "no such file" if damaged is None else "empty" if not damaged else "(undecodable|truncated|not an image)"
+    assert re.fullmatch(rf"CLIPScore leaves out, of 3, 1 image \(1: {why}.*\)", warning), warning
     for read_image, reason in (
-        (lambda image: None, "none of the images is there and can be read"),
+        (lambda image: None, "none of the images can be seen: 3 images (0: no such file, 1: "),
         (None, "say where they are"),
     ):
         scores = score_captions(references, hypotheses, config, read_image=read_image)
         assert scores.corpus["CLIPScore"] is None
         assert reason in scores.reasons["RefCLIPScore"]
+
+
+def test_a_picture_is_seen_as_the_store_sees_it(judge_folder, tmp_path):
+    """Turned by EXIF, with 16 bits, as a file or its content: the same pixels have the same score."""
+    pixels = np.random.default_rng(7).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    upright = Image.fromarray(pixels)
+    grey = upright.convert("L")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+
+    def saved(name: str, image: Image.Image, **options) -> Path:
+        image.save(tmp_path / name, **options)
+        return tmp_path / name
+
+    files = {
+        0: saved("a.png", upright),
+        1: saved("turned.png", upright.transpose(Image.Transpose.ROTATE_90), exif=turned),
+        2: (tmp_path / "a.png").read_bytes(),
+        3: saved("grey.png", grey),
+        4: saved("deep.png", Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)),
+        5: tmp_path / "absent.png",
+        6: tmp_path,
+    }
+    same = dict.fromkeys(files, "a red dog")
+    config = MetricsConfig(names=[], clip=judge_folder)
+    scores = score_captions({image: ["a dog"] for image in files}, same, config, read_image=files.get)
+    found = [scores.per_image[image]["RefCLIPScore"] for image in files]
+    assert found[0] == found[1] == found[2] and found[3] == found[4]
+    assert found[5] is found[6] is None
+    assert (
+        "2 images (5: unreadable: No such file or directory, 6: unreadable: not a regular file)" in scores.warnings[0]
+    )
 
 
 def test_a_folder_of_something_else_is_one_line(tmp_path, judge_folder):

@@ -82,25 +82,18 @@ def test_files_that_fit_leave_nothing_out(tmp_path):
     assert matched({"x": ["r"], 7: ["r"]}, predictions, Mismatch.error) == (["x", 7], [])
 
 
-def test_ids_of_two_types_are_recognised(tmp_path):
-    predictions = read_predictions(written(tmp_path, "p.json", value=[{"image_id": "7", "caption": "c"}]))
-    for policy in Mismatch:
-        with pytest.raises(UserError, match="numbers in one file and text in the other"):
-            matched({7: ["r"]}, predictions, policy)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[]", "holds no predictions"),
-        ("", "is not JSON"),
-        ('{"image_id": 1, "caption": "a"}\n{"image_id"', "line 2 is not JSON"),
-        ('{"images": []}', 'must have the list "annotations"'),
+        ("", "is empty"),
+        ('{"image_id": 1, "caption": "a"}\n{"image_id"', ":2: not JSON"),
+        ('{"images": []}', 'it has "images" and no "annotations"'),
         ("[1]", "1: not an object but 1"),
         ('[{"image_id": 1, "caption": "a"}, {"image_id": 1.5, "caption": "a"}]', '2: "image_id" must be a number or'),
         ('[{"image_id": true, "caption": "a"}]', '"image_id" must be'),
-        ('[{"caption": "a"}]', '"image_id" must be a number or text, not null'),
-        ('[{"image_id": 1, "captoin": "a"}]', "none of caption, captions, hypothesis, but image_id, captoin"),
+        ('[{"caption": "a"}]', "no image: none of image_id, image, "),
+        ('[{"image_id": 1, "captoin": "a"}]', ", ... but image_id, captoin"),
         ('[{"image_id": 1, "caption": 3}]', '"caption" must be text or a list of texts, not 3'),
         ('[{"image_id": 1, "captions": []}]', '"captions" is empty'),
     ],
@@ -151,7 +144,7 @@ def test_ids_and_keys_of_strangers_make_no_lines_and_no_commands_for_the_termina
         matched({7: ["r"]}, predictions, Mismatch.error)
     assert r"(\x1b[2J\nvelm: all good\u202e\ud800)" in str(failure.value)
     assert str(failure.value).isprintable()
-    with pytest.raises(UserError, match="none of caption") as failure:
+    with pytest.raises(UserError, match="no caption: none of caption, captions, hypothesis") as failure:
         read_predictions(written(tmp_path, "p.json", value=[{"image_id": 1, evil: "c"}]))
     assert str(failure.value).isprintable()
 
@@ -163,5 +156,5 @@ def test_absent_and_damaged_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"references=.*cannot be read"):
         read_references(tmp_path / "r.json.gz")
     (tmp_path / "latin.json").write_bytes("[{'é'".encode("latin-1"))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is not UTF-8 text"):
         read_references(tmp_path / "latin.json")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from velm_cli.data.readers.captions_json import parse_captions
-from velm_cli.data.readers.files import load_json
 from velm_cli.data.readers.splits import read_split
 from velm_cli.errors import UserError
+from velm_cli.lines import load_json
 
 
 def test_unusable_entries_are_refused_and_the_rest_is_read():

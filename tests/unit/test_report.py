@@ -7,6 +7,7 @@ import pytest
 from velm import TINY, TINY_MODEL, call, velm
 
 from velm_cli.report.runs import ScoredRun, bootstrap, compare, table
+from velm_cli.schema.metric_names import COLUMNS
 
 
 def scored(name: str, options: dict, scores: list[float], tmp_path, trained: int = 1000) -> ScoredRun:
@@ -32,8 +33,8 @@ def test_seeds_are_averaged_and_only_what_differs_is_named(tmp_path):
     assert [row.label for row in rows] == [("cross_modal",), ("add",)], "the best first"
     assert [row.runs for row in rows] == [1, 2]
     assert rows[1].scores["CIDEr"] == 2.5
-    assert rows[0].interval == (5.0, 5.0)
-    assert rows[1].interval[0] < 2.5 < rows[1].interval[1]
+    assert rows[0].intervals["CIDEr"] == (5.0, 5.0)
+    assert rows[1].intervals["CIDEr"][0] < 2.5 < rows[1].intervals["CIDEr"][1]
     lines = table(differing, rows).splitlines()
     assert lines[0].split() == ["fusion", "runs", "CIDEr", "CIDEr", "95", "%", "trained", "captions/s"]
     assert lines[2].split()[:3] == ["add", "2", "250.0"]
@@ -51,8 +52,8 @@ def test_a_metric_that_is_no_mean_over_images_gets_no_interval(tmp_path):
     for scores in run.per_image.values():
         scores["Bleu_4"] = 0.1  # their mean, 0.1, says nothing of the corpus score
     (row,) = compare([run], "Bleu_4")[1]
-    assert row.scores["Bleu_4"] == 0.3 and row.interval is None
-    assert compare([run], "CIDEr")[1][0].interval is not None
+    assert row.scores["Bleu_4"] == 0.3 and row.intervals["Bleu_4"] is None
+    assert row.intervals["CIDEr"] is not None
 
 
 def test_the_interval_is_that_of_the_mean():
@@ -83,6 +84,20 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
         there = (tmp_path / again).exists()
         assert call("report", *folders, f"out={again}") == 0  # over its own picture
         assert capsys.readouterr().out.endswith(f"{'replaced' if there else 'drawn'}: {again}\n")
+    for kind in ("csv", "md", "tex"):
+        for verb in ("written", "replaced"):
+            assert call("report", *folders, f"out=table.{kind}", "metric=rouge-l") == 0
+            assert capsys.readouterr().out.endswith(f"{verb}: table.{kind}\n")
+        (tmp_path / f"mine.{kind}").write_text("a,b\n")
+        assert call("report", *folders, f"out=mine.{kind}") == 2
+        assert "is there and is not a table of velm report" in capsys.readouterr().err
+    assert (tmp_path / "table.csv").read_text().startswith("fusion,runs,Bleu_4,Bleu_4_low,Bleu_4_high,")
+    assert call("report", *folders, "out=sweep.html") == 0
+    assert len([line for line in capsys.readouterr().out.splitlines() if "fusion=add seed=0" in line]) == 3
+    data = json.loads((tmp_path / "sweep.html").read_text("utf-8").split('id="data">')[1].split("</script>")[0])
+    assert data["title"] == "4 runs" and len(data["verdicts"]) == 3
+    names = [f"fusion={fusion} seed={seed}" for fusion in ("add", "concat") for seed in (0, 1)]
+    assert sorted(run["name"] for run in data["runs"]) == names
     (tmp_path / "notes.png").write_bytes(b"\x89PNG of mine")
     assert call("report", *folders, "out=notes.png") == 2
     assert "is there and is not a picture of velm report" in capsys.readouterr().err
@@ -102,8 +117,9 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     [
         (["nowhere"], "velm: report: nowhere does not exist"),
         (["empty"], "velm: empty: it is not a run folder"),
-        (["empty", "metric=Cider"], "velm: report metric=Cider: one of Bleu_4, METEOR, ROUGE_L, CIDEr, SPICE"),
-        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=PICTURE.png | out=PAGE.html]"),
+        (["empty", "metric=Ciderr"], "velm: report metric=Ciderr: no score of that name; did you mean 'cider'?; BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE, CLIPScore, RefCLIPScore"),
+        (["empty", "metric=CIDER"], "velm: empty: it is not a run folder"),
+        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=TABLE.csv | TABLE.md | TABLE.tex | PICTURE.png | PAGE.html]"),
         (["metric=CIDEr"], "velm: report: give one or more run folders, such as runs/train/*"),
     ],
 )  # fmt: skip
@@ -134,11 +150,21 @@ def test_a_page_compares_runs_side_by_side(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "both.html").read_text("utf-8")
     assert page.count('id="thumbnail-') == 8
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
-    assert [run["name"] for run in data["runs"]] == ["e0", "e1"]
-    p_values = dict(zip([m["name"] for m in data["metrics"]], data["runs"][1]["pValues"], strict=True))
-    assert {name for name, p in p_values.items() if p is not None} == {"ROUGE_L", "CIDEr"}
+    assert [run["name"] for run in data["runs"]] == ["seed=0", "seed=1"]
+    assert data["title"] == "seed=1 against seed=0"
+    found = dict(zip([m["name"] for m in data["metrics"]], data["runs"][1]["differences"], strict=True))
+    assert {name for name, one in found.items() if one is not None} == {*COLUMNS["bleu"], "ROUGE_L", "CIDEr"}
     assert call("report", "runs/evaluate/e0", "out=runs/evaluate/e0/report.html") == 2
+    capsys.readouterr()
+    saved = json.loads((tmp_path / "runs/evaluate/e0/scores.json").read_text())["intervals"]["CIDEr"]
+    assert call("report", "runs/evaluate/e0") == 0  # the table has the interval of the page
+    assert f"  {100 * saved[0]:.1f} to {100 * saved[1]:.1f}  " in capsys.readouterr().out
     # An evaluation's own page has the same images, and where the model looked.
     own = (tmp_path / "runs/evaluate/e0/report.html").read_text("utf-8")
     assert own.count('id="thumbnail-') == 8
+    (run,) = json.loads(own.split('id="data">')[1].split("</script>")[0])["runs"]
+    assert run["about"]["checkpoint"] == "runs/train/s0" and run["about"]["split"] == "test"
+    assert run["about"]["data"].startswith("shapes") and run["about"]["model"].startswith("vision=vit text=")
+    assert run["about"]["decoding"].startswith("5 beams") and "name=e0" in run["about"]["command"]
+    assert "torch" in run["about"]["versions"] and "object precision" in run["details"]
     assert own.count('id="attention-0-') == len([h for h in data["runs"][0]["hypotheses"] if h])

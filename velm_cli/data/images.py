@@ -26,6 +26,7 @@ from velm_cli.data.processes import Died, Limits, work_in_order
 MIN_SIDE = 8  # pixels; below it a file is a tracking pixel or a placeholder, not a photo
 MAX_ASPECT = 8  # a longer strip is cut to its middle, so that no image is many times the others' size
 FULL_CHROMA_SIDE = 128  # up to this shorter side a colour is worth more than the bytes 4:2:0 saves
+MOST_PIXELS = 178_956_970  # where no option says otherwise: as dataset.max_pixels
 OVERSAMPLING = 1.5  # pixels decoded along a side, for each that is kept
 
 # Only formats of photos: Pillow's others include EPS, which starts Ghostscript.
@@ -83,6 +84,18 @@ def normalise_image(source: Path | bytes, *, image_size: int, quality: int, max_
         small = _resized(image, image_size)
         upright = UPRIGHT.get(_orientation(image))
         return _encoded(small.transpose(upright) if upright is not None else small, quality)
+
+
+def read_rgb(source: Path | bytes, *, longer_side: float | None = None, max_pixels: int = MOST_PIXELS) -> Image.Image:
+    """The pixels that `normalise_image` makes of a file: upright, RGB, opaque; in full size without `longer_side`.
+
+    For who looks at images without storing them. Raises ImageRefused as it does.
+    """
+    with _opened(source, max_pixels) as image:
+        shorter, longer = min(image.size), min(max(image.size), MAX_ASPECT * min(image.size))
+        small = _resized(image, shorter if longer_side is None else shorter * longer_side / longer)
+        upright = UPRIGHT.get(_orientation(image))
+        return _as_rgb(small.transpose(upright) if upright is not None else small)
 
 
 def check_image(content: bytes, *, max_pixels: int) -> None:
@@ -181,7 +194,7 @@ def _formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]  # old Pillows lack AVIF
 
 
-def _resized(image: Image.Image, image_size: int) -> Image.Image:
+def _resized(image: Image.Image, image_size: float) -> Image.Image:
     """Decode `image` wholly and shrink it. Modes that cannot be interpolated are converted before."""
     width, height = image.size
     shorter = min(width, height)
@@ -230,7 +243,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _encoded(image: Image.Image, quality: int) -> NormalisedImage:
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("LA", "RGBA"):
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
@@ -238,6 +251,11 @@ def _encoded(image: Image.Image, quality: int) -> NormalisedImage:
         image = _from_cmyk(image)
     rgb = image.convert("RGB")
     rgb.info.clear()  # comments and profiles would be written again
+    return rgb
+
+
+def _encoded(image: Image.Image, quality: int) -> NormalisedImage:
+    rgb = _as_rgb(image)
     buffer = io.BytesIO()
     subsampling = 0 if min(rgb.size) <= FULL_CHROMA_SIDE else 2  # 4:4:4, 4:2:0
     rgb.save(buffer, "JPEG", quality=quality, subsampling=subsampling)

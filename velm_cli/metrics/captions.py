@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from velm_cli import __version__
@@ -27,9 +26,9 @@ from velm_cli.metrics.clip_score import ClipJudge, ReadImage
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.frequencies import COCO_DIGEST, document_frequencies
 from velm_cli.metrics.java import JavaError, Launcher, cache_home
-from velm_cli.metrics.overlap import Corpus, bleu_scores, bleu_summands, cider, rouge_l
+from velm_cli.metrics.matching import listing
+from velm_cli.metrics.overlap import Corpus, bleu_of_order, bleu_scores, bleu_summands, cider, rouge_l
 from velm_cli.metrics.paraphrases import ParaphraseTable
-from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all, mean_of
 from velm_cli.metrics.tokenize import PtbTokenizer, flatten, unflatten
@@ -140,6 +139,7 @@ class _Run:
         references = unflatten(tokenize(flatten(self.references)), self.references)
         self.sets = unflatten(tokenize(flatten(self.sets)), self.sets)
         self.training = None if self.training is None else tokenize(self.training)
+        self.warnings += language.unspaced_warnings(self.hypotheses, self.references)
         answers = tokenize(list(self.hypotheses.values()))
         self.tokens = references, dict(zip(self.hypotheses, answers, strict=True))
         if tokenize.unsure:
@@ -164,7 +164,7 @@ class _Run:
             rows_IS = bleu_summands(corpus)
             each_I4 = bleu_scores(rows_IS)
             for order, name in enumerate(COLUMNS["bleu"]):
-                summands = Summands(rows_IS, partial(_bleu, order=order))
+                summands = Summands(rows_IS, partial(bleu_of_order, order=order))
                 self.results.append(Result(name, summands.total(), each_I4[:, order].tolist(), summands))
         if "rouge_l" in self.config.names:
             self.results.append(average("ROUGE_L", rouge_l(corpus)[1].tolist()))
@@ -184,14 +184,12 @@ class _Run:
         judge = ClipJudge(folder)
         with self._bar("CLIPScore") as bar:
             columns = judge.score(self.references, self.hypotheses, self.read_image, on_images=bar.update)
-        unseen = columns[0].count(None)
-        if unseen == len(columns[0]):
-            self.reasons |= dict.fromkeys(COLUMNS["clip"], "none of the images is there and can be read")
+        unseen = listing([f"{image}: {reason}" for image, reason in judge.problems.items()]) if judge.problems else ""
+        if len(judge.problems) == len(columns[0]):
+            self.reasons |= dict.fromkeys(COLUMNS["clip"], f"none of the images can be seen: {unseen}")
             return
         if unseen:
-            self.warnings.append(
-                f"CLIPScore leaves out {unseen} of {len(columns[0])} images, which are not there or damaged"
-            )
+            self.warnings.append(f"CLIPScore leaves out, of {len(columns[0])}, {unseen}")
         self.signature["clip"] = judge.signature
         self.results += [average(name, values) for name, values in zip(COLUMNS["clip"], columns, strict=True)]
 
@@ -318,10 +316,6 @@ class _Run:
 
 def _bleu_4(references: Mapping[int, Sequence[str]], hypotheses: Mapping[int, str]) -> Sequence[float]:
     return bleu_scores(bleu_summands(Corpus(references, hypotheses)))[:, 3].tolist()
-
-
-def _bleu(sums_RS: np.ndarray, *, order: int) -> np.ndarray:
-    return bleu_scores(sums_RS)[:, order]
 
 
 def fast_cider(references: Mapping[ImageId, Sequence[str]], hypotheses: Mapping[ImageId, str]) -> float:

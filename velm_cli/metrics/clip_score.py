@@ -10,13 +10,13 @@ Shapes: I images, C captions, D width of the shared space.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from velm_cli.data.images import ImageRefused, read_rgb
 from velm_cli.errors import UserError
 from velm_cli.metrics.scores import ImageId
 
@@ -25,7 +25,7 @@ PROMPT = "A photo depicts "
 AT_ONCE = 64
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # None would ask on a terminal
 
-ReadImage = Callable[[ImageId], bytes | None]  # an image's file; None where there is none
+ReadImage = Callable[[ImageId], bytes | Path | None]  # an image's file or its content; None where there is none
 
 
 class ClipJudge:
@@ -50,6 +50,7 @@ class ClipJudge:
             )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device).eval()
+        self.problems: dict[ImageId, str] = {}  # why images could not be seen
         weights = sorted(Path(folder).glob("*.safetensors"))
         digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in weights)).hexdigest()
         self.signature = f"{model.config.model_type} {Path(folder).resolve().name} {digest[:16]}"
@@ -74,7 +75,7 @@ class ClipJudge:
             cosine_C = (reference_CD * caption_ID[owner_C]).sum(axis=1)
             nearest_I = np.zeros(len(some))
             np.maximum.at(nearest_I, owner_C, cosine_C)
-            found = ((place, _decoded(read_image(image))) for place, image in enumerate(some))
+            found = ((place, self._seen(image, read_image)) for place, image in enumerate(some))
             pictures = {place: picture for place, picture in found if picture is not None}
             seen_I = np.full(len(some), np.nan)
             if pictures:
@@ -86,6 +87,18 @@ class ClipJudge:
                 with_references.append(None if own is None else _harmonic(own, nearest))
             on_images(len(some))
         return clip, with_references
+
+    def _seen(self, image: ImageId, read_image: ReadImage) -> Any:
+        """The picture; None, and a reason in `problems`, without one or when it is damaged."""
+        source = read_image(image)
+        if source is None:
+            self.problems[image] = "no such file"
+            return None
+        try:
+            return read_rgb(source)
+        except ImageRefused as refusal:
+            self.problems[image] = str(refusal).replace("dataset.max_pixels=", "at most ")
+            return None
 
     def _texts(self, captions: Sequence[str]) -> np.ndarray:
         """(C, D) unit vectors; captions longer than the model's positions are cut."""
@@ -117,15 +130,3 @@ class ClipJudge:
 
 def _harmonic(first: float, second: float) -> float:
     return 2 * first * second / (first + second) if first > 0 and second > 0 else 0.0
-
-
-def _decoded(file: bytes | None) -> Any:
-    """The picture in a file; None without one, or when it is damaged."""
-    from PIL import Image
-
-    if file is None:
-        return None
-    try:
-        return Image.open(io.BytesIO(file)).convert("RGB")
-    except Exception:  # decoders raise nearly every type on damaged input
-        return None

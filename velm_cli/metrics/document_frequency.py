@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from velm_cli.data.readers.files import most_unpacked
 from velm_cli.errors import UserError
 from velm_cli.files import write_bytes
+from velm_cli.lines import most_unpacked
 from velm_cli.metrics.ngrams import MAX_ORDER, Ints, NGrams, Tokens, count_ngrams, run_starts
 
 FORMAT = 1

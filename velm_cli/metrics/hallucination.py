@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from velm_cli.data.readers.files import load_json
 from velm_cli.errors import UserError
+from velm_cli.lines import load_json
 from velm_cli.metrics.coco_words import CATEGORIES, LONGEST, MEANINGS
 from velm_cli.metrics.result_files import listing
 from velm_cli.metrics.scores import ImageId

@@ -6,17 +6,62 @@ everything. All take tokenised captions (tokens separated by spaces).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
+from velm_cli.metrics.matching import listing
 from velm_cli.metrics.scores import ImageId
 
 # Words that a finished caption does not end with: articles, prepositions, auxiliaries (the problem is that of
 # Guo et al. 2018, "Improving Reinforcement Learning Based Image Captioning with Natural Language Prior").
 BAD_ENDINGS = frozenset(["a", "an", "the", "in", "for", "at", "of", "with", "before", "after", "on", "upon", "near"])
 BAD_ENDINGS |= {"to", "is", "are", "am"}
+
+
+# Letters of scripts that put no spaces between words -> the mean run of them that no single word reaches.
+UNSPACED = (
+    (
+        re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"),
+        4.0,
+    ),  # Chinese, Japanese
+    (re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]+"), 10.0),  # Thai, Lao, Burmese, Khmer
+)
+
+
+def unspaced_warnings(hypotheses: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> list[str]:
+    """A line for the predictions and for the references that are written without spaces: their scores look real."""
+    found = {"predictions": unspaced({image: [text] for image, text in hypotheses.items()})}
+    found["references"] = unspaced(references)
+    return [
+        f"the {what} of {listing(images)} are written without spaces, so whole clauses are compared as one word, and "
+        "their scores mean nothing: cut both files into words first (jieba, MeCab, PyThaiNLP ...)"
+        for what, images in found.items()
+        if images
+    ]
+
+
+def unspaced(captions: Mapping[ImageId, Sequence[str]]) -> list[ImageId]:
+    """The images with a caption whose words no space separates, as Chinese, Japanese and Thai are written.
+
+    Captions that were cut into words are none: their runs of letters are words.
+    """
+    found = []
+    for image, group in captions.items():
+        for text in group:
+            if not text.isascii() and any(_is_run_together(text, letters, most) for letters, most in UNSPACED):
+                found.append(image)
+                break
+    return found
+
+
+def _is_run_together(text: str, letters: re.Pattern[str], most: float) -> bool:
+    """Whether most of the text is in `letters`, with longer runs of them than words have."""
+    runs = letters.findall(text)
+    there = sum(map(len, runs))
+    return there > most * len(runs) and 2 * there > len(text)
 
 
 def describe(

@@ -175,11 +175,11 @@ def summands(statistics: Sequence[str]) -> Summands:
         rows_IS[:, REFERENCE_MATCHED] == rows_IS[:, REFERENCE_WORDS]
     )
     rows_IS[whole_I & (rows_IS[:, CHUNKS] == 1), CHUNKS] = 0
-    return Summands(rows_IS, _score_of_sums)
+    return Summands(rows_IS, score_of_sums)
 
 
-def _score_of_sums(sums_RS: np.ndarray) -> np.ndarray:
-    """METEOR of summed statistics, equations 1 to 5 of the paper."""
+def score_of_sums(sums_RS: np.ndarray) -> np.ndarray:
+    """METEOR (R) of summed statistics (R, 23), equations 1 to 5 of the paper."""
 
     def weighted(length: int, function_length: int, content_matches: int) -> np.ndarray:
         matches_R4 = DELTA * sums_RS[:, content_matches:20:4] + (1 - DELTA) * sums_RS[:, content_matches + 2 : 20 : 4]

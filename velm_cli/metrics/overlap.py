@@ -120,6 +120,11 @@ def bleu_scores(sums: NDArray) -> Floats:
     return mean * np.exp(np.minimum(0, 1 - 1 / ratio))
 
 
+def bleu_of_order(sums_RS: NDArray, *, order: int) -> Floats:
+    """BLEU-(order + 1) (R) of summed `bleu_summands` (R, S)."""
+    return bleu_scores(sums_RS)[:, order]
+
+
 def rouge_l(corpus: Corpus) -> tuple[float, Floats]:
     """The mean of ROUGE-L over images, and that of each (I).
 

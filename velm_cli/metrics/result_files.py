@@ -1,4 +1,4 @@
-"""Predictions and references as files: COCO's results and captions, or JSON lines; from any system.
+"""Predictions and references as files, from any system, in any form of `caption_forms` and `caption_tables`.
 
 What does not fit together (an image twice, without a caption, without references) is listed, and an error
 unless the caller asks to leave it out: a silent zero or a silently smaller test set is how wrong numbers
@@ -7,18 +7,33 @@ get published.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from velm_cli.data.readers.files import read_bytes
 from velm_cli.errors import UserError, on_one_line
+from velm_cli.lines import Refused, json_lines, parse_json, read_bytes
+from velm_cli.metrics.caption_forms import PREDICTIONS, REFERENCES, Role, Rows, read_records, read_value
+from velm_cli.metrics.caption_tables import read_lines
+from velm_cli.metrics.matching import listing, problems, same_images
 from velm_cli.metrics.scores import ImageId, check_vouched
 from velm_cli.schema import Mismatch
+
+__all__ = ["Predictions", "References", "listing", "matched", "read_predictions", "read_references"]
+
+# First bytes of what is no text -> what it is, and what to do.
+NO_TEXT = {
+    b"PK\x03\x04": "a zip archive or spreadsheet: unpack it and give the file in it, or save the sheet as CSV (UTF-8)",
+    b"PAR1": "parquet: turn it into JSON with pandas.read_parquet(FILE).to_json(OUT, orient='records')",
+    b"\x80": "a pickle or other binary data, which velm never reads: write JSON",
+    b"\x93NUMPY": "an array of numpy: write JSON",
+    b"\x1f\x8b": "packed by gzip: its name must end in .gz",
+    b"\x89HDF": "HDF5: write JSON",
+}
 
 
 @dataclass(slots=True)
@@ -29,31 +44,34 @@ class Predictions:
     sets: dict[ImageId, list[str]] = field(default_factory=dict)
     duplicates: list[ImageId] = field(default_factory=list)  # ids that came again; their first caption counts
     digest: str = ""  # of the file's content
+    files: dict[ImageId, str] = field(default_factory=dict)  # names of the images' files, where they are said
+    by_order: bool = False  # the file names no images: their places, from 1, are the ids
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class References:
-    """Captions of the images by people; where the file says so, their domains (nocaps) and their files' names."""
+    """Captions of the images by people; where the file says so, domains (nocaps), files' names and splits of them."""
 
     captions: dict[ImageId, list[str]]
     domains: dict[ImageId, str] = field(default_factory=dict)
     files: dict[ImageId, str] = field(default_factory=dict)
-    digest: str = ""  # of the file's content
+    splits: dict[ImageId, str] = field(default_factory=dict)
+    digest: str = ""  # of the files' content
+    by_order: bool = False
 
 
-def read_predictions(path: Path) -> Predictions:
-    """A list, or JSON lines, of {"image_id", "caption"} or {"image_id", "captions": [...]}.
+def read_predictions(path: Path, option: str = "predictions") -> Predictions:
+    """A file in one of the known forms; velm's own per_image.jsonl is one too ("hypothesis").
 
-    velm's own per_image.jsonl is one too ("hypothesis"). Raises UserError for anything else.
+    Raises UserError for anything else.
     """
-    items, _, digest = _load(path, "predictions")
-    predictions = Predictions({}, digest=digest)
-    for where, item in items:
-        image = _image_id(item, where)
+    rows, digest = _load(path, option, PREDICTIONS)
+    predictions = Predictions({}, digest=digest, files=rows.files, by_order=rows.by_order, notes=rows.notes)
+    for where, image, captions in rows.rows:
         if image in predictions.captions:
             predictions.duplicates.append(image)
             continue
-        captions = _texts(item, where, "caption", "captions", "hypothesis")
         if not captions:
             raise UserError(f'{where}: "captions" is empty: give at least one, or leave the image out')
         predictions.captions[image] = captions[0]
@@ -64,125 +82,165 @@ def read_predictions(path: Path) -> Predictions:
     return predictions
 
 
-def read_references(path: Path, option: str = "references") -> References:
-    """COCO's captions file ({"annotations": [...]}), or JSON lines of {"image_id", "captions": [...]}.
+def read_references(path: Path | str, option: str = "references") -> References:
+    """One file or several (`a.txt,b.txt`, `ref*.txt`), whose references of an image are put together.
 
-    Lines of one caption each, and velm's own per_image.jsonl ("references"), are read as well.
+    velm's own per_image.jsonl ("references") is read as well.
     """
-    items, about, digest = _load(path, option)
-    references = References({}, digest=digest)
-    for where, item in items:
-        texts = _texts(item, where, "references", "captions", "caption")
-        references.captions.setdefault(_image_id(item, where), []).extend(texts)
+    references = References({})
+    digests = []
+    paths = _files(str(path), option)
+    for number, each in enumerate(paths):
+        rows, digest = _load(each, option, REFERENCES)
+        digests.append(digest)
+        if number and rows.by_order != references.by_order:
+            raise UserError(f"{option}: {paths[0]} and {each} do not go together: only one of them names its images")
+        references.by_order = rows.by_order
+        for _, image, captions in rows.rows:
+            references.captions.setdefault(image, []).extend(captions)
+        references.files |= rows.files
+        references.domains |= rows.domains
+        references.splits |= rows.splits
     if not references.captions:
         raise UserError(f"{option}={path} holds no captions")
-    images = about.get("images")
-    for image in images if isinstance(images, list) else []:
-        if isinstance(image, dict) and isinstance(image.get("id"), (int, str)):
-            for found, key in ((references.domains, "domain"), (references.files, "file_name")):
-                if isinstance(image.get(key), str):
-                    found[image["id"]] = image[key]
+    references.digest = digests[0] if len(digests) == 1 else _digest("".join(digests).encode())
     return references
 
 
-def matched(
-    references: Mapping[ImageId, Sequence[str]], predictions: Predictions, policy: Mismatch, where: str = "predictions"
-) -> tuple[list[ImageId], list[str]]:
-    """The images to score, in the order of the references, and what was left out, in words.
+def _files(value: str, option: str) -> list[Path]:
+    """The files that are meant: a path, a list of them with commas, or a pattern."""
+    if Path(value).exists():
+        return [Path(value)]
+    listed = value[1:-1] if value[:1] == "[" and value[-1:] == "]" else value
+    found: list[Path] = []
+    for each in listed.split(","):
+        name = each.strip().strip("'\"")
+        matches = [] if Path(name).exists() else sorted(glob.glob(name))
+        found += map(Path, matches or [name])
+    return found if len(found) > 1 or found[0].exists() else [Path(value)]
 
-    Raises UserError, which lists the ids, for images that are not exactly once on both sides, unless the
-    policy is to ignore them.
+
+def matched(
+    references: References | Mapping[ImageId, Sequence[str]],
+    predictions: Predictions,
+    policy: Mismatch,
+    where: str = "predictions",
+) -> tuple[list[ImageId], list[str]]:
+    """The images to score, in the order of the references, and what was done about the others, in words.
+
+    Ids of `predictions` that differ from those of the references in form only become these. Raises UserError, which
+    lists the ids, for images that are not exactly once on both sides, unless the policy is to ignore them.
     """
-    ids = {type(image) for image in references} | {type(image) for image in predictions.captions}
-    missing = [image for image in references if image not in predictions.captions]
-    unknown = [image for image in predictions.captions if image not in references]
-    empty = [image for image, captions in references.items() if not captions]
-    hint = ""
-    if len(ids) > 1 and set(map(str, missing)) & set(map(str, unknown)):
-        hint = " (ids are numbers in one file and text in the other)"
-    problems = []
-    if missing:
-        problems.append(f"no prediction for {listing(missing)}{hint}")
-    if unknown:
-        problems.append(f"no references for {listing(unknown)}{hint}")
-    if predictions.duplicates:
-        problems.append(f"more than one prediction for {listing(list(Counter(predictions.duplicates)))}")
-    if empty:
-        problems.append(f"an empty list of references for {listing(empty)}")
-    if problems and policy is Mismatch.error:
+    if not isinstance(references, References):
+        references = References({image: list(captions) for image, captions in references.items()})
+    if references.by_order != predictions.by_order:
+        which, other = ("predictions", "references") if predictions.by_order else ("references", "predictions")
         raise UserError(
-            f"{where}: {'; '.join(problems)}. mismatch=ignore scores the images that both files have "
+            f"{where}: the {which} name no images, so that only their order says whose they are; the {other} do "
+            f"({_some(references if predictions.by_order else predictions)}): give both with ids, or both in order"
+        )
+    notes = [*predictions.notes, *_in_their_ids(references, predictions)]
+    captions = references.captions
+    splits = {references.splits.get(image, "") for image in captions if image in predictions.captions}
+    if splits and "" not in splits:
+        captions = {image: texts for image, texts in captions.items() if references.splits.get(image) in splits}
+        if len(captions) < len(references.captions):
+            named = " and ".join(map(on_one_line, sorted(splits)))
+            notes.append(f"the references are those of the split {named}: {len(captions):,} images")
+    found = list(problems(captions, predictions.captions, predictions.duplicates))
+    if found and policy is Mismatch.error:
+        raise UserError(
+            f"{where}: {'; '.join(found)}. mismatch=ignore scores the images that both files have "
             "(of several predictions the first)"
         )
-    left = set(missing) | set(empty)
-    images = [image for image in references if image not in left]
+    images = [image for image, texts in captions.items() if texts and image in predictions.captions]
     if not images:
-        raise UserError(f"{where}: no image has both a prediction and references{hint}")
-    return images, [f"left out: {problem}" for problem in problems]
+        raise UserError(f"{where}: no image has both a prediction and references: {'; '.join(found)}")
+    return images, [*notes, *(f"left out: {problem}" for problem in found)]
 
 
-def listing(images: Sequence[ImageId]) -> str:
-    """`7 images (1, 2, 3, 4, 5, ...)`."""
-    shown = ", ".join(on_one_line(str(image)) for image in images[:5])
-    return f"{len(images)} image{'s' * (len(images) > 1)} ({shown}{', ...' * (len(images) > 5)})"
+def _some(one: References | Predictions) -> str:
+    return on_one_line(", ".join(str(image) for image in list(one.captions)[:3]))[:60] + ", ..."
 
 
-def _load(path: Path, option: str) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any], str]:
-    """(where, object) of a JSON list, of "annotations" in a JSON object, or of JSON lines; that JSON object; a digest
-    of the file."""
+def _in_their_ids(references: References, predictions: Predictions) -> list[str]:
+    """Calls the images of the predictions what the references call them; how, in words."""
+    pairs, notes = same_images(references.captions, predictions.captions, references.files, predictions.files)
+    if pairs:
+        predictions.captions = {pairs.get(image, image): text for image, text in predictions.captions.items()}
+        predictions.sets = {pairs.get(image, image): texts for image, texts in predictions.sets.items()}
+        predictions.duplicates = [pairs.get(image, image) for image in predictions.duplicates]
+        predictions.files = {pairs.get(image, image): name for image, name in predictions.files.items()}
+    return notes
+
+
+# ------------------------------------------------------------------------------------- one file
+
+
+def _load(path: Path, option: str, role: Role) -> tuple[Rows, str]:
+    """What the file holds, and a digest of it."""
+    named = f"{option}={path}"
+    if path.is_dir():
+        raise UserError(f"{named} is a folder: give a file of captions in it")
     try:
         data = read_bytes(path)
-        text = data.decode("utf-8-sig")
     except UserError as error:
         raise UserError(f"{option}={error}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{option}={path} cannot be read: {error}") from error
     check_vouched(path)
-    unit = ""
+    for start, kind in NO_TEXT.items():
+        if data.startswith(start):
+            raise UserError(f"{named} is {kind}")
+    if not data.strip():
+        raise UserError(f"{named} is empty")
+    if data.lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n")[:1] in (b"{", b"["):
+        rows = _json(path, data, role, option)
+    else:
+        rows = read_lines(path, role, option)
+    return rows, _digest(data)
+
+
+def _json(path: Path, data: bytes, role: Role, option: str) -> Rows:
+    named = f"{option}={path}"
     try:
-        whole = json.loads(text)
-    except RecursionError as error:
-        raise UserError(f"{option}={path} is not a file of captions: its JSON is nested too deeply") from error
-    except ValueError as error:
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        if len(lines) < 2 or not lines[0][1].lstrip().startswith("{"):
-            raise UserError(f"{option}={path} is not JSON: {error}") from error
-        whole, unit = [_line(path, number, line) for number, line in lines], "line "
-    about: dict[str, Any] = {}
-    if isinstance(whole, dict):
-        if "image_id" in whole:  # JSON lines of one line
-            whole = [whole]
-        else:
-            about, whole = whole, whole.get("annotations")
-    if not isinstance(whole, list):
-        raise UserError(f'{option}={path}: a JSON object must have the list "annotations", as COCO\'s captions do')
-    named = [(f"{path} {unit}{number}", item) for number, item in enumerate(whole, 1)]
-    for where, item in named:
-        if not isinstance(item, dict):
-            raise UserError(f"{where}: not an object but {json.dumps(item)[:60]}")
-    return named, about, hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _line(path: Path, number: int, line: str) -> Any:
+        value = parse_json(data, named)
+    except UserError as error:
+        lines = data.strip().count(b"\n") or data.strip().count(b"\r")
+        if lines and data.lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n")[:1] == b"{":
+            return _json_lines(path, role)
+        if path.suffix.lower() == ".txt":
+            return read_lines(path, role, option)
+        hint = "; it looks like what Python prints: write it with json.dump" if b"{'" in data[:80] else ""
+        raise UserError(f"{error}{hint}") from None
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} line {number} is not JSON: {error}") from error
+        rows = read_value(value, str(path), role)
+    except RecursionError:
+        raise UserError(f"{named} is nested too deeply to be a file of captions") from None
+    if isinstance(value, dict) and len(value) == len(rows.rows):  # keys are ids: of two that are equal JSON keeps one
+        twice: list[str] = []
+        _again(data, twice)
+        if twice:
+            raise UserError(f"{named}: more than once in it: {listing(twice)}; JSON keeps the last, so leave one")
+    return rows
 
 
-def _image_id(item: Mapping[str, Any], where: str) -> ImageId:
-    image = item.get("image_id")
-    if isinstance(image, bool) or not isinstance(image, (int, str)):
-        raise UserError(f'{where}: "image_id" must be a number or text, not {json.dumps(image)[:40]}')
-    return image
+def _again(data: bytes, twice: list[str]) -> None:
+    def seen(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return found
+
+    json.loads(data.removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=seen)
 
 
-def _texts(item: Mapping[str, Any], where: str, *keys: str) -> list[str]:
-    """The captions under the first of `keys` that is there: a text or a list of them."""
-    key = next((key for key in keys if key in item), None)
-    if key is None:
-        raise UserError(f"{where}: none of {', '.join(keys)}, but {on_one_line(', '.join(item)) or 'nothing'}")
-    texts = [item[key]] if isinstance(item[key], str) else item[key]
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UserError(f'{where}: "{key}" must be text or a list of texts, not {json.dumps(item[key])[:40]}')
-    return texts
+def _json_lines(path: Path, role: Role) -> Rows:
+    refused: Refused = []
+    items = [(f"{path} line {number}", item) for number, item in json_lines(path, refused)]
+    if refused:
+        more = f" (and {len(refused) - 1:,} more lines)" if len(refused) > 1 else ""
+        raise UserError(f"{refused[0][0]}: {refused[0][1]}{more}")
+    return read_records(items, role)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -11,20 +11,11 @@ from typing import Any
 
 from velm_cli.errors import UserError, on_one_line
 from velm_cli.files import check_crc32, crc32, read_sealed, sealed, write_bytes, write_json
+from velm_cli.metrics.comparison import counts_of
 from velm_cli.metrics.significance import Summands
+from velm_cli.schema.metric_names import COLUMNS, LABELS, NAMES
 
 ImageId = int | str
-# Requested name -> the columns it gives, under pycocoevalcap's names and in the order of papers.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "bleu": ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4"),
-    "meteor": ("METEOR",),
-    "rouge_l": ("ROUGE_L",),
-    "cider": ("CIDEr",),
-    "spice": ("SPICE",),
-    "clip": ("CLIPScore", "RefCLIPScore"),
-}
-NAMES = tuple(name for columns in COLUMNS.values() for name in columns)
-LABELS = {name: name.replace("Bleu_", "BLEU-").replace("ROUGE_L", "ROUGE-L") for name in NAMES}
 NOT_REQUESTED = "not requested"
 
 
@@ -92,11 +83,18 @@ def missing_scores(scores: Scores, required: Sequence[str]) -> str:
     return "; ".join(f"{name}: {scores.reasons[name]}" for name in missing)
 
 
-def save(scores: Scores, folder: Path, beside: Sequence[str] = (), weights: str | None = None) -> None:
+def save(
+    scores: Scores,
+    folder: Path,
+    beside: Sequence[str] = (),
+    weights: str | None = None,
+    comparison: Mapping[str, Any] | None = None,
+) -> None:
     """Writes `scores.json` (corpus, images, reasons, warnings, signature) and `per_image.jsonl`.
 
     `scores.json` holds checksums of the latter and of the files `beside`: formats of lists, which have no room for one;
-    and the SHA-256 of the `weights` that wrote the captions, as the evaluation's `weights.json` does.
+    the `comparison` with another system (`comparison.as_json`); and the SHA-256 of the `weights` that wrote the
+    captions, as the evaluation's `weights.json` does.
     """
     summary: dict[str, Any] = {
         **scores.corpus,
@@ -110,14 +108,17 @@ def save(scores: Scores, folder: Path, beside: Sequence[str] = (), weights: str 
     }
     if weights is not None:
         summary["weights"] = weights
+    if comparison is not None:
+        summary["comparison"] = comparison
     lines = (
         {
             "image_id": image,
             "hypothesis": scores.hypotheses[image],
             "references": scores.references[image],
             "scores": values,
+            "counts": counts_of(scores.summands, number),
         }
-        for image, values in scores.per_image.items()
+        for number, (image, values) in enumerate(scores.per_image.items())
     )
     folder.mkdir(parents=True, exist_ok=True)
     # ASCII: captions may hold lone surrogates, which JSON's escapes can carry and UTF-8 cannot.
@@ -168,6 +169,7 @@ def read_images(folder: Path) -> list[dict[str, Any]]:
                 and isinstance(image["hypothesis"], str)
                 and _are_texts(image["references"])
                 and bool(_of("scores", image, _is_figure))
+                and _of("counts", image, _are_figures) is not None
             )
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
@@ -197,6 +199,10 @@ def _is_figure(value: Any) -> bool:
     if isinstance(value, int) and not isinstance(value, bool):
         return abs(value) < 1 << 64
     return value is None or (isinstance(value, float) and math.isfinite(value))
+
+
+def _are_figures(value: Any) -> bool:
+    return isinstance(value, list) and all(each is not None and _is_figure(each) for each in value)
 
 
 def _is_interval(value: Any) -> bool:

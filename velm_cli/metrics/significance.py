@@ -9,8 +9,9 @@ Shapes: I images, S summands, R resamples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -43,6 +44,7 @@ def _mean(sums_RS: np.ndarray) -> np.ndarray:
 
 
 Interval = tuple[float, float]
+Key = TypeVar("Key", bound=Hashable)
 
 
 def bootstrap(summands: Summands, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval | None:
@@ -57,20 +59,45 @@ def bootstrap_all(
     columns: Mapping[str, Summands], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Interval | None]:
     """`bootstrap` of several scores of the same images, all from the same resamples."""
+    return {
+        name: None if scores_R is None else _middle(scores_R) for name, scores_R in _resampled(columns, seed, resamples)
+    }
+
+
+def paired_bootstrap(
+    ours: Mapping[str, Summands], theirs: Mapping[str, Summands], *, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Interval | None]:
+    """The 95 % interval of ours minus theirs, of each score that both have, both systems on the same resamples.
+
+    They are the resamples of `bootstrap_all` with the same seed.
+    """
+    shared = [name for name in ours if name in theirs]
+    columns = {(system, name): by_name[name] for system, by_name in enumerate((ours, theirs)) for name in shared}
+    found = dict(_resampled(columns, seed, resamples))
+    intervals: dict[str, Interval | None] = {}
+    for name in shared:
+        ours_R, theirs_R = found[0, name], found[1, name]
+        intervals[name] = None if ours_R is None or theirs_R is None else _middle(ours_R - theirs_R)
+    return intervals
+
+
+def _resampled(columns: Mapping[Key, Summands], seed: int, resamples: int) -> Iterator[tuple[Key, np.ndarray | None]]:
+    """(key, scores of all resamples (R)) of each column; None for fewer than two images, or no resample."""
     images = max((len(summands.rows_IS) for summands in columns.values()), default=0)
     assert all(len(summands.rows_IS) == images for summands in columns.values()), "scores of the same images"
-    if images < 2:
-        return dict.fromkeys(columns)
+    if images < 2 or not resamples:
+        yield from ((key, None) for key in columns)
+        return
     random = np.random.default_rng(seed)
-    scores: dict[str, list[np.ndarray]] = {name: [] for name in columns}
+    scores: dict[Key, list[np.ndarray]] = {key: [] for key in columns}
     for start in range(0, resamples, AT_ONCE):
         count = min(AT_ONCE, resamples - start)
         row_R1 = images * np.arange(count)[:, None]
         drawn = (random.integers(images, size=(count, images), dtype=np.int32) + row_R1).ravel()
         drawn_RI = np.bincount(drawn, minlength=count * images).reshape(count, images).astype(float)
-        for name, summands in columns.items():
-            scores[name].append(summands.score(drawn_RI @ summands.rows_IS))
-    return {name: _middle(np.concatenate(each)) for name, each in scores.items()}
+        for key, summands in columns.items():
+            scores[key].append(summands.score(drawn_RI @ summands.rows_IS))
+    yield from ((key, np.concatenate(each)) for key, each in scores.items())
 
 
 def _middle(scores_R: np.ndarray) -> Interval | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.files import write_bytes, write_json
-from velm_cli.metrics.result_files import listing
+from velm_cli.metrics.matching import listing
 from velm_cli.metrics.tokenize import one_line
 
 # Images of each split that a server scores, all of which need a caption (nocaps: Agrawal et al. 2019).

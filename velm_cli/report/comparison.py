@@ -4,38 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from velm_cli import compose
+from velm_cli.data.images import ImageRefused
 from velm_cli.data.store import Store, store_path
 from velm_cli.errors import UserError
+from velm_cli.metrics.comparison import Difference, differences, verdict
 from velm_cli.metrics.scores import ImageId
-from velm_cli.metrics.significance import mean_of, paired_permutation
+from velm_cli.metrics.significance import Summands
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.report.page import Picture, thumbnail, write_page
-from velm_cli.report.runs import AVERAGES
+from velm_cli.schema.metric_names import LABELS
 
 
-def compare_page(evaluations: Mapping[Path, Evaluated], path: Path) -> None:
-    """Write the page of finished run folders, with the images of their data set where its store is to be found."""
-    runs = list(evaluations.values())
-    compared = [runs[0], *(dataclasses.replace(run, p_values=_p_values(runs[0], run)) for run in runs[1:])]
+def compare_page(evaluations: Mapping[Path, Evaluated], names: Sequence[str], path: Path) -> list[str]:
+    """Write the page of finished run folders, with the images of their data set where its store is to be found.
+
+    Returns what is said of them: how each one differs from the first, and what could not be tested.
+    """
+    runs = [dataclasses.replace(run, name=name) for run, name in zip(evaluations.values(), names, strict=True)]
+    compared, said = [runs[0]], []
+    for run in runs[1:]:
+        found, untested = _differences(run, runs[0])
+        compared.append(dataclasses.replace(run, differences=found))
+        said += [*([verdict(run.name, runs[0].name, found)] if found else []), *untested]
     wanted = {image for run in runs for image in run.per_image}
-    write_page(
-        path, compared, _pictures(next(iter(evaluations)), wanted), title=" against ".join(run.name for run in runs[:3])
-    )
+    title = f"{len(runs)} runs" if len(runs) > 2 else " against ".join(run.name for run in reversed(runs))
+    write_page(path, compared, _pictures(next(iter(evaluations)), wanted), title=title, notes=said)
+    return said
 
 
-def _p_values(first: Evaluated, other: Evaluated) -> dict[str, float]:
-    """Of the paired test on the images of both, for the scores that are means of the images' own."""
-    images = [image for image in first.per_image if image in other.per_image]
-    found = {}
-    for name in AVERAGES:
-        if images and first.scores.get(name) is not None and other.scores.get(name) is not None:
-            ours, theirs = (mean_of([run.per_image[image][name] for image in images]) for run in (first, other))
-            found[name] = paired_permutation(ours, theirs)
-    return found
+def _differences(ours: Evaluated, theirs: Evaluated) -> tuple[dict[str, Difference], list[str]]:
+    """Of the scores on the images of both, if these are all; and notes on the scores that are not tested."""
+    if ours.per_image.keys() != theirs.per_image.keys():
+        shared = len(ours.per_image.keys() & theirs.per_image.keys())
+        counts = f"{len(ours.per_image):,} and {len(theirs.per_image):,} images, {shared:,} of them in both"
+        return {}, [f"{ours.name} and {theirs.name} are not tested against each other: they have {counts}"]
+    place = {image: number for number, image in enumerate(ours.per_image)}
+    order = [place[image] for image in theirs.per_image]
+    aligned = {name: Summands(one.rows_IS[order], one.score) for name, one in ours.summands.items()}
+    found = differences(aligned, theirs.summands)
+    both = [name for name, value in ours.scores.items() if value is not None and theirs.scores.get(name) is not None]
+    untested = ", ".join(LABELS[name] for name in both if name not in found)
+    return found, [f"no test of {untested}: an older velm scored one of them; evaluate again"] if untested else []
 
 
 def _pictures(folder: Path, wanted: set[ImageId]) -> Mapping[ImageId, Picture]:
@@ -50,6 +63,6 @@ def _pictures(folder: Path, wanted: set[ImageId]) -> Mapping[ImageId, Picture]:
     places = {store.image_id(number): number for number in range(len(store))}
     pictures = {}
     for image in wanted & places.keys():
-        with contextlib.suppress(OSError, UserError):  # its captions are shown without it
+        with contextlib.suppress(ImageRefused, UserError):  # its captions are shown without it
             pictures[image] = Picture(thumbnail(store.image_bytes(places[image])))
     return pictures

@@ -17,7 +17,10 @@ from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.errors import UserError
+from velm_cli.metrics.comparison import Difference, summands_of
 from velm_cli.metrics.scores import NAMES, ImageId, Scores, read_images, read_summary
+from velm_cli.metrics.significance import Summands
+from velm_cli.report.about import about_folder
 from velm_cli.report.logs import read_figures
 
 Point = tuple[int, float]  # optimisation step, value
@@ -50,9 +53,9 @@ class Attention:
 class Evaluated:
     """One model's captions of a split and their scores. Scores are fractions; None means not computed.
 
-    `scores` and `intervals` (95 %) are of the corpus; `p_values` are of a paired test against the first run
-    of the page. `reasons` says why a score is None. `references` are those it was scored against. `details`
-    are further figures as text, by name; `signature` is what the scores depend on.
+    `scores` and `intervals` (95 %) are of the corpus; `differences` are to the first run of the page, with the
+    interval of the difference and p of the paired test. `reasons` says why a score is None. `references` are those
+    it was scored against. `details` are further figures as text, by name; `signature` is what the scores depend on.
     """
 
     name: str
@@ -61,9 +64,11 @@ class Evaluated:
     hypotheses: Mapping[ImageId, str]
     references: Mapping[ImageId, Sequence[str]]
     intervals: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
-    p_values: Mapping[str, float | None] = field(default_factory=dict)
+    differences: Mapping[str, Difference] = field(default_factory=dict)
+    summands: Mapping[str, Summands] = field(default_factory=dict)  # what each score is made of, an image a row
     reasons: Mapping[str, str] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    about: Mapping[str, str] = field(default_factory=dict)  # model, data, decoding, command ..., by name
     details: Mapping[str, str] = field(default_factory=dict)
     signature: Mapping[str, Any] = field(default_factory=dict)
     curves: Curves | None = None
@@ -88,9 +93,11 @@ def read_evaluation(folder: Path) -> Evaluated:
             intervals={name: tuple(ends) if ends else None for name, ends in summary.get("intervals", {}).items()},
             reasons=summary["reasons"],
             warnings=summary["warnings"],
+            about=about_folder(folder),
             details=_details(summary),
             signature=summary["signature"],
             curves=curves_behind(folder),
+            summands={name: one for name in NAMES if (one := summands_of(images, name)) is not None},
         )
     except FileNotFoundError as error:
         raise UserError(
@@ -105,11 +112,14 @@ def read_evaluation(folder: Path) -> Evaluated:
 def evaluated_of(
     scores: Scores,
     name: str,
-    p_values: Mapping[str, float | None] | None = None,
+    found: Mapping[str, Difference] | None = None,
     *,
+    about: Mapping[str, str] | None = None,
+    facts: Mapping[str, float | None] | None = None,
     curves: Curves | None = None,
 ) -> Evaluated:
-    """The same of scores at hand; `p_values` are of a test against the page's first run."""
+    """The same of scores at hand; `found` are the differences to the page's first run, `facts` are of `score_facts`."""
+    told = {key.replace("_", " "): f"{value:.3f}" for key, value in (facts or {}).items() if value is not None}
     return Evaluated(
         name=name,
         scores=scores.corpus,
@@ -117,10 +127,11 @@ def evaluated_of(
         hypotheses=scores.hypotheses,
         references=scores.references,
         intervals=scores.intervals,
-        p_values=p_values or {},
+        differences=found or {},
         reasons=scores.reasons,
         warnings=scores.warnings,
-        details=_details({"language": scores.language, "spice_categories": scores.spice_categories}),
+        about=about or {},
+        details=_details({"language": scores.language, "spice_categories": scores.spice_categories}) | told,
         signature=scores.signature,
         curves=curves,
     )

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from velm_cli.data.images import read_rgb
 from velm_cli.files import write_bytes
+from velm_cli.metrics.comparison import Difference
 from velm_cli.metrics.scores import LABELS, NAMES, NOT_REQUESTED, ImageId
+from velm_cli.report.about import MEANINGS
 from velm_cli.report.evaluations import Attention, Curves, Evaluated, Point
 
 SIGN = b"velm report</p>"  # in every page, and how velm knows its own
@@ -60,15 +62,10 @@ class Picture:
     large: bytes | None = None
 
 
-def thumbnail(jpeg: bytes, side: int = THUMBNAIL_SIDE) -> bytes:
-    """A JPEG whose longer side has at most `side` pixels; OSError where `jpeg` is no readable image."""
+def thumbnail(source: Path | bytes, side: int = THUMBNAIL_SIDE) -> bytes:
+    """A JPEG whose longer side has at most `side` pixels, of a file or its content; ImageRefused as `read_rgb`."""
     out = BytesIO()
-    try:
-        image = Image.open(BytesIO(jpeg))
-        image.thumbnail((side, side))  # the decoder itself scales down by 2, 4 or 8 first
-        image.convert("RGB").save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
-    except Exception as error:  # decoders raise nearly every type on damaged input
-        raise OSError(f"not a readable image: {error}") from error
+    read_rgb(source, longer_side=side).save(out, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
     return out.getvalue()
 
 
@@ -78,9 +75,12 @@ def write_page(
     pictures: Mapping[ImageId, Picture] | None = None,
     *,
     title: str = "Evaluation",
+    notes: Sequence[str] = (),
     metrics: Sequence[Metric] = METRICS,
 ) -> None:
     """Replace `path` by the page of `runs`, whole or not at all; with two or more it compares them to the first.
+
+    `notes` are sentences above the table.
 
     The images are those that any run has scored, in the order of the runs; `pictures` may lack some or all.
     A metric is shown when some run has a value of it or a reason for having none.
@@ -88,7 +88,7 @@ def write_page(
     assert runs, "a page needs at least one run"
     shown = [metric for metric in metrics if any(_is_told(run, metric.name) for run in runs)] or metrics
     images = list(dict.fromkeys(image for run in runs for image in run.per_image))
-    write_bytes(path, _parts(runs, shown, images, pictures or {}, title))
+    write_bytes(path, _parts(runs, shown, images, pictures or {}, title, notes))
 
 
 def is_page(path: Path) -> bool:
@@ -108,6 +108,7 @@ def _parts(
     images: Sequence[ImageId],
     pictures: Mapping[ImageId, Picture],
     title: str,
+    said: Sequence[str],
 ) -> Iterator[bytes]:
     """The template with its `%NAMES%` filled in; what is put in is never searched for names again."""
     style = (WEB / "page.css").read_text("utf-8")
@@ -121,7 +122,7 @@ def _parts(
         if number % 2 == 0:
             yield text.encode()
         elif text == "DATA":
-            yield _block("data", _data(runs, metrics, images, pictures, title))
+            yield _block("data", _data(runs, metrics, images, pictures, title, said))
         elif text == "BLOCKS":
             yield from _blocks(runs, images, pictures)
         else:
@@ -182,6 +183,7 @@ def _data(
     images: Sequence[ImageId],
     pictures: Mapping[ImageId, Picture],
     title: str,
+    said: Sequence[str],
 ) -> dict[str, Any]:
     """All but pictures and attention, by columns. Ids are text: a browser's numbers end at 2^53."""
     references, other = _references(runs, images)
@@ -190,6 +192,8 @@ def _data(
     ]
     return {
         "title": title,
+        "verdicts": list(said),
+        "meanings": MEANINGS,
         "notes": notes,
         "metrics": [
             {
@@ -232,8 +236,9 @@ def _run(run: Evaluated, metrics: Sequence[Metric], images: Sequence[ImageId]) -
         "count": len(run.per_image),
         "scores": [_finite(run.scores.get(name)) for name in names],
         "intervals": [_interval(run.intervals.get(name)) for name in names],
-        "pValues": [_finite(run.p_values.get(name)) for name in names],
+        "differences": [_difference(run.differences.get(name)) for name in names],
         "notes": [*run.warnings, *(f"{label} is missing: {reason}" for label, reason in reasons.items())],
+        "about": dict(run.about),
         "details": dict(run.details),
         "signature": {key: str(value) for key, value in run.signature.items()},
         "curves": None if run.curves is None else _curves(run.curves),
@@ -246,6 +251,12 @@ def _run(run: Evaluated, metrics: Sequence[Metric], images: Sequence[ImageId]) -
 def _finite(value: float | None) -> float | None:
     """NaN and infinities are not scores: they must not reach a mean, a sort or strict JSON."""
     return round(float(value), 6) if value is not None and math.isfinite(value) else None
+
+
+def _difference(found: Difference | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {"interval": _interval(found.interval), "p": _finite(found.p)}
 
 
 def _interval(ends: tuple[float, float] | None) -> tuple[float, float] | None:

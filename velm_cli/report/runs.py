@@ -1,17 +1,16 @@
 """Runs side by side: what differs between them, their scores with error bars, their size and speed.
 
-Runs that differ in nothing but the seed are one row. The interval of a row is a bootstrap over its seeds
-and over the images (Efron & Tibshirani 1993), of the mean of the per-image scores; metrics that are no such
-mean (BLEU, METEOR) get none.
+Runs that differ in nothing but the seed are one row. The intervals of a single run are those of its scores.json, as
+its page shows them. Those of several seeds are a bootstrap over the seeds and over the images (Efron & Tibshirani
+1993), of the mean of the per-image scores; metrics that are no such mean (BLEU, METEOR) get none.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,13 @@ from omegaconf import OmegaConf
 
 from velm_cli import compose
 from velm_cli.errors import UserError, on_one_line
-from velm_cli.files import write_bytes
 from velm_cli.metrics.scores import read_images, read_summary
 from velm_cli.report.logs import read_figures
+from velm_cli.schema.metric_names import COLUMNS, LABELS, NAMES
 
-SCORES = {
-    "Bleu_4": "BLEU-4",
-    "METEOR": "METEOR",
-    "ROUGE_L": "ROUGE-L",
-    "CIDEr": "CIDEr",
-    "SPICE": "SPICE",
-}
-AVERAGES = ("ROUGE_L", "CIDEr", "SPICE")  # means of per-image scores; BLEU and METEOR are counted over the corpus
+SHOWN = ("Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", "CLIPScore", "RefCLIPScore")  # and the metric asked for
+NO_AVERAGES = COLUMNS["bleu"] + COLUMNS["meteor"]  # counted over the corpus; the others are means over images
 RESAMPLES = 2000
-SIGN, LARGEST_PLOT = "drawn by velm report", 64 << 20
-SIGNED_BY = {"png": "Software", "svg": "Description", "pdf": "Subject"}  # where the formats have room for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +38,7 @@ class ScoredRun:
     per_image: dict[Any, dict[str, float | None]]
     trained: int | None  # parameters that learn
     captions_per_s: float | None  # in training, median over the log lines
+    intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)  # 95 %, of the scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +48,7 @@ class Row:
     label: tuple[str, ...]  # values of the options that differ between the rows
     runs: int
     scores: dict[str, float | None]  # means over the runs
-    interval: tuple[float, float] | None  # 95 %, of the metric that was asked for
+    intervals: dict[str, tuple[float, float] | None]  # 95 %
     trained: int | None
     captions_per_s: float | None
 
@@ -95,10 +87,11 @@ def read_run(folder: Path) -> ScoredRun:
     return ScoredRun(
         folder=folder,
         options=options,
-        scores={name: scores.get(name) for name in SCORES},
+        scores={name: scores.get(name) for name in NAMES},
         per_image=per_image,
         trained=start.get("trained"),
         captions_per_s=float(np.median(speeds)) if speeds else None,
+        intervals={name: (ends[0], ends[1]) for name, ends in scores.get("intervals", {}).items() if ends},
     )
 
 
@@ -119,23 +112,42 @@ def compare(runs: Sequence[ScoredRun], metric: str = "CIDEr") -> tuple[list[str]
     for run in runs:
         label = tuple(run.folder.name if key == "run" else str(run.options[key]) for key in differing)
         groups.setdefault(label, []).append(run)
-    rows = [_row(label, group, metric) for label, group in groups.items()]
+    rows = [_row(label, group) for label, group in groups.items()]
     rows.sort(key=lambda row: row.scores[metric] or 0.0, reverse=True)
     return [key.removesuffix(".kind") for key in differing], rows
 
 
-def _row(label: tuple[str, ...], runs: list[ScoredRun], metric: str) -> Row:
+def names_of(runs: Sequence[ScoredRun]) -> list[str]:
+    """What each run is called in a page: `fusion=add seed=0`, as the table's columns; else by its folder."""
+    if len(runs) == 1:
+        return [runs[0].folder.resolve().name]
+    common = set.intersection(*(set(run.options) for run in runs))
+    keys = sorted(key for key in common if len({json.dumps(run.options[key], default=str) for run in runs}) > 1)
+    keys.sort(key=lambda key: key == "seed")  # last
+    names = [" ".join(f"{key.removesuffix('.kind')}={run.options[key]}" for key in keys) for run in runs]
+    if len(set(names)) < len(runs):
+        names = [run.folder.resolve().name for run in runs]
+    return names if len(set(names)) == len(runs) else [str(run.folder) for run in runs]
+
+
+def _row(label: tuple[str, ...], runs: list[ScoredRun]) -> Row:
     def mean(values: list) -> float | None:
         return None if any(value is None for value in values) else float(np.mean(values))
 
     return Row(
         label=label,
         runs=len(runs),
-        scores={name: mean([run.scores[name] for run in runs]) for name in SCORES},
-        interval=bootstrap([run.per_image for run in runs], metric) if metric in AVERAGES else None,
+        scores={name: mean([run.scores.get(name) for run in runs]) for name in NAMES},
+        intervals={name: _interval(runs, name) for name in NAMES},
         trained=runs[0].trained,
         captions_per_s=mean([run.captions_per_s for run in runs]),
     )
+
+
+def _interval(runs: list[ScoredRun], name: str) -> tuple[float, float] | None:
+    if len(runs) == 1 and runs[0].intervals.get(name):
+        return runs[0].intervals[name]
+    return None if name in NO_AVERAGES else bootstrap([run.per_image for run in runs], name)
 
 
 def bootstrap(per_image: list[dict[Any, dict[str, float | None]]], metric: str) -> tuple[float, float] | None:
@@ -155,15 +167,25 @@ def bootstrap(per_image: list[dict[Any, dict[str, float | None]]], metric: str) 
     return float(low), float(high)
 
 
+def shown_scores(rows: list[Row], metric: str) -> list[str]:
+    """The columns of a table: what some row has, and what was asked for."""
+    return [
+        name
+        for name in NAMES
+        if name == metric or (name in SHOWN and any(row.scores[name] is not None for row in rows))
+    ]
+
+
 def table(differing: list[str], rows: list[Row], metric: str = "CIDEr") -> str:
     """Aligned text; scores times 100, as the field prints them."""
-    shown = [name for name in SCORES if any(row.scores[name] is not None for row in rows)]
-    header = [*differing, "runs", *(SCORES[name] for name in shown), f"{SCORES[metric]} 95 %", "trained", "captions/s"]
+    shown = shown_scores(rows, metric)
+    header = [*differing, "runs", *(LABELS[name] for name in shown), f"{LABELS[metric]} 95 %", "trained", "captions/s"]
     body = []
     for row in rows:
         cells = [*row.label, str(row.runs)]
         cells += ["-" if row.scores[name] is None else f"{100 * row.scores[name]:.1f}" for name in shown]  # type: ignore[operator]
-        cells.append("-" if row.interval is None else f"{100 * row.interval[0]:.1f} to {100 * row.interval[1]:.1f}")
+        interval = row.intervals[metric]
+        cells.append("-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}")
         cells.append("-" if row.trained is None else f"{row.trained / 1e6:.2f} M")
         cells.append("-" if row.captions_per_s is None else f"{row.captions_per_s:,.0f}")
         body.append(cells)
@@ -179,43 +201,3 @@ def table(differing: list[str], rows: list[Row], metric: str = "CIDEr") -> str:
         return "  ".join(parts).rstrip()
 
     return "\n".join(aligned(line) for line in [header, *body])
-
-
-def plot(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr") -> None:
-    """A point and an interval for each row, the best on top, signed as velm's in the file."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("out= draws with matplotlib: pip install matplotlib") from None
-    matplotlib.rcdefaults()  # a matplotlibrc in the working folder may be a stranger's, and can run LaTeX
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in SIGNED_BY:
-        raise UserError(f"report out={path}: a picture's name ends in one of {', '.join(SIGNED_BY)}; a page's in html")
-    figure, axes = pyplot.subplots(figsize=(7, 1.2 + 0.4 * len(rows)), layout="constrained")
-    for place, row in enumerate(reversed(rows)):
-        score = row.scores[metric]
-        if score is None:
-            continue
-        if row.interval is not None:
-            axes.plot([100 * value for value in row.interval], [place, place], color="tab:blue", linewidth=2)
-        axes.plot([100 * score], [place], "o", color="tab:blue")
-        axes.annotate(
-            f"{100 * score:.1f}", (100 * score, place), textcoords="offset points", xytext=(0, 6), ha="center"
-        )
-    axes.set_yticks(range(len(rows)), [", ".join(row.label) or "run" for row in reversed(rows)])
-    axes.set_ylim(-0.6, len(rows) - 0.2)
-    axes.set_xlabel(f"{SCORES[metric]} (line: 95 % bootstrap over seeds and images)")
-    axes.set_ylabel(", ".join(differing))
-    axes.grid(axis="x", alpha=0.3)
-    out = io.BytesIO()
-    figure.savefig(out, format=kind, dpi=150, metadata={SIGNED_BY[kind]: SIGN})
-    pyplot.close(figure)
-    write_bytes(path, [out.getvalue()])
-
-
-def is_plot(path: Path) -> bool:
-    """Whether `path` is a picture that `plot` has written."""
-    return path.stat().st_size < LARGEST_PLOT and SIGN.encode() in path.read_bytes()

@@ -166,14 +166,20 @@ class EvaluateRoot:
 @dataclass
 class ScoreRoot:
     stage: str = "score"
-    predictions: str = path(MISSING)  # [{"image_id", "caption"}, ...] in JSON (COCO's results) or JSON lines
-    references: str = path(MISSING)  # COCO's captions file, or JSON lines of {"image_id", "captions": [...]}
+    predictions: str = path(MISSING)  # a system's captions: COCO's results, {"id": "caption"}, CSV, text by line ...
+    references: str = path(
+        MISSING
+    )  # as people have them: COCO's or Karpathy's file, CSV, text by line (a.txt,b.txt) ...
     vs: str | None = path(None)  # another system's predictions: paired tests against it
-    out: str | None = path(None)  # folder for scores.json, per_image.jsonl and report.html
+    out: str | None = path(
+        None
+    )  # folder for scores.json, per_image.jsonl and report.html; other results are not replaced
     mismatch: Mismatch = Mismatch.error  # images not exactly once in each file: error | ignore
     training: str | None = path(None)  # captions that the system learned from, as in `references`: how many are new?
     instances: str | None = path(None)  # COCO's instances_*.json: which objects are named but not in the image (CHAIR)?
-    images: str | None = path(None)  # folder of the images, for the report
+    images: str | None = path(
+        None
+    )  # folder of the images, for the report and metrics.clip; found by name, id or number
     save_df: str | None = path(
         None
     )  # write the references' document frequencies to this .npz (metrics.df=FILE reads it)

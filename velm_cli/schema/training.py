@@ -6,6 +6,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from velm_cli.schema.bounds import WIDEST, within
+from velm_cli.schema.metric_names import METRIC_NAMES, metrics_asked
 from velm_cli.schema.paths import path
 
 
@@ -174,15 +175,14 @@ class DecodeConfig:
     batch_size: int = within(64, least=1, most=10**9)  # images decoded together
 
 
-METRIC_NAMES = ("bleu", "meteor", "rouge_l", "cider", "spice")
-
-
 @dataclass
 class MetricsConfig:
+    """`names` and `required` are in velm's spelling, whatever they were typed in."""
+
     names: list[str] = field(
         default_factory=lambda: [*METRIC_NAMES]
-    )  # bleu, meteor, rouge_l, cider, spice: those to compute
-    required: list[str] = field(default_factory=list)  # of `names`: exit 1 when one of these could not be computed
+    )  # which to compute: bleu, meteor, rouge_l, cider, spice; one or a list, in any spelling (CIDEr, BLEU-4)
+    required: list[str] = field(default_factory=list)  # exit 1 when one of these could not be computed
     clip: str | None = path(None)  # folder of a CLIP-like transformers model: CLIPScore and RefCLIPScore too
     df: str = path(
         "corpus"
@@ -191,3 +191,6 @@ class MetricsConfig:
     java_timeout: float = within(7200.0, above=0, most=1e9)  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
     spice_threads: int = within(0, least=0, most=1024)  # 0 = one a core
+
+    def __post_init__(self) -> None:
+        self.names, self.required = metrics_asked(self.names), metrics_asked(self.required)

@@ -133,7 +133,7 @@ def _evaluate(
             trained_on=_trained_on(store, trained, compose.run_folder_of(config.checkpoint)),
             weights=about["sha256"],
         )
-        _check_facts(config, captions, path)
+        facts = _check_facts(config, captions, path)
         if config.report.page and scores:
             page = write_report(
                 path,
@@ -146,6 +146,7 @@ def _evaluate(
                 attention=config.report.attention,
                 image_size=trained.vision.image_size,
                 features=features,
+                facts=facts,
             )
             print(f"report      {page}")
         opened.refuse_if_gone()
@@ -317,17 +318,18 @@ def _report_again(path: Path) -> float | None:
     return corpus["CIDEr"]
 
 
-def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> None:
+def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> dict[str, float | None]:
     """For the embedded data set the scenes are known, so what the captions assert can be checked."""
     if not isinstance(config.dataset, ShapesConfig):
-        return
+        return {}
     scenes_file = Path(config.dataset.root or "") / "scenes.json"
     if not scenes_file.exists():
         print(f"note: facts are not checked, since {scenes_file} is missing")
-        return
+        return {}
     facts = score_facts(captions, load_scenes(scenes_file))
     write_json(path / "facts.json", facts)
     print(f"\nfacts that the captions assert, against the drawn scenes\n{facts_table(facts)}")
+    return facts
 
 
 def _read(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from velm_cli.engine.folder import lock_folder
-from velm_cli.errors import UserError
+from velm_cli.errors import UserError, on_one_line
 from velm_cli.files import read_sealed, refused_by_the_system, sealed, write_json
 
 INPUTS = "inputs.json"  # what a folder of scores was made from, sealed; also the sign that velm made it
@@ -34,22 +35,23 @@ def output_file(option: str, value: str, is_own: Callable[[Path], bool], kind: s
 
 
 @contextlib.contextmanager
-def score_folder(option: str, value: str, inputs: dict[str, str]) -> Iterator[Path]:
-    """The folder for scores of `inputs` (file -> digest), locked: a new one, an empty one, or that of the same inputs.
+def score_folder(option: str, value: str, inputs: dict[str, str], options: dict[str, Any]) -> Iterator[Path]:
+    """The folder for scores of `inputs` (file -> digest), locked: a new one, an empty one, or that of the same inputs
+    and of the same `options` (JSON values by their names).
 
     UserError for any other.
     """
     path = Path(value)
     with _explained(option, value):
-        _refuse_other_folder(f"{option}={value}", path, inputs)
+        _refuse_other_folder(f"{option}={value}", path, inputs, options)
         path.mkdir(parents=True, exist_ok=True)
     with lock_folder(path):
-        _refuse_other_folder(f"{option}={value}", path, inputs)
-        write_json(path / INPUTS, sealed({"made_by": "velm score", "inputs": inputs}))
+        _refuse_other_folder(f"{option}={value}", path, inputs, options)
+        write_json(path / INPUTS, sealed({"made_by": "velm score", "inputs": inputs, "options": options}))
         yield path
 
 
-def _refuse_other_folder(where: str, path: Path, inputs: dict[str, str]) -> None:
+def _refuse_other_folder(where: str, path: Path, inputs: dict[str, str], options: dict[str, Any]) -> None:
     if not path.exists():
         return
     if not path.is_dir():
@@ -64,8 +66,20 @@ def _refuse_other_folder(where: str, path: Path, inputs: dict[str, str]) -> None
             raise UserError(f"{where} holds files that velm score did not write: give another folder")
         if made.get("inputs") != inputs:
             raise UserError(f"{where} holds the scores of other files: give another folder, or delete this one")
+        before = made.get("options", options)  # an older velm's does not say
+        if before != options:
+            key = next(key for key in options if before.get(key) != options[key])
+            raise UserError(
+                f"{where} holds scores with {key}={_shown(before.get(key))}, and here it is {_shown(options[key])}: "
+                "give another folder, or delete this one"
+            )
     elif foreign := sorted(there - SCORE_FILES):  # without INPUTS: an older velm's
         raise UserError(f"{where} holds files that velm score did not write ({foreign[0]}): give another folder")
+
+
+def _shown(value: Any) -> str:
+    text = "null" if value is None else f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+    return on_one_line(text)[:80]
 
 
 @contextlib.contextmanager

@@ -1,4 +1,5 @@
-"""report: one table of any number of run folders, and a plot or a page of them. Takes folders, so no Hydra."""
+"""report: one table of any number of run folders, also as a file, and a plot or a page of them. Takes folders, so no
+Hydra."""
 
 from __future__ import annotations
 
@@ -8,47 +9,50 @@ from pathlib import Path
 from velm_cli.errors import UserError, did_you_mean, on_one_line
 from velm_cli.report.comparison import compare_page
 from velm_cli.report.evaluations import Evaluated, read_evaluation
+from velm_cli.report.exports import FORMATS, is_table, write_table
 from velm_cli.report.page import is_page
-from velm_cli.report.runs import SCORES, compare, is_plot, plot, read_run, table
+from velm_cli.report.plot import SIGNED_BY, is_plot, plot
+from velm_cli.report.runs import ScoredRun, compare, names_of, read_run, table
+from velm_cli.schema.metric_names import LABELS, score_named
 from velm_cli.stages.outputs import output_file
 
-USAGE = """velm report FOLDER... [metric=CIDEr] [out=PICTURE.png | out=PAGE.html]
+USAGE = """velm report FOLDER... [metric=CIDEr] [out=TABLE.csv | TABLE.md | TABLE.tex | PICTURE.png | PAGE.html]
 
 One row for every combination of options in which the runs differ; runs that differ in the seed alone are
 averaged. Folders are those of train, finetune or evaluate, such as runs/train/*; those without scores are left out.
-A picture shows the metric with error bars; a page shows the captions side by side, first those on which the runs
-differ most.
+A CSV has all digits, as fractions with the ends of their 95 % intervals; Markdown and LaTeX have scores times 100.
+A picture (png, svg, pdf) shows the metric with error bars; a page shows the captions side by side, first those on
+which the runs differ most, and how far each run differs from the first.
 """
+OPTIONS = ("metric", "out")
 
 
 def main(args: list[str]) -> None:
-    """Print the table; draw it if `out=` says where."""
+    """Print the table; write, draw or show it if `out=` says where."""
     if not args or args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return
     options = dict(arg.split("=", 1) for arg in args if "=" in arg and not Path(arg).exists())
     folders = [Path(arg) for arg in args if arg.partition("=")[0] not in options]
     for key in options:
-        if key not in ("metric", "out"):
-            raise UserError(f"report: no option {key!r}{did_you_mean(key, ['metric', 'out'])}; {USAGE.splitlines()[0]}")
-    metric = options.get("metric", "CIDEr")
-    if metric not in SCORES:
-        raise UserError(f"report metric={metric}: one of {', '.join(SCORES)}")
+        if key not in OPTIONS:
+            raise UserError(f"report: no option {key!r}{did_you_mean(key, OPTIONS)}; {USAGE.splitlines()[0]}")
+    metric = score_named(options.get("metric", "CIDEr"))
+    if metric is None:
+        near = did_you_mean(options["metric"].lower(), map(str.lower, LABELS.values()))
+        raise UserError(f"report metric={options['metric']}: no score of that name{near}; {', '.join(LABELS.values())}")
     if not folders:
         raise UserError("report: give one or more run folders, such as runs/train/*")
+    kind, out = _output(options["out"]) if "out" in options else ("", None)
     evaluations: dict[Path, Evaluated] = {}
-    page = plot_file = None
-    if options.get("out", "").endswith(".html"):
-        page = output_file("report out", options["out"], _is_comparison, "a page of velm report")
-    elif "out" in options:
-        plot_file = output_file("report out", options["out"], is_plot, "a picture of velm report")
-    runs, left_out = {}, []
+    runs: dict[Path, ScoredRun] = {}
+    left_out = []
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"report: {folder} does not exist")
         try:
             runs[folder] = read_run(folder)
-            if page:
+            if kind == "html":
                 evaluations[folder] = read_evaluation(folder)
         except UserError as error:  # of a sweep that is not through, say
             runs.pop(folder, None)
@@ -59,14 +63,32 @@ def main(args: list[str]) -> None:
         print(f"left out: {on_one_line(reason)}", file=sys.stderr)
     differing, rows = compare(list(runs.values()), metric)
     print(table(differing, rows, metric))
-    if page:
-        verb = "replaced" if page.exists() else "written"
-        compare_page(evaluations, page)
-        print(f"{verb}: {options['out']}")
-    elif plot_file:
-        verb = "replaced" if plot_file.exists() else "drawn"
-        plot(differing, rows, plot_file, metric)
-        print(f"{verb}: {options['out']}")
+    if out is None:
+        return
+    verb = "replaced" if out.exists() else "drawn" if kind in SIGNED_BY else "written"
+    if kind == "html":
+        for line in compare_page(evaluations, names_of(list(runs.values())), out):
+            print(on_one_line(line))
+    elif kind in FORMATS:
+        write_table(differing, rows, out, metric)
+    else:
+        plot(differing, rows, out, metric)
+    print(f"{verb}: {options['out']}")
+
+
+def _output(value: str) -> tuple[str, Path]:
+    """(what kind of file, its path), looked at before the work begins."""
+    kind = Path(value).suffix.lower().removeprefix(".")
+    if kind == "html":
+        return kind, output_file("report out", value, _is_comparison, "a page of velm report")
+    if kind in FORMATS:
+        return kind, output_file("report out", value, is_table, "a table of velm report")
+    if kind in SIGNED_BY:
+        return kind, output_file("report out", value, is_plot, "a picture of velm report")
+    raise UserError(
+        f"report out={value}: a picture's name ends in one of {', '.join(SIGNED_BY)}; a page's in html; "
+        f"a table's in {', '.join(FORMATS)}"
+    )
 
 
 def _is_comparison(path: Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,10 @@ from velm_cli.data.loader import eval_batches
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import kept_box
+from velm_cli.engine.folder import environment
 from velm_cli.metrics.scores import ImageId, Scores
 from velm_cli.models.looking import looks
+from velm_cli.report.about import about_folder
 from velm_cli.report.evaluations import Attention, Evaluated, curves_behind, evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.stages.scoring import Captions
@@ -38,9 +40,14 @@ def write_report(
     attention: int,
     image_size: int,
     features: FeatureCache | None,
+    facts: Mapping[str, float | None] | None = None,
 ) -> Path:
-    """Write the page of the evaluation in `folder`; with attention maps for that many images, if the fusion has any."""
-    evaluated = evaluated_of(scores, folder.name, curves=curves_behind(folder))
+    """Write the page of the evaluation in `folder`; with attention maps for that many images, if the fusion has any.
+
+    `facts` are those of `score_facts`, where the scenes are known.
+    """
+    about = about_folder(folder) | _made_by(folder)
+    evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves_behind(folder))
     chosen = _chosen(evaluated, store, indices, attention)
     maps = dict(_attention(task, store, tokenizer, chosen, captions, image_size, features))
     pictures = {
@@ -50,6 +57,14 @@ def write_report(
     path = folder / "report.html"
     write_page(path, [dataclasses.replace(evaluated, attention=maps)], pictures, title=folder.name)
     return path
+
+
+def _made_by(folder: Path) -> dict[str, str]:
+    """The command that runs now, and the versions of what it runs on."""
+    packages = environment()["packages"]
+    commands = (folder / "command.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    return {"command": commands[-1] if commands else "", "versions": versions}
 
 
 def _picture(jpeg: bytes, *, large: bool) -> Picture:

@@ -19,7 +19,7 @@ from velm_cli.models.vision.interface import (
     as_rows,
     of_grid,
 )
-from velm_cli.models.weights import download_note, load_state, on_meta
+from velm_cli.models.weights import download_note, load_state, on_meta, unread
 from velm_cli.schema import RegionsConfig, TorchvisionConfig
 
 # What torchvision's own recipes do not decay next to vectors: Swin's table of positions; ConvNeXt's gains, which its

@@ -8,7 +8,7 @@ const BARS = 48;
 const scored = metrics.map((_, column) => column).filter((column) => runs.some((run) => run.values[column].some((value) => value !== null)));
 
 const gallery = {
-  order: "best",
+  order: several ? "differ" : "best",
   metric: scored.find((column) => metrics[column].name === "CIDEr") ?? scored[0] ?? 0,
   run: runs.length - 1,
   low: null, // as the page writes scores; null: no bound
@@ -318,6 +318,7 @@ function setUpControls() {
   byId("order").append(...ORDERS.map(([value, label]) => element("option", { value }, label)));
   byId("metric").append(...scored.map((column) => element("option", { value: column }, metrics[column].label)));
   byId("run").append(...runs.map((run, number) => element("option", { value: number }, run.name)));
+  byId("order").value = gallery.order;
   byId("metric").value = gallery.metric;
   byId("run").value = gallery.run;
   byId("run-field").hidden = !several;

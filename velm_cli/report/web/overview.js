@@ -16,7 +16,9 @@ function showScores() {
   const table = element("table", { class: several ? "scores compared" : "scores", role: "table" });
   const head = element("tr", { role: "row" });
   if (several) head.append(element("th", { role: "columnheader", scope: "col" }, "Run"));
-  for (const metric of metrics) head.append(element("th", { role: "columnheader", scope: "col" }, metric.label));
+  for (const metric of metrics) {
+    head.append(element("th", { role: "columnheader", scope: "col", ...explained(metric.label) }, metric.label));
+  }
   table.append(element("thead", { role: "rowgroup" }, head));
   const body = element("tbody", { role: "rowgroup" });
   const best = metrics.map((metric, column) => bestScore(metric, column));
@@ -27,6 +29,12 @@ function showScores() {
   table.append(body);
   byId("scores").append(element("div", { class: "scroll" }, table));
   byId("scores").append(element("p", { class: "muted small" }, scaleNote()));
+}
+
+// The meaning of a label, for who points at it.
+function explained(label) {
+  const meaning = Object.hasOwn(data.meanings, label) ? data.meanings[label] : null;
+  return meaning ? { title: meaning, class: "explained" } : {};
 }
 
 function bestScore(metric, column) {
@@ -40,7 +48,7 @@ function scaleNote() {
   const notes = [];
   if (hundredfold) notes.push("Scores are times 100.");
   if (intervals) notes.push("Small figures: 95 % intervals.");
-  if (several) notes.push(`Differences are to ${runs[0].name}.`);
+  if (several) notes.push(`Differences are to ${runs[0].name}: + is higher than it.`);
   return notes.join(" ");
 }
 
@@ -75,15 +83,20 @@ function whisker(column, value, ends, number) {
   );
 }
 
+// With the difference's own interval: two intervals that overlap do not say that the scores are alike.
 function differenceRow(run) {
   const row = element("tr", { role: "row", class: "difference" });
   row.append(element("th", { role: "rowheader", scope: "row" }, "difference"));
   metrics.forEach((metric, column) => {
+    const tested = run.differences[column];
     const change = difference(run.scores[column], runs[0].scores[column]);
     const cell = element("td", { role: "cell", "data-label": metric.label });
     cell.append(element("span", { class: verdict(change, metric) }, formattedDifference(change, metric)));
-    const p = run.pValues[column];
-    if (p !== null && change !== null) cell.append(element("span", { class: "interval" }, p < 0.001 ? "p < 0.001" : `p = ${p.toFixed(3)}`));
+    if (tested?.interval) {
+      const text = tested.interval.map((end) => formattedDifference(end, metric)).join(" to ");
+      cell.append(element("span", { class: "interval" }, text));
+    }
+    if (tested) cell.append(element("span", { class: "interval" }, tested.p < 0.001 ? "p < 0.001" : `p = ${tested.p.toFixed(3)}`));
     row.append(cell);
   });
   return row;
@@ -91,6 +104,7 @@ function differenceRow(run) {
 
 // What is said of several runs is said once, with their names.
 function showNotes() {
+  for (const said of data.verdicts) byId("verdicts").append(element("p", { dir: "auto" }, said));
   const notes = new Map(data.notes.map((note) => [note, []]));
   runs.forEach((run, number) => {
     for (const note of run.notes) notes.set(note, [...(notes.get(note) ?? []), runLabel(run, number)]);
@@ -112,7 +126,7 @@ function showFolded(place, entriesOf) {
   }
   const rows = keys.map((key) => {
     const values = runs.map((run) => element("td", { dir: "auto" }, entriesOf(run)[key] ?? NOTHING));
-    return element("tr", {}, element("th", { scope: "row" }, key), ...values);
+    return element("tr", {}, element("th", { scope: "row", ...explained(key) }, key), ...values);
   });
   table.append(element("tbody", {}, ...rows));
   byId(place).append(element("div", { class: "scroll" }, table));
@@ -212,6 +226,7 @@ function tickText(value) {
 describePage();
 showScores();
 showNotes();
+showFolded("about", (run) => run.about);
 showFolded("details", (run) => run.details);
 showFolded("signature", (run) => run.signature);
 showCurves();
