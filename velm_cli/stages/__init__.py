@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from velm_cli import compose
+from velm_cli import compose, console
 from velm_cli.engine.folder import best_figure, is_complete, run_path
 from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
@@ -26,6 +26,8 @@ def run(config: DictConfig) -> float | None:
     stage = config.stage
     typed = settle(config, one_of_many=HydraConfig.get().mode == RunMode.MULTIRUN)
     validate(typed)
+    if stage in ("preprocess", "train", "finetune", "evaluate") and not typed.dry_run:
+        console.work_is_in_files()
     if stage in ("train", "finetune") and not typed.dry_run and is_complete(path := run_path(typed), typed):
         refuse_other_sources(path, typed)
         print(f"complete    {path}  (fresh=true trains again)")
