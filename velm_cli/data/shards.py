@@ -31,7 +31,9 @@ from velm_cli.surroundings import open_files_limit
 # The sha256 names the content; the CRC-32 is checked at each reading, in 1 % of the time that decoding takes.
 INDEX = np.dtype([("record", "<i8"), ("offset", "<i8"), ("length", "<i8"), ("sha256", "u1", 32), ("crc32", "<u4")])
 MOST = 1 << 30  # bytes of a JPEG that an index may claim
-OPEN_SHARDS = 256  # at least, where the system lets a process open so many; opening one again for every image of a random order costs 40 times the reading
+# At least, where the system lets a process open so many; opening one again for every image of a random order costs 40
+# times the reading.
+OPEN_SHARDS = 256
 
 
 def shard_path(folder: Path, shard: int) -> Path:

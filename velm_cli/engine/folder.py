@@ -31,8 +31,9 @@ from velm_cli.schema import Resize
 MARKERS = ("DONE", "PREEMPTED", "FAILED")
 LOG = "log.txt"  # what the console was told
 WRITTEN = (
-    *MARKERS, LOG, "frozen.safetensors", "command.txt", "environment.json", "metrics.jsonl", "sources.json", "model.safetensors",
-    "best.safetensors", "predictions.json", "scores.json", "per_image.jsonl", "report.html", "weights.json",
+    *MARKERS, LOG, "command.txt", "environment.json", "metrics.jsonl", "sources.json", "model.safetensors",
+    "best.safetensors", "frozen.safetensors", "predictions.json", "scores.json", "per_image.jsonl", "report.html",
+    "weights.json",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from velm_cli.errors import StageError, UserError
+from velm_cli.models.frozen import put_together
 
-# In a weight file's metadata: CRC-32 and, behind a blank, which run it is of. One key, since safetensors writes several
-# in any order, and the same run writes the same bytes.
+# In a weight file's metadata: CRC-32 and, behind blanks, which run it is of and the digest of what it leaves to
+# frozen.safetensors. One key, since safetensors writes several in any order, and the same run writes the same bytes.
 SEAL = "velm_crc32"
+REST = "frozen:"
 
 
 def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[str, Tensor]:
@@ -37,8 +40,10 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
-            _check(path, state)
-            return state
+            with safe_open(path, framework="pt") as file:
+                seal, _, rest = _seal_in(file.metadata() or {})
+            _compare(state, seal)
+            return state if rest is None else put_together(path, state, rest)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise _unreadable(path, error) from error
@@ -51,19 +56,22 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> dict[
 def read_state(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], str]:
     """The tensors of a .safetensors file and its SHA-256, of one reading: whatever replaces the file meanwhile.
 
+    With those that its run never changed, which lie in a file of their own (`models/frozen.py`).
+
     UserError when it says that it is of another run than `run`; an older velm's and other programs' say nothing.
     """
     _refuse_absent(path)
     try:
         content = path.read_bytes()
         state = load(content)
-        seal, of_run = _seal_in(_metadata(content))
+        seal, of_run, rest = _seal_in(_metadata(content))
         _compare(state, seal)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if run is not None and of_run not in (None, run):
         raise UserError(f"{path} holds the weights of another run than the one of its folder: put its own back")
-    return state, hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
+    return (state if rest is None else put_together(path, state, rest)), digest
 
 
 def fitted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
@@ -107,11 +115,11 @@ def refuse_not_finite(module: nn.Module, source: str | Path) -> None:
         raise UserError(f"{source} holds numbers that are not finite ({name}): its training went wrong; take others")
 
 
-def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> None:
+def save_state(state: dict[str, Tensor], path: Path, run: str | None = None, frozen: str | None = None) -> None:
     """Write tensors as safetensors: whole or not at all. Shared tensors are stored once a name.
 
-    The file's metadata has a CRC-32 of all names, types, shapes and values, which `load_state` compares, and which
-    `run` they are of.
+    The file's metadata has a CRC-32 of all names, types, shapes and values, which `load_state` compares, which `run`
+    they are of, and the SHA-256 of the file with the `frozen` ones, where these are the others of them only.
     """
     part = path.with_name(path.name + ".part")
     seen: set[int] = set()
@@ -123,8 +131,12 @@ def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> 
         seen.add(tensor.data_ptr())
         out[name] = tensor
     try:
-        save_file(out, part, metadata={SEAL: " ".join(filter(None, (_seal_of(out), run)))})
+        with open(part, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # as the umask says; safetensors' own are the owner's alone
+        rest = None if frozen is None else REST + frozen
+        save_file(out, part, metadata={SEAL: " ".join(filter(None, (_seal_of(out), run, rest)))})
         with open(part, "rb+") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(part, path)
     except (SafetensorError, OSError) as error:
@@ -134,19 +146,15 @@ def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> 
         raise StageError(f"cannot write {path}: {said}; make room, and the same command goes on") from error
 
 
-def _check(path: Path, state: dict[str, Tensor]) -> None:
-    """ValueError when the tensors are not those that `save_state` wrote; other programs' files say nothing."""
-    with safe_open(path, framework="pt") as file:
-        _compare(state, _seal_in(file.metadata() or {})[0])
-
-
-def _seal_in(metadata: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """The CRC-32 and the run; None for what another program, or an older velm, does not say."""
-    seal, _, run = metadata.get(SEAL, "").partition(" ")
-    return seal or None, run or None
+def _seal_in(metadata: Mapping[str, str]) -> tuple[str | None, str | None, str | None]:
+    """The CRC-32, the run and the digest of the rest; None for what another program, or an older velm, does not say."""
+    seal, *more = metadata.get(SEAL, "").split(" ")
+    rest = next((part.removeprefix(REST) for part in more if part.startswith(REST)), None)
+    return seal or None, next((part for part in more if not part.startswith(REST)), None), rest
 
 
 def _compare(state: dict[str, Tensor], seal: str | None) -> None:
+    """ValueError when the tensors are not those that `save_state` wrote; other programs' files say nothing."""
     if seal not in (None, _seal_of(state)):
         raise ValueError("its content has changed since it was written")
 
