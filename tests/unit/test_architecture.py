@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "velm_cli"
 
 # A module may import from its own layer and from those before it.
 LAYERS = [
-    {"errors", "files", "hub", "place", "schema", "console", "surroundings", "__init__"},
+    {"errors", "files", "hub", "place", "schema", "console", "surroundings", "quiet", "__init__"},
     {"data", "models", "objectives", "metrics", "compose", "shared_configs", "usage", "unexpected", "observe"},
     {"tasks"},
     {"engine", "report", "validate"},

@@ -18,6 +18,7 @@ from velm_cli.engine.folder import best_figure, is_complete, run_path
 from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
 from velm_cli.place import place
+from velm_cli.quiet import quiet
 from velm_cli.validate import validate
 
 
@@ -38,6 +39,8 @@ def run(config: DictConfig) -> float | None:
     if place().world > 1:
         # Or each process is told once that the search for unused parameters (engine/parallel.py) is not free.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if os.environ.get("VELM_TRACEBACK", "") in ("", "0"):
+        quiet()
     # Imported here, so that a command pays only for what it uses (torch takes seconds).
     from velm_cli.data.arrays import end_in_a_line_when_cut_short
 
