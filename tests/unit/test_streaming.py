@@ -381,7 +381,7 @@ def test_a_stream_without_its_own_held_out_images_is_damaged(tmp_path, fault):
     shutil.rmtree(copy / "held-out")
     if fault == "of another store":
         shutil.copytree(copy / "captions", copy / "held-out")
-    with pytest.raises(UserError, match="held-out.* is (gone|of another store)"):
+    with pytest.raises(UserError, match=r"held-out.* is (gone|of another store)"):
         Store.open(copy)
     with pytest.raises(UserError, match="is damaged"):
         doctor.run(DoctorRoot(store=str(copy)))

@@ -148,6 +148,17 @@ def _room_for_files() -> int:
     return max(OPEN_SHARDS, limit // 4) if limit >= 4 * OPEN_SHARDS else max(1, limit // 4)
 
 
+class _Tar:
+    """A descriptor that is closed with its last user; a file would warn of that (PYTHONWARNINGS=error)."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
 class ShardReader:
     """Random access to the JPEGs of a folder of shards.
 
@@ -167,7 +178,7 @@ class ShardReader:
         offset, length = int(index["offset"][row]), int(index["length"][row])
         if not 0 <= length <= MOST:
             raise ValueError(f"its index in {index_path(shard_path(self.folder, shard)).name} says {length} bytes")
-        jpeg = os.pread(file.fileno(), length, offset)
+        jpeg = os.pread(file.descriptor, length, offset)
         if "crc32" in (index.dtype.names or ()):
             whole = zlib.crc32(jpeg) == int(index["crc32"][row])
         else:  # an older velm's
@@ -180,11 +191,11 @@ class ShardReader:
         """The rows of a shard, as an array of dtype INDEX."""
         return self._shard(shard)[1]
 
-    def _open(self, shard: int) -> tuple[io.FileIO, np.ndarray]:
+    def _open(self, shard: int) -> tuple[_Tar, np.ndarray]:
         path = shard_path(self.folder, shard)
         try:
             index = read_index(path, self.indexes[shard] if self.indexes else None)
-            return io.FileIO(path), index  # closed when the cache lets go of it
+            return _Tar(path), index  # closed when the cache lets go of it
         except OSError as error:
             if error.errno not in NO_HANDLES or not self._shard.cache_info().currsize:
                 raise
