@@ -13,6 +13,7 @@ from velm import TINY, TINY_MODEL, call
 
 from velm_cli.engine import checkpoint
 from velm_cli.engine.frozen import Frozen
+from velm_cli.errors import UserError
 from velm_cli.files import sha256
 from velm_cli.models.frozen import narrowed
 from velm_cli.models.weights import load_state, read_state
@@ -181,3 +182,23 @@ def test_fractions_are_kept_in_the_smallest_type_that_is_exact():
     assert narrowed(torch.tensor([3])).dtype is torch.int64
     assert narrowed(torch.zeros(2, dtype=torch.float64)).dtype is torch.float64
     assert narrowed(torch.zeros(2).bfloat16()).dtype is torch.float32, "or reading would make another type of it"
+
+
+@pytest.mark.parametrize("change", ["the key", "the word", "the digest"])
+def test_metadata_that_has_changed_gives_no_part_of_a_model(once, change):
+    file = once / "best.safetensors"
+    content = file.read_bytes()
+    old, new = {
+        "the key": (b"velm_crc32", b"velm_crc33"),
+        "the word": (b" frozen:", b" frozdn:"),
+        "the digest": (b" frozen:", b" frozen:0"),
+    }[change]
+    if change == "the digest":  # of the same length: the header's is in front of it
+        at = content.index(old) + len(old)
+        content = content[:at] + (b"0" if content[at : at + 1] != b"0" else b"1") + content[at + 1 :]
+    else:
+        content = content.replace(old, new, 1)
+    file.write_bytes(content)
+    for read in (load_state, read_state):
+        with pytest.raises(UserError):
+            read(file)

@@ -54,7 +54,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if number == signal.SIGINT and request:
             raise KeyboardInterrupt
         for each in _open:
-            each.signal_name = signal.Signals(number).name
+            each.signal_name = each.signal_name or signal.Signals(number).name
         if request.raises:
             request.raises = False  # once: of ten signals in a row the others must not disturb the cleaning up
             raise Stopped

@@ -60,4 +60,5 @@ def put_together(path: Path, trained: Mapping[str, Tensor], digest: str) -> dict
     except SafetensorError as error:
         raise UserError(f"{file} is not a readable weight file ({error})") from error
     whole = {name: tensor.float() if tensor.dtype in SMALLER else tensor for name, tensor in frozen.items()}
-    return whole | dict(trained)  # a later velm may train what was frozen
+    whole |= trained  # a later velm may train what was frozen
+    return {name: whole[name] for name in sorted(whole)}

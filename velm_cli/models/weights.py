@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import stat
 import zlib
 from collections.abc import Mapping
@@ -147,10 +148,19 @@ def save_state(state: dict[str, Tensor], path: Path, run: str | None = None, fro
 
 
 def _seal_in(metadata: Mapping[str, str]) -> tuple[str | None, str | None, str | None]:
-    """The CRC-32, the run and the digest of the rest; None for what another program, or an older velm, does not say."""
-    seal, *more = metadata.get(SEAL, "").split(" ")
-    rest = next((part.removeprefix(REST) for part in more if part.startswith(REST)), None)
-    return seal or None, next((part for part in more if not part.startswith(REST)), None), rest
+    """The CRC-32, the run and the digest of the rest; None for what another program, or an older velm, does not say.
+
+    ValueError when the metadata itself has changed.
+    """
+    if SEAL not in metadata:
+        if any(re.fullmatch(r"[0-9a-f]{8}( \S+)*", value) for value in metadata.values()):
+            raise ValueError("the name of its checksum has changed")
+        return None, None, None
+    seal, *more = metadata[SEAL].split(" ")
+    rest = more.pop() if more and more[-1].startswith(REST) else None
+    if len(more) > 1:
+        raise ValueError("its metadata has changed since it was written")
+    return seal, (more[0] if more else None), (None if rest is None else rest.removeprefix(REST))
 
 
 def _compare(state: dict[str, Tensor], seal: str | None) -> None:
