@@ -131,12 +131,12 @@ def _trained(tree: Path, folder: Path, run: str) -> tuple[list[dict], str]:
 
 
 def _digest(weights: Path) -> str:
-    """Of all tensors, whatever else the file says of itself."""
-    from safetensors.numpy import load_file
+    """Of all tensors, with those that the run never changed, whatever else the files say of themselves."""
+    from velm_cli.models.weights import read_state
 
     digest = hashlib.sha256()
-    for name, tensor in sorted(load_file(weights).items()):
-        digest.update(f"{name} {tensor.dtype} {tensor.shape}\n".encode() + tensor.tobytes())
+    for name, tensor in sorted(read_state(weights)[0].items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
 
 

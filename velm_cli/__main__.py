@@ -4,7 +4,11 @@ import os
 import sys
 
 # -m puts the working folder first on the path, and a folder of photos may hold an omegaconf.py.
-if sys.path[0] == os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
+try:
+    here = os.getcwd()
+except OSError:  # it was removed; cli.py says so
+    here = ""
+if sys.path[0] == here != os.path.dirname(os.path.dirname(os.path.abspath(__file__))):
     del sys.path[0]
 
 from velm_cli.cli import main

@@ -8,10 +8,11 @@ import os
 import sys
 from typing import NoReturn
 
-from velm_cli import __version__
+from velm_cli import __version__, console
 from velm_cli.errors import StageError, UserError, did_you_mean, visible
 from velm_cli.files import refused_by_the_system
 from velm_cli.place import place
+from velm_cli.surroundings import settle_in
 from velm_cli.unexpected import in_one_line, is_meant_to_pass, wants_traceback
 
 STAGES = {
@@ -54,6 +55,7 @@ more:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0 fine, 1 failed, 2 the command was wrong."""
+    console.endure()
     args = list(sys.argv[1:] if argv is None else argv)
     try:
         _dispatch(args)
@@ -68,7 +70,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
             raise
         line, code = in_one_line(error)
         _fail(line, code)
-    sys.exit(0)
+    sys.exit(console.exit_code())
 
 
 def _is_of_a_disk(error: BaseException) -> bool:
@@ -89,6 +91,7 @@ def _dispatch(args: list[str]) -> None:
     if args[0] in VERSION or "--version" in args:
         print(f"velm {__version__}")
         return
+    settle_in()
     stage = ALIASES.get(args[0], args[0])
     if stage not in STAGES:
         hint = did_you_mean(args[0], [*STAGES, *ALIASES]) or f"; stages: {', '.join(STAGES)}"

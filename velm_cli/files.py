@@ -10,16 +10,18 @@ import os
 import re
 import secrets
 import shutil
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from velm_cli.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # a file system without them: some mounts of Lustre and NFS
+NO_HANDLES = (errno.EMFILE, errno.ENFILE)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some mounts of Lustre, NFS, FUSE
 SEAL = "crc32"  # the key of a JSON object that seals the others
 
 
@@ -111,6 +113,27 @@ def writing_through_no_link(path: Path) -> int:
         raise
 
 
+_without_locks: list[str] = []  # that the user has been told
+
+
+def lock(file: IO[Any], how: int) -> None:
+    """`flock`; on a file system without locks nothing but a note, once. BlockingIOError where somebody else has it."""
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        if not _without_locks:
+            _without_locks.append(str(file.name))
+            print(
+                f"note: the file system of {file.name} has no locks ({error.strerror}): velm goes on without, and "
+                "cannot tell whether another velm works in the same folder",
+                file=sys.stderr,
+            )
+
+
 @contextlib.contextmanager
 def locked(path: Path, busy: str, *, shared: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold the lock of the file `path`, which is made if absent and never written into.
@@ -120,18 +143,15 @@ def locked(path: Path, busy: str, *, shared: bool = False, wait: bool = False) -
     """
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
-        with open(writing_through_no_link(path), "rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=lambda path, _: writing_through_no_link(Path(path))) as file:
             try:
-                fcntl.flock(file, how | fcntl.LOCK_NB)
+                lock(file, how | fcntl.LOCK_NB)
             except BlockingIOError:
                 if not wait:
                     raise UserError(busy) from None
                 if busy:
                     print(busy, flush=True)
-                fcntl.flock(file, how)
-            except OSError as error:
-                if error.errno not in NO_LOCKS:
-                    raise
+                lock(file, how)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
                     yield
@@ -140,9 +160,11 @@ def locked(path: Path, busy: str, *, shared: bool = False, wait: bool = False) -
 
 
 def refused_by_the_system(error: OSError) -> str | None:
-    """One line for the user when a disk is full, read-only or failing; None when the error is something else."""
+    """One line for the user when a disk is full, read-only or failing, or too many files are open; else None."""
     where = error.filename or "a file"
     again = "and give the same command again: it goes on from what is there"
+    if error.errno in NO_HANDLES:
+        return f"{where}: {error.strerror}; the limit is that of `ulimit -n`: raise it (ulimit -n 4096) {again}"
     if error.errno in NO_ROOM:
         return f"cannot write {where}: {error.strerror}; make room {again}"
     if error.errno in NO_ACCESS:

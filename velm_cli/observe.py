@@ -68,10 +68,8 @@ class Observer:
             "utilisation": self.utilisation(self.captions / seconds),
         }
         self.record("train", step, figures)
-        shown = (key for key in figures if key.startswith("loss_") or key == "reward")
-        losses = "  ".join(f"{key.removeprefix('loss_')} {figures[key]:7.4f}" for key in shown)
         self.say(
-            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {losses}  lr {figures['lr']:.2e}  "
+            f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {_loss(figures)}  lr {figures['lr']:.2e}  "
             f"norm {figures['grad_norm']:.2f}  {figures['captions_per_s']:.0f} captions/s  "
             f"wait {100 * figures['data_wait']:.0f}%  mfu {100 * figures['utilisation']:.0f}%  {self._left(step)} left"
         )
@@ -114,6 +112,16 @@ class Observer:
             self.file.close()  # writes what could not be written before, once more
         if self.board is not None:
             self.board.close()
+
+
+def _loss(figures: dict[str, float]) -> str:
+    """What is minimised, and where there are several terms or a weight, what it is made of: the two may differ much."""
+    losses = {key.removeprefix("loss_"): value for key, value in figures.items() if key.startswith("loss_")}
+    weights = {name: figures.get(f"weight_{name}", 1.0) for name in losses}
+    out = f"loss {sum(weights[name] * value for name, value in losses.items()):.4f}"
+    if set(weights.values()) != {1.0} or len(losses) > 1:
+        out += f" = {' + '.join(f'{weights[name]:.3g} {name} {value:.4f}' for name, value in losses.items())}"
+    return f"{out}  reward {figures['reward']:.4f}" if "reward" in figures else out
 
 
 def _is_not_finite(value: Any) -> bool:

@@ -36,7 +36,7 @@ from hydra.errors import HydraException
 from omegaconf import open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from velm_cli import compose, start_from
+from velm_cli import compose, console, start_from
 from velm_cli.engine.folder import is_complete, run_path
 from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError
@@ -81,7 +81,9 @@ def train_or_sweep(stage: str, args: list[str], run_stage: RunStage) -> None:
         return
     if where:
         print("\n".join(str(point.folder) for point in points))
-    elif number is not None:
+        return
+    console.work_is_in_files()
+    if number is not None:
         run_stage(stage, points[0].arguments)
     elif jobs is None or jobs == 1:
         _run_here(stage, points, run_stage)

@@ -35,6 +35,8 @@ def in_one_line(error: BaseException) -> tuple[str, int]:
         return line, 1
     if isinstance(error, OSError) and error.filename is not None:
         line, code = f"{error.filename}: {error.strerror or said}", 2
+    elif isinstance(error, RuntimeError) and said == "Could not determine home directory.":  # of Path.expanduser
+        return "a path begins with ~ and a name that is no user's here: write the folder out", 2
     elif isinstance(error, RecursionError):
         line, code = "something in a file or in the command is nested too deeply, or refers to itself", 2
     elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "t allocate memory" in said:

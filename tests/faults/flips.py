@@ -134,7 +134,7 @@ def kinds() -> list[Kind]:
     from velm_cli.metrics.document_frequency import DocumentFrequency
     from velm_cli.metrics.paraphrases import ParaphraseTable
     from velm_cli.metrics.result_files import read_predictions
-    from velm_cli.models.weights import load_state
+    from velm_cli.models.weights import load_state, read_state
     from velm_cli.place import Place
     from velm_cli.report.evaluations import read_evaluation
     from velm_cli.report.runs import read_run
@@ -204,6 +204,10 @@ def kinds() -> list[Kind]:
         state = {str(number): value for number, value in enumerate(optimizer.state.values())}
         return [progress, task.state_dict(), state, ema.average, torch.get_rng_state()]
 
+    def checkpoint_from_the_start() -> Any:
+        checkpoints.find()
+        return checkpoint()
+
     def stream() -> Any:
         s = Store.open(STREAM)
         return [s.manifest, s.shards, [s.scanned(shard) for shard in s.shards], _tally(STREAM / "rejects.jsonl")]
@@ -267,6 +271,8 @@ def kinds() -> list[Kind]:
         Kind("checkpoint tensors", sorted(newest.glob("*.safetensors")), checkpoint),
         Kind("checkpoint state.json", [newest / "state.json"], checkpoint),
         Kind("weights (best, model)", [RUN / "best.safetensors"], lambda: load_state(RUN / "best.safetensors")),
+        Kind("frozen weights", [RUN / "frozen.safetensors"], lambda: read_state(RUN / "best.safetensors")),
+        Kind("frozen weights, resumed from", [RUN / "frozen.safetensors"], checkpoint_from_the_start),
         Kind("sources.json of the run", [RUN / "sources.json"], sources),
         Kind("config.yaml of the run", [RUN / "config.yaml"], lambda: repr(compose.load_run_config(RUN))),
         Kind("tokenizer of the run", sorted((RUN / "tokenizer").iterdir()), lambda: _spoken(Tokenizer.load(RUN / "tokenizer"))),

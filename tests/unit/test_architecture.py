@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "velm_cli"
 
 # A module may import from its own layer and from those before it.
 LAYERS = [
-    {"errors", "files", "hub", "lines", "place", "schema", "__init__"},
+    {"errors", "files", "hub", "lines", "place", "schema", "console", "surroundings", "quiet", "__init__"},
     {"options", "hints", "stage_help", "completion", "as_typed"},
     {
         "data",

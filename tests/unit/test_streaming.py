@@ -373,6 +373,20 @@ def test_doctor_reads_the_shards_to_train_on(tmp_path, capsys):
     assert "00003.tar: sample 000000020 has changed since" in said and "00004.tar: cannot be opened" in said
 
 
+@pytest.mark.parametrize("fault", ["gone", "of another store"])
+def test_a_stream_without_its_own_held_out_images_is_damaged(tmp_path, fault):
+    """It would train without validation, and say nothing."""
+    shards_in(tmp_path / "shards")
+    copy = stream(tmp_path / "copy", str(tmp_path / "shards/{00000..00005}.tar"), num_val=2).path
+    shutil.rmtree(copy / "held-out")
+    if fault == "of another store":
+        shutil.copytree(copy / "captions", copy / "held-out")
+    with pytest.raises(UserError, match=r"held-out.* is (gone|of another store)"):
+        Store.open(copy)
+    with pytest.raises(UserError, match="is damaged"):
+        doctor.run(DoctorRoot(store=str(copy)))
+
+
 def test_shards_that_change_or_vanish_while_training(tmp_path, capsys):
     shards_in(tmp_path / "shards")
     made = stream(tmp_path / "store", str(tmp_path / "shards/*.tar"))

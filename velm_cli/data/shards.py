@@ -14,11 +14,9 @@ import hashlib
 import io
 import json
 import os
-import resource
 import tarfile
 import zlib
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +24,16 @@ import numpy as np
 
 from velm_cli.data.arrays import map_array, read_array
 from velm_cli.data.images import ImageRefused, NormalisedImage
+from velm_cli.files import NO_HANDLES, whole_file, write_json
 from velm_cli.files import sha256 as sha256_of
-from velm_cli.files import whole_file, write_json
+from velm_cli.surroundings import open_files_limit
 
 # The sha256 names the content; the CRC-32 is checked at each reading, in 1 % of the time that decoding takes.
 INDEX = np.dtype([("record", "<i8"), ("offset", "<i8"), ("length", "<i8"), ("sha256", "u1", 32), ("crc32", "<u4")])
 MOST = 1 << 30  # bytes of a JPEG that an index may claim
-OPEN_SHARDS = 256  # at least; opening one again for every image of a random order costs 40 times the reading
+# At least, where the system lets a process open so many; opening one again for every image of a random order costs 40
+# times the reading.
+OPEN_SHARDS = 256
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -142,14 +143,20 @@ def _member(name: str, payload: bytes) -> bytes:
 
 
 def _room_for_files() -> int:
-    """How many shards may be open: a file and a map hold descriptors, and this process asks for all it may have."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
-    if soft < most:
-        with suppress(OSError, ValueError):  # a system may allow less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-            soft = most
-    return max(OPEN_SHARDS, soft // 4)
+    """How many shards may be open: a file and a map hold descriptors, and others need some, too."""
+    limit = open_files_limit()
+    return max(OPEN_SHARDS, limit // 4) if limit >= 4 * OPEN_SHARDS else max(1, limit // 4)
+
+
+class _Tar:
+    """A descriptor that is closed with its last user; a file would warn of that (PYTHONWARNINGS=error)."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
 
 class ShardReader:
@@ -171,7 +178,7 @@ class ShardReader:
         offset, length = int(index["offset"][row]), int(index["length"][row])
         if not 0 <= length <= MOST:
             raise ValueError(f"its index in {index_path(shard_path(self.folder, shard)).name} says {length} bytes")
-        jpeg = os.pread(file.fileno(), length, offset)
+        jpeg = os.pread(file.descriptor, length, offset)
         if "crc32" in (index.dtype.names or ()):
             whole = zlib.crc32(jpeg) == int(index["crc32"][row])
         else:  # an older velm's
@@ -184,10 +191,16 @@ class ShardReader:
         """The rows of a shard, as an array of dtype INDEX."""
         return self._shard(shard)[1]
 
-    def _open(self, shard: int) -> tuple[io.FileIO, np.ndarray]:
+    def _open(self, shard: int) -> tuple[_Tar, np.ndarray]:
         path = shard_path(self.folder, shard)
-        index = read_index(path, self.indexes[shard] if self.indexes else None)
-        return io.FileIO(path), index  # closed when the cache lets go of it
+        try:
+            index = read_index(path, self.indexes[shard] if self.indexes else None)
+            return _Tar(path), index  # closed when the cache lets go of it
+        except OSError as error:
+            if error.errno not in NO_HANDLES or not self._shard.cache_info().currsize:
+                raise
+        self._shard.cache_clear()  # others hold more than was thought: those that are in use stay open
+        return self._open(shard)
 
     def __reduce__(self) -> tuple[type[ShardReader], tuple[Path, Sequence[str | None]]]:
         return ShardReader, (self.folder, self.indexes)

@@ -30,7 +30,7 @@ from velm_cli.data.shards import ShardReader, read_index
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens, encoded_in, tokens_in
 from velm_cli.errors import UserError
-from velm_cli.files import SEAL, check_crc32, sha256, unsealed
+from velm_cli.files import NO_HANDLES, SEAL, check_crc32, sha256, unsealed
 from velm_cli.relocating import store_path as store_path  # where it lies, is for everybody to ask here
 from velm_cli.schema import (
     KINDS,
@@ -146,6 +146,8 @@ class Store:
         except PermissionError as error:  # nothing is wrong with what may not be read
             raise UserError(f"{error.filename}: {error.strerror}; make it readable") from error
         except (OSError, ValueError, EOFError) as error:
+            if isinstance(error, OSError) and error.errno in NO_HANDLES:
+                raise
             raise UserError(f"the store {path} is damaged ({error}); run: {command} fresh=true") from error
 
     def __reduce__(self):
@@ -222,6 +224,8 @@ class Store:
         try:
             return self._shards.read(*self._image_locations[i].tolist())
         except (OSError, ValueError) as error:  # it was whole when the store was built, but disks decay
+            if isinstance(error, OSError) and error.errno in NO_HANDLES:
+                raise
             raise UserError(
                 f"image {self.image_id(i)} of the store {self.path} cannot be read ({error}): "
                 "build the store again with velm preprocess ... fresh=true"

@@ -190,7 +190,6 @@ def _write_manifest(
         for number, (scan, first) in enumerate(zip(scans, firsts, strict=True))
         if not jobs[number].held_out
     ]
-    content = hashlib.sha256(json.dumps([[(s["train"], s["first"], s["crc32"]) for s in shards], hashes]).encode())
     splits = {
         "train": {
             "records": sum(shard["train"] for shard in shards),
@@ -203,7 +202,7 @@ def _write_manifest(
         splits[split] = {"records": len(mine), "captions": sum(len(record.targets) for record in mine)}
     manifest = {
         "format": STREAM_FORMAT,
-        "hash": content.hexdigest(),
+        "hash": _content_hash(shards, hashes),
         "counts": {
             "records": sum(count["records"] for count in splits.values()),
             "images": sum(count["records"] for count in splits.values()),
@@ -219,6 +218,13 @@ def _write_manifest(
         "complete": True,
     }
     write_json(place / MANIFEST, sealed(manifest), indent=None)
+
+
+def _content_hash(shards: list[dict[str, Any]], hashes: list[str]) -> str:
+    """sha256 of what is trained on in each shard, and of the stores inside."""
+    return hashlib.sha256(
+        json.dumps([[(s["train"], s["first"], s["crc32"]) for s in shards], hashes]).encode()
+    ).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------ open
@@ -243,6 +249,7 @@ class StreamStore(Store):
         self._learning = Store.open(path / "captions")
         held_out = path / "held-out" if (path / "held-out").exists() else None
         self._held_out = Store.open(held_out) if held_out else None
+        _refuse_other_parts(path, manifest, self._learning, self._held_out)
         inner = self._held_out or self._learning
         super().__init__(inner.path, inner.manifest)
         self.path, self.manifest = path, manifest
@@ -325,6 +332,21 @@ class StreamStore(Store):
     def tokens(self, config: TokenizerConfig) -> Tokens:
         """The held-out captions, by the tokenizer that `config` makes of the training captions."""
         return self.encode(self._learning.tokens(config).tokenizer, config.max_tokens)
+
+
+def _refuse_other_parts(path: Path, manifest: dict[str, Any], learning: Store, held_out: Store | None) -> None:
+    """UserError where the stores inside are not those that the manifest was written for: without the held-out images
+    a training would go without validation, and say nothing."""
+    held = sum(count["records"] for split, count in manifest["counts"]["splits"].items() if split != "train")
+    problem = None
+    if held and held_out is None:
+        problem = f"held-out, with {held:,} images to validate and test on, is gone"
+    elif "crc32_of" in manifest:  # an older velm's may have made the hash in another way
+        parts = [learning.hash, *([held_out.hash] if held_out else [])]
+        if _content_hash(manifest["stream"]["shards"], parts) != manifest["hash"]:
+            problem = "captions or held-out is of another store"
+    if problem is not None:
+        raise UserError(f"the store {path} is damaged ({problem}); preprocess again with fresh=true")
 
 
 def open_stream(path: Path, manifest: dict[str, Any], dataset: DatasetConfig | None) -> StreamStore:

@@ -3,6 +3,7 @@
     checkpoints/step-00000200/  task.safetensors  optimizer.safetensors  ema.safetensors
                                 random.safetensors  state.json
 
+What no step changes lies in the run folder once, and a checkpoint names it (`models/frozen.py`).
 `state.json` is written last and carries the SHA-256 of the other files, so a torn or damaged checkpoint
 is recognised and the one before it is used. Nothing is pickled, and nothing says how many processes wrote it:
 tensors are whole and named by parameter, and any number of processes, ddp or fsdp, reads them.
@@ -26,12 +27,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from velm_cli.engine.frozen import Frozen, keep_frozen
 from velm_cli.engine.optim import Ema
 from velm_cli.engine.parallel import load_whole, slice_like, whole_tensors
 from velm_cli.engine.progress import Progress, read_progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, sha256
+from velm_cli.models.frozen import FILE as FROZEN
+from velm_cli.models.frozen import put_together
 from velm_cli.models.weights import first_nan, save_state
 
 Files = dict[str, dict[str, Tensor]]  # file name -> its tensors
@@ -60,6 +64,7 @@ class Checkpoints:
         self.made_of = dict(made_of or {})
         self.folder, self.ranks, self.run = folder, ranks, run
         self.keep, self.keep_every = keep, keep_every
+        self.frozen = Frozen()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="velm-checkpoint") if background else None
         self._writing: Future | None = None
         self._found: tuple[str | None, list[str]] | None = (
@@ -69,7 +74,7 @@ class Checkpoints:
     def save(self, task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, progress: Progress) -> None:
         """A checkpoint of this very moment; StageError when it cannot be written."""
         self.finish()
-        tensors = {"task": task.state_dict(), "optimizer": _optimizer_tensors(task, optimizer)}
+        tensors = {"task": self.frozen.left(task.state_dict()), "optimizer": _optimizer_tensors(task, optimizer)}
         if ema is not None:
             tensors["ema"] = ema.average
         files = {f"{name}.safetensors": whole_tensors(group, self.ranks) for name, group in tensors.items()}
@@ -81,6 +86,12 @@ class Checkpoints:
             return
         copies = {name: {key: _copy(tensor) for key, tensor in group.items()} for name, group in files.items()}
         self._writing = self._writer.submit(self._write, copies, replace(progress))
+
+    def save_weights(self, task: nn.Module, file: Path) -> None:
+        """The weights under `file`, which lies in the run folder; all ranks ask."""
+        weights = whole_tensors(self.frozen.left(task.state_dict()), self.ranks)
+        if self.ranks.first:
+            save_state(weights, file, self.run, self.frozen.digest)
 
     def finish(self) -> None:
         """Wait for what is being written; raises what writing it raised."""
@@ -107,6 +118,7 @@ class Checkpoints:
                             f"{checkpoint} was trained with another {key} ({str(then)[:12]}) than this one "
                             f"({now[:12]}): give another name=, or fresh=true"
                         )
+                self._check_frozen(checkpoint, state.get("frozen"))
                 found = checkpoint.name
                 break
             damaged.append((checkpoint.name, problem, _move_aside(checkpoint).name))
@@ -114,6 +126,19 @@ class Checkpoints:
         notes = [f"checkpoint {name} is damaged ({why}), kept as {aside}; {then}" for name, why, aside in damaged]
         self._found = (found, notes)
         return found
+
+    def _check_frozen(self, checkpoint: Path, digest: str | None) -> None:
+        """UserError where what the checkpoint leaves to another file is not there: no other checkpoint would help."""
+        file = self.folder.parent / FROZEN
+        if digest is None:
+            return
+        try:
+            if sha256(file) == digest:
+                return
+            problem = "has changed, or is of another run"
+        except OSError as error:
+            problem = error.strerror or str(error)
+        raise UserError(f"{file}: {problem}, and {checkpoint} needs it: put the run's own back, or give fresh=true")
 
     @property
     def found(self) -> str | None:
@@ -142,13 +167,17 @@ class Checkpoints:
         name, notes = self.ranks.same(self._found or (None, []))
         self._found = None
         if name is None:
+            self.frozen = keep_frozen(self.folder.parent, task, self.ranks, self.run, known=None)
             return None, notes
         checkpoint = self.folder / name
         names = (*TENSORS, "ema") if ema is not None else TENSORS
         try:
             tensors = {name: load_file(checkpoint / f"{name}.safetensors") for name in names}
             progress = _progress_in(checkpoint)
-            moments = read_sealed(checkpoint / "state.json").get("moments")
+            state = read_sealed(checkpoint / "state.json")
+            moments, frozen = state.get("moments"), state.get("frozen")
+            if frozen is not None:
+                tensors["task"] = put_together(checkpoint / "task.safetensors", tensors["task"], frozen)
         except (OSError, ValueError, SafetensorError) as error:
             raise StageError(
                 f"{checkpoint} changed while it was read ({error}); give the same command again"
@@ -162,6 +191,7 @@ class Checkpoints:
         _restore_optimizer(task, optimizer, tensors["optimizer"])
         if ema is not None:
             ema.load(tensors["ema"])
+        self.frozen = keep_frozen(self.folder.parent, task, self.ranks, self.run, known=frozen)
         _restore_random_state(tensors["random"], self.ranks, progress.step)
         return progress, notes
 
@@ -174,11 +204,12 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)  # no more than that: a run folder that is gone is not made again
             part.mkdir()
             for name, tensors in files.items():
-                save_state(tensors, part / name)
+                save_state(tensors, part / name, None, self.frozen.digest if name == "task.safetensors" else None)
             digests = {file.name: sha256(file) for file in sorted(part.iterdir())}
             moments = len(files["optimizer.safetensors"])
             state = {"progress": asdict(progress), "moments": moments, "sha256": digests}
             state |= self.made_of | ({} if self.run is None else {"run": self.run})
+            state |= {} if self.frozen.digest is None else {"frozen": self.frozen.digest}
             with open(part / "state.json", "w", encoding="utf-8") as file:
                 json.dump(sealed(state), file, indent=1)
                 file.flush()

@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
-import tempfile
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -22,6 +19,7 @@ from torch import nn
 from velm_cli.errors import UserError
 from velm_cli.models.velm import VelmModel
 from velm_cli.schema import Compile
+from velm_cli.surroundings import private_folder
 
 
 def compile_model(model: VelmModel, how: Compile, device: torch.device) -> None:
@@ -45,14 +43,7 @@ def _keep_compiled_code_private() -> None:
     """
     if os.environ.get("TORCHINDUCTOR_CACHE_DIR"):  # the user's own choice
         return
-    folder = Path(tempfile.gettempdir()) / f"velm-compiled-{os.geteuid()}"
-    with contextlib.suppress(OSError):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022:
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
-            return
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix="velm-compiled-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(private_folder("compiled"))
 
 
 def blocks_of(model: VelmModel) -> Iterator[nn.Module]:

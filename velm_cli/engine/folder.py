@@ -23,14 +23,17 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from velm_cli import compose
+from velm_cli.console import kept_in
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import crc32, locked, read_log, refuse_links, write_bytes, write_json, write_text
 from velm_cli.schema import Resize
 
 MARKERS = ("DONE", "PREEMPTED", "FAILED")
+LOG = "log.txt"  # what the console was told
 WRITTEN = (
-    *MARKERS, "command.txt", "environment.json", "metrics.jsonl", "sources.json", "model.safetensors",
-    "best.safetensors", "predictions.json", "scores.json", "per_image.jsonl", "report.html", "weights.json",
+    *MARKERS, LOG, "command.txt", "environment.json", "metrics.jsonl", "sources.json", "model.safetensors",
+    "best.safetensors", "frozen.safetensors", "predictions.json", "scores.json", "per_image.jsonl", "report.html",
+    "weights.json",
 )  # fmt: skip
 
 
@@ -91,18 +94,25 @@ def open_run(
         _note_command(path / "command.txt")
         write_json(path / "environment.json", environment())
         try:
-            yield run
+            with kept_in(path / LOG, _command()):
+                yield run
         except BaseException as error:
             with contextlib.suppress(OSError):  # of a full disk: the error itself is what matters
                 if run.is_there():
-                    mark(path, "FAILED", str(error) or type(error).__name__)
+                    explained = isinstance(error, (UserError, StageError)) or not isinstance(error, Exception)
+                    where = "" if explained else f" (the traceback is in {LOG})"
+                    mark(path, "FAILED", (str(error) or type(error).__name__) + where)
             raise
+
+
+def _command() -> str:
+    return shlex.join([*sys.argv[0].split(), *sys.argv[1:]])
 
 
 def _note_command(file: Path) -> None:
     """Add this command. The file is replaced, not written into: it may have another name in somebody's home."""
     before = file.read_bytes() if file.exists() else b""
-    write_bytes(file, [before, os.fsencode(shlex.join([*sys.argv[0].split(), *sys.argv[1:]]) + "\n")])
+    write_bytes(file, [before, os.fsencode(_command() + "\n")])
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -24,13 +24,13 @@ from velm_cli.engine.device import autocast
 from velm_cli.engine.folder import OpenRun
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, learning_rate
-from velm_cli.engine.parallel import Replica, whole_tensors
+from velm_cli.engine.parallel import Replica
 from velm_cli.engine.profile import StepProfiler, part
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
 from velm_cli.errors import StageError
-from velm_cli.models.weights import not_finite, save_state
+from velm_cli.models.weights import not_finite
 from velm_cli.objectives.weights import Weight
 from velm_cli.observe import Observer
 from velm_cli.schema import Precision, TrainRoot
@@ -235,9 +235,7 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
         score = figures.get("cider", -figures.get("loss", 0.0))
         if math.isfinite(score) and (to_beat is None or score > to_beat):
             progress.best, progress.best_step, progress.bad_validations = score, progress.step, 0
-            weights = whole_tensors(run.task.state_dict(), run.ranks)
-            if run.ranks.first:
-                save_state(weights, run.folder / "best.safetensors", run.checkpoints.run)
+            run.checkpoints.save_weights(run.task, run.folder / "best.safetensors")
         else:
             progress.bad_validations += 1
     finally:

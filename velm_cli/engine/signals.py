@@ -1,4 +1,7 @@
-"""SIGTERM, SIGUSR1 and the first Ctrl-C ask the loop to save and stop; the second Ctrl-C just stops."""
+"""SIGTERM and its kin, and the first Ctrl-C, ask the loop to save and stop; the second Ctrl-C just stops.
+
+Its kin: SIGUSR1 and SIGUSR2 of batch systems, SIGXCPU where the time is over, SIGHUP of a terminal that goes away.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU, signal.SIGHUP)
 
 
 class Stopped(BaseException):
@@ -49,7 +54,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if number == signal.SIGINT and request:
             raise KeyboardInterrupt
         for each in _open:
-            each.signal_name = signal.Signals(number).name
+            each.signal_name = each.signal_name or signal.Signals(number).name
         if request.raises:
             request.raises = False  # once: of ten signals in a row the others must not disturb the cleaning up
             raise Stopped
@@ -58,7 +63,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
         yield request
         return
     _open.append(request)
-    former = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    # nohup: who has the terminal's end ignored wants the work to go on.
+    asking = [each for each in ASKING if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN]
+    former = {number: signal.signal(number, handle) for number in asking}
     try:
         yield request
     finally:

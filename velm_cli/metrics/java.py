@@ -26,7 +26,11 @@ from velm_cli.errors import on_one_line
 
 # The same bytes and the same lower case whatever the machine's locale; both names of the output's
 # encoding are needed, Java 19 split them.
-COMMON_FLAGS = ("-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
+COMMON_FLAGS = (
+    "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US",
+    # Java's figures of itself, in a shared file of /tmp: where that has no locks it warns among the scores.
+    "-XX:-UsePerfData",
+)  # fmt: skip
 VERSION_TIMEOUT = 60.0  # seconds for `java -version`: a cold network disk is slow, a hung one must not hold us
 OLDEST_JAVA = 8
 LONGEST_LINE, MOST_UNREAD = 16 << 20, 64 << 20  # bytes of output: a program that writes more unread is ended

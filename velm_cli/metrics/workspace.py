@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from velm_cli.files import lock as take
+
 LOCK = ".velm-lock"
 
 
@@ -25,7 +27,7 @@ def work_folder(name: str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             _remove_if_left(left)
     with tempfile.TemporaryDirectory(prefix=prefix) as folder, open(Path(folder, LOCK + ".new"), "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        take(lock, fcntl.LOCK_EX)
         os.rename(lock.name, Path(folder, LOCK))  # nobody sees it unlocked
         yield Path(folder)
 

@@ -56,10 +56,11 @@ def load_pretrained(
                 return maker.from_config(config, dtype=torch.float32, **options)
             return maker(config, **options)
         try:
-            model, about = maker.from_pretrained(
+            model, found = maker.from_pretrained(
                 source, config=config, dtype=torch.float32, output_loading_info=True, **options
             )
-            _refuse_random(about["missing_keys"])
+            _refuse_random(found["missing_keys"])
+            _tell_of_missing(group, source, found)
             return model
         except (OSError, ValueError):
             raise
@@ -128,6 +129,16 @@ def _refuse_kernels(group: str, name: str, config: Any) -> None:
                 f"{group}.name={name}: its config asks for the attention {chosen!r}, code from elsewhere: remove "
                 "attn_implementation from its config.json"
             )
+
+
+def _tell_of_missing(group: str, source: str, found: Mapping[str, Any]) -> None:
+    """A line where weights were drawn anew because the file has none of their name: it may be of another model."""
+    if missing := sorted(found.get("missing_keys") or ()):
+        others = f"; {len(unused)} of the file's are not used" if (unused := found.get("unexpected_keys")) else ""
+        print(
+            f"note: {group}.name={source}: {len(missing)} weights are not in its files and are drawn anew "
+            f"({', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}){others}"
+        )
 
 
 def first_line(error: Exception) -> str:

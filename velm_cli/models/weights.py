@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from velm_cli.errors import StageError, UserError
+from velm_cli.models import frozen
 from velm_cli.models.file_kinds import is_safetensors, kind_of
 
-# In a weight file's metadata: CRC-32 and, behind a blank, which run it is of. One key, since safetensors writes several
-# in any order, and the same run writes the same bytes.
+# In a weight file's metadata: CRC-32 and, behind blanks, which run it is of and the digest of what it leaves to
+# frozen.safetensors. One key, since safetensors writes several in any order, and the same run writes the same bytes.
 SEAL = "velm_crc32"
+REST = "frozen:"
 
 
 def load_state(source: str | Path, torchvision_name: str | None = None) -> Any:
@@ -43,8 +46,10 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> Any:
             if on_meta():
                 return read_shapes(path)
             state = load_file(path)
-            _check(path, state)
-            return state
+            with safe_open(path, framework="pt") as file:
+                seal, _, rest = _seal_in(file.metadata() or {})
+            _compare(state, seal)
+            return state if rest is None else frozen.put_together(path, state, rest)
         if path.suffix == ".safetensors":
             raise ValueError("it is cut short, or not a safetensors file")
         with warnings.catch_warnings():  # torch tells of TorchScript before it refuses it
@@ -70,8 +75,9 @@ def read_shapes(path: Path) -> dict[str, Tensor]:
     _refuse_absent(path)
     try:
         with safe_open(path, framework="pt") as file:
+            _, _, rest = _seal_in(file.metadata() or {})
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
-            return {
+            shapes = {
                 name: torch.empty(
                     part.get_shape(),
                     dtype=torch.float32 if part.get_dtype().startswith(("F", "BF")) else torch.int64,
@@ -81,10 +87,13 @@ def read_shapes(path: Path) -> dict[str, Tensor]:
             }
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
+    return shapes if rest is None else read_shapes(frozen.file_of(path)) | shapes
 
 
 def read_state(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], str]:
     """The tensors of a .safetensors file and its SHA-256, of one reading: whatever replaces the file meanwhile.
+
+    With those that its run never changed, which lie in a file of their own (`models/frozen.py`).
 
     UserError when it says that it is of another run than `run`; an older velm's and other programs' say nothing.
     """
@@ -92,13 +101,14 @@ def read_state(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], s
     try:
         content = path.read_bytes()
         state = load(content)
-        seal, of_run = _seal_in(_metadata(content))
+        seal, of_run, rest = _seal_in(_metadata(content))
         _compare(state, seal)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if run is not None and of_run not in (None, run):
         raise UserError(f"{path} holds the weights of another run than the one of its folder: put its own back")
-    return state, hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
+    return (state if rest is None else frozen.put_together(path, state, rest)), digest
 
 
 def fitted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str | Path) -> dict[str, Tensor]:
@@ -144,11 +154,11 @@ def refuse_not_finite(module: nn.Module, source: str | Path) -> None:
         raise UserError(f"{source} holds numbers that are not finite ({name}): its training went wrong; take others")
 
 
-def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> None:
+def save_state(state: dict[str, Tensor], path: Path, run: str | None = None, frozen: str | None = None) -> None:
     """Write tensors as safetensors: whole or not at all. Shared tensors are stored once a name.
 
-    The file's metadata has a CRC-32 of all names, types, shapes and values, which `load_state` compares, and which
-    `run` they are of.
+    The file's metadata has a CRC-32 of all names, types, shapes and values, which `load_state` compares, which `run`
+    they are of, and the SHA-256 of the file with the `frozen` ones, where these are the others of them only.
     """
     part = path.with_name(path.name + ".part")
     seen: set[int] = set()
@@ -160,8 +170,12 @@ def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> 
         seen.add(tensor.data_ptr())
         out[name] = tensor
     try:
-        save_file(out, part, metadata={SEAL: " ".join(filter(None, (_seal_of(out), run)))})
+        with open(part, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode  # as the umask says; safetensors' own are the owner's alone
+        rest = None if frozen is None else REST + frozen
+        save_file(out, part, metadata={SEAL: " ".join(filter(None, (_seal_of(out), run, rest)))})
         with open(part, "rb+") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(part, path)
     except (SafetensorError, OSError) as error:
@@ -171,19 +185,24 @@ def save_state(state: dict[str, Tensor], path: Path, run: str | None = None) -> 
         raise StageError(f"cannot write {path}: {said}; make room, and the same command goes on") from error
 
 
-def _check(path: Path, state: dict[str, Tensor]) -> None:
-    """ValueError when the tensors are not those that `save_state` wrote; other programs' files say nothing."""
-    with safe_open(path, framework="pt") as file:
-        _compare(state, _seal_in(file.metadata() or {})[0])
+def _seal_in(metadata: Mapping[str, str]) -> tuple[str | None, str | None, str | None]:
+    """The CRC-32, the run and the digest of the rest; None for what another program, or an older velm, does not say.
 
-
-def _seal_in(metadata: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """The CRC-32 and the run; None for what another program, or an older velm, does not say."""
-    seal, _, run = metadata.get(SEAL, "").partition(" ")
-    return seal or None, run or None
+    ValueError when the metadata itself has changed.
+    """
+    if SEAL not in metadata:
+        if any(re.fullmatch(r"[0-9a-f]{8}( \S+)*", value) for value in metadata.values()):
+            raise ValueError("the name of its checksum has changed")
+        return None, None, None
+    seal, *more = metadata[SEAL].split(" ")
+    rest = more.pop() if more and more[-1].startswith(REST) else None
+    if len(more) > 1:
+        raise ValueError("its metadata has changed since it was written")
+    return seal, (more[0] if more else None), (None if rest is None else rest.removeprefix(REST))
 
 
 def _compare(state: dict[str, Tensor], seal: str | None) -> None:
+    """ValueError when the tensors are not those that `save_state` wrote; other programs' files say nothing."""
     if seal not in (None, _seal_of(state)):
         raise ValueError("its content has changed since it was written")
 

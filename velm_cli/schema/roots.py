@@ -167,22 +167,14 @@ class EvaluateRoot:
 class ScoreRoot:
     stage: str = "score"
     predictions: str = path(MISSING)  # a system's captions: COCO's results, {"id": "caption"}, CSV, text by line ...
-    references: str = path(
-        MISSING
-    )  # COCO's or Karpathy's file, CSV, text by line (a.txt,b.txt) ...
+    references: str = path(MISSING)  # COCO's or Karpathy's file, CSV, text by line (a.txt,b.txt) ...
     vs: str | None = path(None)  # another system's predictions: paired tests against it
-    out: str | None = path(
-        None
-    )  # folder for scores.json, per_image.jsonl and report.html; nothing else is replaced
+    out: str | None = path(None)  # folder for scores.json, per_image.jsonl and report.html; nothing else is replaced
     mismatch: Mismatch = Mismatch.error  # images not exactly once in each file: error | ignore
     training: str | None = path(None)  # captions that the system learned from, as in `references`: how many are new?
     instances: str | None = path(None)  # COCO's instances_*.json: which named objects are not in the image (CHAIR)?
-    images: str | None = path(
-        None
-    )  # folder of the images, for report and metrics.clip; found by name, id or number
-    save_df: str | None = path(
-        None
-    )  # write the references' document frequencies to this .npz (for metrics.df=FILE)
+    images: str | None = path(None)  # folder of the images, for report and metrics.clip; found by name, id or number
+    save_df: str | None = path(None)  # write the references' document frequencies to this .npz (for metrics.df=FILE)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
 
 

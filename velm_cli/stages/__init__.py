@@ -15,11 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from velm_cli import compose
+from velm_cli import compose, console
 from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
 from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
 from velm_cli.place import place
+from velm_cli.quiet import quiet
 from velm_cli.relocating import store_path
 from velm_cli.schema import PretrainedTextConfig
 from velm_cli.validate import validate
@@ -31,6 +32,8 @@ def run(config: DictConfig) -> float | None:
     typed = settle(config, one_of_many=HydraConfig.get().mode == RunMode.MULTIRUN)
     validate(typed)
     overrides = list(HydraConfig.get().overrides.task)
+    if stage in ("preprocess", "train", "finetune", "evaluate") and not typed.dry_run:
+        console.work_is_in_files()
     if stage in ("train", "finetune") and not typed.dry_run and is_complete(path := run_path(typed), typed):
         refuse_other_sources(path, typed)
         print(f"complete    {path}  (fresh=true trains again)")
@@ -45,6 +48,8 @@ def run(config: DictConfig) -> float | None:
     if place().world > 1:
         # Or each process is told once that the search for unused parameters (engine/parallel.py) is not free.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if os.environ.get("VELM_TRACEBACK", "") in ("", "0"):
+        quiet()
     # Imported here, so that a command pays only for what it uses (torch takes seconds).
     from velm_cli.data.arrays import end_in_a_line_when_cut_short
 

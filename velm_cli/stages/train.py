@@ -24,7 +24,7 @@ from velm_cli.engine.folder import (
 from velm_cli.engine.loop import Run, fit, is_over
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, build_optimizer
-from velm_cli.engine.parallel import Replica, load_whole, whole_tensors
+from velm_cli.engine.parallel import Replica, load_whole
 from velm_cli.engine.profile import StepProfiler
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks, together
@@ -38,7 +38,7 @@ from velm_cli.engine.sources import (
     write_sources,
 )
 from velm_cli.models.velm import VelmModel, count_parameters
-from velm_cli.models.weights import read_state, save_state
+from velm_cli.models.weights import read_state
 from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
@@ -236,9 +236,7 @@ def _finish(run: Run, store: Store, tokens: Tokens) -> None:
     run.opened.refuse_if_gone()
     if run.ema is not None:
         run.ema.swap()
-    weights = whole_tensors(run.task.state_dict(), ranks)
-    if ranks.first:
-        save_state(weights, path / "model.safetensors", run.checkpoints.run)
+    run.checkpoints.save_weights(run.task, path / "model.safetensors")
     if run.task.generates and store.has_images and len(store.split("val")):
         if (path / "best.safetensors").exists():
             load_whole(run.task, read_state(path / "best.safetensors", run.checkpoints.run)[0])
