@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
 
 from velm_cli.data.features import LOCK
+from velm_cli.models.weights import load_state
 
 COMMAND = [
     "train", *TINY, *TINY_MODEL, "vision.freeze=all", "run.max_steps=8", "run.validate_every=4", "loss.beta=0.1",
@@ -45,7 +45,7 @@ def test_the_losses_and_weights_are_those_without_a_cache(place, cache, toleranc
     assert len(plain) == len(cached) > 8
     for a, b in zip(plain, cached, strict=True):
         assert a == pytest.approx(b, rel=tolerance, abs=tolerance)
-    weights, found = (load_file(place / name / "model.safetensors") for name in ("plain", cache))
+    weights, found = (load_state(place / name / "model.safetensors") for name in ("plain", cache))
     assert weights.keys() == found.keys()
     apart = torch.cat([(tensor - found[name]).abs().flatten() for name, tensor in weights.items()])
     assert apart.mean() < share * WAY
@@ -123,11 +123,11 @@ def test_the_layers_above_frozen_ones_learn_from_what_those_say(place, capsys):
     assert len(plain) == len(cached) > 8
     for a, b in zip(plain, cached, strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
-    weights, found = (load_file(place / name / "model.safetensors") for name in ("part-plain", "part"))
+    weights, found = (load_state(place / name / "model.safetensors") for name in ("part-plain", "part"))
     apart = torch.cat([(tensor - found[name]).abs().flatten() for name, tensor in weights.items()])
     assert apart.mean() < 0.02 * WAY
     # those above have learned: the encoder that was frozen whole has other weights now
-    assert any(not torch.equal(found[name], whole) for name, whole in load_file(place / "plain/model.safetensors").items()
+    assert any(not torch.equal(found[name], whole) for name, whole in load_state(place / "plain/model.safetensors").items()
                if name.startswith("model.vision.") and name in found)  # fmt: skip
     assert call("eval", "checkpoint=runs/train/part", "metrics.names=[cider]", "run.precision=fp32") == 0
     assert "complete" in capsys.readouterr().out, "after training the frozen layers are the same, and so is their cache"

@@ -72,13 +72,18 @@ def test_closed_descriptors_are_not_given_to_files_that_velm_writes(place):
     assert "nothing more could be written" not in (run / "log.txt").read_text()
 
 
+def with_a_terminal_of_its_own() -> None:
+    fcntl.ioctl(0, 0x540E, 0)  # TIOCSCTTY
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where the tests run under nohup
+
+
 def test_a_terminal_that_goes_away_ends_a_training_well(place):
     """SIGHUP, and every write from then on fails with EIO."""
     own, terminal = pty.openpty()
     command = [*VELM, *train("hangup", "run.max_steps=1000000")]
     process = subprocess.Popen(
         command, cwd=place, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, 0x540E, 0),  # TIOCSCTTY: the session's own terminal
+        preexec_fn=with_a_terminal_of_its_own,
     )  # fmt: skip
     os.close(terminal)
     seen = b""

@@ -303,7 +303,8 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
     with torch.device("meta"):
         meta = build_task(config, store, tokens.tokenizer, term_weights(config))
     longest = batch.tokens_BKT.shape[2] - 1
-    flops, activations = stage._one_step(meta, config, longest, True)
+    captions = batch.tokens_BKT.shape[1]
+    flops, activations = stage._one_step(meta, config, captions, longest, True)
     # The meta batch predicts at every position, the real one only up to each caption's end; and the CPU's
     # fused attention computes some products again in its backward pass.
     assert 0.95 * counter.get_total_flops() <= flops < 1.3 * counter.get_total_flops()

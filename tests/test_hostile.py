@@ -559,7 +559,7 @@ BOMBS = {
     "b.jpg": (jpeg_that_says(65_500, 65_500), "too many pixels"),
     "d.png": (png_header(13_000, 13_000), "truncated|undecodable"),
     "e.gif": (b"GIF89a" + struct.pack("<HH", 65_535, 65_535) + b"\0\0\0;", "too many pixels|undecodable|not an image"),
-    "f.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file\n", "not an image"),
+    "f.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) (w) file\n", "unsupported: PostScript"),
     "g.jpg": (b"push graphic-context\nimage over 0,0 0,0 'https://x/`mkdir canary`'\n", "not an image"),
 }  # fmt: skip
 

@@ -318,4 +318,4 @@ def test_folders_called_as_weights_are_none(run, capsys):
     assert call("eval", f"checkpoint={run}", *EVAL) == 2
     assert "has no weights yet" in one_line(capsys)
     assert call("eval", f"checkpoint={run}/best.safetensors", *EVAL) == 2
-    assert "does not exist" in one_line(capsys)
+    assert "is a folder; give a .safetensors or .pth file in it" in one_line(capsys)

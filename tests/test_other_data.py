@@ -100,12 +100,20 @@ def test_pieces_of_names_are_safe():
 
 
 def test_a_run_that_an_older_velm_named_is_found_again(place, capsys):
-    """Its name said nothing of the store; one of other data does not get it."""
-    old = place / "runs/train/folder-vit-transformer-cross_modal"
-    shutil.copytree(place / "runs/train/source", old)
+    """Its name said nothing of the store; one of other data does not get it, nor one of another experiment."""
     words = ["dataset=folder", "vision=vit"]
+    new = place / "runs/train/folder-SA-vit-transformer-cross_modal"
+    assert (
+        call("train", *words, "dataset.store=SA", "run.max_steps=1", "run.validate_images=2", "metrics.names=[bleu]")
+        == 0
+    )
+    capsys.readouterr()
+    old = new.rename(place / "runs/train/folder-vit-transformer-cross_modal")
     assert where(capsys, *words, "dataset.store=SA") == [old.name]
     assert where(capsys, *words, "dataset.store=SB") == ["folder-SB-vit-transformer-cross_modal"]
+    config = (old / "config.yaml").read_text().split("\n", 1)[1].rpartition("# crc32")[0]
+    (old / "config.yaml").write_text(config.replace("dropout: 0.1", "dropout: 0.2"))
+    assert where(capsys, *words, "dataset.store=SA") == [new.name]
     shutil.rmtree(old)
 
 

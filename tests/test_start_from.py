@@ -112,8 +112,8 @@ REFUSED = {
     "train config=runs/train/frist": "config=runs/train/frist does not exist; did you mean 'first'?",
     "train config=runs/train": "config=runs/train is not a run folder",
     "train config=runs/train/first experiment=shapes_demo": "both say what to start from",
-    "train --config-path=. --config-name=own": "velm train config=RUN_OR_YAML starts from another run's options",
-    "train -cn own": "velm train config=RUN_OR_YAML starts from another run's options",
+    "train --config-path=. --config-name=own": "config=RUN_OR_YAML starts from a run or a file of options",
+    "train -cn own": "config=RUN_OR_YAML starts from a run or a file of options",
 }  # fmt: skip
 
 

@@ -236,7 +236,7 @@ def kinds() -> list[Kind]:
             raise Noticed(str(error)) from None
 
     def inputs() -> Any:
-        with score_folder("out", str(SCORED), made):
+        with score_folder("out", str(SCORED), made, {}):
             return made
 
     def phrases() -> Any:

@@ -8,8 +8,8 @@ from tiny_models import VOCAB, folder
 from torch import nn
 
 from velm_cli import schema
-from velm_cli.engine.checkpoint import _optimizer_tensors, _restore_optimizer
 from velm_cli.engine.optim import build_optimizer
+from velm_cli.engine.snapshot import optimizer_tensors, restore_optimizer
 from velm_cli.models.text import build_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import build_vision
@@ -123,10 +123,10 @@ def test_moments_are_restored_by_name_into_whichever_group_a_parameter_is_in_now
     for parameter in everything:
         parameter.grad = torch.randn_like(parameter)
     of_old.step()
-    saved = _optimizer_tensors(before, of_old)
+    saved = optimizer_tensors(before, of_old)
     optimizer = build_optimizer(after, config)
-    _restore_optimizer(after, optimizer, saved)
-    found = _optimizer_tensors(after, optimizer)
+    restore_optimizer(after, optimizer, saved)
+    found = optimizer_tensors(after, optimizer)
     assert found.keys() == saved.keys()
     assert all(torch.equal(found[name], saved[name]) for name in saved)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]

@@ -10,9 +10,9 @@ from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from velm_cli import schema
-from velm_cli.engine.checkpoint import _optimizer_tensors, _restore_optimizer
 from velm_cli.engine.optim import build_optimizer
 from velm_cli.engine.parallel import load_whole
+from velm_cli.engine.snapshot import optimizer_tensors, restore_optimizer
 from velm_cli.models.vision import build_vision
 from velm_cli.models.weights import Undrawn
 
@@ -103,14 +103,14 @@ def test_what_was_trained_before_norms_were_frozen_still_loads(weight_file):
     for parameter in task.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    moments = _optimizer_tensors(task, optimizer)
+    moments = optimizer_tensors(task, optimizer)
     assert "net.backbone.body.bn1.weight/exp_avg" in moments
 
     new = nn.ModuleDict({"net": build_vision(config(net, path, freeze="none")).net})
     load_whole(new, task.state_dict())
     assert torch.equal(new["net"].backbone.body.bn1.running_mean, old.backbone.body.bn1.running_mean)
     resumed = build_optimizer(new, schema.OptimConfig())
-    _restore_optimizer(new, resumed, moments)
-    found = _optimizer_tensors(new, resumed)
+    restore_optimizer(new, resumed, moments)
+    found = optimizer_tensors(new, resumed)
     assert found.keys() == {name for name in moments if name.rpartition("/")[0] in dict(new.named_parameters())}
     assert all(torch.equal(found[name], moments[name]) for name in found)

@@ -14,6 +14,7 @@ ENDING = [each for each in ASKING if each != signal.SIGINT]
 def handlers():
     """Are put back: a request leaves its signals ignored."""
     former = {each: signal.getsignal(each) for each in ASKING}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, if the tests run under it, would have its way
     yield
     for each, handler in former.items():
         signal.signal(each, handler)

@@ -558,14 +558,6 @@ def test_a_tar_that_claims_too_much_is_not_believed():
     assert zeros.largest <= tars.SKIP
 
 
-def test_shells_may_write_out_the_braces():
-    from velm_cli.cli import _join_urls
-
-    assert _join_urls(["dataset.urls=a/{0..3}.tar", "x=1"]) == ["dataset.urls='a/{0..3}.tar'", "x=1"]
-    assert _join_urls(["y=2", "dataset.urls=0.tar", "dataset.urls=1.tar"]) == ["y=2", "dataset.urls=['0.tar','1.tar']"]
-    assert _join_urls(["dataset.urls=[a,b]", "dataset.val_urls='c'"]) == ["dataset.urls=[a,b]", "dataset.val_urls='c'"]
-
-
 def test_a_closed_loader_leaves_no_threads(store):
     import threading
 

@@ -19,9 +19,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -29,19 +27,25 @@ from torch import Tensor, nn
 
 from velm_cli.engine.frozen import Frozen, keep_frozen
 from velm_cli.engine.optim import Ema
-from velm_cli.engine.parallel import load_whole, slice_like, whole_tensors
+from velm_cli.engine.parallel import load_whole, whole_tensors
 from velm_cli.engine.progress import Progress, read_progress
 from velm_cli.engine.ranks import Ranks
+from velm_cli.engine.snapshot import (
+    Files,
+    misfit,
+    optimizer_tensors,
+    random_states,
+    restore_optimizer,
+    restore_random_state,
+)
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, sha256
 from velm_cli.models.frozen import FILE as FROZEN
 from velm_cli.models.frozen import put_together
 from velm_cli.models.weights import first_nan, save_state
 
-Files = dict[str, dict[str, Tensor]]  # file name -> its tensors
 NAME = re.compile(r"step-[0-9]{8,}")
 TENSORS = ("task", "optimizer", "random")  # files that every checkpoint has
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
 
 
 class Checkpoints:
@@ -74,11 +78,11 @@ class Checkpoints:
     def save(self, task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, progress: Progress) -> None:
         """A checkpoint of this very moment; StageError when it cannot be written."""
         self.finish()
-        tensors = {"task": self.frozen.left(task.state_dict()), "optimizer": _optimizer_tensors(task, optimizer)}
+        tensors = {"task": self.frozen.left(task.state_dict()), "optimizer": optimizer_tensors(task, optimizer)}
         if ema is not None:
             tensors["ema"] = ema.average
         files = {f"{name}.safetensors": whole_tensors(group, self.ranks) for name, group in tensors.items()}
-        files["random.safetensors"] = _random_states(self.ranks)
+        files["random.safetensors"] = random_states(self.ranks)
         if not self.ranks.first:
             return
         if self._writer is None:
@@ -182,17 +186,17 @@ class Checkpoints:
             raise StageError(
                 f"{checkpoint} changed while it was read ({error}); give the same command again"
             ) from error
-        if problem := _misfit(tensors, moments, task, ema):
+        if problem := misfit(tensors, moments, task, ema):
             raise UserError(
                 f"{checkpoint} is of another model or version ({problem}): move it elsewhere to go on from the one "
                 "before it, or train anew with fresh=true"
             )
         load_whole(task, tensors["task"])
-        _restore_optimizer(task, optimizer, tensors["optimizer"])
+        restore_optimizer(task, optimizer, tensors["optimizer"])
         if ema is not None:
             ema.load(tensors["ema"])
         self.frozen = keep_frozen(self.folder.parent, task, self.ranks, self.run, known=frozen)
-        _restore_random_state(tensors["random"], self.ranks, progress.step)
+        restore_random_state(tensors["random"], self.ranks, progress.step)
         return progress, notes
 
     def _write(self, files: Files, progress: Progress) -> None:
@@ -283,96 +287,6 @@ def _damage(checkpoint: Path, *, finite: bool = False) -> str | None:
 
 def _progress_in(checkpoint: Path) -> Progress:
     return read_progress(read_sealed(checkpoint / "state.json").get("progress"), _step(checkpoint))
-
-
-def _misfit(tensors: Files, moments: Any, task: nn.Module, ema: Ema | None) -> str | None:
-    """What keeps these tensors from being restored; None if nothing does. `moments`: how many there should be."""
-    if moments is not None and moments != len(tensors["optimizer"]):  # an older velm's checkpoint does not say
-        return f"optimizer: {len(tensors['optimizer'])} tensors, not {moments}"
-    parameters, buffers = dict(task.named_parameters()), {name for name, _ in task.named_buffers()}
-    if line := _other_tensors("task", tensors["task"], task.state_dict()):
-        return line
-    if ema is not None:
-        # An older velm's may hold more: what it trained then and what is frozen now.
-        averaged = {name: tensor for name, tensor in tensors["ema"].items() if name in ema.average}
-        if line := _other_tensors("ema", averaged, ema.average):
-            return line
-    for full_name, tensor in tensors["optimizer"].items():
-        name, _, key = full_name.rpartition("/")
-        if name in buffers:
-            continue
-        shape = () if key == "step" else parameters[name].shape if name in parameters else None
-        if key not in MOMENTS or tensor.shape != shape:
-            return f"optimizer: {full_name}"
-    held = {full_name.rpartition("/")[0] for full_name in tensors["optimizer"]} - buffers
-    if missing := [f"{name}/{key}" for name in held for key in MOMENTS if f"{name}/{key}" not in tensors["optimizer"]]:
-        return f"optimizer: {min(missing)} is missing"
-    state = torch.get_rng_state()
-    if not all(t.dtype == torch.uint8 and t.ndim == 1 for t in tensors["random"].values()):
-        return "random states are not bytes"
-    if (cpu := tensors["random"].get("cpu")) is None or cpu.shape != state.shape:
-        return "its random state has another length"
-    return None
-
-
-def _other_tensors(group: str, saved: dict[str, Tensor], own: Mapping[str, Tensor]) -> str | None:
-    if saved.keys() != own.keys():
-        return f"{group}: {min(saved.keys() ^ own.keys())} is in one of them only"
-    for name, tensor in own.items():
-        if saved[name].shape != tensor.shape or saved[name].is_floating_point() != tensor.is_floating_point():
-            return f"{group}: {name} has another shape or type"
-    return None
-
-
-def _optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by parameter name: `model.text.embedding.weight/exp_avg` and so on."""
-    names = {id(parameter): name for name, parameter in task.named_parameters()}
-    return {
-        f"{names[id(parameter)]}/{key}": torch.as_tensor(value)
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-
-
-def _restore_optimizer(task: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    parameters, buffers = dict(task.named_parameters()), {name for name, _ in task.named_buffers()}
-    optimizer.state.clear()
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        if name in buffers:  # gains of a detector's norms, which an older velm trained
-            continue
-        own = parameters[name]
-        # Beside moments, shaped as their parameter, there is the number of steps.
-        optimizer.state[own][key] = slice_like(own, tensor) if tensor.shape == own.shape else tensor.to(own.device)
-
-
-def _random_states(ranks: Ranks) -> dict[str, Tensor]:
-    """The states of all ranks' generators: `cpu` and `cuda`, from the second rank on with its number."""
-    own = {"cpu": torch.get_rng_state()}
-    if ranks.device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state()
-    states = ranks.of_all({name: state.numpy() for name, state in own.items()})
-    return {
-        f"{name}.{rank}" if rank else name: torch.from_numpy(state)
-        for rank, of_rank in enumerate(states)
-        for name, state in of_rank.items()
-    }
-
-
-def _restore_random_state(states: dict[str, Tensor], ranks: Ranks, step: int) -> None:
-    """Go on with this rank's random numbers; a rank that there was not begins with its own."""
-    own = {kind: states.get(f"{kind}.{ranks.rank}" if ranks.rank else kind) for kind in ("cpu", "cuda")}
-    if own["cpu"] is None:
-        torch.manual_seed(seed_of(step, ranks.rank))
-        return
-    torch.set_rng_state(own["cpu"])
-    if own["cuda"] is not None and ranks.device.type == "cuda":
-        torch.cuda.set_rng_state(own["cuda"])
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed for what the numbers name."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _copy(tensor: Tensor) -> Tensor:

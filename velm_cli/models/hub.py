@@ -16,6 +16,7 @@ import torch
 from velm_cli.errors import UserError
 from velm_cli.hub import hub_has
 from velm_cli.models.file_kinds import kind_of
+from velm_cli.models.transformers_internals import MAY_LACK
 from velm_cli.models.weights import unfilled, unread
 
 # Files of weights as save_pretrained writes them, or parts of them that are listed in an index.
@@ -25,7 +26,6 @@ CACHED_WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-NOT_NEEDED = ("pooler", "mask_token", "position_ids")  # parts of names that files may lack: velm does without
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention")  # transformers' own
 
 SMALL = ("config.json", "preprocessor_config.json", "processor_config.json")
@@ -87,7 +87,7 @@ def _refuse_other_files(folder: Path) -> None:
 
 def _refuse_random(missing: Collection[str]) -> None:
     """ValueError where weights of the model are in no file: transformers draws them, and only tells of it."""
-    lacking = sorted(name for name in missing if not any(part in name for part in NOT_NEEDED))
+    lacking = sorted(name for name in missing if not any(part in name for part in MAY_LACK))
     if lacking:
         more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
         raise ValueError(f"its weights are of another model: {lacking[0]}{more} missing")

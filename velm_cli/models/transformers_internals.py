@@ -186,6 +186,7 @@ FAMILIES = {
     "vit": Family("ViTModel"),
 }
 MASK_TOKEN = "mask_token"  # of pretraining: no image passes it
+MAY_LACK = ("pooler", MASK_TOKEN, "position_ids")  # parts of names of weights that files may lack: velm does without
 # Names of what is no matrix of a product: positions, class tokens, the query of SigLIP's attention pooling.
 TABLES = frozenset({"position_embedding", "position_embeddings", "cls_token", "class_embedding", "probe", MASK_TOKEN})
 

@@ -17,11 +17,11 @@ from velm_cli.data.loader import eval_batches
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transfer import on_device
-from velm_cli.engine.checkpoint import seed_of
 from velm_cli.engine.device import autocast, drawing_from
 from velm_cli.engine.loop import Run
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
+from velm_cli.engine.snapshot import seed_of
 from velm_cli.errors import on_one_line
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import fast_cider, score_captions

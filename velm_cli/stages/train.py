@@ -7,7 +7,7 @@ import torch
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import training_loader
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.engine.checkpoint import Checkpoints, seed_of
+from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.compiling import as_written, compile_model
 from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.folder import (
@@ -29,6 +29,7 @@ from velm_cli.engine.profile import StepProfiler
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
+from velm_cli.engine.snapshot import seed_of
 from velm_cli.engine.sources import (
     complete_sources,
     identity_of,
