@@ -233,7 +233,7 @@ def test_a_folder_is_no_file(tmp_path):
 
 def test_lists_written_into_cells_are_captions(tmp_path):
     file = tmp_path / "p.csv"
-    file.write_text("image_id,caption\n1,\"['a dog']\"\n2,\"[\"\"a cat\"\", \"\"two cats\"\"]\"\n3,[sic] a bird\n")
+    file.write_text('image_id,caption\n1,"[\'a dog\']"\n2,"[""a cat"", ""two cats""]"\n3,[sic] a bird\n')
     found = read_predictions(file)
     assert found.captions == {1: "a dog", 2: "a cat", 3: "[sic] a bird"} and found.sets == {2: ["a cat", "two cats"]}
 

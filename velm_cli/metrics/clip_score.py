@@ -43,8 +43,8 @@ class ClipJudge:
         except (OSError, ValueError, KeyError) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0][:160]
             raise UserError(
-                f"metrics.clip={folder} is no folder of a CLIP-like model and its processor: {said}; it needs the weights, "
-                "preprocessor_config.json and the tokenizer, as save_pretrained of both writes them"
+                f"metrics.clip={folder} is no folder of a CLIP-like model and its processor: {said}; it needs the "
+                "weights, preprocessor_config.json and the tokenizer, as save_pretrained of both writes them"
             ) from error
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise UserError(
@@ -57,7 +57,9 @@ class ClipJudge:
             self._texts(["a dog"])
         except (ValueError, RuntimeError, IndexError, KeyError, TypeError, AttributeError) as error:
             said = " ".join(str(error).split())[:160]
-            raise UserError(f"metrics.clip={folder}: its processor and its model do not fit together: {said}") from error
+            raise UserError(
+                f"metrics.clip={folder}: its processor and its model do not fit together: {said}"
+            ) from error
         self.problems: dict[ImageId, str] = {}  # why images could not be seen
         weights = sorted(Path(folder).glob("*.safetensors"))
         digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in weights)).hexdigest()

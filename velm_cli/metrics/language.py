@@ -56,8 +56,8 @@ def leftover_warnings(hypotheses: Mapping[ImageId, str], references: Mapping[Ima
         signs = {i: found[0] for i, group in captions.items() for text in group if (found := SIGNS.search(text))}
         if signs:
             said.append(
-                f"the {what} of {listing(list(signs))} hold signs of a tokenizer, such as {next(iter(signs.values()))}, "
-                "which count as words: take them out (skip_special_tokens=True)"
+                f"the {what} of {listing(list(signs))} hold signs of a tokenizer, such as "
+                f"{next(iter(signs.values()))}, which count as words: take them out (skip_special_tokens=True)"
             )
         missing = [i for i, group in captions.items() if any(text.strip().lower() in MISSING for text in group)]
         if missing:

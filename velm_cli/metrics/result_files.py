@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from velm_cli.errors import UserError, on_one_line
-from velm_cli.lines import Refused, json_lines, parse_json, read_bytes
+from velm_cli.lines import Refused, json_lines, not_the_file, parse_json, read_bytes
 from velm_cli.metrics.caption_forms import PREDICTIONS, REFERENCES, Role, Rows, read_records, read_value
 from velm_cli.metrics.caption_tables import read_lines
 from velm_cli.metrics.matching import listing, problems, same_images
@@ -201,6 +201,8 @@ def _load(path: Path, option: str, role: Role) -> tuple[Rows, str]:
     except UserError as error:
         raise UserError(f"{option}={error}") from None
     check_vouched(path)
+    if other := not_the_file(data[:4096]):
+        raise UserError(f"{named} is {other}")
     for start, kind in NO_TEXT.items():
         if data.startswith(start):
             raise UserError(f"{named} is {kind}")

@@ -68,7 +68,9 @@ def _run(
     save_df: Path | None,
 ) -> float | None:
     images, notes = matched(references, ours, config.mismatch, config.predictions)
-    if ours.digest == references.digest and all(references.captions[image] == [ours.captions[image]] for image in images):
+    if ours.digest == references.digest and all(
+        references.captions[image] == [ours.captions[image]] for image in images
+    ):
         notes.append("predictions and references are the same captions: perfect scores say nothing here")
     if theirs is not None and theirs.digest == ours.digest:
         notes.append("predictions and vs are the same file")

@@ -12,7 +12,7 @@ from velm_cli import schema
 from velm_cli.data.readers.assemble import Entry, Listing, assemble
 from velm_cli.data.readers.columns import Wanted
 from velm_cli.data.readers.finding import Finder, images_below
-from velm_cli.data.readers.parting import check_fractions, hash_part
+from velm_cli.data.readers.parting import check_fractions, hash_part, shares_without_effect
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
 from velm_cli.data.records import Corpus, Records
@@ -37,7 +37,14 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
         rows.read(path, alone=len(files) == 1)
     finders = {folder: Finder(images_below(folder)) for folder in (root or path.parent for path in files)}
     entries = _entries(rows, config, root, listing, finders)
-    assemble(corpus, entries, listing, config.missing, where=str(file))
+    assemble(
+        corpus,
+        entries,
+        listing,
+        config.missing,
+        str(file),
+        lambda: "; ".join(filter(None, map(Finder.doubtful, finders.values()))),
+    )
     for folder, finder in finders.items():
         corpus.notes += finder.notes(str(folder))
     if rows.hashed:
@@ -46,6 +53,7 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
             f"split by a hash of the path ({shown}), as no row says its part: "
             "dataset.val_fraction= and dataset.test_fraction= change the shares, a column split decides instead"
         )
+    corpus.notes += shares_without_effect(config, rows.hashed)
     return corpus
 
 
