@@ -44,6 +44,9 @@ def test_runs_that_differ_in_nothing_are_told_apart_by_their_names(tmp_path):
     runs = [scored(name, {"fusion.kind": "add", "seed": 0}, [1.0], tmp_path) for name in "ab"]
     assert compare(runs)[0] == ["run"]
     assert compare(runs[:1])[0] == []
+    seeds = [scored(f"s{seed}", {"fusion.kind": "add", "seed": seed}, [1.0 + seed], tmp_path) for seed in range(2)]
+    differing, (row,) = compare(seeds)
+    assert (differing, row.runs, row.scores["CIDEr"]) == ([], 2, 1.5)
 
 
 def test_a_run_and_its_evaluations_are_never_averaged(tmp_path):

@@ -61,7 +61,7 @@ class ClipJudge:
                 f"metrics.clip={folder}: its processor and its model do not fit together: {said}"
             ) from error
         self.problems: dict[ImageId, str] = {}  # why images could not be seen
-        weights = sorted(Path(folder).glob("*.safetensors"))
+        weights = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("*.bin"))
         digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in weights)).hexdigest()
         self.signature = f"{model.config.model_type} {Path(folder).resolve().name} {digest[:16]}"
 

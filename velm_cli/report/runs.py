@@ -109,7 +109,7 @@ def compare(runs: Sequence[ScoredRun], metric: str = "CIDEr") -> tuple[list[str]
     common = set.intersection(*(set(run.options) for run in runs)) - {"seed"}
     differing = sorted(key for key in common if len({json.dumps(run.options[key], default=str) for run in runs}) > 1)
     if not differing:
-        differing = [] if len(runs) == 1 else ["run"]
+        differing = [] if _differ_in_the_seed_alone(runs) else ["run"]
     groups = _groups(runs, differing)
     if not all(map(_differ_in_the_seed_alone, groups.values())):  # a run and its evaluations, say: no mean of these
         differing = [*differing, "run"]
