@@ -79,7 +79,7 @@ def parse_json(data: bytes, where: str, reduce: Callable[[dict], Any] | None = N
         return json.loads(data.removeprefix(codecs.BOM_UTF8), object_hook=reduce)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        if error.msg == "Extra data" and data[error.pos : error.pos + 1] in (b"{", b"["):
+        if error.msg == "Extra data" and data[error.pos : error.pos + 1] == b"{":
             raise UserError(
                 f"{where} holds several JSON values, the second from {place}: write each on a line of its own "
                 "(JSON lines; jq -c), or all as one list"

@@ -37,9 +37,10 @@ ROWS = {name: f"a dog number {name[0]}" for name in NAMES}
         {"image": dict(enumerate(ROWS)), "caption": dict(enumerate(ROWS.values()))},
         {"image": list(ROWS), "caption": list(ROWS.values())},
         {"columns": ["image", "caption"], "index": [0, 1, 2, 3], "data": [list(row) for row in ROWS.items()]},
+        {"version": 1, "captions": [{"image": image, "caption": caption} for image, caption in ROWS.items()]},
         {n: {"image": image, "caption": caption} for n, (image, caption) in enumerate(ROWS.items())},
     ],
-    ids=["columns", "lists", "split", "index"],
+    ids=["columns", "lists", "split", "wrapped", "index"],
 )
 def test_json_of_pandas_in_every_orientation(value):
     found = manifest("t.json", value)
@@ -75,6 +76,15 @@ def test_the_first_line_again_is_no_image():
     found = manifest("t.csv", "".join(["image,caption\n", *rows[:2], "image,caption\n", *rows[2:]]))
     assert len(found.records) == 4 and not found.refused
     assert "t.csv: the line of column names comes 1 times more; passed over" in found.notes
+
+
+def test_an_image_in_the_tables_of_two_parts_is_a_conflict():
+    for part, names in (("train", NAMES), ("val", NAMES[:1])):
+        Path(f"{part}.csv").write_text("image,caption\n" + "".join(f"{name},a {part} dog\n" for name in names))
+    found = read_manifest(ManifestConfig(file="*.csv"), None, Path("*.csv"))
+    assert found.counts() == {"train": 4, "val": 0, "test": 0} and len(next(found.records.targets())) == 1
+    assert found.refused == [("val.csv:2", "conflict: train.csv:2 gave image id 0.jpg to another image or split")]
+    assert not [note for note in found.notes if "its images are val" in note]
 
 
 def test_columns_without_a_name_are_called_by_their_place():

@@ -13,7 +13,7 @@ from velm_cli.data.readers.splits import part_of_word
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, json_lines, load_json, opened
 
-LISTS = ("annotations", "data", "samples", "rows", "images")  # keys under which rows may lie
+LISTS = ("annotations", "data", "samples", "rows", "images", "captions", "results")  # keys under which rows may lie
 CONVERSATIONS = ("conversations", "messages")
 PEEKED = 1 << 16  # bytes
 
