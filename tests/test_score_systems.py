@@ -109,7 +109,7 @@ def test_images_are_found_by_name_and_number_and_bad_ones_are_named(files, capsy
     assert re.search(r"note: the page has no picture of 1 image \(2: (truncated|undecodable): ", out)
     assert len(page_data("seen/report.html")["images"]["pictures"]) == 37
     for wrong in ("nowhere", "refs.json"):
-        assert call(*command, f"images={wrong}") == 2
+        assert call(*command, f"images={wrong}", "out=unseen") == 2
         assert capsys.readouterr().err == f"velm: images={wrong} is not a folder\n"
 
 

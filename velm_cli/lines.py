@@ -79,6 +79,11 @@ def parse_json(data: bytes, where: str, reduce: Callable[[dict], Any] | None = N
         return json.loads(data.removeprefix(codecs.BOM_UTF8), object_hook=reduce)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
+        if error.msg == "Extra data" and data[error.pos : error.pos + 1] == b"{":
+            raise UserError(
+                f"{where} holds several JSON values, the second from {place}: write each on a line of its own "
+                "(JSON lines; jq -c), or all as one list"
+            ) from None
         raise UserError(f"{where} is broken JSON at {place}: {error.msg}; is the file complete?") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{where} is not UTF-8 text (byte {error.start}); is it a JSON file?") from None
@@ -86,6 +91,15 @@ def parse_json(data: bytes, where: str, reduce: Callable[[dict], Any] | None = N
         raise UserError(f"{where} is nested too deeply to be an annotation file") from None
     except ValueError as error:  # a number of more digits than Python reads
         raise UserError(f"{where} is no annotation file: {error}") from None
+
+
+def not_the_file(start: bytes) -> str | None:
+    """What a file that begins so is instead of the data that it was taken for, as the end of a sentence."""
+    if start.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer and not the file itself: run git lfs pull where it was cloned"
+    if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<head")):
+        return "a web page: a download that went wrong, or needs a login; fetch it again"
+    return None
 
 
 def load_json(path: Path, reduce: Callable[[dict], Any] | None = None) -> Any:

@@ -34,6 +34,10 @@ def _problems(config: Any) -> Iterator[str]:
         return
     if isinstance(config, schema.ScoreRoot):
         yield from _metrics(config.metrics)
+        if config.metrics.clip is not None and config.images is None:
+            yield f"metrics.clip={config.metrics.clip} looks at the images: say where they are (images=FOLDER)"
+        if config.images is not None and config.metrics.clip is None and config.out is None:
+            yield f"images={config.images} is for the page in out=FOLDER and for metrics.clip=FOLDER: give one of them"
         return
     yield from _dataset(config.dataset)
     # Later stages work from the store alone, so that a run can be taken to a machine without the root.
@@ -113,12 +117,15 @@ def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
 def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
     for name in [*metrics.names, *metrics.required]:
         if name == "clip":
-            yield "metrics: CLIPScore needs a model: metrics.clip=FOLDER asks for it, metrics.names does not"
+            if metrics.clip is None:
+                yield "metrics: CLIPScore needs a model: give metrics.clip=FOLDER"
         elif name not in schema.METRIC_NAMES:
             near = did_you_mean(name.lower(), schema.METRIC_NAMES)
             yield f"metrics: no metric {name!r}{near} (there are {', '.join(schema.METRIC_NAMES)})"
-    for name in set(metrics.required) - set(metrics.names):
+    for name in set(metrics.required) - {*metrics.names, "clip"}:
         yield f"metrics.required names {name}, which metrics.names does not"
+    if metrics.df != "corpus" and "cider" not in metrics.names:
+        yield f"metrics.df={metrics.df} weighs the words of CIDEr, and metrics.names has no cider"
     if metrics.clip is not None and not os.path.isdir(metrics.clip):
         yield f"metrics.clip={metrics.clip}: no such folder (of a CLIP-like model, as save_pretrained writes it)"
 

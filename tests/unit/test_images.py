@@ -248,7 +248,7 @@ def damage(kind: str, file: Path) -> None:
 
 DAMAGE = {
     "empty": "empty: the file has 0 bytes",
-    "text": "not an image: the file starts with b'<html>40'",
+    "text": "not an image: a web page: a download that went wrong",
     "half a JPEG": "truncated: ",
     "half a PNG": "truncated: ",
     "half a GIF": "truncated: ",

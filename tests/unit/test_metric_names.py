@@ -52,7 +52,7 @@ def test_a_value_and_a_list_are_lists_in_velms_spelling(value, names):
     [
         ("spcie", "metrics: no metric 'spcie'; did you mean 'spice'? (there are bleu, meteor, rouge_l, cider, spice)"),
         ("SPCIE", "metrics: no metric 'SPCIE'; did you mean 'spice'? (there are bleu, meteor, rouge_l, cider, spice)"),
-        ("CLIPScore", "metrics: CLIPScore needs a model: metrics.clip=FOLDER asks for it, metrics.names does not"),
+        ("CLIPScore", "metrics: CLIPScore needs a model: give metrics.clip=FOLDER"),
     ],
 )
 def test_what_is_no_metric_is_one_line(names, line):

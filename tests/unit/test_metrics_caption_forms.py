@@ -148,7 +148,7 @@ def test_captions_by_line_and_by_order(tmp_path, monkeypatch):
         written(tmp_path, "coco.json", COCO)
         with pytest.raises(UserError, match="give both with ids, or both in order"):
             matched(read_references(other), read_predictions(one), Mismatch.ignore)
-    with pytest.raises(UserError, match=r"no prediction for 1 image \(3\)"):
+    with pytest.raises(UserError, match="has 2 captions and the references 3"):
         matched(read_references("ref0.txt"), read_predictions(written(tmp_path, "h2.txt", "a\nb\n")), Mismatch.error)
     with pytest.raises(UserError, match="only one of them names its images"):
         read_references("ref0.txt,coco.json")
@@ -229,3 +229,32 @@ def test_the_other_system_is_read_like_the_first_and_named_as_it_was_given(tmp_p
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(UserError, match="is a folder: give a file"):
         read_predictions(tmp_path)
+
+
+def test_lists_written_into_cells_are_captions(tmp_path):
+    file = tmp_path / "p.csv"
+    file.write_text('image_id,caption\n1,"[\'a dog\']"\n2,"[""a cat"", ""two cats""]"\n3,[sic] a bird\n')
+    found = read_predictions(file)
+    assert found.captions == {1: "a dog", 2: "a cat", 3: "[sic] a bird"} and found.sets == {2: ["a cat", "two cats"]}
+
+
+def test_lines_that_are_too_few_are_refused_whatever_the_policy(tmp_path):
+    """Any line may be the one that is missing, so leaving the last image out would score all against others."""
+    for name, count in (("three", 3), ("two", 2)):
+        (tmp_path / f"{name}.txt").write_text("".join(f"a dog number {n}\n" for n in range(count)))
+    three, two = tmp_path / "three.txt", tmp_path / "two.txt"
+    for policy in Mismatch:
+        with pytest.raises(UserError, match="has 2 captions and the references 3, and only their order says"):
+            matched(read_references(three), read_predictions(two), policy)
+    with pytest.raises(UserError, match=r"three.txt has 3 captions and .*two.txt 2"):
+        read_references(f"{three},{two}")
+
+
+def test_captions_under_the_names_that_pipelines_give(tmp_path):
+    file = tmp_path / "p.json"
+    for value in (
+        [{"image_id": 1, "generated_text": "a dog"}, {"image_id": 2, "generated_text": "a cat"}],
+        {"image_ids": [1, 2], "captions": ["a dog", "a cat"]},
+    ):
+        file.write_text(json.dumps(value))
+        assert read_predictions(file).captions == {1: "a dog", 2: "a cat"}

@@ -44,6 +44,24 @@ def test_runs_that_differ_in_nothing_are_told_apart_by_their_names(tmp_path):
     runs = [scored(name, {"fusion.kind": "add", "seed": 0}, [1.0], tmp_path) for name in "ab"]
     assert compare(runs)[0] == ["run"]
     assert compare(runs[:1])[0] == []
+    seeds = [scored(f"s{seed}", {"fusion.kind": "add", "seed": seed}, [1.0 + seed], tmp_path) for seed in range(2)]
+    differing, (row,) = compare(seeds)
+    assert (differing, row.runs, row.scores["CIDEr"]) == ([], 2, 1.5)
+
+
+def test_a_run_and_its_evaluations_are_never_averaged(tmp_path):
+    """The training knows no split and no decoding, so these are no columns; the seed is the same."""
+    options = {"optim.lr": 1e-3, "seed": 0}
+    runs = [
+        scored("a", options, [1.0], tmp_path),
+        scored("a-val", options | {"split": "val"}, [2.0], tmp_path),
+        scored("a-test", options | {"split": "test"}, [3.0], tmp_path),
+        scored("b", options | {"optim.lr": 1e-2}, [4.0], tmp_path),
+        scored("again/a", options, [5.0], tmp_path),
+    ]
+    differing, rows = compare(runs)
+    assert differing == ["optim.lr", "run"] and all(row.runs == 1 for row in rows)
+    assert [row.label[1] for row in rows] == [str(tmp_path / "again/a"), "b", "a-test", "a-val", str(tmp_path / "a")]
 
 
 def test_a_metric_that_is_no_mean_over_images_gets_no_interval(tmp_path):
@@ -120,6 +138,7 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
         (["empty", "metric=Ciderr"], "velm: report metric=Ciderr: no score of that name; did you mean 'cider'?; BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE, CLIPScore, RefCLIPScore"),
         (["empty", "metric=CIDER"], "velm: empty: it is not a run folder"),
         (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=TABLE.csv | TABLE.md | TABLE.tex | PICTURE.png | PAGE.html]"),
+        (["empty", "out=a.csv", "out=b.csv"], "velm: report: out= is given twice: leave one"),
         (["metric=CIDEr"], "velm: report: give one or more run folders, such as runs/train/*"),
     ],
 )  # fmt: skip

@@ -23,6 +23,7 @@ from velm_cli.data.making import build_part, build_store
 from velm_cli.data.parts import Part
 from velm_cli.data.records import Corpus, Record
 from velm_cli.data.store import Ids, Store, preprocess_command, store_path
+from velm_cli.data.store_folder import strangers
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.schema import (
@@ -329,6 +330,13 @@ def test_fresh_names_what_else_lies_in_a_store_before_it_does_anything(corpus, s
     with pytest.raises(UserError, match=f"holds {name}, which velm did not write"):
         build_store(corpus, DATASET, SMALL, path, fresh=True)
     assert files_of(tmp_path) == before
+
+
+def test_fresh_replaces_a_store_with_tokens(corpus, tmp_path):
+    for fresh in (False, True):
+        made = build_store(corpus, DATASET, SMALL, tmp_path / "store", fresh=fresh, progress=False)
+        assert made.tokens(TokenizerConfig(min_count=1)).cut == 0
+        assert not list(strangers(made.path))
 
 
 def test_a_store_behind_a_link_is_replaced_where_it_lies(corpus, tmp_path):

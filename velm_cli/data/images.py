@@ -22,6 +22,7 @@ from PIL.Image import Resampling, Transpose
 
 from velm_cli.data.png import SIGNATURE, DamagedPng, pixels_only
 from velm_cli.data.processes import Died, Limits, work_in_order
+from velm_cli.lines import not_the_file
 
 MIN_SIDE = 8  # pixels; below it a file is a tracking pixel or a placeholder, not a photo
 MAX_ASPECT = 8  # a longer strip is cut to its middle, so that no image is many times the others' size
@@ -162,6 +163,8 @@ def _what_else(start: bytes) -> str:
         return "damaged: a PNG whose first chunk is not as it was written"
     if start.startswith(b"\xff\xd8\xff"):
         return "damaged: a JPEG whose header is not whole"
+    if other := not_the_file(start):
+        return f"not an image: {other}"
     return f"not an image: the file starts with {start[:8]!r}"
 
 

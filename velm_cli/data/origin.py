@@ -33,6 +33,12 @@ def refuse_other_origin(dataset: DatasetConfig, said: Collection[str]) -> None:
     path = store_path(dataset)
     manifest = read_manifest(path)
     made_with = (manifest or {}).get("options") or {}
+    kind = made_with.get("kind", dataset.kind)
+    if "kind" in said and kind != dataset.kind:
+        raise UserError(
+            f"the store {path} was made from something else: dataset={_choice(made_with)} (now {dataset.kind}); give "
+            f"dataset={_choice(made_with)} to use it as it is, or another dataset.store="
+        )
     names = [
         field.name
         for field in fields(dataset)
@@ -52,6 +58,11 @@ def refuse_other_origin(dataset: DatasetConfig, said: Collection[str]) -> None:
         f"the store {path} was made from something else: {differing}; leave out {options} to use it as it is, or make "
         f"another and name it with dataset.store=: {preprocess_command(asked)}"
     )
+
+
+def _choice(made_with: dict[str, Any]) -> str:
+    """What to type after dataset= for the kind of data set that a store was made with."""
+    return str(made_with.get("release") or made_with["kind"])
 
 
 def _same(name: str, then: Any, now: Any, store: Path) -> bool:

@@ -18,10 +18,12 @@ ImageId = int | str
 ID_KEYS = (
     *("image_id", "image", "file_name", "filename", "image_path", "filepath", "image_name", "image_file", "img_id"),
     *("img", "path", "file", "cocoid", "question_id", "key", "id", "name"),
+    "image_ids",
 )
 # What only a system's output is called comes first: a line may hold the true caption beside it.
 PREDICTED = (
     *("hypothesis", "prediction", "pred", "pred_caption", "generated_caption", "generated", "candidate"),
+    "generated_text",
     *("caption", "captions", "output", "answer", "response", "text", "title", "comment"),
 )
 REFERRED = (

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from velm_cli.data.readers.cells import listed_texts
 from velm_cli.errors import UserError, on_one_line
 from velm_cli.lines import Refused, text_lines
 from velm_cli.metrics.caption_forms import ID_KEYS, KNOWN, PREDICTIONS, Role, Rows, image_id
@@ -71,11 +72,17 @@ def _table(path: Path, lines: list[tuple[int, str]], names: list[str], delimiter
             if len(cells) > len(names):
                 raise UserError(f"{where}: {len(cells)} cells in {len(names)} columns: put quotes around the caption")
             captions = [cells[place].strip() for place in captions_at if place < len(cells)]
-        given = [caption for caption in captions if caption]
+        given = [text for caption in captions for text in _listed(caption) if text]
         found.rows.append((where, image, given or ([""] if role is PREDICTIONS else [])))
         if "split" in names and names.index("split") < len(cells) and cells[names.index("split")].strip():
             found.splits[image] = cells[names.index("split")].strip()
     return found
+
+
+def _listed(cell: str) -> list[str]:
+    """The captions of a cell, which may be a list that was written as text: `['a dog', 'a pet']`."""
+    texts = listed_texts(cell) if cell.startswith(("[", "array(")) else None
+    return [cell] if texts is None else [text.strip() for text in texts if isinstance(text, str)]
 
 
 def _cells(path: Path, lines: list[tuple[int, str]], delimiter: str, option: str) -> list[tuple[int, list[str]]]:

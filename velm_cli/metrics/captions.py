@@ -140,6 +140,7 @@ class _Run:
         self.sets = unflatten(tokenize(flatten(self.sets)), self.sets)
         self.training = None if self.training is None else tokenize(self.training)
         self.warnings += language.unspaced_warnings(self.hypotheses, self.references)
+        self.warnings += language.leftover_warnings(self.hypotheses, self.references)
         answers = tokenize(list(self.hypotheses.values()))
         self.tokens = references, dict(zip(self.hypotheses, answers, strict=True))
         if tokenize.unsure:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from velm_cli.data.images import ImageRefused, read_rgb
 from velm_cli.errors import UserError
@@ -40,9 +41,10 @@ class ClipJudge:
             self.processor: Any = transformers.AutoProcessor.from_pretrained(folder, **LOCAL)
             model: Any = transformers.AutoModel.from_pretrained(folder, **LOCAL, dtype=torch.float32)
         except (OSError, ValueError, KeyError) as error:
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0].partition(". ")[0][:160]
             raise UserError(
-                f"metrics.clip={folder} is no folder of a CLIP-like model and its processor: {said}"
+                f"metrics.clip={folder} is no folder of a CLIP-like model and its processor: {said}; it needs the "
+                "weights, preprocessor_config.json and the tokenizer, as save_pretrained of both writes them"
             ) from error
         if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
             raise UserError(
@@ -50,8 +52,16 @@ class ClipJudge:
             )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device).eval()
+        try:
+            self._images([Image.new("RGB", (64, 64))])
+            self._texts(["a dog"])
+        except (ValueError, RuntimeError, IndexError, KeyError, TypeError, AttributeError) as error:
+            said = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"metrics.clip={folder}: its processor and its model do not fit together: {said}"
+            ) from error
         self.problems: dict[ImageId, str] = {}  # why images could not be seen
-        weights = sorted(Path(folder).glob("*.safetensors"))
+        weights = sorted(Path(folder).glob("*.safetensors")) or sorted(Path(folder).glob("*.bin"))
         digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in weights)).hexdigest()
         self.signature = f"{model.config.model_type} {Path(folder).resolve().name} {digest[:16]}"
 

@@ -113,7 +113,9 @@ class DocumentFrequency:
         except FileNotFoundError:
             raise UserError(f"no document frequencies in {path}: there is no such file") from None
         except READING_ERRORS as error:
-            raise UserError(f"{path} holds no document frequencies that velm can read: {error}") from error
+            # numpy says of whatever it does not know that it is a pickle, and how to load it unsafely
+            why = "it is not a file of save_df=" if "pickle" in str(error) else error
+            raise UserError(f"{path} holds no document frequencies that velm can read: {why}") from error
         return table
 
     @cached_property

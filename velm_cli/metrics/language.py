@@ -31,6 +31,12 @@ UNSPACED = (
 )
 
 
+SIGNS = re.compile(
+    r"</?s>|<(?:pad|eos|bos|sos|start|end|mask)>|<\|\w+\|>|\[(?:PAD|CLS|SEP|EOS|BOS|MASK)\]|\b(?:start|end)seq\b", re.I
+)
+MISSING = frozenset(("nan", "none", "null", "n/a", "<na>"))
+
+
 def unspaced_warnings(hypotheses: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> list[str]:
     """A line for the predictions and for the references that are written without spaces: their scores look real."""
     found = {"predictions": unspaced({image: [text] for image, text in hypotheses.items()})}
@@ -41,6 +47,25 @@ def unspaced_warnings(hypotheses: Mapping[ImageId, str], references: Mapping[Ima
         for what, images in found.items()
         if images
     ]
+
+
+def leftover_warnings(hypotheses: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> list[str]:
+    """A line where captions hold what no one wrote: a tokenizer's signs, a table's missing value, nothing at all."""
+    said = []
+    for what, captions in (("predictions", {i: [text] for i, text in hypotheses.items()}), ("references", references)):
+        signs = {i: found[0] for i, group in captions.items() for text in group if (found := SIGNS.search(text))}
+        if signs:
+            said.append(
+                f"the {what} of {listing(list(signs))} hold signs of a tokenizer, such as "
+                f"{next(iter(signs.values()))}, which count as words: take them out (skip_special_tokens=True)"
+            )
+        missing = [i for i, group in captions.items() if any(text.strip().lower() in MISSING for text in group)]
+        if missing:
+            said.append(f"the {what} of {listing(missing)} are nan, None or the like, as tables write what is missing")
+    empty = [image for image, group in references.items() if not all(map(str.strip, group))]
+    if empty:
+        said.append(f"{listing(empty)} have an empty reference, which counts as one")
+    return said
 
 
 def unspaced(captions: Mapping[ImageId, Sequence[str]]) -> list[ImageId]:

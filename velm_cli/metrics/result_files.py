@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from velm_cli.errors import UserError, on_one_line
-from velm_cli.lines import Refused, json_lines, parse_json, read_bytes
+from velm_cli.lines import Refused, json_lines, not_the_file, parse_json, read_bytes
 from velm_cli.metrics.caption_forms import PREDICTIONS, REFERENCES, Role, Rows, read_records, read_value
 from velm_cli.metrics.caption_tables import read_lines
 from velm_cli.metrics.matching import listing, problems, same_images
@@ -59,6 +59,7 @@ class References:
     splits: dict[ImageId, str] = field(default_factory=dict)
     digest: str = ""  # of the files' content
     by_order: bool = False
+    lines: int = 0  # of a file whose lines are its images
 
 
 def read_predictions(path: Path, option: str = "predictions") -> Predictions:
@@ -96,6 +97,9 @@ def read_references(path: Path | str, option: str = "references") -> References:
         if number and rows.by_order != references.by_order:
             raise UserError(f"{option}: {paths[0]} and {each} do not go together: only one of them names its images")
         references.by_order = rows.by_order
+        if rows.by_order and number and len(rows.rows) != references.lines:
+            raise UserError(_unequal(f"{option}: {paths[0]}", references.lines, str(each), len(rows.rows)))
+        references.lines = len(rows.rows) if rows.by_order else 0
         for _, image, captions in rows.rows:
             references.captions.setdefault(image, []).extend(captions)
         references.files |= rows.files
@@ -139,6 +143,8 @@ def matched(
             f"{where}: the {which} name no images, so that only their order says whose they are; the {other} do "
             f"({_some(references if predictions.by_order else predictions)}): give both with ids, or both in order"
         )
+    if predictions.by_order and references.lines and len(predictions.captions) != references.lines:
+        raise UserError(_unequal(where, len(predictions.captions), "the references", references.lines))
     notes = [*predictions.notes, *_in_their_ids(references, predictions)]
     captions = references.captions
     splits = {references.splits.get(image, "") for image in captions if image in predictions.captions}
@@ -157,6 +163,14 @@ def matched(
     if not images:
         raise UserError(f"{where}: no image has both a prediction and references: {'; '.join(found)}")
     return images, [*notes, *(f"left out: {problem}" for problem in found)]
+
+
+def _unequal(one: str, lines: int, other: str, others: int) -> str:
+    """Where lines are images, one that is missing gives all after it another image's references."""
+    return (
+        f"{one} has {lines:,} captions and {other} {others:,}, and only their order says which belong together: give "
+        "files of equal length (an empty line for an image without a caption, but not as the last), or ids"
+    )
 
 
 def _some(one: References | Predictions) -> str:
@@ -187,6 +201,8 @@ def _load(path: Path, option: str, role: Role) -> tuple[Rows, str]:
     except UserError as error:
         raise UserError(f"{option}={error}") from None
     check_vouched(path)
+    if other := not_the_file(data[:4096]):
+        raise UserError(f"{named} is {other}")
     for start, kind in NO_TEXT.items():
         if data.startswith(start):
             raise UserError(f"{named} is {kind}")

@@ -63,6 +63,8 @@ def read_run(folder: Path) -> ScoredRun:
         raise UserError(f"{folder}: {hint or 'it has no scores (yet)'}") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: its scores are damaged ({error}); evaluate again with fresh=true") from error
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: it is no run folder but scores of velm score, whose page compares two: vs=OTHER")
     config = _config(folder)
     home = folder
     if config.get("stage") == "evaluate":
@@ -107,14 +109,29 @@ def compare(runs: Sequence[ScoredRun], metric: str = "CIDEr") -> tuple[list[str]
     common = set.intersection(*(set(run.options) for run in runs)) - {"seed"}
     differing = sorted(key for key in common if len({json.dumps(run.options[key], default=str) for run in runs}) > 1)
     if not differing:
-        differing = [] if len(runs) == 1 else ["run"]
-    groups: dict[tuple[str, ...], list[ScoredRun]] = {}
-    for run in runs:
-        label = tuple(run.folder.name if key == "run" else str(run.options[key]) for key in differing)
-        groups.setdefault(label, []).append(run)
+        differing = [] if _differ_in_the_seed_alone(runs) else ["run"]
+    groups = _groups(runs, differing)
+    if not all(map(_differ_in_the_seed_alone, groups.values())):  # a run and its evaluations, say: no mean of these
+        differing = [*differing, "run"]
+        groups = _groups(runs, differing)
     rows = [_row(label, group) for label, group in groups.items()]
     rows.sort(key=lambda row: row.scores[metric] or 0.0, reverse=True)
     return [key.removesuffix(".kind") for key in differing], rows
+
+
+def _groups(runs: Sequence[ScoredRun], differing: Sequence[str]) -> dict[tuple[str, ...], list[ScoredRun]]:
+    names = [run.folder.name for run in runs]
+    groups: dict[tuple[str, ...], list[ScoredRun]] = {}
+    for run in runs:
+        name = run.folder.name if names.count(run.folder.name) == 1 else str(run.folder)
+        label = tuple(name if key == "run" else str(run.options[key]) for key in differing)
+        groups.setdefault(label, []).append(run)
+    return groups
+
+
+def _differ_in_the_seed_alone(group: Sequence[ScoredRun]) -> bool:
+    others = [{key: value for key, value in run.options.items() if key != "seed"} for run in group]
+    return all(each == others[0] for each in others) and len({run.options.get("seed") for run in group}) == len(group)
 
 
 def names_of(runs: Sequence[ScoredRun]) -> list[str]:

@@ -194,3 +194,5 @@ class MetricsConfig:
 
     def __post_init__(self) -> None:
         self.names, self.required = metrics_asked(self.names), metrics_asked(self.required)
+        if self.clip is not None:  # asks for CLIPScore already
+            self.names = [name for name in self.names if name != "clip"]

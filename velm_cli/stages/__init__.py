@@ -124,7 +124,9 @@ def _settle_tokenizer(typed: Any, overrides: list[str]) -> None:
 
 def _said_of_the_data(typed: Any, overrides: list[str]) -> set[str]:
     """The options of the data set that the command, or a file of options, names; not those of the checkpoint's run."""
-    said = {key.removeprefix("dataset.") for key in _given(overrides) if key.startswith("dataset.")}
+    given = _given(overrides)
+    said = {key.removeprefix("dataset.") for key in given if key.startswith("dataset.")}
+    said |= {"kind"} if "dataset" in given else set()
     usual = type(typed.dataset)()
     if typed.stage in compose.STAGES_FROM_CHECKPOINT:
         of_run = compose.load_run_config(typed.checkpoint).dataset

@@ -29,9 +29,12 @@ OPTIONS = ("metric", "out")
 
 def main(args: list[str]) -> None:
     """Print the table; write, draw or show it if `out=` says where."""
-    if not args or args[0] in ("-h", "--help"):
+    if not args or {"-h", "--help"} & set(args):
         print(USAGE, end="")
         return
+    given = [arg.partition("=")[0] for arg in args if "=" in arg and not Path(arg).exists()]
+    if twice := next((key for key in given if given.count(key) > 1), None):
+        raise UserError(f"report: {twice}= is given twice: leave one")
     options = dict(arg.split("=", 1) for arg in args if "=" in arg and not Path(arg).exists())
     folders = [Path(arg) for arg in args if arg.partition("=")[0] not in options]
     for key in options:
@@ -61,6 +64,8 @@ def main(args: list[str]) -> None:
         raise UserError(left_out[0])
     for reason in left_out:
         print(f"left out: {on_one_line(reason)}", file=sys.stderr)
+    if kind and "metric" in options and all(run.scores.get(metric) is None for run in runs.values()):
+        raise UserError(f"report metric={options['metric']}: none of these runs has a {LABELS[metric]}")
     differing, rows = compare(list(runs.values()), metric)
     print(table(differing, rows, metric))
     if out is None:

@@ -68,6 +68,12 @@ def _run(
     save_df: Path | None,
 ) -> float | None:
     images, notes = matched(references, ours, config.mismatch, config.predictions)
+    if ours.digest == references.digest and all(
+        references.captions[image] == [ours.captions[image]] for image in images
+    ):
+        notes.append("predictions and references are the same captions: perfect scores say nothing here")
+    if theirs is not None and theirs.digest == ours.digest:
+        notes.append("predictions and vs are the same file")
     if theirs is not None:
         shared = replace(references, captions={image: references.captions[image] for image in images})
         images, more = matched(shared, theirs, config.mismatch, str(config.vs))
@@ -78,12 +84,15 @@ def _run(
         files, more = image_files(config.images, images, {**ours.files, **references.files})
         notes += more
     learned = None if training is None else flatten(training.captions)
+    truth = None
+    if config.instances is not None:  # before the hour of scoring
+        truth = ground_truth(Path(config.instances), {image: references.captions[image] for image in images}, images)
     scores = _score(config, config.predictions, images, references, ours, learned, files)
     domains = by_domain(scores, references.domains)
     if domains:
         print(f"\n{domain_table(domains)}")
-    if config.instances is not None:
-        invented = chair(scores.hypotheses, ground_truth(Path(config.instances), scores.references, images))
+    if truth is not None:
+        invented = chair(scores.hypotheses, truth)
         print(f"\n{hallucination_table(invented)}")
     others, found = None, {}
     this, that = _names(config)

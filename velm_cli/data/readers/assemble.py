@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from velm_cli.errors import UserError
 # surrogates (they cannot be written as UTF-8), byte-order marks and zero-width spaces. Joiners stay: emoji
 # are built with them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ud800-\udfff\ufeff\u200b]")
+
+
+MISSING = frozenset(("nan", "NaN", "NAN", "None", "none", "NULL", "null", "<NA>", "N/A", "n/a"))
 
 
 @dataclass(slots=True)
@@ -74,7 +77,9 @@ def clean_captions(captions: Iterable[object]) -> tuple[tuple[str, ...], list[st
             reasons.append(f"caption {number} is not text: {str(caption)[:40]}")
             continue
         text = " ".join(_UNPRINTABLE.sub(" ", caption).split())
-        if text:
+        if text in MISSING:
+            reasons.append(f"missing in its table: caption {number} is {text}")
+        elif text:
             kept.append(text)
         else:
             reasons.append(f"caption {number} is empty")
@@ -98,11 +103,17 @@ def first_few(ids: Iterable[int | str], show: int = 5) -> str:
 
 
 def assemble(
-    corpus: Corpus, entries: Iterable[Entry], listing: Listing | None, missing: schema.Missing, where: str
+    corpus: Corpus,
+    entries: Iterable[Entry],
+    listing: Listing | None,
+    missing: schema.Missing,
+    where: str,
+    doubtful: Callable[[], str] = str,
 ) -> Corpus:
     """Fill `corpus.records` from `entries`, cleaned, checked and sorted; returns `corpus`.
 
-    `listing` None means captions only: no image is looked for. `where` names the data in error messages.
+    `listing` None means captions only: no image is looked for. `where` names the data in error messages, `doubtful`
+    says why some may not have been found.
     Raises UserError for absent images (unless `missing` is skip; auto is an error here, a reader that means
     to skip says so), for an id that two images share, and when nothing remains.
     """
@@ -130,15 +141,17 @@ def assemble(
     absent = found.select(present=False)
     if absent and missing is not schema.Missing.skip:
         beside = f" ({uncaptioned:,} have no caption)" if uncaptioned else ""
+        why = f"{said}, or " if (said := doubtful()) else ""
         raise UserError(
             f"{len(absent):,} of {len(found):,} annotated images are missing{beside}, first {absent[0].image}; "
-            "add them, or leave them out with dataset.missing=skip"
+            f"{why}add them, or leave them out with dataset.missing=skip"
         )
     corpus.records = found.select(present=True, order=corpus.splits, images=listing is not None)
     if not corpus.records:
         refused = f"; {len(corpus.refused):,} entries refused" if corpus.refused else ""
         example = ", first {} ({})".format(*corpus.refused[0]) if corpus.refused else ""
         looked = f", but none has its file (first {absent[0].image})" if absent else ""
+        looked += f"; {said}" if absent and (said := doubtful()) else ""
         raise UserError(f"{where}: no example is left: {captioned:,} images have captions{looked}{refused}{example}")
     if absent:
         ids = first_few(absent.ids())

@@ -99,6 +99,8 @@ class Wanted:
             captions = tuple(at for name in self.captions for at, key in enumerate(keys) if key == squashed(name))
         else:
             captions = next((found for base in _CAPTIONS if (found := _numbered(base, keys))), ())
+        if where and self.captions and image in captions:
+            raise UserError(f"dataset.caption_column={','.join(self.captions)}: {where} has its images there")
         taken = {image, split, image_id, *captions}
         unused = tuple(name for at, name in enumerate(names) if at not in taken)
         return Columns(image, captions, split, image_id, unused)

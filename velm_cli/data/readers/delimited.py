@@ -60,6 +60,8 @@ class Table:
     width: int
     lines: Iterator[Line]
     notes: list[str] = field(default_factory=list)
+    header: str | None = None  # the first line, if it names the columns
+    headers: int = 0  # how often it came again, as where files were put together
     strict: _Strict = field(init=False)
     waiting: deque[Line] = field(default_factory=deque)  # lines that were read ahead
     open_marks: list[int] = field(default_factory=list)  # the first rows with a mark that is never closed
@@ -72,6 +74,9 @@ class Table:
         """(file:line, cells) of each row, as many cells as there are columns or fewer. Others go to `refused`."""
         while (line := self._next()) is not None:
             number, text = line
+            if text == self.header:
+                self.headers += 1
+                continue
             where = f"{self.path}:{number}"
             cells = text.split(self.delimiter) if '"' not in text else self._quoted(number, text)
             if len(cells) > self.width:
@@ -85,6 +90,8 @@ class Table:
                 refused.append((where, f"too long: a cell of more than {LONGEST:,} characters"))
             else:
                 yield where, cells
+        if self.headers:
+            self.notes.append(f"{self.path}: the line of column names comes {self.headers:,} times more; passed over")
         if self.open_count:
             places = ", ".join(map(str, self.open_marks)) + ", ..." * (self.open_count > len(self.open_marks))
             rows = "rows" if self.open_count > 1 else "row"
@@ -163,10 +170,9 @@ def open_table(path: Path, wanted: Wanted, refused: Refused) -> Table:
         columns = wanted.find(names)
         if columns.image is not None and columns.captions:
             wanted.find(names, str(path))  # raises for a column that is there twice
-            wanted.unused.update(
-                dict.fromkeys(name.strip() or f"column {at}" for at, name in enumerate(columns.unused, 1))
-            )
-            return Table(path, delimiter, columns, len(names), lines)
+            unnamed = iter([at for at, name in enumerate(names, 1) if not name.strip()])
+            wanted.unused.update(dict.fromkeys(name.strip() or f"column {next(unnamed)}" for name in columns.unused))
+            return Table(path, delimiter, columns, len(names), lines, header=first)
     table = _without_header(path, head, there, wanted, lines)
     if table is None:
         names = _cells(first, max(there, key=first.count))
@@ -196,5 +202,5 @@ def _without_header(
             raise UserError(f"{path}:{head[0]}: {ADDRESS}")
         at = 0 if images[0] == 0 else 1
         note = f"{path}: its first line names no columns; column {at + 1} is the image, the other the caption"
-        return Table(path, delimiter, Columns(at, (1 - at,)), 2, lines, [note], deque([head]))
+        return Table(path, delimiter, Columns(at, (1 - at,)), 2, lines, [note], waiting=deque([head]))
     return None

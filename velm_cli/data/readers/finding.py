@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from velm_cli.data.readers.cells import IMAGE_EXTENSIONS
 
+STORE = frozenset(("plan.json", "manifest.json", "ids.json"))
 MOST_FILES = 3_000_000  # looked through below a folder; whoever has more writes whole paths
 
 
@@ -35,6 +36,8 @@ class Finder:
         self._read = False
         self.found: Counter[str] = Counter()  # how -> images
         self._first: dict[str, tuple[str, str]] = {}
+        self.several: dict[str, tuple[str, str]] = {}  # names of which several images could be meant -> two of these
+        self._two: dict[str, tuple[str, str]] = {}
         self._last: tuple[str, str | None] = ("", None)  # rows about one image follow each other
 
     def find(self, name: str) -> str | None:
@@ -51,14 +54,25 @@ class Finder:
                 self.found[how] += 1
                 self._first.setdefault(how, (name, found))
                 return found
+            if wanted in table:
+                self.several[name] = self._two[wanted]
         return None
 
     def notes(self, where: str) -> list[str]:
         """A line for each way in which images were found."""
-        return [
+        return [f"{where}: {self.doubtful()}"] * bool(self.several) + [
             f"{where}: {count:,} names found {how} ({' is '.join(self._first[how])}{', ...' * (count > 1)})"
             for how, count in self.found.items()
         ]
+
+    def doubtful(self) -> str:
+        """What is to be said of the names that could mean several images; empty where there are none."""
+        if not self.several:
+            return ""
+        name, two = next(iter(self.several.items()))
+        return (
+            f"{len(self.several):,} names could mean several images (first {name}: {' or '.join(two)}): write the path"
+        )
 
     def _look(self) -> None:
         if self._read:
@@ -71,7 +85,10 @@ class Finder:
                 (self._bare, (path.rpartition("/")[2], stem.rpartition("/")[2])),
             ):
                 for name in {_folded(name) for name in names}:
-                    table[name] = path if table.get(name, path) == path else None
+                    other = table.setdefault(name, path)
+                    if other != path:
+                        self._two.setdefault(name, (other or "", path))
+                        table[name] = None
 
 
 def _spellings(name: str) -> Iterator[tuple[str, str]]:
@@ -103,6 +120,9 @@ def walk(root: Path) -> Iterator[tuple[str, list[str]]]:
             subfolders.clear()
             continue
         visited.add(real)
+        if {*names} >= STORE:  # of velm's: its own pictures of images are no further images
+            subfolders.clear()
+            continue
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "__MACOSX")
         yield folder, sorted(names)
 

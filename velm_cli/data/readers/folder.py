@@ -14,7 +14,7 @@ from velm_cli.data.readers.columns import Row, Wanted
 from velm_cli.data.readers.finding import Finder, key_of, walk
 from velm_cli.data.readers.levels import Level, find_level
 from velm_cli.data.readers.manifest import named_columns
-from velm_cli.data.readers.parting import check_fractions, hash_part
+from velm_cli.data.readers.parting import check_fractions, hash_part, shares_without_effect
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.sidecars import Sidecars
 from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
@@ -63,6 +63,10 @@ def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
     found = _look(root, corpus.refused)
     tables = _Tables(found, root, corpus, named_columns(config))
     tables.read_all()
+    if not tables.read:
+        for option in ("image_column", "caption_column", "split_column"):
+            if value := getattr(config, option):
+                raise UserError(f"dataset.{option}={value}: there is no table in {root}")
 
     if not found.captioned and not any(found.captions.values()) and found.images:
         corpus.notes.append("no image has a caption: all are test, to be captioned")
@@ -70,11 +74,12 @@ def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
     else:
         entries = _divided(found, tables, corpus, config, root)
     listing = Listing() if config.images else None
-    assemble(corpus, entries, listing, config.missing, where=f"dataset.root={root}")
+    assemble(corpus, entries, listing, config.missing, f"dataset.root={root}", tables.doubtful)
     if tables.hashed:
         shown = ", ".join(f"{part} {count:,}" for part, count in corpus.counts().items())
         said = f"split by a hash of the path ({shown}); folders train/, val/ and test/ would decide instead"
         corpus.notes.append(said + tables.level.hint)
+    corpus.notes += shares_without_effect(config, tables.hashed)
     if found.aside:
         kinds = ", ".join(f"{suffix} {count:,}" for suffix, count in found.aside.most_common(8))
         corpus.notes.append(f"left aside {found.aside.total():,} files that are neither images nor captions ({kinds})")
@@ -117,7 +122,7 @@ class _Tables:
         self._finder = Finder(found.images)
         self.parts: dict[str, str] = {}
         self.ids: dict[str, int | str] = {}
-        self.level, self.hashed = Level(), False
+        self.level, self.hashed, self.read = Level(), False, 0
 
     def read_all(self) -> None:
         found, refused = self._found, self._corpus.refused
@@ -131,9 +136,14 @@ class _Tables:
                 refused.append((str(table), f"a table of another name: {named}{table}"))
         self._corpus.notes += self._finder.notes("tables")
 
+    def doubtful(self) -> str:
+        """See `Finder.doubtful`."""
+        return self._finder.doubtful()
+
     def _read(self, table: Path, must: bool) -> None:
         """Read a table; one that need not be one of captions is refused where it is none."""
         refused = self._corpus.refused
+        self.read += 1
         self._found.captioned = True
         named = part_of_name(table.name) if must is False else None
         try:

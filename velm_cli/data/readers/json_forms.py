@@ -13,7 +13,7 @@ from velm_cli.data.readers.splits import part_of_word
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, json_lines, load_json, opened
 
-LISTS = ("annotations", "data", "samples", "rows", "images")  # keys under which rows may lie
+LISTS = ("annotations", "data", "samples", "rows", "images", "captions", "results")  # keys under which rows may lie
 CONVERSATIONS = ("conversations", "messages")
 PEEKED = 1 << 16  # bytes
 
@@ -75,7 +75,8 @@ class _Objects:
             columns = self._wanted.find(keys)
             if len(self._columns) < 1000:
                 self._columns[keys] = columns
-            self._wanted.unused.update(dict.fromkeys(key for key in columns.unused if key not in CONVERSATIONS))
+            used = CONVERSATIONS if columns.image is not None else (*CONVERSATIONS, "images")
+            self._wanted.unused.update(dict.fromkeys(key for key in columns.unused if key not in used))
         values = tuple(item.values())
         if columns.image is not None:
             image = values[columns.image]
@@ -113,6 +114,8 @@ def _value_rows(value: Any, path: Path, objects: _Objects, refused: Refused) -> 
         yield from _list_rows(value, str(path), objects)
     elif not isinstance(value, dict):
         raise UserError(f"{path} holds no captions but {str(value)[:40]}")
+    elif (table := _pandas(value)) is not None:
+        yield from _list_rows(table, f"{path} row ", objects)
     elif objects.is_row(value):
         yield from objects.row(str(path), value)
     elif _is_karpathy(value):
@@ -141,6 +144,25 @@ def _value_rows(value: Any, path: Path, objects: _Objects, refused: Refused) -> 
             '{"images": [...], "annotations": [...]}, Karpathy\'s, a list of {"image", "caption"}, {image: [captions]} '
             f"and {{part: [...]}} ({KNOWN})"
         )
+
+
+def _pandas(value: dict[str, Any]) -> list[Any] | None:
+    """The rows of what pandas writes with orient="columns" and "split"; None for anything else."""
+    if isinstance(value.get("columns"), list) and isinstance(rows := value.get("data"), list):
+        return [dict(zip(value["columns"], row, strict=False)) if isinstance(row, list) else row for row in rows]
+    columns = Wanted().find(tuple(value))
+    if columns.image is None or not columns.captions:
+        return None
+    parts = list(value.values())
+    shape = parts[columns.image]
+    if not isinstance(shape, dict | list) or not all(type(part) is type(shape) for part in parts):
+        return None
+    if isinstance(shape, list):
+        alike = len(shape) > 1 and all(len(part) == len(shape) for part in parts)
+        return [dict(zip(value, row, strict=True)) for row in zip(*parts, strict=True)] if alike else None
+    if "path" in shape or not all(part.keys() == shape.keys() for part in parts):  # "path": as `datasets` writes it
+        return None
+    return [{name: part[key] for name, part in value.items()} for key in shape]
 
 
 def _list_rows(items: list[Any], where: str, objects: _Objects, split: str | None = None) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from velm_cli import schema
 from velm_cli.data.readers.assemble import Entry, Listing, assemble
 from velm_cli.data.readers.columns import Wanted
 from velm_cli.data.readers.finding import Finder, images_below
-from velm_cli.data.readers.parting import check_fractions, hash_part
+from velm_cli.data.readers.parting import check_fractions, hash_part, shares_without_effect
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
 from velm_cli.data.records import Corpus, Records
@@ -37,7 +37,14 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
         rows.read(path, alone=len(files) == 1)
     finders = {folder: Finder(images_below(folder)) for folder in (root or path.parent for path in files)}
     entries = _entries(rows, config, root, listing, finders)
-    assemble(corpus, entries, listing, config.missing, where=str(file))
+    assemble(
+        corpus,
+        entries,
+        listing,
+        config.missing,
+        str(file),
+        lambda: "; ".join(filter(None, map(Finder.doubtful, finders.values()))),
+    )
     for folder, finder in finders.items():
         corpus.notes += finder.notes(str(folder))
     if rows.hashed:
@@ -46,6 +53,7 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
             f"split by a hash of the path ({shown}), as no row says its part: "
             "dataset.val_fraction= and dataset.test_fraction= change the shares, a column split decides instead"
         )
+    corpus.notes += shares_without_effect(config, rows.hashed)
     return corpus
 
 
@@ -132,6 +140,7 @@ def _entries(
 ) -> Iterator[Entry]:
     """An Entry an image, in the order of their first rows."""
     refused, notes, defaulted = rows.corpus.refused, rows.corpus.notes, 0
+    by_name = set[int]()  # the tables whose names decided something
     if not rows.have_captions and not rows.say_parts and rows.without_part:
         notes.append("no image has a caption: all are test, to be captioned")
     by = "id"
@@ -141,17 +150,23 @@ def _entries(
     for group in rows.spool.groups(by):
         (origin, image_id, image, part, captions, number), *others = (json.loads(row[-1]) for row in group)
         image_id = image if by == "image" else image_id
-        for where, _, other_image, other_part, more, _ in others:
-            if other_image == image and (part is None or other_part in (None, part)):
+        path, named = rows.files[number]
+        for where, _, other_image, other_part, more, other_number in others:
+            other_named = rows.files[other_number][1]
+            if part or other_part:  # what a row says counts more than the name of its table
+                agree = part is None or other_part in (None, part)
+            else:
+                agree = named is None or other_named in (None, named)
+            if other_image == image and agree:
                 captions += more
                 part = part or other_part
             else:
                 refused.append((where, f"conflict: {origin} gave image id {image_id} to another image or split"))
-        path, named = rows.files[number]
         if part is None and rows.say_parts:
             part, defaulted = named or "train", defaulted + (named is None)
         elif part is None:
             part = named if rows.have_captions else "test"
+            by_name.add(number)
         if part is None:
             # a hash is no reason to caption an image: `assemble` refuses those of train that have no caption
             part = hash_part(image, config.val_fraction, config.test_fraction) if captions else "train"
@@ -159,8 +174,8 @@ def _entries(
         yield Entry(image_id, part, _locate(image, root, path, listing, finders), captions)
     if defaulted:
         notes.append(f"{defaulted:,} images whose rows say no part are train, as other rows do say theirs")
-    for path, part in rows.files:
-        if part and rows.have_captions and not rows.say_parts and rows.without_part:
+    for number, (path, part) in enumerate(rows.files):
+        if part and number in by_name and rows.have_captions and not rows.say_parts:
             notes.append(f"{path}: its images are {part}, as its name says")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from velm_cli import schema
 from velm_cli.errors import UserError
 
 
@@ -22,3 +23,12 @@ def check_fractions(val_fraction: float, test_fraction: float) -> None:
             f"dataset.val_fraction={val_fraction} and dataset.test_fraction={test_fraction} "
             "must not be negative and must leave something to train on"
         )
+
+
+def shares_without_effect(config: schema.OwnDataConfig, hashed: bool) -> list[str]:
+    """A note where shares are given and no image's part is decided by them."""
+    usual = type(config)()
+    given = [name for name in ("val_fraction", "test_fraction") if getattr(config, name) != getattr(usual, name)]
+    if hashed or not given:
+        return []
+    return [f"{' and '.join(f'dataset.{name}=' for name in given)} without effect: no part is decided by a hash"]

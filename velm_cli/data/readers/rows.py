@@ -10,7 +10,7 @@ from velm_cli.data.readers.columns import Columns, Row, Wanted, no_columns
 from velm_cli.data.readers.delimited import open_table
 from velm_cli.data.readers.json_forms import json_rows
 from velm_cli.errors import UserError
-from velm_cli.lines import Refused, opened
+from velm_cli.lines import Refused, not_the_file, opened
 
 JSON = (".json", ".jsonl", ".ndjson")
 NOT_READ = {  # what people have as well, and the way from there
@@ -43,6 +43,8 @@ def read_rows(
     suffix = suffixes[-1] if suffixes else ""
     with opened(path) as file:
         start = file.read(1 << 12)
+    if other := not_the_file(start):
+        raise UserError(f"{path} is {other}")
     found = next((name for magic, name in MAGIC.items() if start.startswith(magic)), suffix)
     if reason := NOT_READ.get(suffix) or NOT_READ.get(found):
         raise UserError(f"{path} is {reason}")
