@@ -23,7 +23,7 @@ BUILT = re.compile(
         (?:manifest|plan|ids|concepts)\.json | rejects\.jsonl | preview\.png | (?:{"|".join(ARRAYS)})\.npy | {LOCKS}
         | images/shard-\d+\.(?:tar|json|idx\.npy)
         | tokens/(?:\.writing | [0-9a-f]{{12}}\.json
-            | [0-9a-f]{{12}}-\d+/(?:tokenizer\.json|velm_tokenizer\.json|ids\.npy|offsets\.npy|crc32\.json))
+            | [0-9a-f]{{12}}-\d+/(?:tokenizer\.json|velm_tokenizer\.json|ids\.npy|offsets\.npy|cut\.json|crc32\.json))
         | features/[0-9a-f]{{16}}/(?:\.writing|about\.json|part-\d+(?:\.crc32)?\.npy)
     )
     | scan/\d+\.(?:json|npy) | held-out-images/\d+

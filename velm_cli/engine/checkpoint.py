@@ -99,10 +99,11 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def find(self) -> str | None:
+    def find(self, *, only_look: bool = False) -> str | None:
         """Rank 0, before the run changes anything: the name of the newest whole checkpoint, which `load_newest` takes.
 
-        Damaged ones are moved aside: what is written from now on is the newest, and nothing is lost.
+        Damaged ones are moved aside, but not where one may `only_look`: what is written from now on is the newest, and
+        nothing is lost.
         """
         damaged = []
         found: str | None = None
@@ -121,7 +122,8 @@ class Checkpoints:
                 self._check_frozen(checkpoint, state.get("frozen"))
                 found = checkpoint.name
                 break
-            damaged.append((checkpoint.name, problem, _move_aside(checkpoint).name))
+            aside = checkpoint if only_look else _move_aside(checkpoint)
+            damaged.append((checkpoint.name, problem, aside.name))
         then = "using the one before it" if found else "no whole one is left, so training begins anew"
         notes = [f"checkpoint {name} is damaged ({why}), kept as {aside}; {then}" for name, why, aside in damaged]
         self._found = (found, notes)
