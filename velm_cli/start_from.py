@@ -43,10 +43,10 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
     _refuse_unknown(file, saved, stage)
     checkpoint = saved.get("checkpoint")
     if stage == "finetune" and isinstance(checkpoint, str) and not any(arg.startswith("checkpoint=") for arg in args):
-        args.insert(0, f"checkpoint={quote(checkpoint)}")
+        args.append(f"checkpoint={quote(checkpoint)}")
     compose.register(stage, compose.checkpoint_argument(stage, args))
     try:
-        return [*_choices(stage, file, saved, args), *args]
+        return [*args, *_choices(stage, file, saved, args)]  # behind the flags
     except OmegaConfBaseException as error:
         where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
         raise UserError(f"{file}: {where}{str(error).splitlines()[0]}") from None

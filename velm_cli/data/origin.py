@@ -16,6 +16,7 @@ from typing import Any
 from velm_cli.data.building import differences, plain
 from velm_cli.data.store import preprocess_command, read_manifest, store_path
 from velm_cli.errors import UserError
+from velm_cli.options import choices, kind_of
 from velm_cli.schema import DatasetConfig
 
 # Where the store and a stream's shards lie, and how they are read: nothing that decides what is in it.
@@ -33,6 +34,12 @@ def refuse_other_origin(dataset: DatasetConfig, said: Collection[str]) -> None:
     path = store_path(dataset)
     manifest = read_manifest(path)
     made_with = (manifest or {}).get("options") or {}
+    kind = made_with.get("kind", dataset.kind)
+    if "kind" in said and kind != dataset.kind:
+        raise UserError(
+            f"the store {path} was made from a data set of another kind, {kind} and not {dataset.kind}: say "
+            f"{' or '.join(_choices_of(kind))}, or leave out dataset= where a checkpoint or config= says it"
+        )
     names = [
         field.name
         for field in fields(dataset)
@@ -52,6 +59,10 @@ def refuse_other_origin(dataset: DatasetConfig, said: Collection[str]) -> None:
         f"the store {path} was made from something else: {differing}; leave out {options} to use it as it is, or make "
         f"another and name it with dataset.store=: {preprocess_command(asked)}"
     )
+
+
+def _choices_of(kind: str) -> list[str]:
+    return [f"dataset={choice}" for choice in choices("dataset") if kind_of("dataset", choice) == kind]
 
 
 def _same(name: str, then: Any, now: Any, store: Path) -> bool:

@@ -76,6 +76,7 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     if stage in ("train", "finetune"):
         if typed.name is None or one_of_many:
             typed.name = _name(typed)
+        compose.refuse_no_runs(typed.init)
         _settle_tokenizer(typed, list(HydraConfig.get().overrides.task))
     return typed
 
@@ -125,6 +126,8 @@ def _settle_tokenizer(typed: Any, overrides: list[str]) -> None:
 def _said_of_the_data(typed: Any, overrides: list[str]) -> set[str]:
     """The options of the data set that the command, or a file of options, names; not those of the checkpoint's run."""
     said = {key.removeprefix("dataset.") for key in _given(overrides) if key.startswith("dataset.")}
+    if "dataset" in _given(overrides):
+        said.add("kind")
     usual = type(typed.dataset)()
     if typed.stage in compose.STAGES_FROM_CHECKPOINT:
         of_run = compose.load_run_config(typed.checkpoint).dataset
