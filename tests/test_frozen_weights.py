@@ -152,6 +152,11 @@ def test_a_missing_or_foreign_file_is_one_line(once, capsys, fault):
     assert call("eval", f"checkpoint={once}", *EVAL) == 0
 
 
+def test_the_frozen_part_is_no_model(once, capsys):
+    assert call("eval", f"checkpoint={once}/frozen.safetensors", *EVAL) == 2
+    assert f"holds only what its run never changed: give the run folder, {once}" in one_line(capsys)
+
+
 def test_weights_alone_are_not_a_model(once, tmp_path, capsys):
     alone = tmp_path / "alone"
     alone.mkdir()

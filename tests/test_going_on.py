@@ -63,6 +63,29 @@ def test_fewer_steps_than_are_done_are_refused(run, capsys):
     assert validations(run) == [2, 4, 6]
 
 
+def test_a_dry_run_says_what_the_command_would_find(run, capsys):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert call(*KEPT, "run.max_steps=6", "dry_run=true") == 0
+    assert "note: runs/train/kept is complete: the command would change nothing" in capsys.readouterr().out
+    assert call(*KEPT, "run.max_steps=8", "dry_run=true") == 0
+    said = capsys.readouterr().out
+    assert "note: runs/train/kept has been trained for 6 steps: the command would go on from there" in said
+    assert "note: run.max_steps 6 -> 8: the schedule is laid anew" in said
+    for option, line in (("run.max_steps=4", "has 6 steps already"), ("optim.lr=0.5", "holds another experiment")):
+        assert call(*KEPT, "run.max_steps=6", option, "dry_run=true") == 2
+        assert line in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_dry_run_moves_no_damaged_checkpoint(run, capsys):
+    with (run / "checkpoints/step-00000006/task.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    before = sorted(run.rglob("*"))
+    assert call(*KEPT, "run.max_steps=8", "dry_run=true") == 0
+    assert "has been trained for 4 steps" in capsys.readouterr().out
+    assert sorted(run.rglob("*")) == before
+
+
 def test_fewer_steps_than_were_planned_are_fine(run, capsys):
     """The last validation is not made twice."""
     assert call(*TRAIN, "name=stopped", "run.max_steps=2") == call(*TRAIN, "name=stopped", "run.max_steps=9") == 0

@@ -34,6 +34,13 @@ MISTAKES = [
     (["train", "-m", "seed=range(a)", "--where"], "velm: cannot read 'seed=range(a)': seed takes a number, at least 0"),
     (["score", "metrics.names=[cider"], "velm: cannot read 'metrics.names=[cider': metrics.names takes a list"),
     (["train", "--where", "--cfg", "job"], "velm: --where prints folders and --cfg a config: leave one of them out"),
+    (
+        ["train", "--hlep"],
+        "velm: --hlep: no such flag; options are written key=value, without dashes: did you mean '--help'?",
+    ),
+    (["train", "--help=run"], "velm: --help=run: write velm train --help run"),
+    (["train", "name", "=", "x"], "velm: 'name' has no value: write name=value, without spaces around the ="),
+    (["train", "-m", "--jobs=0"], "velm: --jobs=0: expected a whole number, at least 1, such as --jobs=2"),
     (["train", "hydra/nope=1"], "velm: hydra/nope: Hydra has no such option"),
     (["train", "hydra.nope=1"], "velm: hydra.nope: Hydra has no such option"),
     (["train", "run.tensorboard=maybe"], "velm: run.tensorboard=maybe: expected true or false"),

@@ -189,3 +189,27 @@ def test_the_vocabulary_comes_with_the_weights(place, capsys):
         json.loads((place / "runs/train/silent/tokenizer/velm_tokenizer.json").read_text())["digest"]
         == (json.loads((place / "runs/train/source/tokenizer/velm_tokenizer.json").read_text())["digest"])
     )
+
+
+@pytest.mark.parametrize("stage", ["train", "eval", "finetune"])
+def test_a_store_of_another_kind_is_refused(stage, capsys):
+    more = {"train": MODEL}.get(stage, ["checkpoint=runs/train/source"])
+    line = refused(capsys, stage, *more, "dataset=manifest", "dataset.file=x.csv", "dataset.store=SB")
+    assert "the store SB was made from a data set of another kind, folder and not manifest: say dataset=folder" in line
+
+
+@pytest.mark.parametrize("option", ["fusion=add", "text.width=8"])
+def test_an_evaluation_has_no_model_of_its_own(option, capsys):
+    line = refused(capsys, "eval", "checkpoint=runs/train/source", option)
+    assert f"{option.partition('=')[0]}: no such option of velm evaluate" in line
+
+
+def test_weights_of_another_program_are_no_run(place, capsys):
+    (place / "net.pth").write_bytes(b"x")
+    line = refused(capsys, "train", "dataset=folder", "dataset.store=SA", *MODEL, "init.vision=net.pth")
+    assert "init.vision: net.pth is not a run folder" in line and "vision.weights=FILE" in line
+
+
+def test_a_store_is_replaced_whatever_velm_wrote_into_it(place):
+    words = ["preprocess", "dataset=folder", "dataset.root=A", *PARTS, "dataset.store=again", "tokenizer.min_count=1"]
+    assert call(*words) == call(*words, "fresh=true") == 0

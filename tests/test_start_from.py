@@ -49,6 +49,15 @@ def test_it_is_never_the_run_itself(more, capsys):
         assert capsys.readouterr().out == "runs/train/first-again\n"
 
 
+def test_named_as_the_run_it_is_the_run(capsys):
+    assert call("train", "config=runs/train/first", "name=first") == 0
+    assert capsys.readouterr().out == "complete    runs/train/first  (fresh=true trains again)\n"
+
+
+def test_null_is_none(capsys):
+    assert composed(capsys, "config=null") == composed(capsys)
+
+
 def test_a_sweep_starts_from_it(capsys):
     assert call("train", "-m", "config=runs/train/first", "fusion=add,concat", "--where") == 0
     assert capsys.readouterr().out.split() == ["runs/train/first-add-seed3", "runs/train/first-concat-seed3"]
@@ -85,6 +94,11 @@ WRONG = {
     "fusion: sum": "fusion=sum: no such choice",
     "optim: 3": "optim=3: expected options",
     "seed: many": "seed",
+    "optim.lr: 1": "no option 'optim.lr'; write it below optim:",
+    "name: up": "name has no effect in a file, it is for the command: velm train name=...",
+    "dry_run: true": "dry_run has no effect in a file",
+    "config: runs/train/first": "config has no effect in a file",
+    "checkpoint: runs/train/first": "checkpoint has no effect in a file, it is for velm finetune",
     "name: ${oc.env:HOME}": "holds ${...}",
     "stage: evaluate": "is of velm evaluate",
     "- a\n- b": "is not a config",
@@ -110,6 +124,8 @@ REFUSED = {
     "eval checkpoint=runs/train/first config=runs/train/first": "velm evaluate takes its options from checkpoint=",
     "train config=nowhere": "config=nowhere does not exist; give a run folder or a YAML file of options",
     "train config=runs/train/frist": "config=runs/train/frist does not exist; did you mean 'first'?",
+    "train config=runs/train/first/tokenizer": "(it has no config.yaml); give runs/train/first",
+    "train config=runs/train/first/model.safetensors": "holds no options; give a run folder",
     "train config=runs/train": "config=runs/train is not a run folder",
     "train config=runs/train/first experiment=shapes_demo": "both say what to start from",
     "train --config-path=. --config-name=own": "config=RUN_OR_YAML starts from a run or a file of options",

@@ -81,6 +81,15 @@ def test_full_disks_need_no_traceback(as_user, monkeypatch, capsys):
     assert list((as_user / "temporary").iterdir()) == []
 
 
+def test_files_that_torch_cannot_open_need_no_traceback(as_user, monkeypatch, capsys):
+    error = RuntimeError("unable to open file <a.safetensors> in read-only mode: Too many open files (24)")
+    monkeypatch.setattr("velm_cli.cli._dispatch", raising(error))
+    assert call("train") == 1
+    assert "unable to open file <a.safetensors>: Too many open files; the limit is that of `ulimit -n`" in (
+        capsys.readouterr().err
+    )
+
+
 def test_nothing_is_kept_in_the_working_folder(as_user, monkeypatch, capsys):
     """Python takes it for the temporary one where no other can be written."""
     monkeypatch.setattr("tempfile.tempdir", os.getcwd())

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from velm_cli import schema
-from velm_cli.errors import UserError
+from velm_cli.errors import UserError, did_you_mean
 from velm_cli.hints import instead_of
 from velm_cli.options import (
     OF_AN_EVALUATION,
@@ -130,7 +130,13 @@ def _flags(stage: str, args: Sequence[str]) -> tuple[list[str], list[str]]:
                 flags.append("-m" if arg == "--multirun" else arg)
         else:
             key = flag.lstrip("-").replace("-", "_")
-            better = instead_of(key, stage) or (f"write {key}={value or 'VALUE'}" if key else "write key=value")
+            if key in ("help", "h"):
+                raise UserError(f"{arg}: write velm {stage} --help {value}")
+            known = key in options_of(stage) or key in choice_groups(stage)
+            near = did_you_mean(flag, ["--help", "--version", *FLAGS, *WITH_VALUE]).removeprefix("; ")
+            better = instead_of(key, stage) or (
+                f"write {key}={value or 'VALUE'}" if known else near or "write key=value"
+            )
             raise UserError(f"{flag}: no such flag; options are written key=value, without dashes: {better}")
     if "--resolve" in flags and not any(flag.partition("=")[0] in ("-c", "--cfg") for flag in flags):
         raise UserError("--resolve goes with --cfg job: velm STAGE --cfg job --resolve")
@@ -178,9 +184,9 @@ def _what_decides(key: str, stage: str) -> str:
 def _not_an_option(stage: str, word: str) -> str:
     if word[:1] in "–—−‐‑" and word:  # what a text processor makes of a dash
         return f"{word}: begins with a long dash, which is no flag; options are written key=value"
-    if better := instead_of(word.lstrip("+").strip(), stage, "VALUE"):
-        return f"{word!r} has no value: {better}"
     known = word in options_of(stage) or word in choice_groups(stage)
+    if not known and (better := instead_of(word.lstrip("+").strip(), stage, "VALUE")):
+        return f"{word!r} has no value: {better}"
     if known or word.strip() in ("=", ""):
         return f"{word!r} has no value: write {word if known else 'key'}=value, without spaces around the ="
     return f"cannot read {word[:200]!r}: write key=value"

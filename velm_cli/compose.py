@@ -12,6 +12,7 @@ import os
 import re
 import zlib
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,19 @@ def run_folder_of(checkpoint: str | Path) -> Path:
         hint = f"; give {folder.parent}" + ("", f", or one of {folder}/step-*")[folder.name == "checkpoints"]
         raise UserError(f"checkpoint: {folder} is not a run folder (it has no config.yaml){hint if known else ''}")
     return folder
+
+
+def refuse_no_runs(init: schema.InitConfig) -> None:
+    """UserError where `init.vision` or `init.text` names no run's weights."""
+    for field in fields(init):
+        try:
+            source = getattr(init, field.name)
+            if source is not None:
+                run_folder_of(source)
+        except UserError as error:
+            other = "; weights of other programs are taken by vision.weights=FILE" if field.name == "vision" else ""
+            what = str(error).removeprefix("checkpoint: ")
+            raise UserError(f"init.{field.name}: {what}{other if Path(source).is_file() else ''}") from None
 
 
 def step_folder_of(checkpoint: str | Path) -> Path | None:

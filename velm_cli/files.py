@@ -20,6 +20,7 @@ from velm_cli.errors import UserError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+AGAIN = "and give the same command again: it goes on from what is there"
 NO_HANDLES = (errno.EMFILE, errno.ENFILE)
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some mounts of Lustre, NFS, FUSE
 SEAL = "crc32"  # the key of a JSON object that seals the others
@@ -159,16 +160,20 @@ def locked(path: Path, busy: str, *, shared: bool = False, wait: bool = False) -
         # its owner has just removed the file, and others lock a new one
 
 
+def too_many_open() -> str:
+    """What is wrong with the limit of open files, and what to do."""
+    return f"{os.strerror(errno.EMFILE)}; the limit is that of `ulimit -n`: raise it (ulimit -n 4096) {AGAIN}"
+
+
 def refused_by_the_system(error: OSError) -> str | None:
     """One line for the user when a disk is full, read-only or failing, or too many files are open; else None."""
     where = error.filename or "a file"
-    again = "and give the same command again: it goes on from what is there"
     if error.errno in NO_HANDLES:
-        return f"{where}: {error.strerror}; the limit is that of `ulimit -n`: raise it (ulimit -n 4096) {again}"
+        return f"{where}: {too_many_open()}"
     if error.errno in NO_ROOM:
-        return f"cannot write {where}: {error.strerror}; make room {again}"
+        return f"cannot write {where}: {error.strerror}; make room {AGAIN}"
     if error.errno in NO_ACCESS:
-        return f"{where}: {error.strerror}; make it accessible, or name another folder, {again}"
+        return f"{where}: {error.strerror}; make it accessible, or name another folder, {AGAIN}"
     return None
 
 

@@ -29,8 +29,9 @@ NOT_TAKEN = ("stage", "name", "fresh", "dry_run", "config", "experiment", "debug
 def register(stage: str, args: Sequence[str]) -> list[str]:
     """`compose.register` for this command; its arguments, with those that `config=` stands for."""
     args = list(args)
-    given = [unquoted(arg.partition("=")[2]) for arg in args if arg.startswith("config=")]
-    if not given or stage not in compose.STAGES_FROM_CHECKPOINT + STAGES:
+    values = [arg.partition("=")[2] for arg in args if arg.startswith("config=")]
+    given = [unquoted(value) for value in values]
+    if not given or values[-1].lower() == "null" or stage not in compose.STAGES_FROM_CHECKPOINT + STAGES:
         compose.register(stage, compose.checkpoint_argument(stage, args))
         return args
     if stage not in STAGES:
@@ -55,7 +56,9 @@ def _file(config: str) -> Path:
     path = Path(config).expanduser()
     if path.is_dir():
         if not (path / "config.yaml").is_file():
-            raise UserError(f"config={config} is not a run folder (it has no config.yaml); a YAML file will do, too")
+            run = next((above for above in path.parents if (above / "config.yaml").is_file()), None)
+            hint = f"give {run}" if run else "a YAML file will do, too"
+            raise UserError(f"config={config} is not a run folder (it has no config.yaml); {hint}")
         return path / "config.yaml"
     if not path.is_file():
         folder = path.parent
@@ -63,15 +66,26 @@ def _file(config: str) -> Path:
         raise UserError(f"config={config} does not exist{near or '; give a run folder or a YAML file of options'}")
     if not path.stat().st_size:
         raise UserError(f"config={config} is empty")
+    if path.suffix in (".safetensors", ".npy"):
+        raise UserError(f"config={config} holds no options; give a run folder or a YAML file of options")
     return path
 
 
 def _refuse_unknown(file: Path, saved: DictConfig, stage: str) -> None:
     known = [field.name for field in fields(schema.FinetuneRoot)]
-    for key in saved:
-        if key not in known:
-            raise UserError(f"{file}: no option {key!r}{did_you_mean(str(key), known)}")
     of = saved.get("stage")
+    for key, value in saved.items():
+        if key not in known:
+            group = str(key).partition(".")[0]
+            within = f"; write it below {group}:" if group != key and group in known else ""
+            raise UserError(f"{file}: no option {key!r}{within or did_you_mean(str(key), known)}")
+        if (
+            of is None
+            and value not in (None, False)
+            and key in (NOT_TAKEN, (*NOT_TAKEN, "checkpoint"))[stage == "train"]
+        ):
+            where = "is for velm finetune" if key == "checkpoint" else f"is for the command: velm {stage} {key}=..."
+            raise UserError(f"{file}: {key} has no effect in a file, it {where}")
     if of not in (None, *STAGES):
         raise UserError(f"{file} is of velm {of}; give the config of a training, or of one's own")
     if of == "finetune" and stage == "train":

@@ -108,7 +108,8 @@ def _flags(args: list[str]) -> tuple[list[str], bool, int | None, int | None]:
         elif flag in numbers:
             value = value if equals else next(waiting, "")
             if not value.isdecimal() or (flag == "--jobs" and int(value) < 1):
-                raise UserError(f"{flag}={value}: expected a whole number, such as {flag}=2")
+                least = ", at least 1" if value.isdecimal() else ""
+                raise UserError(f"{flag}={value}: expected a whole number{least}, such as {flag}=2")
             numbers[flag] = int(value)
         else:
             rest.append(arg)

@@ -6,11 +6,12 @@ Users see no traceback. Developers do: VELM_TRACEBACK=1 (or Hydra's HYDRA_FULL_E
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 
 from velm_cli import __version__
-from velm_cli.files import refused_by_the_system
+from velm_cli.files import refused_by_the_system, too_many_open
 
 SWITCHES = ("VELM_TRACEBACK", "HYDRA_FULL_ERROR")
 LONGEST = 300  # characters of a message that are shown
@@ -35,11 +36,17 @@ def in_one_line(error: BaseException) -> tuple[str, int]:
         return line, 1
     if isinstance(error, OSError) and error.filename is not None:
         line, code = f"{error.filename}: {error.strerror or said}", 2
+    elif os.strerror(errno.EMFILE) in said:  # torch's own words for it
+        return f"{said.partition(' in read-only mode')[0]}: {too_many_open()}", 1
     elif isinstance(error, RuntimeError) and said == "Could not determine home directory.":  # of Path.expanduser
         return "a path begins with ~ and a name that is no user's here: write the folder out", 2
     elif isinstance(error, RecursionError):
         line, code = "something in a file or in the command is nested too deeply, or refers to itself", 2
-    elif isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "t allocate memory" in said:
+    elif (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in said for words in ("t allocate memory", "failed to map segment"))
+    ):
         line = f"the memory is not enough{f' ({said})' if said else ''}: try a smaller run.batch_size, model or file"
     else:
         line = f"unexpected {type(error).__name__}{f': {said}' if said else ''}"

@@ -14,9 +14,10 @@ from velm_cli import schema
 from velm_cli.as_typed import quote, unquoted
 from velm_cli.errors import did_you_mean
 from velm_cli.hints import instead_of
-from velm_cli.options import HIDDEN, choices, kind_of, options_of
+from velm_cli.options import HIDDEN, choice_groups, choices, kind_of, options_of
 from velm_cli.stage_help import takes
 
+OF_THE_RUN = ("vision", "text", "fusion")  # groups that an evaluation has of the run that it evaluates
 LONGEST = 300  # characters of a message of Hydra's, or of a value in it
 
 _EXPECTED = {
@@ -45,6 +46,8 @@ def explain(error: BaseException, stage: str) -> str | None:
             return f"{key}: no such option; {better}"
         if "." in key and not key.endswith(last):  # an unknown parent: `optimm.lr`
             parent, key = "", last
+        if key.partition(".")[0] in OF_THE_RUN and stage == "evaluate":
+            return f"{key}: no such option of velm {stage}: the model is the checkpoint's, with its own options"
         if better := _of_another_choice(key, stage):
             return f"{key}: no such option with this choice; {better}"
         if better := instead_of(key, stage):
@@ -58,6 +61,8 @@ def explain(error: BaseException, stage: str) -> str | None:
         where = f"{parent} has" if parent else f"{stage} has"
         return f"{key}: no such option{near or f'; {where}: ' + ', '.join(names)}"
     if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+        if others := [other for other in schema.ROOTS if match[1] in choice_groups(other)]:
+            return f"{match[1]}: no such option of velm {stage}; it is one of velm {', '.join(others)}"
         near = did_you_mean(match[1], [*schema.KINDS, *_options(schema.ROOTS[stage].__name__)])
         return f"{match[1]}: no such group{near or '; see velm ' + stage + ' --help'}"
     if match := re.search(r"Error merging override ([^=\s]+)=(.*?)\n", text, re.S):

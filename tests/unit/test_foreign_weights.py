@@ -128,6 +128,11 @@ def write_cut(path):
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def write_cut_head(path):
+    save_file(STATE, path)
+    path.write_bytes(path.read_bytes()[:-9])
+
+
 WRONG = {
     "lfs.pth": (write_pointer, "git-lfs pointer.*git lfs pull"),
     "lfs.safetensors": (write_pointer, "git-lfs pointer"),
@@ -143,6 +148,7 @@ WRONG = {
     "net.npz": (lambda p: np.savez(p, a=np.zeros(3)), "NumPy"),
     "net.tar": (write_tar, "tar archive: unpack"),
     "cut.pth": (write_cut, "cut short"),
+    "head.safetensors": (write_cut_head, "not a readable weight file"),
     "args.pth": (lambda p: torch.save({"model": STATE, "args": argparse.Namespace(a=1)}, p), r"\(argparse.Namespace\)"),
     "whole.pth": (lambda p: torch.save(Net(), p), r"more than plain tensors \([\w.]*Net\), and velm runs no code"),
     "folder.pth": (lambda p: p.mkdir(), "is a folder"),
@@ -156,6 +162,9 @@ def test_what_a_file_is_instead_is_said_in_one_line(name, tmp_path):
     with pytest.raises(UserError, match=said) as error:
         load_state(tmp_path / name)
     assert "\n" not in str(error.value)
+    if name.endswith(".safetensors"):
+        with torch.device("meta"), pytest.raises(UserError, match=said):  # as a dry run reads it
+            load_state(tmp_path / name)
 
 
 def test_the_content_decides_which_program_wrote_a_file_and_not_its_name(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 from velm_cli.data.building import differences, plain
 from velm_cli.data.store import preprocess_command, read_manifest, store_path
 from velm_cli.errors import UserError
+from velm_cli.options import choices, kind_of
 from velm_cli.schema import DatasetConfig
 
 # Where the store and a stream's shards lie, and how they are read: nothing that decides what is in it.
@@ -36,8 +37,8 @@ def refuse_other_origin(dataset: DatasetConfig, said: Collection[str]) -> None:
     kind = made_with.get("kind", dataset.kind)
     if "kind" in said and kind != dataset.kind:
         raise UserError(
-            f"the store {path} was made from something else: dataset={_choice(made_with)} (now {dataset.kind}); give "
-            f"dataset={_choice(made_with)} to use it as it is, or another dataset.store="
+            f"the store {path} was made from a data set of another kind, {kind} and not {dataset.kind}: say "
+            f"{' or '.join(_choices_of(kind))}, or leave out dataset= where a checkpoint or config= says it"
         )
     names = [
         field.name
@@ -60,9 +61,8 @@ def refuse_other_origin(dataset: DatasetConfig, said: Collection[str]) -> None:
     )
 
 
-def _choice(made_with: dict[str, Any]) -> str:
-    """What to type after dataset= for the kind of data set that a store was made with."""
-    return str(made_with.get("release") or made_with["kind"])
+def _choices_of(kind: str) -> list[str]:
+    return [f"dataset={choice}" for choice in choices("dataset") if kind_of("dataset", choice) == kind]
 
 
 def _same(name: str, then: Any, now: Any, store: Path) -> bool:

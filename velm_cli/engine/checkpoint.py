@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from velm_cli.engine.frozen import Frozen, keep_frozen
+from velm_cli.engine.frozen import Frozen, keep_frozen, refuse_other_frozen
 from velm_cli.engine.optim import Ema
 from velm_cli.engine.parallel import load_whole, whole_tensors
 from velm_cli.engine.progress import Progress, read_progress
@@ -40,7 +40,6 @@ from velm_cli.engine.snapshot import (
 )
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, sha256
-from velm_cli.models.frozen import FILE as FROZEN
 from velm_cli.models.frozen import put_together
 from velm_cli.models.weights import first_nan, save_state
 
@@ -71,9 +70,8 @@ class Checkpoints:
         self.frozen = Frozen()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="velm-checkpoint") if background else None
         self._writing: Future | None = None
-        self._found: tuple[str | None, list[str]] | None = (
-            None  # by `find`: a checkpoint's name, and lines for the user
-        )
+        # By `find`: a checkpoint's name, and lines for the user.
+        self._found: tuple[str | None, list[str]] | None = None
 
     def save(self, task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None, progress: Progress) -> None:
         """A checkpoint of this very moment; StageError when it cannot be written."""
@@ -103,10 +101,10 @@ class Checkpoints:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def find(self) -> str | None:
+    def find(self, *, only_look: bool = False) -> str | None:
         """Rank 0, before the run changes anything: the name of the newest whole checkpoint, which `load_newest` takes.
 
-        Damaged ones are moved aside: what is written from now on is the newest, and nothing is lost.
+        Damaged ones are moved aside (not where it may `only_look`): what is written from now on is the newest.
         """
         damaged = []
         found: str | None = None
@@ -122,27 +120,15 @@ class Checkpoints:
                             f"{checkpoint} was trained with another {key} ({str(then)[:12]}) than this one "
                             f"({now[:12]}): give another name=, or fresh=true"
                         )
-                self._check_frozen(checkpoint, state.get("frozen"))
+                refuse_other_frozen(self.folder.parent, checkpoint, state.get("frozen"))
                 found = checkpoint.name
                 break
-            damaged.append((checkpoint.name, problem, _move_aside(checkpoint).name))
+            aside = checkpoint if only_look else _move_aside(checkpoint)
+            damaged.append((checkpoint.name, problem, aside.name))
         then = "using the one before it" if found else "no whole one is left, so training begins anew"
         notes = [f"checkpoint {name} is damaged ({why}), kept as {aside}; {then}" for name, why, aside in damaged]
         self._found = (found, notes)
         return found
-
-    def _check_frozen(self, checkpoint: Path, digest: str | None) -> None:
-        """UserError where what the checkpoint leaves to another file is not there: no other checkpoint would help."""
-        file = self.folder.parent / FROZEN
-        if digest is None:
-            return
-        try:
-            if sha256(file) == digest:
-                return
-            problem = "has changed, or is of another run"
-        except OSError as error:
-            problem = error.strerror or str(error)
-        raise UserError(f"{file}: {problem}, and {checkpoint} needs it: put the run's own back, or give fresh=true")
 
     @property
     def found(self) -> str | None:

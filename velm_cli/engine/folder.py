@@ -80,10 +80,10 @@ def open_run(
     if not writes:
         yield OpenRun(path)
         return
-    _refuse_foreign(path)
+    refuse_foreign(path)
     with lock_folder(path):
         run = OpenRun(path, _identity(path / ".lock"))
-        _refuse_other_experiment(path, config)
+        refuse_other_experiment(path, config)
         if check is not None:
             check()
         for marker in MARKERS:
@@ -115,7 +115,7 @@ def _note_command(file: Path) -> None:
     write_bytes(file, [before, os.fsencode(_command() + "\n")])
 
 
-def _refuse_foreign(path: Path) -> None:
+def refuse_foreign(path: Path) -> None:
     """UserError for a folder that is no run's and has files of the names that a run writes: they are the user's."""
     if any(os.path.lexists(path / name) for name in (".lock", "config.yaml")):
         return
@@ -189,8 +189,13 @@ def is_complete(path: Path, config: Any) -> bool:
     if not same and (path / "DONE").exists():  # an older velm's, which lacks the options that are newer
         with contextlib.suppress(UserError):
             vision = replace(config.vision, resize=resize_of(path, config))
-            same = compose.load_run_config(path) == replace(config, vision=vision)
+            same = _asked(compose.load_run_config(path)) == _asked(replace(config, vision=vision))
     return same and (path / "DONE").exists()
+
+
+def _asked(config: Any) -> Any:
+    """The options without where they are from: `config=RUN name=RUN` is the command that made RUN."""
+    return replace(config, config=None)
 
 
 def best_figure(path: Path) -> float | None:
@@ -304,7 +309,8 @@ def _differing(path: Path, config: Any) -> tuple[list[str], dict[str, Any], dict
     return sorted(key for key in saved.keys() & asked.keys() if saved[key] != asked[key]), saved, asked
 
 
-def _refuse_other_experiment(path: Path, config: Any) -> None:
+def refuse_other_experiment(path: Path, config: Any) -> None:
+    """UserError where a run has begun in `path` that is of other options."""
     if not (path / "config.yaml").exists() or not has_begun(path):
         return
     differing, saved, asked = _differing(path, config)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from velm_cli.engine.parallel import whole_tensors
 from velm_cli.engine.ranks import Ranks
+from velm_cli.errors import UserError
 from velm_cli.files import sha256
 from velm_cli.models.frozen import FILE, narrowed
 from velm_cli.models.weights import save_state
@@ -56,3 +57,17 @@ def keep_frozen(folder: Path, task: nn.Module, ranks: Ranks, run: str | None, *,
     elif ranks.first:
         file.unlink(missing_ok=True)  # of a run in this folder that began anew
     return Frozen(frozenset(frozen), ranks.same(digest))
+
+
+def refuse_other_frozen(run: Path, checkpoint: Path, digest: str | None) -> None:
+    """UserError where what the checkpoint leaves to another file is not there: no other checkpoint would help."""
+    file = run / FILE
+    if digest is None:
+        return
+    try:
+        if sha256(file) == digest:
+            return
+        problem = "has changed, or is of another run"
+    except OSError as error:
+        problem = error.strerror or str(error)
+    raise UserError(f"{file}: {problem}, and {checkpoint} needs it: put the run's own back, or give fresh=true")

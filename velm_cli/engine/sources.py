@@ -24,6 +24,8 @@ def weight_file(source: str | Path) -> Path:
         raise UserError(f"{path} is not the model's weights: give the checkpoint's folder, {step}")
     if step is not None:
         return step / "task.safetensors"
+    if path.name == "frozen.safetensors":  # models/frozen.py, which imports torch
+        raise UserError(f"{path} holds only what its run never changed: give the run folder, {path.parent}")
     if path.suffix == ".safetensors":
         return path
     folder = compose.run_folder_of(source)

@@ -55,6 +55,8 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> Any:
         with warnings.catch_warnings():  # torch tells of TorchScript before it refuses it
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="meta" if on_meta() else "cpu", weights_only=True)
+    except UserError:
+        raise
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise _unreadable(path, error) from error
     except Exception as error:  # pickle.UnpicklingError and whatever a hostile file provokes

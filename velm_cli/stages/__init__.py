@@ -76,6 +76,7 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     if stage in ("train", "finetune"):
         if typed.name is None or one_of_many:
             typed.name = _name(typed)
+        compose.refuse_no_runs(typed.init)
         _settle_tokenizer(typed, list(HydraConfig.get().overrides.task))
     return typed
 

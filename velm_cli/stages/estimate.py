@@ -26,6 +26,7 @@ from velm_cli.schema import FeatureCaching, ImageLoss, Precision, RegionsConfig,
 from velm_cli.stages.encoding import images_of_training
 from velm_cli.stages.fitting import loader_of, metric_notes, notes, problems
 from velm_cli.stages.opening import opened_files
+from velm_cli.stages.resuming import would_find
 from velm_cli.stages.starting import built, keepers
 from velm_cli.stages.train import build_task, term_weights
 from velm_cli.tasks.caption import CaptionTask
@@ -51,6 +52,10 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
             keeper = keepers(config, None)
             task = built(config, lambda config: build_task(config, store, tokens.tokenizer, weights), keeper).train()
         said += opened_files(config, task, tokens.tokenizer)
+    except UserError as error:
+        faults.append(str(error))
+    try:
+        said += would_find(config, store, tokens)
     except UserError as error:
         faults.append(str(error))
     if faults:

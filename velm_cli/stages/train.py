@@ -13,11 +13,9 @@ from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.folder import (
     OpenRun,
     again,
-    has_begun,
     keep_lines_until,
     mark,
     open_run,
-    refuse_to_restart,
     resize_of,
     run_path,
 )
@@ -33,9 +31,6 @@ from velm_cli.engine.snapshot import seed_of
 from velm_cli.engine.sources import (
     complete_sources,
     identity_of,
-    refuse_other_sources,
-    refuse_other_store,
-    refuse_other_tokenizer,
     write_sources,
 )
 from velm_cli.models.velm import VelmModel, count_parameters
@@ -47,7 +42,7 @@ from velm_cli.schema import TextLoss, TrainRoot
 from velm_cli.stages.encoding import training_views
 from velm_cli.stages.fitting import refuse_unfit
 from velm_cli.stages.headline import headline
-from velm_cli.stages.resuming import resumed_steps
+from velm_cli.stages.resuming import checked_to_go_on
 from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
 from velm_cli.stages.starting import (
     built,
@@ -93,14 +88,7 @@ def run(config: TrainRoot) -> float | None:
         notes: list[str] = []
 
         def check() -> None:
-            refuse_other_sources(path, config)
-            if has_begun(path):
-                refuse_other_store(path, store.path, store.hash)
-            refuse_other_tokenizer(path, tokens.tokenizer.digest, "give another name=, or fresh=true")
-            if checkpoints.find() is None:
-                refuse_to_restart(path, checkpoints.notes)
-            else:
-                notes.extend(resumed_steps(path, config, checkpoints.step))
+            notes.extend(checked_to_go_on(path, config, store, checkpoints))
 
         with open_run(path, config, writes=ranks.first, check=check) as opened, stop_on_signals() as stop:
             return _train(config, store, tokens, opened, checkpoints, stop, ranks, notes)
