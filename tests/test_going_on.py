@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
 
-from velm_cli import compose
+from velm_cli import naming
 from velm_cli.engine.ranks import together
 from velm_cli.engine.sources import weight_file
 from velm_cli.schema import Device
@@ -168,4 +168,4 @@ def test_from_within_a_run_folder_its_name_is_the_same(run, monkeypatch, capsys)
         ("step-00000004", "kept-step4"),
         ("step-00000004/task.safetensors", "kept-step4"),
     ):
-        assert compose.checkpoint_name(source).endswith(name)
+        assert naming.checkpoint_name(source).endswith(name)

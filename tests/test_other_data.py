@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from velm import TINY_MODEL, call
 
-from velm_cli import compose
+from velm_cli import compose, naming
 from velm_cli.data.store import Store
 
 PARTS = ["dataset.val_fraction=0.1", "dataset.test_fraction=0.1", "dataset.image_size=32"]
@@ -94,9 +94,9 @@ def test_default_names_differ_by_the_data(place, capsys):
 
 def test_pieces_of_names_are_safe():
     for path in ("photos (1)", "/data/été", "照片", "图片", "..", "a" * 300, "x/../x/y"):
-        name = compose.short_name(path)
-        assert name and compose.slug(name) == name and len(name) <= 45, (path, name)
-    assert compose.short_name("照片") != compose.short_name("图片")
+        name = naming.short_name(path)
+        assert name and naming.slug(name) == name and len(name) <= 45, (path, name)
+    assert naming.short_name("照片") != naming.short_name("图片")
 
 
 def test_a_run_that_an_older_velm_named_is_found_again(place, capsys):

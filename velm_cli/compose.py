@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 import re
 import zlib
 from collections.abc import Sequence
@@ -23,14 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from velm_cli import schema
 from velm_cli.as_typed import unquoted
-from velm_cli.errors import UserError, did_you_mean, on_one_line
+from velm_cli.errors import UserError, did_you_mean
 from velm_cli.files import write_text
 from velm_cli.options import conf_dir
 from velm_cli.relocating import relocate, working_folder
 from velm_cli.schema.paths import expand_home, expand_homes
 from velm_cli.shared_configs import guard
 
-LONGEST_NAME = 200  # bytes: a folder's name may have 255, and a log's has an ending
 STEP = re.compile(r"step-[0-9]{8,}")  # a checkpoint's folder
 DEEPEST = 16  # levels of a config.yaml; velm writes 3
 HEAD, SEAL = "# sealed by the last line\n", "# crc32 "  # how a config.yaml, and the last line of it, begins
@@ -148,13 +146,6 @@ def step_folder_of(checkpoint: str | Path) -> Path | None:
     return folder if STEP.fullmatch(folder.name) else None
 
 
-def checkpoint_name(checkpoint: str | Path) -> str:
-    """What names the weights of `checkpoint` in other runs' names: RUN, or RUN-stepN."""
-    step = step_folder_of(checkpoint)
-    name = os.path.basename(os.path.abspath(run_folder_of(checkpoint)))  # also where that is . or ..
-    return name + ("" if step is None else f"-step{int(step.name.removeprefix('step-'))}")
-
-
 def load_run_config(checkpoint: str | Path) -> schema.TrainRoot:
     """The config with which the run of `checkpoint` was trained; its paths are found from here (`relocating`)."""
     file = run_folder_of(checkpoint) / "config.yaml"
@@ -266,107 +257,10 @@ def experiment_of(config: Any) -> dict[str, Any]:
     """What makes two runs the same experiment: every option but the HOUSEKEEPING, flat by key."""
     plain = config if isinstance(config, dict) else OmegaConf.create(to_yaml(config))
     flat = _flatten(plain if isinstance(plain, dict) else OmegaConf.to_container(plain))
-    return {k: v for k, v in flat.items() if not _is_housekeeping(k) or k in ("seed", "checkpoint")}
+    return {k: v for k, v in flat.items() if not is_housekeeping(k) or k in ("seed", "checkpoint")}
 
 
-def default_name(config: Any, overrides: Sequence[str], choices: dict[str, Any], *, older: bool = False) -> str:
-    """A run's name from what was asked for: the choices, the data, the seed, then every other override.
-
-    A pure function of the command, so the same command finds the same folder again. An option's name stands with its
-    group where two groups have it (`text.width_64`). `older`: as velm named runs before it did that, and without data.
-    """
-    shown = {group: choices.get(group) for group in ("dataset", "vision", "text", "fusion")}
-    if not older and (data := data_name(config.dataset, overrides)):
-        shown["dataset"] = "-".join(filter(None, [_chosen(shown["dataset"]), data]))
-    parts = [choice for choice in map(_chosen, shown.values()) if choice is not None]
-    if config.stage == "finetune":
-        parts.insert(0, checkpoint_name(config.checkpoint))
-    if getattr(config, "config", None):
-        parts.insert(0, source_name(config.config))
-    if getattr(config, "seed", 0):
-        parts.append(f"seed{config.seed}")
-    for key in ("experiment", "debug"):
-        if choices.get(key):
-            parts.append(str(choices[key]))
-    covered = {"dataset", "vision", "text", "fusion", "experiment", "debug"}
-    for override in sorted(overrides):
-        key, _, value = override.lstrip("+~").partition("=")
-        if key not in covered and value != "_checkpoint" and not _is_housekeeping(key):
-            last = key.rpartition(".")[2]
-            groups = [
-                name
-                for name, group in vars(config).items()
-                if hasattr(group, last) and not _is_housekeeping(f"{name}.{last}")
-            ]
-            parts.append(f"{last}_{value}" if older else f"{key if len(groups) > 1 else last}_{unquoted(value)}")
-    if getattr(config, "config", None) and len(parts) == 1:  # never the run itself whose options are taken
-        parts.append("again")
-    return slug("-".join(parts))
-
-
-def refuse_name(name: str) -> None:
-    """UserError for a name that is no folder below that of all runs, or that a terminal or a disk cannot take."""
-    parts, problem = name.split("/"), ""
-    if not name.isprintable():
-        problem = "holds characters that cannot be shown"
-    elif name.startswith(("/", "~")):
-        problem = "leads elsewhere: a name is a folder below runs/STAGE (run.dir= is the folder of all runs)"
-    elif any(part in ("", ".", "..") for part in parts):
-        problem = "is no folder of its own below runs/STAGE: leave out . and .. and slashes at the end"
-    elif any(len(part.encode()) > LONGEST_NAME for part in parts):
-        problem = f"is longer than {LONGEST_NAME} bytes"
-    if problem:
-        shown = name if len(name) <= 80 else f"{name[:60]}..."
-        raise UserError(f"name={on_one_line(shown)} {problem}")
-
-
-def _chosen(choice: Any) -> str | None:
-    return None if choice in (None, "_checkpoint") else str(choice)
-
-
-def data_name(dataset: Any, overrides: Sequence[str]) -> str:
-    """What distinguishes the data that the command names from the default of its kind; "" where it names none.
-
-    The last part of the store's path, or of the root's; where there is more to the path, also four digits of it.
-    """
-    given = {override.lstrip("+").partition("=")[0] for override in overrides}
-    for option in ("store", "root"):
-        value = getattr(dataset, option, None)
-        if value is not None and f"dataset.{option}" in given:
-            return short_name(str(value))
-    return ""
-
-
-def short_name(path: str) -> str:
-    """The last part of a path as a piece of a run's name; four digits of the whole keep it apart from its likes."""
-    import hashlib
-
-    spelled = os.path.normpath(os.path.expanduser(path))
-    if os.path.isabs(spelled) and not (near := os.path.relpath(spelled)).startswith(".."):
-        spelled = near
-    last = os.path.basename(spelled)
-    if slug(last) == last and spelled in (last, f"stores/{last}"):
-        return last
-    return "-".join(filter(None, [slug(last)[:40], hashlib.sha256(os.fsencode(spelled)).hexdigest()[:4]]))
-
-
-def source_name(config: str) -> str:
-    """What names the run or file whose options a run starts from."""
-    path = Path(config)
-    return path.parent.name if path.name == "config.yaml" else path.name.removesuffix(".yaml").removesuffix(".yml")
-
-
-def slug(text: str) -> str:
-    """`text` as a folder name that needs no quoting in a shell or in a Hydra override."""
-    text = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("_.")
-    if len(text) <= 100:
-        return text
-    import hashlib
-
-    return f"{text[:80]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-
-
-def _is_housekeeping(key: str) -> bool:
+def is_housekeeping(key: str) -> bool:
     head, dot, tail = key.partition(".")
     return head in HOUSEKEEPING[""].split() or tail in HOUSEKEEPING.get(head + dot, "").split()
 

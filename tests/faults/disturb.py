@@ -78,7 +78,7 @@ def velm(args: list[str], cwd: Path, delay: float | None = None, storm: int = 0)
     where = code = None
     while code is None:
         if delay is not None and where is None and time.monotonic() - began > delay:
-            os.kill(child, signal.SIGUSR2)  # says where it is
+            os.kill(child, signal.SIGPROF)  # says where it is
             time.sleep(0.003)
             for _ in range(storm):
                 code = code if code is not None else _ended(child)
@@ -106,7 +106,7 @@ def _become(args: list[str], cwd: Path, log: Path, trace: Path, token: str) -> N
     os.dup2(out, 1)
     os.dup2(out, 2)
     file = open(trace, "w")  # noqa: SIM115 (open as long as the process)
-    faulthandler.register(signal.SIGUSR2, file=file, all_threads=False)
+    faulthandler.register(signal.SIGPROF, file=file, all_threads=False)
     from velm_cli.cli import main
 
     code = 1

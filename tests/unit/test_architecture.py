@@ -20,6 +20,7 @@ LAYERS = [
         "objectives",
         "metrics",
         "compose",
+        "naming",
         "relocating",
         "start_from",
         "shared_configs",

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from velm_cli import compose, console
+from velm_cli import compose, console, naming
 from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
 from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
@@ -72,7 +72,7 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
                 raise UserError(f"{key} is not set: velm score predictions=FILE references=FILE")
     typed = compose.to_dataclass(config)
     if getattr(typed, "name", None) is not None:
-        compose.refuse_name(typed.name)
+        naming.refuse_name(typed.name)
     if stage in ("train", "finetune"):
         if typed.name is None or one_of_many:
             typed.name = _name(typed)
@@ -85,9 +85,9 @@ def _name(config: Any) -> str:
     """The run's name by its command; an older velm's where that names a run of this experiment, so that it goes on."""
     hydra = HydraConfig.get()
     overrides, choices = list(hydra.overrides.task), dict(hydra.runtime.choices)
-    names = [compose.default_name(config, overrides, choices, older=older) for older in (False, True)]
+    names = [naming.default_name(config, overrides, choices, older=older) for older in (False, True)]
     if config.name is not None:
-        names = [compose.slug(f"{config.name}-{name}") for name in names]
+        names = [naming.slug(f"{config.name}-{name}") for name in names]
     new, old = (Path(config.run.dir, config.stage, name) for name in names)
     if config.fresh or old == new or new.exists():
         return new.name

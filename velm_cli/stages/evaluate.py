@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from velm_cli import compose
+from velm_cli import compose, naming
 from velm_cli.data.store import Store, store_path
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_precision, prepare
@@ -259,8 +259,8 @@ def _default_name(config: EvaluateRoot, trained: TrainRoot) -> str:
     limit = f"-first{config.limit}" if config.limit else ""
     data = dataset.kind
     if dataset.store is not None and store_path(dataset) != store_path(trained.dataset):
-        data += f"-{compose.short_name(dataset.store)}"
-    return compose.slug(f"{compose.checkpoint_name(config.checkpoint)}-{data}-{config.split}{limit}-{how}")
+        data += f"-{naming.short_name(dataset.store)}"
+    return naming.slug(f"{naming.checkpoint_name(config.checkpoint)}-{data}-{config.split}{limit}-{how}")
 
 
 def _with_models(config: EvaluateRoot, trained: TrainRoot, home: Path) -> TrainRoot:
