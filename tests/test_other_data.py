@@ -146,7 +146,7 @@ def test_options_that_name_other_data_than_the_store_has_are_refused(stage, kind
 def test_a_store_of_another_kind_of_data_set_is_refused(stage, place, capsys):
     words = [stage, "dataset=manifest", "dataset.file=t.csv", "dataset.store=stores/folder", "dry_run=true"]
     line = refused(capsys, *words, *([] if stage == "train" else ["checkpoint=runs/train/source"]))
-    assert "the store stores/folder was made from something else: dataset=folder (now manifest); give" in line
+    assert "was made from a data set of another kind, folder and not manifest: say dataset=folder" in line
 
 
 def test_another_spelling_of_the_root_is_the_same(place, capsys, tmp_path, monkeypatch):
