@@ -142,13 +142,6 @@ def test_options_that_name_other_data_than_the_store_has_are_refused(stage, kind
     assert f"velm preprocess dataset=folder dataset.root={root} dataset.store=stores/{store}" in line
 
 
-@pytest.mark.parametrize("stage", ["train", "eval", "finetune"])
-def test_a_store_of_another_kind_of_data_set_is_refused(stage, place, capsys):
-    words = [stage, "dataset=manifest", "dataset.file=t.csv", "dataset.store=stores/folder", "dry_run=true"]
-    line = refused(capsys, *words, *([] if stage == "train" else ["checkpoint=runs/train/source"]))
-    assert "was made from a data set of another kind, folder and not manifest: say dataset=folder" in line
-
-
 def test_another_spelling_of_the_root_is_the_same(place, capsys, tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(place / "A")
     for root in ("A/", "./A", str(place / "A"), str(tmp_path / "link"), "B/../A"):

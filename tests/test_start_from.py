@@ -72,6 +72,8 @@ def test_a_file_of_ones_own_says_as_much_as_it_wants(place, capsys):
     assert own["optim"] == usual["optim"] | {"weight_decay": 0.5, "beta1": 0.8}
     assert own["text"] == usual["text"] and own["decode"] == usual["decode"]
     assert composed(capsys, "config=own.yaml", "fusion=concat", "vision=convnet")["vision"] == usual["vision"]
+    (place / "all.yaml").write_text("metrics: all\n")
+    assert composed(capsys, "config=all.yaml")["metrics"] == composed(capsys, "metrics=all")["metrics"]
 
 
 def test_a_finetuning_starts_from_the_options_of_another(place, capsys):
@@ -87,7 +89,8 @@ def test_a_finetuning_starts_from_the_options_of_another(place, capsys):
 
 WRONG = {
     "optimm: {lr: 1}": "no option 'optimm'; did you mean 'optim'?",
-    "optim: {lrr: 1}": "optim.lrr",
+    "optim: {lrr: 1}": "optim.lrr: no such option; did you mean 'lr'?",
+    "metrics: fats": "metrics=fats: no such choice; did you mean 'fast'?",
     "optim: {lr: fast}": "optim.lr: Value 'fast'",
     "fusion: {layers: 2}": "fusion names no kind: give fusion: {kind: ...}, one of none, concat",
     "fusion: {kind: sum}": "fusion has no kind 'sum'",

@@ -6,6 +6,7 @@ they were typed. Imports no torch.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -13,16 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from velm_cli.schema import CocoConfig, CocoSplit, DatasetConfig, FlickrConfig, WebDatasetConfig
+from velm_cli.schema.paths import is_path
 
-# Options that hold a path (some of them also a hub's name, or a word such as `pretrained`).
-PATHS = {
-    "dataset": ("root", "store", "file", "split_file"),
-    "tokenizer": ("name",),
-    "vision": ("name", "weights"),
-    "text": ("name", "weights", "vectors"),
-    "init": ("vision", "text"),
-    "": ("checkpoint",),
-}
+GROUPS = ("dataset", "tokenizer", "vision", "text", "init")  # whose paths belong to an experiment
 
 
 def working_folder(run: Path) -> Path | None:
@@ -38,12 +32,11 @@ def relocate(config: Any, folder: Path | None) -> None:
     """Make the paths of `config` absolute that are not found from here and are from `folder`."""
     if folder is None:
         return
-    for group, names in PATHS.items():
-        node = getattr(config, group) if group else config
-        for name in names:
-            value = getattr(node, name, None)
-            if isinstance(value, str) and value and (found := _found(value, folder)):
-                setattr(node, name, found)
+    options = [(node, field.name) for group in GROUPS for node in [getattr(config, group)] for field in _fields(node)]
+    for node, name in [*options, (config, "checkpoint")]:
+        value = getattr(node, name, None)
+        if isinstance(value, str) and value and is_path(type(node), name) and (found := _found(value, folder)):
+            setattr(node, name, found)
     dataset = config.dataset
     if not isinstance(dataset, DatasetConfig):  # none was chosen
         return
@@ -51,6 +44,10 @@ def relocate(config: Any, folder: Path | None) -> None:
         dataset.store = found
     if isinstance(dataset, WebDatasetConfig):
         dataset.urls, dataset.val_urls = _found_urls(dataset.urls, folder), _found_urls(dataset.val_urls, folder)
+
+
+def _fields(node: Any) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(node) if dataclasses.is_dataclass(node) else ()  # none where nothing was chosen
 
 
 def _found(value: str, folder: Path) -> str | None:

@@ -6,6 +6,7 @@ others are as without it. It can choose nothing but options: it is read as a str
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -48,8 +49,7 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
     try:
         return [*args, *_choices(stage, file, saved, args)]  # flags stay in front
     except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise UserError(f"{file}: {where}{str(error).splitlines()[0]}") from None
+        raise UserError(f"{file}: {_said(error)}") from None
 
 
 def _file(config: str) -> Path:
@@ -95,6 +95,15 @@ def _refuse_unknown(file: Path, saved: DictConfig, stage: str) -> None:
         )
 
 
+def _said(error: OmegaConfBaseException) -> str:
+    """What is wrong with an option of a file, in one line."""
+    line, where = str(error).splitlines()[0], getattr(error, "full_key", None)
+    if match := re.fullmatch(r"Key '(.+)' not in '(\w+)'", line):
+        known = [field.name for field in fields(getattr(schema, match[2], schema.TrainRoot))]
+        line = f"no such option{did_you_mean(match[1], known)}"
+    return f"{where}: {line}" if where else line
+
+
 def _choices(stage: str, file: Path, saved: DictConfig, args: list[str]) -> list[str]:
     """Registers what `saved` holds as the choice `_checkpoint` of its groups; the arguments that choose it."""
     taken = schema.ROOTS[stage]()
@@ -104,7 +113,7 @@ def _choices(stage: str, file: Path, saved: DictConfig, args: list[str]) -> list
         group = str(key)
         if value is None or group in (*NOT_TAKEN, "checkpoint"):
             continue
-        if group in schema.KINDS and isinstance(value, str):
+        if group in (*schema.KINDS, *compose.PLAIN_GROUPS) and isinstance(value, str):
             choices[group] = value
             continue
         usual = _usual(group, stage, args) if group in compose.PLAIN_GROUPS else None

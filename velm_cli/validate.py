@@ -171,6 +171,11 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             kind = is_there.__name__[2:]
             what = f"not a {kind}; name a {kind}" if os.path.exists(vision.weights) else f"no such {kind}"
             yield f"vision.weights={vision.weights}: {what} (or none, pretrained)"
+        elif vision.weights not in ("none", "pretrained") and config.init.vision is not None:
+            yield (
+                f"vision.weights={vision.weights} has no effect: init.vision={config.init.vision} brings the weights; "
+                "leave one of them out"
+            )
     if isinstance(vision, (schema.ConvNetConfig, schema.ViTConfig)) and vision.weights != "none":
         yield (
             f"vision={vision.kind} is trained from scratch: vision.weights must be none "

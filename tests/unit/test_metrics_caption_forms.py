@@ -160,6 +160,7 @@ def test_ids_that_two_images_share_in_form_are_not_matched(tmp_path):
         (["7", "007"], [7, 8]),
         (["photo_3", "photo_4"], ["img_3", "img_4"]),
         (["x.jpg"], ["x.png", "x.webp"]),
+        (["-1", -2], [1, 2]),
     ):
         items = [{"image_id": image, "caption": "c"} for image in ids]
         predictions = read_predictions(written(tmp_path, "p.json", items))

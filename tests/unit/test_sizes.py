@@ -79,3 +79,17 @@ def test_low_rank_updates_without_their_package_are_refused_first(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     line = problem(text=schema.CausalLMConfig(name=folder("gpt2"), weights="none", lora_rank=2))
     assert line == "text.lora_rank=2 needs peft: pip install peft"
+
+
+def test_weights_that_others_replace_are_told(tmp_path):
+    (tmp_path / "w.pth").touch()
+    config = schema.TrainRoot(
+        dataset=schema.ShapesConfig(),
+        vision=schema.TorchvisionConfig(net="resnet18", weights=str(tmp_path / "w.pth")),
+        text=schema.GRUConfig(),
+        fusion=schema.ConcatConfig(),
+        init=schema.InitConfig(vision="runs/train/seen"),
+    )
+    assert any("has no effect: init.vision=runs/train/seen" in line for line in model_problems(config))
+    config.init.vision = None
+    assert not list(model_problems(config))

@@ -16,7 +16,7 @@ from velm_cli.errors import on_one_line
 from velm_cli.metrics.caption_forms import ImageId
 
 IMAGE_SUFFIX = re.compile(r"\.(?:jpe?g|jfif|png|webp|bmp|gif|tiff?|avif|jp2|ppm)$", re.IGNORECASE)
-COCO_NAME = re.compile(r"(?:.*[_-])?0*(\d{1,18})")
+COCO_NAME = re.compile(r"(?:.*\w[_-])?0*(\d{1,18})")  # a minus in front is a sign
 
 
 def _as_text(text: str) -> str:
