@@ -182,6 +182,17 @@ def test_tables_of_other_names(tmp_path):
     assert "not a table of captions: " in folder(tmp_path, **ALL).refused[0][1]
 
 
+def test_a_text_file_that_begins_with_an_image_is_a_table(tmp_path):
+    """As in Flickr8k_text/Flickr8k.token.txt; a list of names without captions is none."""
+    rows = "".join(
+        f"{image}#{number}\ta {number} dog, running\n" for image in ("a.jpg", "b.jpg") for number in range(2)
+    )
+    make(tmp_path, {"a.jpg": PNG, "b.jpg": PNG, "Flickr8k.token.txt": rows, "train.txt": "a.jpg\nb.jpg\n"})
+    corpus = folder(tmp_path, **ALL)
+    assert captions(corpus)["a.jpg"] == ("a 0 dog, running", "a 1 dog, running") and len(corpus.records) == 2
+    assert [where for where, _ in corpus.refused] == ["train.txt"]
+
+
 def test_one_table_a_part(tmp_path):
     files = {f"{part}.csv": f"image,caption\n{part}.jpg,x\n" for part in ("train", "val", "test")}
     corpus = folder(make(tmp_path, files | {f"{part}.jpg": b"x" for part in ("train", "val", "test")}))

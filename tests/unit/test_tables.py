@@ -191,7 +191,7 @@ def test_parquet_needs_pyarrow(tmp_path, monkeypatch):
 
 
 def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     values = {"image": ["a.jpg", "b.jpg"], "captions": [["one", "two"], ["three"]], "split": ["train", "test"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -214,7 +215,11 @@ def _look(root: Path, refused: Refused) -> _Found:
             found.captions[key] = sidecars.captions(name, refused)
         found.captioned |= sidecars.used
         for name, reason in sidecars.unused(images, unreadable):
-            refused.append((key_of(Path(folder, name), root), reason))
+            path = Path(folder, name)
+            if _begins_with_an_image(path):
+                found.other_tables.append(path)
+            else:
+                refused.append((key_of(path, root), reason))
         if aside := sidecars.objects_left():
             found.aside[".json"] += aside
     return found
@@ -230,6 +235,16 @@ def _is_table(name: str) -> bool:
         return False
     first, _, last = stem.replace("-", "_").partition("_")
     return stem in STEMS or part_of_word(stem) is not None or (first in STEMS and part_of_word(last) is not None)
+
+
+def _begins_with_an_image(path: Path) -> bool:
+    """Whether the first line of a text file is an image's name and more, as in Flickr8k.token.txt."""
+    try:
+        with path.open("rb") as file:
+            name, *more = re.split(rb"(?:#\d+)?[\t,|]", file.readline(1000), maxsplit=1)
+    except OSError:
+        return False
+    return bool(more) and os.path.splitext(os.fsdecode(name.strip()))[1].lower() in IMAGE_EXTENSIONS
 
 
 def _is_image(path: Path) -> bool:
