@@ -117,7 +117,9 @@ def slow_beam(model, features, image: int, beams: int, max_length: int, penalty:
 
 
 def tensors(nested) -> list[torch.Tensor]:
-    return [nested] if isinstance(nested, torch.Tensor) else [each for part in nested for each in tensors(part)]
+    if isinstance(nested, torch.Tensor):
+        return [nested]
+    return [] if nested is None else [each for part in nested for each in tensors(part)]
 
 
 def run(model, memory, images, **options) -> list[list[int]]:
@@ -312,9 +314,9 @@ def test_beams_are_reordered_without_moving_what_they_see():
 
 def test_the_memory_given_stays_as_it_was():
     model, _, memory = model_and_memory(1, images=8)
-    before = [part.clone() for part in memory[0]]
+    before = [part.clone() for part in tensors(memory)]
     first = run(model, memory, 8, beams=3, max_length=9, length_penalty=0.0)
-    assert all(map(torch.equal, before, memory[0]))
+    assert all(map(torch.equal, before, tensors(memory)))
     assert run(model, memory, 8, beams=3, max_length=9, length_penalty=0.0) == first
 
 

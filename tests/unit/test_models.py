@@ -8,7 +8,7 @@ from torch import nn
 from velm_cli import schema
 from velm_cli.errors import UserError
 from velm_cli.models.layers import Block, SelfAttention
-from velm_cli.models.state import KeyValue, Rows, select
+from velm_cli.models.state import ImageItself, ImageKeys, Rows, select
 from velm_cli.models.text import build_text
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
@@ -57,10 +57,10 @@ def test_cross_attention_equals_pytorch_with_repeated_images():
     repeated = image.repeat_interleave(3, dim=0)
     wanted = reference(text, repeated, repeated)[0]
     torch.testing.assert_close(own(text, own.memory(image)), wanted)
-    torch.testing.assert_close(own(text, (image,)), wanted)  # without keys and values
-    assert len(own.memory_for(image, 6)) == 1
+    torch.testing.assert_close(own(text, ImageItself(image)), wanted)  # without keys and values
+    assert isinstance(own.memory_for(image, 6), ImageItself)
     # 4 heads * 10 dimensions of the image a position, against 16 and once 16 * 10: even at 160 / 24 positions.
-    assert isinstance(own.memory_for(image, 7), KeyValue)
+    assert isinstance(own.memory_for(image, 7), ImageKeys)
 
 
 def test_resnet_tokens_equal_torchvision(tmp_path):

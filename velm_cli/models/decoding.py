@@ -234,6 +234,6 @@ def sample(
 def _tensors(nested) -> Iterator[Tensor]:
     if isinstance(nested, Tensor):
         yield nested
-    else:
+    elif nested is not None:
         for part in nested:
             yield from _tensors(part)

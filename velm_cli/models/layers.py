@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from velm_cli.models.attention import attend
 from velm_cli.models.packing import Packing
-from velm_cli.models.state import KeyValue, Layer
+from velm_cli.models.state import ImageItself, ImageKeys, KeyValue, Layer
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -122,13 +122,15 @@ class CrossAttention(nn.Module):
         self.key_value = nn.Linear(image_width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def memory(self, image_BSD: Tensor) -> KeyValue:
-        """Keys and values of the image, each (B, H, S, d)."""
+    def memory(self, image_BSD: Tensor, visible_BS: Tensor | None = None) -> ImageKeys:
+        """Keys and values of the image, each (B, H, S, d). `visible`: where there is anything, at least once a row."""
         B, S, _ = image_BSD.shape
         key, value = self.key_value(image_BSD).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return KeyValue(key, value)
+        return ImageKeys(key, value, visible_BS)
 
-    def memory_for(self, image_BSD: Tensor, positions: int) -> KeyValue | tuple[Tensor]:
+    def memory_for(
+        self, image_BSD: Tensor, positions: int, visible_BS: Tensor | None = None
+    ) -> ImageKeys | ImageItself:
         """What serves `positions` text positions an image in all: on a CPU the image itself, where that is less work.
 
         Multiplications of an image position: heads * image_width a text position for the image itself (`_look_at`);
@@ -137,34 +139,31 @@ class CrossAttention(nn.Module):
         image_width, width = self.key_value.in_features, self.query.in_features
         by_image = positions * self.heads * image_width
         by_keys = positions * width + width * image_width
-        return (image_BSD,) if image_BSD.device.type == "cpu" and by_image < by_keys else self.memory(image_BSD)
+        if image_BSD.device.type == "cpu" and by_image < by_keys:
+            return ImageItself(image_BSD, visible_BS)
+        return self.memory(image_BSD, visible_BS)
 
-    def forward(
-        self,
-        x_NTD: Tensor,
-        memory: KeyValue | tuple[Tensor],
-        visible_BS: Tensor | None = None,
-        packing: Packing | None = None,
-    ) -> Tensor:
+    def forward(self, x_NTD: Tensor, memory: ImageKeys | ImageItself, packing: Packing | None = None) -> Tensor:
         """With `packing` x and the result are (1, M, D)."""
-        if len(memory) == 1:
-            assert visible_BS is None and packing is None, "every position of an image may be looked at"
-            return self._look_at(memory[0], x_NTD)
+        if isinstance(memory, ImageItself):
+            assert packing is None, "packed texts have too many positions for it"
+            return self._look_at(memory, x_NTD)
         query_NTD = self.query(x_NTD) if packing is None else packing.by_image(self.query(x_NTD))
         N, T, D = query_NTD.shape
-        key, value = memory
+        key, value, visible_BS = memory
         B = key.shape[0]
         q = query_NTD.view(B, N // B * T, self.heads, D // self.heads).transpose(1, 2)
         mask = None if visible_BS is None else visible_BS[:, None, None]
         y_NTD = attend(q, key, value, visible=mask).transpose(1, 2).reshape(N, T, D)
         return self.out(y_NTD if packing is None else packing.pack_images(y_NTD))
 
-    def _look_at(self, image_BSI: Tensor, x_NTD: Tensor) -> Tensor:
+    def _look_at(self, memory: ImageItself, x_NTD: Tensor) -> Tensor:
         """The same without keys and values: q . (W_k x + b_k) = (W_k^T q) . x + what is the same at every position x.
 
         So the heads' queries look at the image itself, and W_v takes the mean that each head saw. All layers read the
         same image, which is `2 * layers` times smaller than their keys and values.
         """
+        image_BSI, visible_BS = memory
         N, T, D = x_NTD.shape
         B, _, width = image_BSI.shape
         H, d = self.heads, D // self.heads
@@ -172,17 +171,20 @@ class CrossAttention(nn.Module):
         query_HXd = self.query(x_NTD).view(N * T, H, d).transpose(0, 1)  # X = N * T
         query_BYI = (query_HXd @ key_HdI).transpose(0, 1).reshape(B, 1, -1, width)  # Y: the image's texts and heads
         image_BSI = image_BSI[:, None]
-        seen_BYI = F.scaled_dot_product_attention(query_BYI, image_BSI, image_BSI, scale=d**-0.5)
+        mask = None if visible_BS is None else visible_BS[:, None, None]
+        seen_BYI = F.scaled_dot_product_attention(query_BYI, image_BSI, image_BSI, attn_mask=mask, scale=d**-0.5)
         y_HXd = seen_BYI.view(N * T, H, width).transpose(0, 1) @ value_HdI.transpose(1, 2)
         return self.out(y_HXd.transpose(0, 1).reshape(N, T, D) + self.key_value.bias[D:])
 
-    def weights(self, x_NTD: Tensor, memory: KeyValue) -> Tensor:
+    def weights(self, x_NTD: Tensor, memory: ImageKeys) -> Tensor:
         """(N, T, S): the share of each image position in what a text position sees, mean over heads."""
         N, T, D = x_NTD.shape
-        key, _ = memory
+        key, _, visible_BS = memory
         B = key.shape[0]
         q = self.query(x_NTD).view(B, N // B * T, self.heads, D // self.heads).transpose(1, 2)
         scores = q @ key.transpose(2, 3) * (D // self.heads) ** -0.5
+        if visible_BS is not None:
+            scores = scores.masked_fill(~visible_BS[:, None, None], -torch.inf)
         return scores.softmax(-1).mean(dim=1).view(N, T, -1)
 
 
@@ -199,14 +201,16 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = Dropout(dropout)
 
-    def image_memory(self, image_BSD: Tensor) -> KeyValue:
+    def image_memory(self, image_BSD: Tensor, visible_BS: Tensor | None = None) -> ImageKeys:
         """What the block's cross-attention needs of the image."""
         assert self.cross is not None
-        return self.cross.memory(image_BSD)
+        return self.cross.memory(image_BSD, visible_BS)
 
-    def image_memory_for(self, image_BSD: Tensor, positions: int) -> KeyValue | tuple[Tensor]:
+    def image_memory_for(
+        self, image_BSD: Tensor, positions: int, visible_BS: Tensor | None = None
+    ) -> ImageKeys | ImageItself:
         assert self.cross is not None
-        return self.cross.memory_for(image_BSD, positions)
+        return self.cross.memory_for(image_BSD, positions, visible_BS)
 
     def forward(
         self,
@@ -214,20 +218,19 @@ class Block(nn.Module):
         *,
         causal: bool,
         past: Layer | None = None,
-        memory: KeyValue | tuple[Tensor] | None = None,
+        memory: ImageKeys | ImageItself | None = None,
         visible_NT: Tensor | None = None,
-        visible_memory_BS: Tensor | None = None,
         packing: Packing | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """Also self-attention's keys and values. `visible`: True where a position (of the text, of the memory) may be
-        looked at, for padded rows. With `packing` x and the result are (1, M, D)."""
+        """Also self-attention's keys and values. `visible`: True where a position of the text may be looked at, for
+        padded rows. With `packing` x and the result are (1, M, D)."""
         y, own = self.attention(
             self.norm_attention(x_NTD), causal=causal, past=past, visible_NT=visible_NT, packing=packing
         )
         x_NTD = x_NTD + self.dropout(y)
         if self.cross is not None:
             assert memory is not None
-            x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory, visible_memory_BS, packing))
+            x_NTD = x_NTD + self.dropout(self.cross(self.norm_cross(x_NTD), memory, packing))
         return x_NTD + self.dropout(self.mlp(self.norm_mlp(x_NTD))), own
 
 

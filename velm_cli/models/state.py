@@ -6,7 +6,7 @@ the past, d width of a head. Tensors of a *state* have N in dimension 0, those o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -23,6 +23,21 @@ class KeyValue(NamedTuple):
 
     keys: Tensor  # (N or B, H, T or S, d)
     values: Tensor
+
+
+class ImageKeys(NamedTuple):
+    """A memory: the image's keys and values in one attention, and which positions may be looked at; None: all."""
+
+    keys: Tensor  # (B, H, S, d), or (B, S, A) in additive attention
+    values: Tensor
+    visible_BS: Tensor | None = None
+
+
+class ImageItself(NamedTuple):
+    """A memory that serves few text positions with less work: what keys and values would be made of."""
+
+    image_BSD: Tensor
+    visible_BS: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -266,7 +281,7 @@ class Memory:
                 known[id(nested)] = len(self._parts)
                 self._parts.append(nested.clone(memory_format=torch.contiguous_format))
             return known[id(nested)]
-        return None if nested is None else tuple(self._keep(part, known) for part in nested)
+        return None if nested is None else _like(nested, (self._keep(part, known) for part in nested))
 
     def nested(self) -> Any:
         """The tensors of the images that are there."""
@@ -275,7 +290,7 @@ class Memory:
     def _filled(self, outline: Any) -> Any:
         if isinstance(outline, int):
             return self._parts[outline][: self.images]
-        return None if outline is None else tuple(map(self._filled, outline))
+        return None if outline is None else _like(outline, map(self._filled, outline))
 
     def move(self, rows: Rows) -> None:
         """Only the images that go on are left."""
@@ -301,3 +316,8 @@ class Memory:
                 part[before : self.images] = its_part[: other.images]
             else:
                 self._parts[number] = torch.cat([part[:before], its_part[: other.images]])
+
+
+def _like(nested: tuple, parts: Iterable[Any]) -> tuple:
+    """A tuple of the same type, for what looks at a memory goes by it."""
+    return nested._make(parts) if hasattr(nested, "_make") else tuple(parts)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from velm_cli.models.state import ImageKeys
+
 PIECE = {"cpu": 1 << 19}  # numbers of tanh(query + key) that exist at once
 LARGE_PIECE = 1 << 24  # elsewhere, where starting an operation costs more than memory does
 
@@ -26,23 +28,27 @@ class AdditiveAttention(nn.Module):
         self.value = nn.Linear(image_width, width)
         self.score = nn.Linear(inner, 1, bias=False)
 
-    def memory(self, image_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        return self.key(image_BSD), self.value(image_BSD)
+    def memory(self, image_BSD: Tensor, visible_BS: Tensor | None = None) -> ImageKeys:
+        return ImageKeys(self.key(image_BSD), self.value(image_BSD), visible_BS)
 
-    def memory_for(self, image_BSD: Tensor, positions: int) -> tuple[Tensor, Tensor]:
-        return self.memory(image_BSD)
+    def memory_for(self, image_BSD: Tensor, positions: int, visible_BS: Tensor | None = None) -> ImageKeys:
+        return self.memory(image_BSD, visible_BS)
 
-    def forward(self, x_NTD: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
-        return (self._weights(x_NTD, memory[0]) @ memory[1]).view(*x_NTD.shape[:2], -1)
+    def forward(self, x_NTD: Tensor, memory: ImageKeys) -> Tensor:
+        return (self._weights(x_NTD, memory) @ memory.values).view(*x_NTD.shape[:2], -1)
 
-    def weights(self, x_NTD: Tensor, memory: tuple[Tensor, Tensor]) -> Tensor:
+    def weights(self, x_NTD: Tensor, memory: ImageKeys) -> Tensor:
         """(N, T, S): the share of each image position in what a text position sees."""
-        return self._weights(x_NTD, memory[0]).view(*x_NTD.shape[:2], -1)
+        return self._weights(x_NTD, memory).view(*x_NTD.shape[:2], -1)
 
-    def _weights(self, x_NTD: Tensor, key_BSA: Tensor) -> Tensor:
+    def _weights(self, x_NTD: Tensor, memory: ImageKeys) -> Tensor:
         """(B, X, S)"""
+        key_BSA, _, visible_BS = memory
         query_BXA = self.query(x_NTD).view(len(key_BSA), -1, key_BSA.shape[-1])
-        return additive_scores(query_BXA, key_BSA.to(query_BXA.dtype), self.score.weight[0]).softmax(-1)
+        scores_BXS = additive_scores(query_BXA, key_BSA.to(query_BXA.dtype), self.score.weight[0])
+        if visible_BS is not None:
+            scores_BXS = scores_BXS.masked_fill(~visible_BS[:, None], -torch.inf)
+        return scores_BXS.softmax(-1)
 
 
 def additive_scores(query_BXA: Tensor, key_BSA: Tensor, u_A: Tensor) -> Tensor:

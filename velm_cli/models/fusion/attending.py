@@ -45,12 +45,12 @@ class Attention(Fusion):
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         assert features is not None
-        return self.look.memory(self.norm_image(features.tokens_BSD))
+        return self.look.memory(self.norm_image(features.tokens_BSD), features.visible_BS)
 
     def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
         assert features is not None
         image_BSD = self.norm_image(features.tokens_BSD)
-        return self.look.memory_for(image_BSD.to(product_dtype(image_BSD)), positions)
+        return self.look.memory_for(image_BSD.to(product_dtype(image_BSD)), positions, features.visible_BS)
 
     def forward(
         self,
@@ -93,13 +93,13 @@ class CrossModal(Fusion):
     def memory(self, features: ImageFeatures | None) -> tuple:
         assert features is not None
         image_BSD = self.norm_image(features.tokens_BSD)
-        return tuple(block.image_memory(image_BSD) for block in self.blocks)
+        return tuple(block.image_memory(image_BSD, features.visible_BS) for block in self.blocks)
 
     def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
         assert features is not None
         image_BSD = self.norm_image(features.tokens_BSD)
         image_BSD = image_BSD.to(product_dtype(image_BSD))  # once, and not for each block and word
-        return tuple(block.image_memory_for(image_BSD, positions) for block in self.blocks)
+        return tuple(block.image_memory_for(image_BSD, positions, features.visible_BS) for block in self.blocks)
 
     def forward(
         self,
@@ -150,19 +150,21 @@ class CoAttention(Fusion):
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         assert features is not None
-        return (self.image(features.tokens_BSD),)
+        return (self.image(features.tokens_BSD), features.visible_BS)
 
     def forward(
         self, text_NTD: Tensor, memory: tuple, state=None, *, lengths_N: Tensor | None = None
     ) -> tuple[Tensor, tuple]:
-        x_NTD, (image_BSD,) = text_NTD, memory
-        y_NSD = image_BSD.repeat_interleave(len(x_NTD) // len(image_BSD), dim=0)
+        x_NTD, (image_BSD, visible_BS) = text_NTD, memory
+        texts = len(x_NTD) // len(image_BSD)
+        y_NSD = image_BSD.repeat_interleave(texts, dim=0)
+        visible_NS = None if visible_BS is None else visible_BS.repeat_interleave(texts, dim=0)
         visible_NT = within(lengths_N, x_NTD.shape[1])
         for layer, look in enumerate(self.text_blocks):
             of_text = None
             if layer < len(self.image_blocks):
-                of_text = self.image_blocks[layer].image_memory(x_NTD)
-            x_NTD, _ = look(x_NTD, causal=False, memory=look.image_memory(y_NSD), visible_NT=visible_NT)
+                of_text = self.image_blocks[layer].image_memory(x_NTD, visible_NT)
+            x_NTD, _ = look(x_NTD, causal=False, memory=look.image_memory(y_NSD, visible_NS), visible_NT=visible_NT)
             if of_text is not None:
-                y_NSD, _ = self.image_blocks[layer](y_NSD, causal=False, memory=of_text, visible_memory_BS=visible_NT)
+                y_NSD, _ = self.image_blocks[layer](y_NSD, causal=False, memory=of_text, visible_NT=visible_NS)
         return self.norm(x_NTD), ()

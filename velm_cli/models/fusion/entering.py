@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from velm_cli.models.fusion.interface import Fusion
 from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, product_dtype
 from velm_cli.models.packing import Packing
-from velm_cli.models.state import KeyValue
+from velm_cli.models.state import ImageItself, ImageKeys
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
 from velm_cli.schema import GatedConfig, PrefixConfig, PrefixMapper
@@ -34,6 +35,7 @@ class Prefix(Fusion):
         super().__init__()
         width = text.embedding_width
         self.mapper, self.length = config.mapper, config.length
+        self.takes_padding = config.mapper is not PrefixMapper.tokens
         self.uses = frozenset({"pooled" if config.mapper is PrefixMapper.mlp else "tokens"})
         self.norm_image = nn.LayerNorm(image_width)
         self.map: nn.Module
@@ -57,11 +59,14 @@ class Prefix(Fusion):
         if self.mapper is PrefixMapper.mlp:
             x_BPD = self.map(self.norm_image(features.pooled_BD)).unflatten(-1, (self.length, -1))
         else:
+            # Padding between the image and the text would count as positions.
+            assert self.takes_padding or features.visible_BS is None, "validate refuses mapper=tokens of padded images"
             x_BPD = self.map(self.norm_image(features.tokens_BSD))
             if self.mapper is PrefixMapper.transformer:
                 x_BPD = torch.cat([self.queries.expand(x_BPD.shape[0], -1, -1), x_BPD], dim=1)
+                visible_BP = _with_queries(features.visible_BS, self.length)
                 for block in self.blocks:
-                    x_BPD, _ = block(x_BPD, causal=False)
+                    x_BPD, _ = block(x_BPD, causal=False, visible_NT=visible_BP)
                 x_BPD = x_BPD[:, : self.length]
         return (self.scale * self.norm(x_BPD),)
 
@@ -83,6 +88,11 @@ class Prefix(Fusion):
             lengths_N = None if lengths_N is None else lengths_N + prefix_NPD.shape[1]
         y_NTD, state = text.run(x_NTD, state, lengths_N=lengths_N)
         return y_NTD[:, -tokens_NT.shape[1] :], state
+
+
+def _with_queries(visible_BS: Tensor | None, queries: int) -> Tensor | None:
+    """(B, queries + S): the queries in front see each other."""
+    return None if visible_BS is None else functional.pad(visible_BS, (queries, 0), value=True)
 
 
 class Gated(Fusion):
@@ -107,13 +117,13 @@ class Gated(Fusion):
     def memory(self, features: ImageFeatures | None) -> tuple:
         assert features is not None
         image_BSD = self.norm_image(features.tokens_BSD)
-        return tuple(block.cross.memory(image_BSD) for block in self.blocks)
+        return tuple(block.cross.memory(image_BSD, features.visible_BS) for block in self.blocks)
 
     def memory_for(self, features: ImageFeatures | None, positions: int) -> tuple:
         assert features is not None
         image_BSD = self.norm_image(features.tokens_BSD)
         image_BSD = image_BSD.to(product_dtype(image_BSD))  # once, and not for each block and word
-        return tuple(block.cross.memory_for(image_BSD, positions) for block in self.blocks)
+        return tuple(block.cross.memory_for(image_BSD, positions, features.visible_BS) for block in self.blocks)
 
     def read(
         self,
@@ -143,6 +153,6 @@ class GatedBlock(nn.Module):
         self.dropout = Dropout(dropout)
         self.gate_cross, self.gate_mlp = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(()))
 
-    def forward(self, x_NTD: Tensor, memory: KeyValue | tuple[Tensor]) -> Tensor:
+    def forward(self, x_NTD: Tensor, memory: ImageKeys | ImageItself) -> Tensor:
         x_NTD = x_NTD + self.gate_cross.tanh() * self.dropout(self.cross(self.norm_cross(x_NTD), memory))
         return x_NTD + self.gate_mlp.tanh() * self.dropout(self.mlp(self.norm_mlp(x_NTD)))

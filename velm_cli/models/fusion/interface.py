@@ -25,6 +25,7 @@ class Fusion(nn.Module):
 
     uses: frozenset[str] = frozenset()  # of {"tokens", "pooled"}: what it takes of the image
     after_text = True  # whether the text passes its encoder without the image
+    takes_padding = True  # whether rows of images may have fewer positions than others: `ImageFeatures.visible_BS`
     packs = False  # whether `forward` takes a `packing`: `read` then gets one, too
     no_decay: tuple[str, ...] = ()  # its parts and parameters that weight decay leaves alone: positions, queries
     generates = True  # False: fused states of a position know later words

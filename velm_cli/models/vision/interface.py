@@ -23,15 +23,18 @@ class ImageFeatures:
 
     tokens_BSD: Tensor
     pooled_BD: Tensor
+    visible_BS: Tensor | None = None  # False where a row has fewer positions than others; None: all have S
 
     def select(self, index: Tensor) -> ImageFeatures:
-        return ImageFeatures(self.tokens_BSD[index], self.pooled_BD[index])
+        visible_BS = None if self.visible_BS is None else self.visible_BS[index]
+        return ImageFeatures(self.tokens_BSD[index], self.pooled_BD[index], visible_BS)
 
     @staticmethod
     def joined(parts: list[ImageFeatures]) -> ImageFeatures:
         """Of all the parts' images."""
         if len(parts) == 1:
             return parts[0]
+        assert all(part.visible_BS is None for part in parts), "encoders give every image the same number of tokens"
         return ImageFeatures(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("tokens_BSD", "pooled_BD"))
         )

@@ -1,0 +1,96 @@
+"""Answers are right, checked from the drawn facts alone; and the question alone says nothing of them."""
+
+import itertools
+import random
+from collections import Counter, defaultdict
+
+import pytest
+
+from velm_cli.data.shapes_grammar import HELD_OUT, NOUNS, RELATIONS, make_scene, plural
+from velm_cli.data.shapes_questions import QUESTION_KINDS, write_questions
+
+SHAPE_OF = {form: shape for shape, nouns in NOUNS.items() for noun in nouns for form in (noun, plural(noun))}
+
+
+def asked(part: str, scenes: int, seed: int = 5):
+    rng = random.Random(seed)
+    for _ in range(scenes):
+        scene = make_scene(part, rng)
+        for question in write_questions(scene, part, rng):
+            yield scene, question
+
+
+def mentioned(words: list[str], groups) -> list[int | None]:
+    """Of each `colour noun` in the question, the number of the scene's group that it is; None if there is none."""
+    found = []
+    for colour, noun in itertools.pairwise(words):
+        if noun in SHAPE_OF and colour != "the":
+            kinds = [(group.colour, group.shape) for group in groups]
+            found.append(kinds.index((colour, SHAPE_OF[noun])) if (colour, SHAPE_OF[noun]) in kinds else None)
+    return found
+
+
+def answer(scene, question: str) -> str:
+    """Read from the question's words and the scene's facts, in no way as they were written."""
+    words = question.split()
+    groups, kinds = scene.groups, mentioned(words, scene.groups)
+    counts = [0 if kind is None else groups[kind].count for kind in kinds]
+    if question.startswith("is there"):
+        return "yes" if counts[0] else "no"
+    if question.startswith("how many"):
+        return str(counts[0])
+    if question.startswith("what colour"):
+        (colour,) = [group.colour for group in groups if group.shape == SHAPE_OF[words[-1]]]
+        return colour
+    if "more" in words or "fewer" in words:
+        return "yes" if (counts[0] > counts[1]) == ("more" in words) and counts[0] != counts[1] else "no"
+    if "as many" in question:
+        return "yes" if counts[0] == counts[1] else "no"
+    said = next(name for name, phrases in RELATIONS.items() for phrase in phrases if f" {phrase} the " in question)
+    true = scene.relation if kinds == [0, 1] else {"left of": "right of", "above": "below"}[scene.relation]
+    return "yes" if said == true else "no"
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_answers_are_right(part):
+    for scene, question in asked(part, 2000):
+        assert question.answer == answer(scene, question.question), (scene, question)
+
+
+def test_every_kind_is_asked_with_all_its_answers_alike():
+    answers: dict[str, Counter] = defaultdict(Counter)
+    for _, question in asked("train", 8000):
+        answers[question.kind][question.answer] += 1
+    assert tuple(answers) == QUESTION_KINDS
+    for kind, counts in answers.items():
+        expected = {"count": 4, "colour": 8}.get(kind, 2)
+        assert len(counts) == expected
+        for share in counts.values():
+            assert share / counts.total() == pytest.approx(1 / expected, rel=0.15), (kind, counts)
+
+
+def test_the_words_of_a_question_say_nothing_of_its_answer():
+    """The most common answer to each question, learnt on many scenes, is hardly better than chance on others."""
+    learnt: dict[str, Counter] = defaultdict(Counter)
+    by_kind: dict[str, Counter] = defaultdict(Counter)
+    for _, question in asked("train", 40_000, seed=1):
+        learnt[question.question][question.answer] += 1
+        by_kind[question.kind][question.answer] += 1
+    right: dict[str, list[bool]] = defaultdict(list)
+    for _, question in asked("test", 4000, seed=2):
+        known = learnt.get(question.question) or by_kind[question.kind]
+        right[question.kind].append(known.most_common(1)[0][0] == question.answer)
+    for kind, hits in right.items():
+        chance = {"count": 1 / 4, "colour": 1 / 8}.get(kind, 1 / 2)
+        assert sum(hits) / len(hits) < chance + 0.06, kind
+
+
+def test_questions_of_test_scenes_are_about_kinds_that_training_never_shows():
+    unseen = sum(any((g.size, g.colour, g.shape) in HELD_OUT for g in scene.groups) for scene, _ in asked("test", 200))
+    assert unseen == sum(1 for _ in asked("test", 200))
+
+
+def test_the_article_fits():
+    questions = [question.question for _, question in asked("train", 3000) if question.kind == "exist"]
+    assert any("is there an orange" in question for question in questions)
+    assert not any("is there a orange" in question or "an red" in question for question in questions)
