@@ -145,7 +145,8 @@ def kinds() -> list[Kind]:
     from velm_cli.stages.train import build_task, term_weights
 
     config = compose.load_run_config(RUN)
-    made = read_sealed(SCORED / "inputs.json")["inputs"]
+    written = read_sealed(SCORED / "inputs.json")
+    made, asked = written["inputs"], written["options"]
     store = Store.open(STORE)
     corpus = read(config.dataset)
     task = build_task(config, store, Tokenizer.load(RUN / "tokenizer"), term_weights(config))
@@ -236,7 +237,7 @@ def kinds() -> list[Kind]:
             raise Noticed(str(error)) from None
 
     def inputs() -> Any:
-        with score_folder("out", str(SCORED), made, {}):
+        with score_folder("out", str(SCORED), made, asked):
             return made
 
     def phrases() -> Any:

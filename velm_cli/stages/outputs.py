@@ -67,12 +67,14 @@ def _refuse_other_folder(where: str, path: Path, inputs: dict[str, str], options
         if made.get("inputs") != inputs:
             raise UserError(f"{where} holds the scores of other files: give another folder, or delete this one")
         before = made.get("options", options)  # an older velm's does not say
-        if before != options:
-            key = next(key for key in options if before.get(key) != options[key])
-            raise UserError(
-                f"{where} holds scores with {key}={_shown(before.get(key))}, and here it is {_shown(options[key])}: "
-                "give another folder, or delete this one"
-            )
+        if not isinstance(before, dict):
+            raise UserError(f"{where} holds files that velm score did not write: give another folder")
+        for key in (*options, *before):
+            if before.get(key) != options.get(key):
+                raise UserError(
+                    f"{where} holds scores with {key}={_shown(before.get(key))}, and here it is "
+                    f"{_shown(options.get(key))}: give another folder, or delete this one"
+                )
     elif foreign := sorted(there - SCORE_FILES):  # without INPUTS: an older velm's
         raise UserError(f"{where} holds files that velm score did not write ({foreign[0]}): give another folder")
 
