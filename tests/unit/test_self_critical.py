@@ -106,7 +106,9 @@ def test_the_loss_is_its_formula(fusion, monkeypatch):
 
 
 def _row(part, image: int):
-    return part[image : image + 1] if isinstance(part, torch.Tensor) else tuple(_row(p, image) for p in part)
+    if part is None or isinstance(part, torch.Tensor):
+        return part if part is None else part[image : image + 1]
+    return tuple(_row(p, image) for p in part)
 
 
 def test_rewards_rise():
