@@ -21,6 +21,7 @@ from velm_cli import compose, schema
 from velm_cli.as_typed import quote, unquoted
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.relocating import relocate, working_folder
+from velm_cli.schema.paths import expand_home
 
 STAGES = ("train", "finetune")
 # Of the run that a config is from, and not of the one that starts from it.
@@ -53,7 +54,7 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
 
 
 def _file(config: str) -> Path:
-    path = Path(config).expanduser()
+    path = Path(expand_home(config))
     if path.is_dir():
         if not (path / "config.yaml").is_file():
             run = next((above for above in path.parents if (above / "config.yaml").is_file()), None)

@@ -35,9 +35,9 @@ PACKAGES = ("torch", "torchvision", "transformers", "hydra-core", "omegaconf", "
 def run(config: DoctorRoot) -> float:
     """Print a line for each component; the number of those that do not work."""
     if config.fix == "spice":
-        fetch_spice(Path(config.folder).expanduser() if config.folder else None)
+        fetch_spice(Path(config.folder) if config.folder else None)
     if config.store is not None:
-        return _store(Path(config.store).expanduser())
+        return _store(Path(config.store))
     checks: dict[str, Callable[[], Finding]] = {
         "python": _python,
         "packages": _packages,

@@ -29,8 +29,6 @@ from velm_cli.objectives.terms import Term
 from velm_cli.objectives.text import hide_words, own_words, words_loss
 from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, TextLoss
 
-TERMS = ("text", "image", "joint")  # weighted by alpha, beta, gamma
-
 
 class CaptionTask(nn.Module):
     """`forward(batch, active)` computes the active objectives and nothing that they do not need."""

@@ -164,7 +164,7 @@ def _find_annotations(split: schema.CocoSplit, root: Path | None) -> dict[str, P
 
 def _find_split(config: schema.CocoConfig, root: Path | None) -> Path:
     if config.split_file:
-        given = Path(config.split_file).expanduser()
+        given = Path(config.split_file)
         candidates = [given, *([root / given] if root else [])]
     else:
         candidates = [root / folder / name for folder in SPLIT_FOLDERS for name in SPLIT_NAMES] if root else []

@@ -80,7 +80,7 @@ def read_flickr(config: schema.FlickrConfig, root: Path) -> Corpus:
 
 def _find_split(config: schema.FlickrConfig, root: Path) -> Split | None:
     if config.split_file:
-        given = Path(config.split_file).expanduser()
+        given = Path(config.split_file)
         for path in (given, root / given):
             if path.is_file():
                 return read_split(path, key="filename")
