@@ -214,7 +214,7 @@ def velm_epochs(store: Store, workers: int) -> Callable[[int], None]:
     def read(number: int) -> None:
         batches = loader.batches(start=number * loader.batches_per_epoch)
         for batch in islice(batches, loader.batches_per_epoch):
-            assert batch.image_BCHW is not None
+            assert batch.image_XCHW is not None
         batches.close()
 
     return read

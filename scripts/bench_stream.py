@@ -34,7 +34,6 @@ from velm_cli.data.streaming import StreamLoader
 from velm_cli.data.tars import samples
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import TrainTransform
-from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.schema import (
     CaptionTaskConfig,
@@ -211,17 +210,9 @@ def step_rates(rounds: int) -> dict[str, float]:
 
 def fake_batch(*, images: int, length: int, side: int, vocabulary: int) -> Batch:
     """Random pixels and words."""
-    return Batch(
-        image_ids=list(range(images)),
-        indices=list(range(images)),
-        image_BCHW=torch.randn(images, 3, side, side),
-        tokens_BKT=torch.randint(4, vocabulary, (images, 1, length)),
-        lengths_BK=torch.full((images, 1), length),
-        packing=Packing.of(np.full((images, 1), length - 1), length - 1),
-        concepts_BC=None,
-        num_captions=images,
-        num_tokens=images * (length - 1),
-    )
+    image_XCHW = torch.randn(images, 3, side, side)
+    tokens_BKT = torch.randint(4, vocabulary, (images, 1, length))
+    return Batch.of(tokens_BKT, torch.full((images, 1), length), image_XCHW=image_XCHW)
 
 
 def main() -> None:

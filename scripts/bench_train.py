@@ -46,7 +46,6 @@ from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.meter import matrix_peak
 from velm_cli.metrics import ptb
 from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
-from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.tasks.caption import CaptionTask
 
@@ -93,18 +92,8 @@ def _batch(lengths: list[list[int]], side: int, draw: torch.Generator) -> Batch:
     tokens_BKT[place_T.expand(B, K, T) == (lengths_BK - 1)[..., None]] = EOS
     tokens_BKT[place_T.expand(B, K, T) >= lengths_BK[..., None]] = PAD
     tokens_BKT[..., 0] = BOS
-    packing = Packing.of((lengths_BK - 1).numpy(), T - 1)
-    return Batch(
-        image_ids=list(range(B)),
-        indices=list(range(B)),
-        image_BCHW=torch.randn(B, 3, side, side, generator=draw),
-        tokens_BKT=tokens_BKT,
-        lengths_BK=lengths_BK,
-        packing=packing,
-        concepts_BC=torch.zeros(B, 1),
-        num_captions=B * K,
-        num_tokens=len(packing.positions_M),
-    )
+    image_XCHW = torch.randn(B, 3, side, side, generator=draw)
+    return Batch.of(tokens_BKT, lengths_BK, image_XCHW=image_XCHW, labels={"concepts": torch.zeros(B, 1)})
 
 
 class Contestant:
@@ -194,8 +183,8 @@ def coca_step(sizes: dict[str, int], precision: schema.Precision) -> tuple[Step,
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
 
     def step(batch: Batch) -> None:
-        assert batch.image_BCHW is not None
-        image_NCHW = batch.image_BCHW.repeat_interleave(CAPTIONS, dim=0)
+        assert batch.image_XCHW is not None
+        image_NCHW = batch.image_XCHW.repeat_interleave(CAPTIONS, dim=0)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision is schema.Precision.bf16):
             out = model(image_NCHW, batch.tokens_BKT.flatten(0, 1))
             clip_loss, caption_loss = judge(**out)
@@ -245,11 +234,11 @@ def transformers_step(
         inputs = {"decoder_input_ids": tokens_NT[:, :-1], "decoder_attention_mask": inside_NT.long()}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             if grouped:
-                states_BSD = model.encoder(pixel_values=batch.image_BCHW).last_hidden_state
+                states_BSD = model.encoder(pixel_values=batch.image_XCHW).last_hidden_state
                 inputs["encoder_outputs"] = BaseModelOutput(states_BSD.repeat_interleave(CAPTIONS, dim=0))
             else:
-                assert batch.image_BCHW is not None
-                inputs["pixel_values"] = batch.image_BCHW.repeat_interleave(CAPTIONS, dim=0)
+                assert batch.image_XCHW is not None
+                inputs["pixel_values"] = batch.image_XCHW.repeat_interleave(CAPTIONS, dim=0)
             loss: Tensor = model(**inputs, labels=labels_NT, use_cache=False).loss
         _descend(model, optimizer, loss)
 

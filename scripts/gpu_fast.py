@@ -100,8 +100,8 @@ def transfer(report: Report, device: torch.device) -> None:
     batches = bench_train.make_batches(6, images, side, drawn_lengths(50 * images))
     for batch in batches:
         if device.type == "cuda":
-            assert batch.image_BCHW is not None
-            batch.image_BCHW = batch.image_BCHW.pin_memory()
+            assert batch.image_XCHW is not None
+            batch.image_XCHW = batch.image_XCHW.pin_memory()
     same = 0
     for here, there in zip(batches, on_device(batches, device), strict=True):
         pairs = zip(here.tensors(), there.tensors(), strict=True)
@@ -137,8 +137,8 @@ def _unpinned() -> int:
             return i
 
     batch = assemble(NoConcepts(), None, np.arange(2), np.full((2, 1), -1), features=None, image_size=8, num_concepts=0)
-    assert batch.image_BCHW is not None
-    return int(not batch.image_BCHW.is_pinned())
+    assert batch.image_XCHW is not None
+    return int(not batch.image_XCHW.is_pinned())
 
 
 def _seconds(work: Callable[[], object], device: torch.device, times: int = 3) -> float:
@@ -234,7 +234,7 @@ def _all_fit(
             if device.type == "cuda":
                 used[name] = torch.cuda.max_memory_allocated(device)
     except torch.OutOfMemoryError:
-        if len(batch.image_ids) <= 8:
+        if len(batch.ids) <= 8:
             raise
         return None
     return steps, parameters, used

@@ -20,7 +20,6 @@ from velm_cli.data.batch import Batch
 from velm_cli.engine.compiling import compile_model
 from velm_cli.engine.meter import Meter
 from velm_cli.models.decoding import decode_stream
-from velm_cli.models.packing import Packing
 from velm_cli.models.search import image_draws
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.self_critical import SelfCritical
@@ -148,18 +147,13 @@ def make_batch(side: int | None, *, images: int = IMAGES, seed: int = 0, rows: s
     tokens_BKT = torch.randint(4, VOCAB, (images, CAPTIONS, LENGTH), generator=draw)
     concepts_BC = torch.randint(0, 2, (images, CONCEPTS), generator=draw).float()
     lengths_BK = lengths_BK[rows].contiguous()
-    packing = Packing.of((lengths_BK - 1).numpy(), LENGTH - 1)
     ids: list[int | str] = list(range(images))[rows]
-    return Batch(
-        image_ids=ids,
-        indices=list(range(images))[rows],
-        image_BCHW=image_BCHW[rows] if side else None,
-        tokens_BKT=tokens_BKT[rows].contiguous(),
-        lengths_BK=lengths_BK,
-        packing=packing,
-        concepts_BC=concepts_BC[rows],
-        num_captions=len(ids) * CAPTIONS,
-        num_tokens=len(packing.positions_M),
+    return Batch.of(
+        tokens_BKT[rows].contiguous(),
+        lengths_BK,
+        ids=ids,
+        image_XCHW=image_BCHW[rows] if side else None,
+        labels={"concepts": concepts_BC[rows]},
     )
 
 
@@ -224,10 +218,10 @@ def captions_of(task: CaptionTask, batch: Batch, config: schema.DecodeConfig) ->
     """Of all images through three places: images enter while others are being captioned."""
     device = next(task.parameters()).device
     model = copy.deepcopy(task.model).eval()
-    assert batch.image_BCHW is not None
+    assert batch.image_XCHW is not None
     with torch.inference_mode():
         memories = [
-            (model.memory(model.encode_image(images.to(device))), len(images)) for images in batch.image_BCHW.split(3)
+            (model.memory(model.encode_image(images.to(device))), len(images)) for images in batch.image_XCHW.split(3)
         ]
 
     def draws(numbers: range) -> Tensor:
@@ -252,9 +246,9 @@ def _tie(task: CaptionTask, batch: Batch, config: schema.DecodeConfig, number: i
         parting = next(t for t, pair in enumerate(zip(*ended, strict=False)) if pair[0] != pair[1])
         ended = [tokens[: parting + 1] for tokens in ended]
     model = copy.deepcopy(task.model).eval()
-    assert batch.image_BCHW is not None
+    assert batch.image_XCHW is not None
     with torch.no_grad():
-        memory = model.memory(model.encode_image(batch.image_BCHW[number : number + 1]))
+        memory = model.memory(model.encode_image(batch.image_XCHW[number : number + 1]))
         scores = []
         for tokens in ended:
             fused_1TD, _ = model.fusion.read(model.text, torch.tensor([[BOS, *tokens[:-1]]]), memory)
@@ -334,7 +328,7 @@ def _critic(device: torch.device) -> SelfCritical:
     batch = make_batch(None)
     references = {
         record: [" ".join(words[token] for token in row) for row in rows]
-        for record, rows in zip(batch.indices, batch.tokens_BKT.tolist(), strict=True)
+        for record, rows in zip(batch.examples, batch.tokens_BKT.tolist(), strict=True)
     }
     return SelfCritical(
         references, words, bos_id=BOS, eos_id=EOS, banned=[PAD, BOS], samples=4, max_length=LENGTH, device=device

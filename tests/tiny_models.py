@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 
 from velm_cli.data.batch import Batch
-from velm_cli.models.packing import Packing
 
 VOCAB = 23
 POSITIONS = 96  # of the text models: room for 64 image tokens and a caption
@@ -85,14 +84,10 @@ def batch_of(image_BCHW: torch.Tensor) -> Batch:
     """Three images with two captions each, of random words (torch's own generator) and different lengths."""
     B, K, T = 3, 2, 6
     lengths_BK = torch.tensor([[6, 4], [5, 6], [3, 6]])
-    return Batch(
-        image_ids=["a", "b", "c"],
-        indices=[0, 1, 2],
-        image_BCHW=image_BCHW,
-        tokens_BKT=torch.randint(3, VOCAB, (B, K, T)),
-        lengths_BK=lengths_BK,
-        packing=Packing.of((lengths_BK - 1).numpy(), T - 1),
-        concepts_BC=torch.randint(0, 2, (B, 5)).float(),
-        num_captions=B * K,
-        num_tokens=int((lengths_BK - 1).sum()),
+    return Batch.of(
+        torch.randint(3, VOCAB, (B, K, T)),
+        lengths_BK,
+        ids=["a", "b", "c"],
+        image_XCHW=image_BCHW,
+        labels={"concepts": torch.randint(0, 2, (B, 5)).float()},
     )

@@ -28,7 +28,6 @@ from velm_cli.engine.optim import Ema, build_optimizer
 from velm_cli.engine.parallel import Replica
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
-from velm_cli.models.packing import Packing
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import Place
 from velm_cli.schema import Precision, TrainRoot
@@ -218,20 +217,14 @@ def _batch(number: int, image_size: int) -> Batch:
     tokens_BKT[:, :, 0] = BOS
     tokens_BKT[column_T == lengths_BK[..., None] - 1] = EOS
     tokens_BKT[column_T >= lengths_BK[..., None]] = PAD
-    packing = Packing.of(np.maximum(lengths_BK - 1, 0), T - 1)
     image = random.uniform(-2, 2, (B, 3, image_size, image_size))
     concepts = random.integers(0, 2, (B, CONCEPTS))
     dtype = torch.get_default_dtype()
-    return Batch(
-        image_ids=list(range(B)),
-        indices=list(range(B)),
-        image_BCHW=torch.from_numpy(image).to(dtype),
-        tokens_BKT=torch.from_numpy(tokens_BKT),
-        lengths_BK=torch.from_numpy(lengths_BK),
-        packing=packing,
-        concepts_BC=torch.from_numpy(concepts).to(dtype),
-        num_captions=int(np.count_nonzero(lengths_BK)),
-        num_tokens=len(packing.positions_M),
+    return Batch.of(
+        torch.from_numpy(tokens_BKT),
+        torch.from_numpy(lengths_BK),
+        image_XCHW=torch.from_numpy(image).to(dtype),
+        labels={"concepts": torch.from_numpy(concepts).to(dtype)},
     )
 
 

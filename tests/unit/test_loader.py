@@ -94,8 +94,9 @@ def take(batches, count: int) -> list[Batch]:
 
 def same(a: Batch, b: Batch) -> bool:
     """Bitwise."""
-    names = [field.name for field in fields(Batch) if field.name != "packing"]
+    names = [field.name for field in fields(Batch) if field.name not in ("packing", "labels")]
     pairs = [*((getattr(a, name), getattr(b, name)) for name in names), *zip(a.packing, b.packing, strict=True)]
+    pairs += [(a.labels.keys(), b.labels.keys()), *zip(a.labels.values(), b.labels.values(), strict=True)]
     for x, y in pairs:
         if isinstance(x, torch.Tensor) != isinstance(y, torch.Tensor):
             return False
@@ -116,7 +117,7 @@ def test_batches_are_a_function_of_seed_and_number():
     assert not any(map(same, first, others))
     epoch = loader(store).batches_per_epoch
     assert epoch == 6
-    assert [b.indices for b in first[:epoch]] != [b.indices for b in first[epoch : 2 * epoch]]
+    assert [b.examples for b in first[:epoch]] != [b.examples for b in first[epoch : 2 * epoch]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -149,10 +150,10 @@ def test_ranks_share_each_global_batch(world):
     parts = [take(loader(store, rank=rank, world=world).batches(), 10) for rank in range(world)]
     for batch, shares in zip(whole, zip(*parts, strict=True), strict=True):
         for rank, share in enumerate(shares):
-            assert share.indices == batch.indices[rank::world]
-            assert torch.equal(share.image_BCHW, batch.image_BCHW[rank::world])
+            assert share.examples == batch.examples[rank::world]
+            assert torch.equal(share.image_XCHW, batch.image_XCHW[rank::world])
             assert torch.equal(share.lengths_BK, batch.lengths_BK[rank::world])
-            assert torch.equal(share.concepts_BC, batch.concepts_BC[rank::world])
+            assert torch.equal(share.labels["concepts"], batch.labels["concepts"][rank::world])
             T = share.tokens_BKT.shape[2]
             assert torch.equal(share.tokens_BKT, batch.tokens_BKT[rank::world, :, :T])
         assert sum(share.num_tokens for share in shares) == batch.num_tokens
@@ -166,8 +167,8 @@ def test_an_epoch_visits_every_image_once(images, batch_size):
     assert one.batches_per_epoch == images // size
     for epoch in range(2):
         batches = take(one.batches(epoch * one.batches_per_epoch), one.batches_per_epoch)
-        assert all(len(batch.indices) == size for batch in batches)
-        seen = Counter(index for batch in batches for index in batch.indices)
+        assert all(len(batch.examples) == size for batch in batches)
+        seen = Counter(index for batch in batches for index in batch.examples)
         assert set(seen.values()) == {1}
         assert seen.keys() <= set(store.split("train").tolist())
         assert len(seen) == images - images % size
@@ -179,7 +180,7 @@ def test_the_rest_that_an_epoch_leaves_out_is_random():
     left_out = Counter()
     for epoch in range(60):
         batches = take(one.batches(epoch * 3), 3)
-        left_out.update(set(range(3, 23)) - {index for batch in batches for index in batch.indices})
+        left_out.update(set(range(3, 23)) - {index for batch in batches for index in batch.examples})
     assert left_out.keys() == set(range(3, 23))  # the chance that one of 20 is never left out: 0.04
     assert left_out.total() == 60 * 2
 
@@ -197,10 +198,10 @@ def test_batches_hold_captions_of_like_length_in_random_order():
 def test_tokens_and_concepts_equal_a_slow_reference():
     store = FakeStore(60, seed=5)
     for batch in take(loader(store).batches(), 20):
-        assert batch.image_ids == [f"image{index}" for index in batch.indices]
+        assert batch.ids == [f"image{index}" for index in batch.examples]
         assert batch.tokens_BKT.dtype == batch.lengths_BK.dtype == torch.int64
         rows = []
-        for row, record in enumerate(batch.indices):
+        for row, record in enumerate(batch.examples):
             start, stop = store.caption_range(record)
             slots = []
             for tokens, length in zip(batch.tokens_BKT[row].tolist(), batch.lengths_BK[row].tolist(), strict=True):
@@ -212,15 +213,15 @@ def test_tokens_and_concepts_equal_a_slow_reference():
             assert not Counter(slots) - Counter(map(tuple, store.words[start:stop]))
             rows.append(slots)
             labels = {label for label in store.labels[record] if label < 10}
-            assert set(batch.concepts_BC[row].nonzero().flatten().tolist()) == labels
-            assert batch.concepts_BC[row].sum() == len(labels)
+            assert set(batch.labels["concepts"][row].nonzero().flatten().tolist()) == labels
+            assert batch.labels["concepts"][row].sum() == len(labels)
         _, K, T = batch.tokens_BKT.shape
         lengths = batch.lengths_BK.flatten().tolist()
-        assert batch.positions_M.tolist() == [
-            row * (T - 1) + t for row in range(len(batch.indices) * K) for t in range(lengths[row] - 1)
+        assert batch.predicted_M.tolist() == [
+            row * (T - 1) + t for row in range(len(batch.examples) * K) for t in range(lengths[row] - 1)
         ]
         captions = [words for slots in rows for words in slots]
-        assert batch.num_captions == len(captions)
+        assert batch.num_targets == len(captions)
         assert batch.num_tokens == sum(len(words) + 1 for words in captions)
         assert batch.tokens_BKT.shape[2] == max(map(len, captions)) + 2
 
@@ -232,7 +233,7 @@ def test_captions_and_their_slots_are_drawn_anew_each_epoch_whatever_the_batches
         for epoch in range(40):
             one = loader(store, batch_size=size, image_size=None, captions_per_image=2)
             for batch in take(one.batches(epoch * one.batches_per_epoch), one.batches_per_epoch):
-                for record, tokens, lengths in zip(batch.indices, batch.tokens_BKT, batch.lengths_BK, strict=True):
+                for record, tokens, lengths in zip(batch.examples, batch.tokens_BKT, batch.lengths_BK, strict=True):
                     drawn = [t[:n].tolist() for t, n in zip(tokens, lengths, strict=True)]
                     assert seen.setdefault((epoch, record), drawn) == drawn
     firsts = Counter(tuple(seen[epoch, 3][0]) for epoch in range(40))
@@ -267,7 +268,7 @@ def test_images_are_augmented_by_seed_epoch_and_record_alone():
         batches = take(one.batches(), 2 * one.batches_per_epoch)
         images = {}
         for number, batch in enumerate(batches):
-            for record, image in zip(batch.indices, batch.image_BCHW, strict=True):
+            for record, image in zip(batch.examples, batch.image_XCHW, strict=True):
                 images[number // one.batches_per_epoch, record] = image
         by_size.append(images)
     assert by_size[0].keys() == by_size[1].keys()
@@ -280,7 +281,7 @@ def test_each_record_has_a_crop_of_its_own():
     jpeg = store.image_bytes(0)
     store.image_bytes = lambda i: jpeg
     (batch,) = take(loader(store, batch_size=12).batches(), 1)
-    assert len({image.numpy().tobytes() for image in batch.image_BCHW}) == 12
+    assert len({image.numpy().tobytes() for image in batch.image_XCHW}) == 12
 
 
 def test_images_whose_captions_name_a_side_are_never_mirrored():
@@ -289,7 +290,7 @@ def test_images_whose_captions_name_a_side_are_never_mirrored():
     one = loader(store, crop_scale=1.0)
     mirrored = Counter()
     for batch in take(one.batches(), 8 * one.batches_per_epoch):
-        for record, image in zip(batch.indices, batch.image_BCHW, strict=True):
+        for record, image in zip(batch.examples, batch.image_XCHW, strict=True):
             plain = straight(store.image_bytes(record))
             assert torch.equal(image, plain) or torch.equal(image, plain.flip(-1))
             mirrored[record in store.sides] += torch.equal(image, plain.flip(-1))
@@ -318,7 +319,7 @@ def test_an_epoch_takes_one_of_the_cached_views_of_each_image():
     batches = take(one.batches(), 12 * epoch)
     drawn: dict[int, list[int]] = {}
     for batch in batches:
-        for record, value in zip(batch.indices, batch.feature_BSD.flatten().tolist(), strict=True):
+        for record, value in zip(batch.examples, batch.feature_XSD.flatten().tolist(), strict=True):
             assert int(value) // 100 == record
             drawn.setdefault(record, []).append(int(value) % 100)
     counts = Counter(view for numbers in drawn.values() for view in numbers)
@@ -326,7 +327,7 @@ def test_an_epoch_takes_one_of_the_cached_views_of_each_image():
     assert len(set(map(tuple, drawn.values()))) > 25  # each image draws for itself
     assert all_same(take(loader(store, features=views).batches(start=5 * epoch), 4), batches[5 * epoch : 5 * epoch + 4])
     (first,) = take(loader(store, features=views[:1]).batches(), 1)
-    assert first.feature_BSD.flatten().tolist() == [100.0 * record for record in first.indices]
+    assert first.feature_XSD.flatten().tolist() == [100.0 * record for record in first.examples]
 
 
 def test_a_view_of_an_image_is_the_same_in_every_run_and_another_in_every_view():
@@ -335,7 +336,7 @@ def test_a_view_of_an_image_is_the_same_in_every_run_and_another_in_every_view()
     records = store.split("train")
 
     def images(view: int, **options) -> torch.Tensor:
-        return torch.cat([batch.image_BCHW for batch in view_batches(store, records, transform, view, **options)])
+        return torch.cat([batch.image_XCHW for batch in view_batches(store, records, transform, view, **options)])
 
     first = images(1, batch_size=5)
     assert first.shape == (12, 3, 16, 16)
@@ -385,7 +386,7 @@ def test_splits_that_cannot_be_trained_on_are_explained():
 def test_limit_keeps_the_first_images():
     one = loader(FakeStore(40), limit=8, batch_size=4, image_size=None)
     batches = take(one.batches(), one.batches_per_epoch)
-    assert sorted(index for batch in batches for index in batch.indices) == list(range(3, 11))
+    assert sorted(index for batch in batches for index in batch.examples) == list(range(3, 11))
 
 
 def test_text_only_stores_and_models_read_no_images():
@@ -396,9 +397,9 @@ def test_text_only_stores_and_models_read_no_images():
     store.has_images = False
     text_only = take(loader(store).batches(), 2)
     for a, b, c in zip(with_images, blind, text_only, strict=True):
-        assert a.indices == b.indices == c.indices
-        assert b.image_BCHW is None
-        assert b.concepts_BC is None
+        assert a.examples == b.examples == c.examples
+        assert b.image_XCHW is None
+        assert not b.labels
         assert c.image_BCHW is None
         assert torch.equal(a.tokens_BKT, c.tokens_BKT)
 
@@ -412,7 +413,7 @@ def test_to_moves_every_tensor():
             assert value is None
             continue
         assert value.device.type == "meta" if isinstance(value, torch.Tensor) else value is not None
-    assert batch.image_BCHW.device.type == "cpu"
+    assert batch.image_XCHW.device.type == "cpu"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -421,17 +422,17 @@ def test_eval_sees_every_record_once_in_order(workers):
     indices = random.Random(1).sample(range(len(store)), 20)
     options = {"batch_size": 6, "image_size": 16, "mean": MEAN, "std": STD, "workers": workers}
     batches = list(eval_batches(store, store.tokens, indices, num_concepts=12, captions_per_image=3, **options))
-    assert [index for batch in batches for index in batch.indices] == indices
-    assert [len(batch.indices) for batch in batches] == [6, 6, 6, 2]
+    assert [index for batch in batches for index in batch.examples] == indices
+    assert [len(batch.examples) for batch in batches] == [6, 6, 6, 2]
     transform = EvalTransform(16, MEAN, STD)
     for batch in batches:
-        for row, record in enumerate(batch.indices):
-            assert torch.equal(batch.image_BCHW[row], transform(store.image_bytes(record)))
+        for row, record in enumerate(batch.examples):
+            assert torch.equal(batch.image_XCHW[row], transform(store.image_bytes(record)))
             start, stop = store.caption_range(record)
             slots = zip(batch.tokens_BKT[row].tolist(), batch.lengths_BK[row].tolist(), strict=True)
             captions = [tokens[1 : length - 1] for tokens, length in slots if length]
             assert captions == store.words[start : min(stop, start + 3)]
-            assert batch.concepts_BC[row].nonzero().flatten().tolist() == store.labels[record]
+            assert batch.labels["concepts"][row].nonzero().flatten().tolist() == store.labels[record]
 
 
 def test_eval_without_tokens_or_records():
@@ -449,4 +450,4 @@ def test_eval_of_images_without_captions():
     options = {"batch_size": 8, "image_size": 16, "mean": MEAN, "std": STD, "captions_per_image": 5}
     (batch,) = eval_batches(store, store.tokens, range(8), **options)
     assert batch.tokens_BKT.tolist() == [[[PAD, PAD]]] * 8
-    assert batch.num_captions == batch.num_tokens == int(batch.lengths_BK.sum()) == 0
+    assert batch.num_targets == batch.num_tokens == int(batch.lengths_BK.sum()) == 0

@@ -53,7 +53,7 @@ def test_training_sees_the_scale_the_cap_and_the_bias_that_decoding_sees(name, f
     batch = batch_of(torch.randn(3, 3, 16, 16).double())
     with torch.no_grad():
         found = task(batch, frozenset({"text"}))["text"].sum
-        memory, wanted = model.memory(model.encode_image(batch.image_BCHW)), 0.0
+        memory, wanted = model.memory(model.encode_image(batch.image_XCHW)), 0.0
         tokens, lengths = batch.tokens_BKT.flatten(0, 1), batch.lengths_BK.flatten()
         state = None
         for position in range(tokens.shape[1] - 1):

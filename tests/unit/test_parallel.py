@@ -18,7 +18,6 @@ from velm_cli import schema
 from velm_cli.data.batch import Batch
 from velm_cli.engine.parallel import Replica, whole_tensors
 from velm_cli.engine.ranks import Ranks
-from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel
 from velm_cli.place import Place
 from velm_cli.tasks.caption import CaptionTask
@@ -58,12 +57,8 @@ def make_batch(rows: slice) -> Batch:
     lengths = torch.randint(4, T + 1, (IMAGES, K), generator=draw)[rows].contiguous()
     lengths[:, 1][lengths[:, 1] == 4] = 0  # an empty slot here and there
     concepts = torch.randint(0, 2, (IMAGES, CONCEPTS), generator=draw).double()[rows]
-    packing = Packing.of((lengths - 1).clamp(min=0).numpy(), T - 1)
     ids = list(range(IMAGES))[rows]
-    return Batch(
-        image_ids=ids, indices=ids, image_BCHW=image, tokens_BKT=tokens, lengths_BK=lengths, packing=packing,
-        concepts_BC=concepts, num_captions=int((lengths > 0).sum()), num_tokens=len(packing.positions_M),
-    )  # fmt: skip
+    return Batch.of(tokens, lengths, ids=ids, image_XCHW=image, labels={"concepts": concepts})
 
 
 def step(cell: str, replica: Replica, batches: list[Batch]) -> tuple[dict[str, torch.Tensor], float]:

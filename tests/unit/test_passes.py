@@ -30,7 +30,7 @@ def gradients(text: str, objective: str, *, caches: bool) -> dict[str, torch.Ten
     task = CaptionTask(model, schema.LossConfig(), concepts=0, active=frozenset({"text"})).train()
     batch = batch_of(torch.randn(3, 3, 16, 16))
     if objective == "self_critical":
-        references = {record: [f"w{3 + record} w{5 + record} w7"] * 2 for record in batch.indices}
+        references = {record: [f"w{3 + record} w{5 + record} w7"] * 2 for record in batch.examples}
         task.critic = SelfCritical(
             references, WORDS, bos_id=1, eos_id=2, banned=[0, 1], samples=4, max_length=6, device=torch.device("cpu")
         )

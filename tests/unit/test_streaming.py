@@ -104,7 +104,7 @@ def loader(store: StreamStore, **options) -> StreamLoader:
 
 
 def ids(batches: list[Batch]) -> list[str]:
-    return [str(name) for batch in batches for name in batch.image_ids]
+    return [str(name) for batch in batches for name in batch.ids]
 
 
 # ---------------------------------------------------------------------------------------- order
@@ -118,14 +118,14 @@ def test_an_epoch_has_every_sample_once_with_its_own_words_and_pixels(store):
     assert len(set(ids(epoch))) == len(ids(epoch)) == 48
     tokenizer = store.tokens(TokenizerConfig(min_count=1)).tokenizer
     for batch in epoch:
-        assert batch.image_BCHW is not None and batch.concepts_BC is not None
-        for row, name in enumerate(batch.image_ids):
+        assert batch.image_XCHW is not None
+        for row, name in enumerate(batch.ids):
             words = tokenizer.decode(batch.tokens_BKT[row, 0].tolist())
             assert words == f"photo number {int(name)} of a dog" + " very" * (int(name) % 7)
-            red = (batch.image_BCHW[row, 0].mean() * 0.5 + 0.5) * 255
+            red = (batch.image_XCHW[row, 0].mean() * 0.5 + 0.5) * 255
             assert abs(float(red) - int(name)) < 3, name
-            assert [store.concept_names[c] for c in batch.concepts_BC[row].nonzero()[:, 0]] == ["dog", "number"]
-            assert batch.indices[row] == int(name)
+            assert [store.concept_names[c] for c in batch.labels["concepts"][row].nonzero()[:, 0]] == ["dog", "number"]
+            assert batch.examples[row] == int(name)
     following = take(stream_loader.batches(8), 8)
     assert ids(following) != ids(epoch)
     assert Counter(ids(following)).most_common(1)[0][1] == 1
@@ -145,8 +145,8 @@ def test_any_number_of_processes_sees_the_same_batches(store, world):
     for number, whole in enumerate(alone):
         for rank in range(world):
             part = ranks[rank][number]
-            assert part.image_ids == whole.image_ids[rank::world]
-            assert torch.equal(part.image_BCHW, whole.image_BCHW[rank::world])
+            assert part.ids == whole.ids[rank::world]
+            assert torch.equal(part.image_XCHW, whole.image_XCHW[rank::world])
             width = part.tokens_BKT.shape[2]  # each process pads to its own longest caption
             assert torch.equal(part.tokens_BKT, whole.tokens_BKT[rank::world, :, :width])
     assert len({name for rank in ranks for name in ids(rank[:8])}) == 48
@@ -212,7 +212,7 @@ def test_velms_own_shards_bring_their_splits(tmp_path):
     stream_loader = loader(streamed, batch_size=5)
     epoch = take(stream_loader.batches(), 4)
     assert sorted(map(int, ids(epoch))) == list(range(20))
-    assert all(batch.tokens_BKT.shape[1] == 2 and batch.num_captions == 10 for batch in epoch)
+    assert all(batch.tokens_BKT.shape[1] == 2 and batch.num_targets == 10 for batch in epoch)
 
 
 def test_images_to_validate_on_are_the_first_or_in_shards_of_their_own(tmp_path):
@@ -267,11 +267,9 @@ def test_odd_members_are_counted_by_reason_and_survived(tmp_path):
             "too many pixels": 1, "bad text": 1,
         }  # fmt: skip
         batch = take(loader(made, batch_size=8).batches(), 1)[0]
-        assert sorted(batch.image_ids) == sorted(
-            ["000000000", "b/1", "11", "12", "13", "14", "15", "long/" * 40 + "16"]
-        )
+        assert sorted(batch.ids) == sorted(["000000000", "b/1", "11", "12", "13", "14", "15", "long/" * 40 + "16"])
         words = made.tokens(TokenizerConfig(min_count=1)).tokenizer
-        assert words.decode(batch.tokens_BKT[batch.image_ids.index("b/1"), 0].tolist()) == "weiße katze im schnee"
+        assert words.decode(batch.tokens_BKT[batch.ids.index("b/1"), 0].tolist()) == "weiße katze im schnee"
     new = {path.name for path in tmp_path.parent.rglob("*")} - {path.name for path in before}
     assert not new & {"escape.jpg", "root.jpg", "1.jpg"}
 
@@ -281,7 +279,7 @@ def test_the_field_of_the_captions_can_be_named(tmp_path):
     members = [("1.jpg", jpeg(1)), ("1.txt", b"alt text"), ("1.json", about), *sample(2)]
     made = stream(tmp_path / "store", str(write_tar(tmp_path / "a.tar", members)), caption_key="recaption")
     assert made.counts["train"] == 1
-    assert take(loader(made).batches(), 1)[0].num_captions == 2
+    assert take(loader(made).batches(), 1)[0].num_targets == 2
 
 
 # ---------------------------------------------------------------------------------------- bad days

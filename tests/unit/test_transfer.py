@@ -17,7 +17,7 @@ def test_on_a_cpu_batches_come_as_they_are():
     read: list[int] = []
     arriving = on_device((read.append(number) or batch for number, batch in enumerate(batches)), torch.device("cpu"))
     for number, batch in enumerate(batches):
-        assert torch.equal(next(arriving).image_BCHW, batch.image_BCHW)
+        assert torch.equal(next(arriving).image_XCHW, batch.image_XCHW)
         assert read == list(range(number + 1)), "nothing is read ahead, where nothing is gained by it"
     assert next(arriving, None) is None
 

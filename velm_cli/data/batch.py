@@ -1,13 +1,14 @@
-"""A Batch, and what it is assembled from: numbers of records and captions in, tensors out.
+"""A Batch, and what it is assembled from: numbers of examples and texts in, tensors out.
 
-Suffixes: B images, K captions an image, T tokens, M predicted tokens, C concepts, S image positions, D width; in
-image_BCHW, CHW is channels, height, width.
+Suffixes: B examples, X their distinct images, I images of an example, K targets of an example, N = B * K texts, T
+tokens of a target, L tokens of a source, M predicted tokens, C labels, S image positions, D width; in image_XCHW, CHW
+is channels, height, width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +20,18 @@ from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.models.packing import Packing
 
 # What a device gets, in this order: a small tensor is not in pinned memory, and would be waited for behind a large one.
-PARTS = ("tokens_BKT", "lengths_BK", "packing", "concepts_BC", "image_BCHW", "feature_BSD")
+PARTS = (
+    "tokens_BKT",
+    "lengths_BK",
+    "packing",
+    "source_BL",
+    "source_lengths_B",
+    "labels",
+    "image_of_BI",
+    "image_XCHW",
+    "feature_XSD",
+)
+CONCEPTS = "concepts"  # the labels that L_image predicts
 
 
 class Examples(Protocol):
@@ -40,42 +52,77 @@ class Captions(Protocol):
 
 @dataclass
 class Batch:
-    """Images with K captions each. `lengths_BK` counts BOS, words and EOS; 0 is an empty slot.
+    """B examples: their images, each once; the text that goes in with them; K texts to learn or to judge; labels.
 
-    Slots are empty where an image has fewer than K captions. K is the same for all batches of a loader.
+    `lengths_BK` counts BOS, words and EOS of a target; 0 is an empty slot, where an example has fewer than K. K is the
+    same for all batches of a loader. In captioning an example is an image.
     """
 
-    image_ids: list[int | str]
-    indices: list[int]  # records of the store, or training samples of a stream in the order of its shards
-    image_BCHW: Tensor | None  # float32, normalised; None without images or with features
+    ids: list[int | str]  # of the examples, as result files carry them
+    examples: list[int]  # their numbers in the store, or in a stream by the order of its shards
     tokens_BKT: Tensor  # int64: BOS, words, EOS, then pad_id
     lengths_BK: Tensor  # int64
-    packing: Packing  # of the inputs (B * K, T-1): where a token is to be predicted
-    concepts_BC: Tensor | None  # float32, 1 where an image has the concept; None without concepts
-    num_captions: int  # non-empty slots
-    num_tokens: int  # tokens to predict: words and EOS of all captions
-    feature_BSD: Tensor | None = None  # instead of the image: what frozen layers said of it (`VelmModel.kept`)
+    packing: Packing  # of the inputs (B * K, T-1): where text is that something is predicted of
+    num_targets: int  # slots that are not empty
+    image_XCHW: Tensor | None = None  # float32, normalised; None without images or with features
+    feature_XSD: Tensor | None = None  # instead of images: cached output of frozen layers (`VelmModel.kept`)
+    images: list[int] = field(default_factory=list)  # X: their numbers in the store
+    image_of_BI: Tensor | None = None  # int64, rows of X, -1 where an example has fewer; None: example b has image b
+    source_BL: Tensor | None = None  # int64: BOS, words, EOS, then pad_id; None where examples have no source
+    source_lengths_B: Tensor | None = None  # int64: BOS, words and EOS; 0 is an example without source
+    labels: Mapping[str, Tensor] = field(default_factory=dict)  # float32 [B, C]: `concepts`, `answers` ...
+
+    @classmethod
+    def of(cls, tokens_BKT: Tensor, lengths_BK: Tensor, *, ids: Sequence[int | str] | None = None, **parts) -> Batch:
+        """A batch of these targets, with the `parts` given; examples and images are numbered from 0."""
+        B, _, T = tokens_BKT.shape
+        numbers = list(range(B))
+        return cls(
+            ids=list(numbers if ids is None else ids),
+            examples=parts.pop("examples", numbers),
+            tokens_BKT=tokens_BKT,
+            lengths_BK=lengths_BK,
+            packing=Packing.of((lengths_BK - 1).clamp(min=0).numpy(), max(T, 1) - 1),
+            num_targets=int((lengths_BK > 0).sum()),
+            images=parts.pop("images", numbers),
+            **parts,
+        )
 
     @property
-    def positions_M(self) -> Tensor:
+    def predicted_M(self) -> Tensor:
         """int64: where in the flat (B * K * (T-1)) inputs a token is to be predicted."""
         return self.packing.positions_M
 
     @property
+    def num_tokens(self) -> int:
+        """Tokens to predict: words and EOS of all targets."""
+        return len(self.predicted_M)
+
+    @property
     def visual(self) -> Tensor | None:
-        """What the vision side of the model starts from: features or images; None without either."""
-        return self.image_BCHW if self.feature_BSD is None else self.feature_BSD
+        """What the vision side of the model starts from, X first: features or images; None without either."""
+        return self.image_XCHW if self.feature_XSD is None else self.feature_XSD
 
     def to(self, device: torch.device | str) -> Batch:
         """This batch with its tensors on `device`; the copy may still be under way (pinned memory)."""
-        parts = {name: getattr(self, name) for name in PARTS}
-        return replace(self, **{n: t.to(device, non_blocking=True) for n, t in parts.items() if t is not None})
+        return replace(self, **{name: _moved(getattr(self, name), device) for name in PARTS})
 
     def tensors(self) -> Iterator[Tensor]:
         """All of them that `to` has moved."""
         for name in PARTS:
             part = getattr(self, name)
-            yield from (part.moved() if isinstance(part, Packing) else () if part is None else (part,))
+            if isinstance(part, Packing):
+                yield from part.moved()
+            elif isinstance(part, Mapping):
+                yield from part.values()
+            elif part is not None:
+                yield part
+
+
+def _moved(part, device: torch.device | str):
+    if isinstance(part, Mapping):
+        return {name: _moved(tensor, device) for name, tensor in part.items()}
+    return None if part is None else part.to(device, non_blocking=True)
 
 
 def assemble(
@@ -88,32 +135,29 @@ def assemble(
     features: FeatureCache | None,
 ) -> Batch:
     """The batch of `records` with the captions number `captions_BK` (-1: none), images or features to be read."""
-    indices = records.tolist()
+    numbers = records.tolist()
     tokens_BKT, lengths_BK = _fill_tokens(tokens, captions_BK)
-    image_BCHW = feature_BSD = concepts_BC = None
+    parts: dict[str, Tensor] = {}
     if features is not None:
-        feature_BSD = features.empty(len(indices))
+        parts["feature_XSD"] = features.empty(len(numbers))
     elif image_size is not None:
-        shape = (len(indices), 3, image_size, image_size)
-        image_BCHW = torch.empty(shape, pin_memory=torch.cuda.is_available())
+        shape = (len(numbers), 3, image_size, image_size)
+        parts["image_XCHW"] = torch.empty(shape, pin_memory=torch.cuda.is_available())
+    labels = {}
     if num_concepts:
-        flags_BC = np.zeros((len(indices), num_concepts), np.float32)
-        for row, record in enumerate(indices):
-            labels = store.concepts(record)
-            flags_BC[row, labels[labels < num_concepts]] = 1
-        concepts_BC = torch.from_numpy(flags_BC)
-    packing = Packing.of(np.maximum(lengths_BK - 1, 0), max(tokens_BKT.shape[2], 1) - 1)
-    return Batch(
-        image_ids=[store.image_id(record) for record in indices],
-        indices=indices,
-        image_BCHW=image_BCHW,
-        tokens_BKT=torch.from_numpy(tokens_BKT),
-        lengths_BK=torch.from_numpy(lengths_BK),
-        packing=packing,
-        concepts_BC=concepts_BC,
-        num_captions=int(np.count_nonzero(lengths_BK)),
-        num_tokens=len(packing.positions_M),
-        feature_BSD=feature_BSD,
+        flags_BC = np.zeros((len(numbers), num_concepts), np.float32)
+        for row, record in enumerate(numbers):
+            named = store.concepts(record)
+            flags_BC[row, named[named < num_concepts]] = 1
+        labels[CONCEPTS] = torch.from_numpy(flags_BC)
+    return Batch.of(
+        torch.from_numpy(tokens_BKT),
+        torch.from_numpy(lengths_BK),
+        ids=[store.image_id(record) for record in numbers],
+        examples=numbers,
+        images=numbers,
+        labels=labels,
+        **parts,
     )
 
 

@@ -311,7 +311,7 @@ def filled(planned: Iterable[tuple[From, Batch]], read: Read[From], workers: int
 
     def jobs(epoch: From, batch: Batch) -> Iterator[tuple[int, From, Tensor]]:
         if batch.visual is not None:
-            for record, row in zip(batch.indices, batch.visual, strict=True):
+            for record, row in zip(batch.examples, batch.visual, strict=True):
                 yield record, epoch, row
 
     if workers == 0:
@@ -329,7 +329,7 @@ def filled(planned: Iterable[tuple[From, Batch]], read: Read[From], workers: int
     try:
         for epoch, batch in planned:
             waiting.append((batch, [pool.submit(read, *job) for job in jobs(epoch, batch)]))
-            if len(waiting) > max(2, 2 * workers // len(batch.indices)):
+            if len(waiting) > max(2, 2 * workers // len(batch.examples)):
                 yield _finished(*waiting.popleft())
         while waiting:
             yield _finished(*waiting.popleft())

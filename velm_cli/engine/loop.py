@@ -107,8 +107,8 @@ def fit(
             waited = time.perf_counter() - waited
 
             size = {
-                "captions": sum(batch.num_captions for batch in micro_batches),
-                "images": sum(len(batch.image_ids) for batch in micro_batches),
+                "captions": sum(batch.num_targets for batch in micro_batches),
+                "images": sum(len(batch.ids) for batch in micro_batches),
             }
             counts = [run.task.counts(batch) for batch in micro_batches]
             size |= {f"count of {name}": sum(count[name] for count in counts) for name in counts[0]}
@@ -271,7 +271,7 @@ def _refuse_to_write(run: Run) -> None:
 
 
 def _stop_at_nan(figures: dict[str, Tensor | float], micro_batches: list[Batch], step: int) -> None:
-    ids = [str(image_id) for batch in micro_batches for image_id in batch.image_ids]
+    ids = [str(image_id) for batch in micro_batches for image_id in batch.ids]
     losses = ", ".join(f"{key} {float(value):g}" for key, value in figures.items())
     raise StageError(
         f"step {step + 1}: the gradient is not finite ({losses}); the last checkpoint is from before it. "

@@ -47,15 +47,14 @@ from velm_cli.schema.model import (
     WeightedSumConfig,
 )
 from velm_cli.schema.paths import path
+from velm_cli.schema.tasks import Blind, CaptionTaskConfig, RetrieveTaskConfig, TaskConfig, VqaTaskConfig
 from velm_cli.schema.training import (
-    CaptionTaskConfig,
     DecodeConfig,
     InitConfig,
     LossConfig,
     MetricsConfig,
     OptimConfig,
     RunConfig,
-    TaskConfig,
 )
 
 
@@ -131,6 +130,7 @@ class ReportConfig:
 class EvalConfig:
     submit: Submission = Submission.none  # also write the file that a server takes: none | coco | nocaps
     system: str = "velm"  # the system's name in the name of that file
+    blind: Blind = Blind.none  # control: none | image (grey) | shuffled (among the examples) | source (left out)
 
 
 @dataclass
@@ -233,5 +233,5 @@ KINDS: dict[str, dict[str, type]] = {
         "gated": GatedConfig,
         "external": ExternalFusionConfig,
     },
-    "task": {"caption": CaptionTaskConfig},
+    "task": {"caption": CaptionTaskConfig, "vqa": VqaTaskConfig, "retrieve": RetrieveTaskConfig},
 }

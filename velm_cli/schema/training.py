@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from omegaconf import MISSING
-
 from velm_cli.schema.bounds import WIDEST, within
 from velm_cli.schema.metric_names import METRIC_NAMES, metrics_asked
 from velm_cli.schema.paths import path
@@ -60,21 +58,12 @@ class JointLoss(Enum):
     contrastive = "contrastive"
     sigmoid = "sigmoid"
     matching = "matching"
+    label = "label"
 
 
 class DecodeMethod(Enum):
     beam = "beam"  # beams=1 is greedy
     nucleus = "nucleus"
-
-
-@dataclass
-class TaskConfig:
-    kind: str = MISSING
-
-
-@dataclass
-class CaptionTaskConfig(TaskConfig):
-    kind: str = "caption"
 
 
 @dataclass
@@ -98,7 +87,9 @@ class LossConfig:
     image_reduction: Reduction = Reduction.sum  # L_image concepts, per image: sum | mean over the concepts
     masked_patches: float = within(0.6, above=0, below=1)  # L_image masked_patches: share of the image that is hidden
     patch_size: int = within(16, least=1, most=WIDEST)  # L_image masked_patches: side of a hidden square, pixels
-    joint: JointLoss = JointLoss.contrastive  # contrastive | sigmoid | matching (adds hard negatives, of one process)
+    joint: JointLoss = (
+        JointLoss.contrastive
+    )  # contrastive | sigmoid | matching (adds hard negatives, of one process) | label (of the task)
     num_concepts: int = within(1000, least=1)  # L_image: the most frequent content words that are predicted
     joint_width: int = within(128, least=1, most=WIDEST)  # L_joint: size of the shared embedding
     temperature: float = within(

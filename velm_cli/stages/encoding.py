@@ -76,8 +76,8 @@ def cached_features(
     def encode(records: np.ndarray) -> Iterator[Tensor]:
         for batch in on_device(images(records), device):
             with torch.inference_mode(), autocast(device, precision):
-                assert batch.image_BCHW is not None
-                yield model.kept(batch.image_BCHW)
+                assert batch.image_XCHW is not None
+                yield model.kept(batch.image_XCHW)
 
     count = _fill(cache, records, encode, ranks, stop)
     which = f"view {view + 1} of {data.views}  " if view else ""

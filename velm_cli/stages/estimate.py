@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from velm_cli.data.batch import Batch
+from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.data.store import Store
 from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.tokenizer import Tokenizer
@@ -157,16 +157,16 @@ def _one_step(task: CaptionTask, config: TrainRoot, K: int, length: int, images:
             image_BCHW = None
         every_M = torch.empty(N * length, dtype=torch.long)
         batch = Batch(
-            image_ids=list(range(B)),
-            indices=list(range(B)),
-            image_BCHW=image_BCHW,
-            feature_BSD=feature_BSD,
+            ids=list(range(B)),
+            examples=list(range(B)),
+            images=list(range(B)),
+            image_XCHW=image_BCHW,
+            feature_XSD=feature_BSD,
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
             packing=Packing(every_M, every_M, every_M[:length], every_M, N, length, B, K * length),
-            concepts_BC=torch.empty(B, task.concepts) if images else None,
-            num_captions=N,
-            num_tokens=N * length,
+            labels={CONCEPTS: torch.empty(B, task.concepts)} if images else {},
+            num_targets=N,
         )
     saved: dict[int, int] = {}
     held: list[Tensor] = []  # so that no storage is freed and another counted under its address

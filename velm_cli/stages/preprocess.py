@@ -97,8 +97,8 @@ def _preview(store: Store, tokens: Tokens, config: PreprocessRoot) -> Path:
     )
     with closing(loader.batches()) as batches:
         batch = next(batches)
-    assert batch.image_BCHW is not None
-    pixels_BHWC = (batch.image_BCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    assert batch.image_XCHW is not None
+    pixels_BHWC = (batch.image_XCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
     captions = [tokens.tokenizer.decode(row) for row in batch.tokens_BKT[:, 0].tolist()]
     path = store.path / "preview.png"
     contact_sheet([(Image.fromarray(p), c) for p, c in zip(pixels_BHWC, captions, strict=True)], path)

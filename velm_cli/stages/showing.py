@@ -107,16 +107,16 @@ def _attention(
     )
     for batch in batches:
         batch = batch.to(device)
-        ids = tokenizer.encode_batch([captions[image_id] for image_id in batch.image_ids])
+        ids = tokenizer.encode_batch([captions[image_id] for image_id in batch.ids])
         longest = max(1, *map(len, ids))
         rows = [[tokenizer.bos_id, *row, *[tokenizer.pad_id] * (longest - len(row))][:longest] for row in ids]
         with torch.inference_mode():
-            image = task.model.encode_image(batch.image_BCHW, batch.feature_BSD)
+            image = task.model.encode_image(batch.image_XCHW, batch.feature_XSD)
             assert image is not None
             weights_BThw = looks(task.model, torch.tensor(rows, device=device), image)
         if weights_BThw is None:
             return
-        for image_id, record, row, weights_Thw in zip(batch.image_ids, batch.indices, ids, weights_BThw, strict=True):
+        for image_id, record, row, weights_Thw in zip(batch.ids, batch.examples, ids, weights_BThw, strict=True):
             if tokenizer.decode(row).split():  # tokens of blanks alone make no word
                 yield (
                     image_id,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from velm_cli.data.batch import Batch
+from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.data.resizing import CENTRE_CROP, Resizing
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transfer import on_device
@@ -102,8 +102,8 @@ class CaptionTask(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """By objective, the number of items its sum runs over; known before any computing."""
-        text = batch.num_tokens if self._learns_from_text else len(batch.image_ids) * self.loss.samples
-        return {"text": text, "image": len(batch.image_ids), "joint": batch.num_captions}
+        text = batch.num_tokens if self._learns_from_text else len(batch.ids) * self.loss.samples
+        return {"text": text, "image": len(batch.ids), "joint": batch.num_targets}
 
     @property
     def _learns_from_text(self) -> bool:
@@ -117,7 +117,7 @@ class CaptionTask(nn.Module):
         paints = isinstance(self.image_loss, MaskedPatchLoss)  # which looks at images of its own
         looking = active - {"image"} if paints else active
         sees_image = looking - {"text"} or ("text" in looking and self.model.fusion.uses)
-        features = self.model.encode_image(batch.image_BCHW, batch.feature_BSD) if sees_image else None
+        features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD) if sees_image else None
         if "image" in active:
             terms["image"] = Term(self._image_loss(features, batch), counts["image"])
         if "text" in active or "joint" in active:
@@ -139,7 +139,7 @@ class CaptionTask(nn.Module):
                     loss = self._next_word_loss(tokens_NT[:, :-1], text_NTD, memory, batch, own_words_share)
                 else:
                     assert self.critic is not None
-                    loss, figures["reward"] = self.critic(self.model, memory, batch.indices)
+                    loss, figures["reward"] = self.critic(self.model, memory, batch.examples)
                 terms["text"] = Term(loss, counts["text"], figures)
             if "joint" in active:
                 assert features is not None and text_NTD is not None
@@ -148,12 +148,12 @@ class CaptionTask(nn.Module):
 
     def _image_loss(self, features: ImageFeatures | None, batch: Batch) -> Tensor:
         if isinstance(self.image_loss, MaskedPatchLoss):
-            assert batch.image_BCHW is not None
-            hidden_BCHW, where = self.image_loss.hide(batch.image_BCHW)
+            assert batch.image_XCHW is not None
+            hidden_BCHW, where = self.image_loss.hide(batch.image_XCHW)
             assert self.model.vision is not None
-            return self.image_loss(self.model.vision(hidden_BCHW).tokens_BSD, batch.image_BCHW, where)
+            return self.image_loss(self.model.vision(hidden_BCHW).tokens_BSD, batch.image_XCHW, where)
         assert features is not None and self.image_loss is not None
-        return self.image_loss(features.pooled_BD, batch.concepts_BC)
+        return self.image_loss(features.pooled_BD, batch.labels[CONCEPTS])
 
     def _next_word_loss(
         self, tokens_NT: Tensor, text_NTD: Tensor | None, memory: tuple, batch: Batch, own_words_share: float
@@ -163,9 +163,9 @@ class CaptionTask(nn.Module):
         if own_words_share:
             with without_gradients():
                 fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
-                logits_MV = self.model.logits(fused_NTD.flatten(0, 1).index_select(0, batch.positions_M))
+                logits_MV = self.model.logits(fused_NTD.flatten(0, 1).index_select(0, batch.predicted_M))
             tokens_NT = own_words(
-                tokens_NT, logits_MV, batch.positions_M, probability=own_words_share, banned=self.never_written
+                tokens_NT, logits_MV, batch.predicted_M, probability=own_words_share, banned=self.never_written
             )
             fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
         elif fusion.after_text and text_NTD is not None:
@@ -173,8 +173,8 @@ class CaptionTask(nn.Module):
         else:
             fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
         # The vocabulary is only computed at the M positions where something is predicted.
-        fused_MD = fused_NTD.flatten(0, 1).index_select(0, batch.positions_M)
-        targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.positions_M)
+        fused_MD = fused_NTD.flatten(0, 1).index_select(0, batch.predicted_M)
+        targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.predicted_M)
         return self._words_loss(fused_MD, targets_M)
 
     def _hidden_words_loss(self, tokens_NT: Tensor, memory: tuple, batch: Batch) -> Tensor:
@@ -184,7 +184,7 @@ class CaptionTask(nn.Module):
             tokens_NT,
             lengths_N,
             share=self.loss.masked_words,
-            words=batch.num_tokens - batch.num_captions,
+            words=batch.num_tokens - batch.num_targets,
             mask_id=self.mask_id,
             vocab_size=len(self.model.output_bias),
         )
@@ -236,7 +236,7 @@ class CaptionTask(nn.Module):
         at_X = torch.arange(len(image_X), device=image_X.device)
         states_XD = fused_XTD[at_X, (lengths_X - 1).clamp(min=0)]
         match_X = (at_X < len(own_B)).to(states_XD.dtype)
-        return batch.num_captions / counts_X.sum().clamp(min=1) * self.matching_loss(states_XD, match_X, counts_X)
+        return batch.num_targets / counts_X.sum().clamp(min=1) * self.matching_loss(states_XD, match_X, counts_X)
 
     def describe(
         self,
@@ -252,11 +252,11 @@ class CaptionTask(nn.Module):
 
         def memories() -> Iterator[tuple[tuple, int]]:
             for batch in on_device(batches, device):
-                image_ids.extend(batch.image_ids)
+                image_ids.extend(batch.ids)
                 with torch.no_grad():
-                    features = self.model.encode_image(batch.image_BCHW, batch.feature_BSD)
+                    features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD)
                     memory = self.model.memory_for(features, decoding)
-                yield memory, len(batch.image_ids)
+                yield memory, len(batch.ids)
 
         def draws(numbers: range) -> Tensor:
             rows = image_draws([image_ids[number] for number in numbers], seed=seed, count=decoding.max_length)

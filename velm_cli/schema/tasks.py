@@ -1,0 +1,63 @@
+"""Options of the tasks: what is predicted of an example, and how."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from omegaconf import MISSING
+
+from velm_cli.schema.bounds import within
+
+
+class Answer(Enum):
+    """How a question gets its answer."""
+
+    classify = "classify"  # one of a list of answers, judged from the fused question and image
+    generate = "generate"  # written word by word, question and image as memory
+    rank = "rank"  # the likeliest of a list, by the words' log-probability
+
+
+class LabelLoss(Enum):
+    """What is minimised where an example has labels."""
+
+    softmax = "softmax"  # cross-entropy with the labels' shares: one label is right, annotators differ
+    sigmoid = "sigmoid"  # binary cross-entropy of each label: several may be right
+
+
+class Blind(Enum):
+    """What is kept from the model in an evaluation, to see what it is worth."""
+
+    none = "none"
+    image = "image"  # every image is grey
+    shuffled = "shuffled"  # every example gets another one's image
+    source = "source"  # no question, sentence or document
+
+
+@dataclass
+class TaskConfig:
+    kind: str = MISSING
+
+
+@dataclass
+class CaptionTaskConfig(TaskConfig):
+    kind: str = "caption"
+
+
+@dataclass
+class VqaTaskConfig(TaskConfig):
+    kind: str = "vqa"
+    answer: Answer = Answer.classify  # classify | generate | rank (the likeliest of the list by its words)
+    answers: int = within(
+        3129, least=2, most=10**6
+    )  # classify, rank: length of the list, the most frequent in training
+    min_answers: int = within(1, least=1)  # classify, rank: questions that an answer of the list has at least
+    label_loss: LabelLoss = LabelLoss.softmax  # classify: softmax | sigmoid, with the annotators' shares as targets
+    dropout: float = within(0.1, least=0, below=1)  # classify: before the last layer
+    source_layers: int = within(2, least=1, most=1000)  # generate, rank: layers of the question's own encoder
+    candidates: int = within(128, least=1)  # rank: answers compared by all their words, the best by their first one
+
+
+@dataclass
+class RetrieveTaskConfig(TaskConfig):
+    kind: str = "retrieve"
+    rerank: int = within(0, least=0)  # candidates of each query that the matching head judges again; 0 = none
+    fold: int = within(0, least=0)  # images of a fold, whose scores are averaged (COCO 1k: 1000); 0 = all together
