@@ -140,10 +140,10 @@ def test_without_text_validation_weighs_the_losses_as_training_does(place, capsy
 
 
 def test_runs_are_told_of_negatives_that_they_lack(place, capsys):
-    from velm_cli import compose
+    from velm_cli import configs
     from velm_cli.stages.headline import implications
 
-    config = compose.load_run_config(place / "fixed")
+    config = configs.load_run_config(place / "fixed")
     weights = train.term_weights(config)
     assert len(list(implications(config, weights, 1))) == 1  # how the best is chosen
     config.run.batch_size, config.run.accumulation = 8, 4

@@ -284,13 +284,13 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
     """FLOPs on the meta device == FLOPs counted on a real batch of the same shape."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from velm_cli import compose
+    from velm_cli import configs
     from velm_cli.data.loader import TrainLoader
     from velm_cli.data.store import Store
     from velm_cli.stages import estimate as stage
     from velm_cli.stages.train import build_task, term_weights
 
-    config = compose.load_run_config(place / "runs/train/first")
+    config = configs.load_run_config(place / "runs/train/first")
     store = Store.open(place / "stores/shapes")
     tokens = store.tokens(config.tokenizer)
     task = build_task(config, store, tokens.tokenizer, term_weights(config))

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from velm import call, velm
 
 import velm_cli
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.images import ImageRefused, normalise_image
 from velm_cli.data.store import Store
@@ -199,7 +199,7 @@ CONFIGS = {
 def test_the_config_of_a_strangers_run_runs_nothing(tmp_path, name):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").write_text(CONFIGS[name])
-    for read in (compose.load_run_config, lambda folder: compose.load_dataset(Path(folder))):
+    for read in (configs.load_run_config, lambda folder: configs.load_dataset(Path(folder))):
         with pytest.raises(UserError, match=r"config\.yaml|is a run of") as error:
             read(tmp_path / "run")
         one_line(error)
@@ -208,11 +208,11 @@ def test_the_config_of_a_strangers_run_runs_nothing(tmp_path, name):
 def test_a_whole_config_with_one_target_more_is_refused(tmp_path):
     good = TrainRoot()
     (tmp_path / "run").mkdir()
-    text = compose.to_yaml(good).replace("optim:\n", "optim:\n  _target_: os.mkdir\n  _args_: [canary]\n")
+    text = configs.to_yaml(good).replace("optim:\n", "optim:\n  _target_: os.mkdir\n  _args_: [canary]\n")
     assert "_target_" in text
     (tmp_path / "run/config.yaml").write_text(text)
     with pytest.raises(UserError) as error:
-        compose.load_run_config(tmp_path / "run")
+        configs.load_run_config(tmp_path / "run")
     one_line(error)
 
 
@@ -612,7 +612,7 @@ def test_names_of_images_and_runs_reach_no_shell(tmp_path):
     for name in ["x; mkdir canary", "$(mkdir canary)", "`mkdir canary`", "new\nline", "-m"]:
         with open_run(tmp_path / "runs" / name, config):  # asks git for its version, writes command.txt
             pass
-        assert compose.read_config(tmp_path / "runs" / name / "config.yaml")
+        assert configs.read_config(tmp_path / "runs" / name / "config.yaml")
 
 
 @pytest.mark.parametrize("evil", ["\x1b[2J", "\x1b]0;title\x07", "\x9b1A", "\u202e", "\r"])

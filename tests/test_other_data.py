@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from velm import TINY_MODEL, call
 
-from velm_cli import compose, naming
+from velm_cli import configs, naming
 from velm_cli.data.store import Store
 
 PARTS = ["dataset.val_fraction=0.1", "dataset.test_fraction=0.1", "dataset.image_size=32"]
@@ -177,7 +177,7 @@ def test_the_vocabulary_comes_with_the_weights(place, capsys):
     # Without a word about it the run's tokenizer is noted, not the default.
     words = [word for word in init if word != "tokenizer.min_count=1"]
     assert call(*words, "name=silent") == 0
-    assert compose.load_run_config(place / "runs/train/silent").tokenizer.min_count == 1
+    assert configs.load_run_config(place / "runs/train/silent").tokenizer.min_count == 1
     assert (
         json.loads((place / "runs/train/silent/tokenizer/velm_tokenizer.json").read_text())["digest"]
         == (json.loads((place / "runs/train/source/tokenizer/velm_tokenizer.json").read_text())["digest"])

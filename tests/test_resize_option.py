@@ -8,7 +8,7 @@ import pytest
 from tiny_models import folder
 from velm import TINY, call
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.data.resizing import CENTRE_CROP
 from velm_cli.schema import Resize
 
@@ -50,7 +50,7 @@ def test_runs_of_an_older_velm_keep_their_crop_and_its_features(place, capsys):
     assert "resizing" not in about, "the key of a cache is made of what it was before there was a choice"
     run = place / "runs/train/old"
     make_old(run)
-    assert compose.load_run_config(run).vision.resize is Resize.crop
+    assert configs.load_run_config(run).vision.resize is Resize.crop
     capsys.readouterr()
     assert call("eval", "checkpoint=runs/train/old", "metrics=fast", "limit=4", "name=old") == 0
     assert f"{key}  " in capsys.readouterr().out, "the features of the crop were read"
@@ -58,7 +58,7 @@ def test_runs_of_an_older_velm_keep_their_crop_and_its_features(place, capsys):
         assert call(*command(*cached, f"run.max_steps={steps}")) == 0
         out = capsys.readouterr().out
         assert "resumed at step" in out and f"{key}  complete" in out
-        assert compose.load_run_config(run).vision.resize is Resize.crop
+        assert configs.load_run_config(run).vision.resize is Resize.crop
     assert caches(place).keys() == {key}
     make_old(run)
     assert call(*command(*cached, "run.max_steps=8", "vision.resize=whole")) == 2
@@ -75,7 +75,7 @@ def test_a_new_run_takes_the_whole_image_and_says_what_is_enlarged(place, capsys
     assert out.count(note) == 1
     (key,) = caches(place).keys() - before.keys()
     assert caches(place)[key]["resizing"] == CENTRE_CROP._asdict() | {"whole": True, "floors": True}
-    assert compose.load_run_config(place / "runs/train/new").vision.resize is Resize.auto
+    assert configs.load_run_config(place / "runs/train/new").vision.resize is Resize.auto
     assert call(*command("data.cache=fp32", "name=dry", "vision.image_size=96", "dry_run=true")) == 0
     assert capsys.readouterr().out.count(note) == 1
     options = ["metrics=fast", "limit=4", "name=new", "report.page=true"]

@@ -4,7 +4,7 @@ import pytest
 import yaml
 from velm import TINY, TINY_MODEL, call
 
-from velm_cli import compose
+from velm_cli import configs
 
 TRAIN = ["train", *TINY, *TINY_MODEL, "metrics.names=[bleu]", "run.validate_images=2", "optim.lr=5e-4", "seed=3"]
 
@@ -33,10 +33,10 @@ def test_a_new_run_has_the_options_of_the_old_one(place, capsys):
     before = (place / "runs/train/first/config.yaml").read_bytes()
     assert call("train", "config=runs/train/first", "fusion=add", "text.dropout=0") == 0
     new = place / "runs/train/first-add-seed3-text.dropout_0"
-    old, made = (compose.experiment_of(compose.load_run_config(path)) for path in (place / "runs/train/first", new))
+    old, made = (configs.experiment_of(configs.load_run_config(path)) for path in (place / "runs/train/first", new))
     differing = {key for key in old.keys() | made.keys() if old.get(key) != made.get(key)}
     assert differing == {"fusion.kind", "fusion.layers", "fusion.heads", "text.dropout"}
-    assert compose.load_run_config(new).run.max_steps == 2
+    assert configs.load_run_config(new).run.max_steps == 2
     assert (place / "runs/train/first/config.yaml").read_bytes() == before
 
 

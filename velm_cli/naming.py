@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from velm_cli.as_typed import unquoted
-from velm_cli.compose import is_housekeeping, run_folder_of, step_folder_of
+from velm_cli.configs import is_housekeeping, run_folder_of, step_folder_of
 from velm_cli.errors import UserError, on_one_line
 
 LONGEST_NAME = 200  # bytes: a folder's name may have 255, and a log's has an ending

@@ -1,7 +1,7 @@
 """`velm train config=RUN_OR_YAML key=value`: options of an earlier run, or of a file, are the defaults of a new one.
 
 What the command says wins, choices of groups included. A YAML file of one's own may hold some of the options only, the
-others are as without it. It can choose nothing but options: it is read as a stranger's (`compose.read_config`).
+others are as without it. It can choose nothing but options: it is read as a stranger's (`configs.read_config`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from velm_cli import compose, schema
+from velm_cli import compose, configs, schema
 from velm_cli.as_typed import quote, unquoted
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.relocating import relocate, working_folder
@@ -41,7 +41,7 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
     if any(arg.startswith("experiment=") for arg in args):
         raise UserError("config= and experiment= both say what to start from: give one of them")
     file = _file(given[-1])
-    saved = compose.read_config(file)
+    saved = configs.read_config(file)
     _refuse_unknown(file, saved, stage)
     checkpoint = saved.get("checkpoint")
     if stage == "finetune" and isinstance(checkpoint, str) and not any(arg.startswith("checkpoint=") for arg in args):
@@ -122,7 +122,7 @@ def _choices(stage: str, file: Path, saved: DictConfig, args: list[str]) -> list
         if group in (*schema.KINDS, *compose.PLAIN_GROUPS):
             choices[group] = "_checkpoint"
     if not isinstance(taken.dataset, str):  # MISSING
-        taken.dataset = compose.without_pipes(taken.dataset)
+        taken.dataset = configs.without_pipes(taken.dataset)
     relocate(taken, working_folder(file.parent))
     store = ConfigStore.instance()
     for group, choice in choices.items():
@@ -156,7 +156,7 @@ def _usual(group: str, stage: str, args: list[str]) -> DictConfig:
     choice = next(line[group] for line in lines if isinstance(line, dict) and group in line)
     if choice == "_checkpoint":
         checkpoint = compose.checkpoint_argument(stage, args)
-        known = getattr(compose.load_run_config(checkpoint), group) if checkpoint else compose.PLAIN_GROUPS[group]
+        known = getattr(configs.load_run_config(checkpoint), group) if checkpoint else compose.PLAIN_GROUPS[group]
         return OmegaConf.create({group: OmegaConf.structured(known)})
     values = OmegaConf.load(compose.conf_dir() / group / f"{choice}.yaml")
     return OmegaConf.create({group: OmegaConf.merge(OmegaConf.structured(compose.PLAIN_GROUPS[group]), values)})

@@ -118,7 +118,7 @@ def build_stream_of_shards() -> Any:
 def kinds() -> list[Kind]:
     import torch
 
-    from velm_cli import compose
+    from velm_cli import configs
     from velm_cli.data.building import ARRAYS
     from velm_cli.data.features import FeatureCache
     from velm_cli.data.making import build_store
@@ -144,7 +144,7 @@ def kinds() -> list[Kind]:
     from velm_cli.stages.preprocess import _tally
     from velm_cli.stages.train import build_task, term_weights
 
-    config = compose.load_run_config(RUN)
+    config = configs.load_run_config(RUN)
     written = read_sealed(SCORED / "inputs.json")
     made, asked = written["inputs"], written["options"]
     store = Store.open(STORE)
@@ -275,7 +275,7 @@ def kinds() -> list[Kind]:
         Kind("frozen weights", [RUN / "frozen.safetensors"], lambda: read_state(RUN / "best.safetensors")),
         Kind("frozen weights, resumed from", [RUN / "frozen.safetensors"], checkpoint_from_the_start),
         Kind("sources.json of the run", [RUN / "sources.json"], sources),
-        Kind("config.yaml of the run", [RUN / "config.yaml"], lambda: repr(compose.load_run_config(RUN))),
+        Kind("config.yaml of the run", [RUN / "config.yaml"], lambda: repr(configs.load_run_config(RUN))),
         Kind("tokenizer of the run", sorted((RUN / "tokenizer").iterdir()), lambda: _spoken(Tokenizer.load(RUN / "tokenizer"))),
         Kind("metrics.jsonl", [RUN / "metrics.jsonl"], log),
         Kind("predictions.json", [EVALUATION / "predictions.json"], lambda: read_predictions(EVALUATION / "predictions.json")),

@@ -9,7 +9,7 @@ from hydra import initialize_config_dir
 from omegaconf import OmegaConf
 from tiny_models import folder
 
-from velm_cli import compose, schema
+from velm_cli import compose, configs, schema
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.validate import validate
 
@@ -103,8 +103,8 @@ def test_experiments_reach_the_options_they_name(group):
 
 def test_a_saved_config_comes_back_as_it_was(tmp_path):
     config = composed("train", ["vision=resnet50", "text=lstm", "fusion=concat", "loss.beta='linear(0,1,5ep)'"])
-    (tmp_path / "config.yaml").write_text(compose.to_yaml(config))
-    loaded = compose.load_run_config(tmp_path)
+    (tmp_path / "config.yaml").write_text(configs.to_yaml(config))
+    loaded = configs.load_run_config(tmp_path)
     assert loaded == config
     assert isinstance(loaded.vision, schema.TorchvisionConfig)
 

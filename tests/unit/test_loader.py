@@ -400,7 +400,7 @@ def test_text_only_stores_and_models_read_no_images():
         assert a.examples == b.examples == c.examples
         assert b.image_XCHW is None
         assert not b.labels
-        assert c.image_BCHW is None
+        assert c.image_XCHW is None
         assert torch.equal(a.tokens_BKT, c.tokens_BKT)
 
 
@@ -409,7 +409,7 @@ def test_to_moves_every_tensor():
     moved = batch.to("meta")
     for field in fields(Batch):
         value = getattr(moved, field.name)
-        if field.name == "feature_BSD":  # there are images instead
+        if field.name in ("feature_XSD", "image_of_BI", "source_BL", "source_lengths_B"):  # captions of images
             assert value is None
             continue
         assert value.device.type == "meta" if isinstance(value, torch.Tensor) else value is not None
@@ -441,7 +441,7 @@ def test_eval_without_tokens_or_records():
     (first, second) = eval_batches(store, None, store.split("train"), **options)
     assert first.tokens_BKT.shape == (4, 0, 0)
     assert second.lengths_BK.shape == (1, 0)
-    assert second.image_BCHW.shape == (1, 3, 16, 16)
+    assert second.image_XCHW.shape == (1, 3, 16, 16)
     assert list(eval_batches(store, store.tokens, [], captions_per_image=5, **options)) == []
 
 

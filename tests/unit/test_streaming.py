@@ -509,15 +509,15 @@ def test_pipes_run_commands_without_a_shell_and_only_if_allowed(store, tmp_path)
 
 
 def test_a_saved_config_cannot_allow_pipes(tmp_path):
-    from velm_cli import compose
+    from velm_cli import configs
     from velm_cli.schema import TrainRoot
 
     saved = TrainRoot(dataset=WebDatasetConfig(urls="pipe:rm", pipes=True))
     folder = tmp_path / "run"
     folder.mkdir()
-    text = compose.to_yaml(saved.dataset)
+    text = configs.to_yaml(saved.dataset)
     (folder / "config.yaml").write_text("dataset:\n" + "".join(f"  {line}\n" for line in text.splitlines()))
-    dataset = compose.load_dataset(folder)
+    dataset = configs.load_dataset(folder)
     assert isinstance(dataset, WebDatasetConfig)
     assert dataset.urls == "pipe:rm"
     assert not dataset.pipes

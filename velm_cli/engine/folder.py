@@ -22,7 +22,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.console import kept_in
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import crc32, locked, read_log, refuse_links, write_bytes, write_json, write_text
@@ -90,7 +90,7 @@ def open_run(
             (path / marker).unlink(missing_ok=True)
         for left_by_a_kill in (*path.glob(".*.part"), *path.glob("*.safetensors.part")):
             left_by_a_kill.unlink()
-        compose.write_config(path / "config.yaml", config)
+        configs.write_config(path / "config.yaml", config)
         _note_command(path / "command.txt")
         write_json(path / "environment.json", environment())
         try:
@@ -137,7 +137,7 @@ def resize_of(path: Path, config: Any) -> Resize:
     file = path / "config.yaml"
     if config.vision.resize is not Resize.auto or not file.exists() or not has_begun(path):
         return config.vision.resize
-    vision = compose.read_config(file).get("vision") or {}
+    vision = configs.read_config(file).get("vision") or {}
     return Resize.__members__.get(str(vision.get("resize")), Resize.auto)
 
 
@@ -166,7 +166,7 @@ def _had_checkpoints(path: Path) -> bool:
     """Whether there are damaged ones, or the log goes on after the step of the first one."""
     if any(path.glob("checkpoints/damaged-*")):
         return True
-    run = compose.read_config(path / "config.yaml").get("run") or {}
+    run = configs.read_config(path / "config.yaml").get("run") or {}
     before_the_first = int(run.get("checkpoint_every", 1))
     if run.get("async_checkpoints"):  # the next steps are made while it is written, up to the second one
         before_the_first *= 2
@@ -183,13 +183,13 @@ def again(config: Any, path: Path) -> str:
 def is_complete(path: Path, config: Any) -> bool:
     """Whether the command of `config` has been carried out to its end: the same to the last option, and DONE."""
     try:  # in this order: open_run removes the marker before it writes another config
-        same = (path / "config.yaml").read_text(encoding="utf-8") == compose.sealed_yaml(config)
+        same = (path / "config.yaml").read_text(encoding="utf-8") == configs.sealed_yaml(config)
     except OSError:
         return False
     if not same and (path / "DONE").exists():  # an older velm's, which lacks the options that are newer
         with contextlib.suppress(UserError):
             vision = replace(config.vision, resize=resize_of(path, config))
-            same = _asked(compose.load_run_config(path)) == _asked(replace(config, vision=vision))
+            same = _asked(configs.load_run_config(path)) == _asked(replace(config, vision=vision))
     return same and (path / "DONE").exists()
 
 
@@ -304,8 +304,8 @@ def is_of(path: Path, config: Any) -> bool:
 
 def _differing(path: Path, config: Any) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
     """The options that make the run in `path` another experiment; the options there and here."""
-    saved = compose.experiment_of(OmegaConf.to_container(compose.read_config(path / "config.yaml")))
-    asked = compose.experiment_of(config)
+    saved = configs.experiment_of(OmegaConf.to_container(configs.read_config(path / "config.yaml")))
+    asked = configs.experiment_of(config)
     return sorted(key for key in saved.keys() & asked.keys() if saved[key] != asked[key]), saved, asked
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed, sha256, write_json
 from velm_cli.relocating import store_path
@@ -19,7 +19,7 @@ FILE = "sources.json"  # in a run folder: option -> file and sha256 of what was 
 
 def weight_file(source: str | Path) -> Path:
     """The weights that a run folder (the best if there are any, else the last) or a kept checkpoint stands for."""
-    path, step = Path(source), compose.step_folder_of(source)
+    path, step = Path(source), configs.step_folder_of(source)
     if step is not None and path.name not in (step.name, "task.safetensors"):
         raise UserError(f"{path} is not the model's weights: give the checkpoint's folder, {step}")
     if step is not None:
@@ -28,7 +28,7 @@ def weight_file(source: str | Path) -> Path:
         raise UserError(f"{path} holds only what its run never changed: give the run folder, {path.parent}")
     if path.suffix == ".safetensors":
         return path
-    folder = compose.run_folder_of(source)
+    folder = configs.run_folder_of(source)
     for name in ("best.safetensors", "model.safetensors"):
         if (folder / name).is_file():
             return folder / name
@@ -50,7 +50,7 @@ def identity_of(path: Path, config: Any) -> str:
 
     It stays what it was when the run began: a later velm has options that this one did not know.
     """
-    new = hashlib.sha256(json.dumps(compose.experiment_of(config), sort_keys=True, default=str).encode()).hexdigest()
+    new = hashlib.sha256(json.dumps(configs.experiment_of(config), sort_keys=True, default=str).encode()).hexdigest()
     return str(_noted(path).get("run", new))
 
 
@@ -63,7 +63,7 @@ def noted_identity(path: Path) -> str | None:
 def averaged(file: Path) -> Path | None:
     """The file of a kept checkpoint's averaged weights, which take the others' place, as in best.safetensors."""
     average = file.with_name("ema.safetensors")
-    return average if compose.step_folder_of(file) is not None and average.is_file() else None
+    return average if configs.step_folder_of(file) is not None and average.is_file() else None
 
 
 def digest_of(file: Path) -> str:
@@ -128,7 +128,7 @@ def refuse_other_store(path: Path, store: Path, now: str) -> None:
         return
     where = store
     with contextlib.suppress(UserError):
-        where = store_path(compose.load_dataset(path))
+        where = store_path(configs.load_dataset(path))
     raise UserError(
         f"{path} was begun on other data: the store {where} of hash {str(then)[:12]}, and {store} now has {now[:12]}; "
         f"go on with it by velm finetune checkpoint={path}, or give another name=, or fresh=true"

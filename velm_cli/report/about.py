@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.errors import UserError
 
 # Label in the page -> its meaning, shown where one points at it.
@@ -62,7 +62,7 @@ def about_folder(folder: Path) -> dict[str, str]:
         if config.get("stage") == "evaluate":
             found["checkpoint"] = str(config.get("checkpoint"))
             try:
-                home = _config(compose.run_folder_of(config["checkpoint"]))
+                home = _config(configs.run_folder_of(config["checkpoint"]))
             except UserError:  # it is gone, and the scores are here
                 home = {}
         kinds = {group: _kind(home, group) for group in ("vision", "text", "fusion")}
@@ -81,7 +81,7 @@ def about_folder(folder: Path) -> dict[str, str]:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    config = OmegaConf.to_container(compose.read_config(folder / "config.yaml"))
+    config = OmegaConf.to_container(configs.read_config(folder / "config.yaml"))
     assert isinstance(config, dict)
     return {str(key): value for key, value in config.items()}
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.data.images import ImageRefused
 from velm_cli.data.store import Store, store_path
 from velm_cli.errors import UserError
@@ -53,7 +53,7 @@ def _differences(ours: Evaluated, theirs: Evaluated) -> tuple[dict[str, Differen
 
 def _pictures(folder: Path, wanted: set[ImageId]) -> Mapping[ImageId, Picture]:
     try:
-        dataset = compose.load_dataset(folder)
+        dataset = configs.load_dataset(folder)
         store = Store.open(store_path(dataset), dataset)
     except UserError as error:
         print(f"note: no images in the page: {error}")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.errors import UserError
 from velm_cli.metrics.comparison import Difference, summands_of
 from velm_cli.metrics.scores import NAMES, ImageId, Scores, read_images, read_summary
@@ -176,11 +176,11 @@ def curves_behind(folder: Path) -> Curves | None:
     """Those of the run itself, or of the run that it evaluates; None when that is gone or never was."""
     home = folder
     if (folder / "config.yaml").is_file():
-        config = OmegaConf.to_container(compose.read_config(folder / "config.yaml"))
+        config = OmegaConf.to_container(configs.read_config(folder / "config.yaml"))
         assert isinstance(config, dict)
         if isinstance(config.get("checkpoint"), str) and config.get("stage") == "evaluate":
             try:
-                home = compose.run_folder_of(config["checkpoint"])
+                home = configs.run_folder_of(config["checkpoint"])
             except UserError:
                 return None
     return read_curves(home) if (home / "metrics.jsonl").is_file() else None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.errors import UserError, on_one_line
 from velm_cli.metrics.scores import read_images, read_summary
 from velm_cli.report.logs import read_figures
@@ -72,13 +72,13 @@ def read_run(folder: Path) -> ScoredRun:
             isinstance(config.get("checkpoint"), str) and isinstance(config.get("decode"), dict) and "split" in config
         ):
             raise UserError(f"{folder / 'config.yaml'} is not a config of this version of velm")
-        home = compose.run_folder_of(config["checkpoint"])
-        options = compose.experiment_of(_config(home)) | {
+        home = configs.run_folder_of(config["checkpoint"])
+        options = configs.experiment_of(_config(home)) | {
             f"decode.{key}": value for key, value in config["decode"].items() if key != "batch_size"
         }
         options["split"] = config["split"]
     else:
-        options = compose.experiment_of(config)
+        options = configs.experiment_of(config)
     options.pop("checkpoint", None)
     start: dict[str, Any] = {}
     speeds: list[float] = []
@@ -98,7 +98,7 @@ def read_run(folder: Path) -> ScoredRun:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    config = OmegaConf.to_container(compose.read_config(folder / "config.yaml"))
+    config = OmegaConf.to_container(configs.read_config(folder / "config.yaml"))
     if not isinstance(config, dict) or not all(isinstance(key, str) for key in config):
         raise UserError(f"{folder / 'config.yaml'} is not a config of this version of velm")
     return {str(key): value for key, value in config.items()}

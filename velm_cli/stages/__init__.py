@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from velm_cli import compose, console, naming
+from velm_cli import compose, configs, console, naming
 from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
 from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
@@ -76,7 +76,7 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     if stage in ("train", "finetune"):
         if typed.name is None or one_of_many:
             typed.name = _name(typed)
-        compose.refuse_no_runs(typed.init)
+        configs.refuse_no_runs(typed.init)
         _settle_tokenizer(typed, list(HydraConfig.get().overrides.task))
     return typed
 
@@ -97,7 +97,7 @@ def _name(config: Any) -> str:
 def _is_of_this_data(run: Path, dataset: Any) -> bool:
     """Whether the run, which an older velm may have given a name without its data, is of this root and store."""
     try:
-        saved = compose.load_dataset(run) if (run / "config.yaml").is_file() else None
+        saved = configs.load_dataset(run) if (run / "config.yaml").is_file() else None
     except UserError:
         return False
     return saved is not None and saved.root == dataset.root and store_path(saved) == store_path(dataset)
@@ -111,7 +111,7 @@ def _settle_tokenizer(typed: Any, overrides: list[str]) -> None:
     source = typed.init.text or getattr(typed, "checkpoint", None)
     if source is None or isinstance(typed.text, PretrainedTextConfig):
         return
-    of_run, given = compose.load_run_config(source).tokenizer, _given(overrides)
+    of_run, given = configs.load_run_config(source).tokenizer, _given(overrides)
     for option in ("kind", "name", "vocab_size", "min_count"):
         now, known = getattr(typed.tokenizer, option), getattr(of_run, option)
         said = {f"tokenizer.{option}", "tokenizer" if option == "kind" else ""} & given
@@ -130,7 +130,7 @@ def _said_of_the_data(typed: Any, overrides: list[str]) -> set[str]:
     said |= {"kind"} if "dataset" in given else set()
     usual = type(typed.dataset)()
     if typed.stage in compose.STAGES_FROM_CHECKPOINT:
-        of_run = compose.load_run_config(typed.checkpoint).dataset
+        of_run = configs.load_run_config(typed.checkpoint).dataset
         usual = of_run if type(of_run) is type(usual) else usual
     return said | {
         field.name for field in fields(usual) if getattr(typed.dataset, field.name) != getattr(usual, field.name)

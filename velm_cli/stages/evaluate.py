@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from velm_cli import compose, naming
+from velm_cli import configs, naming
 from velm_cli.data.store import Store, store_path
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_precision, prepare
@@ -40,8 +40,8 @@ from velm_cli.tasks.caption import CaptionTask
 
 def run(config: EvaluateRoot) -> float | None:
     """Returns the CIDEr (None if it was not asked for)."""
-    home = compose.run_folder_of(config.checkpoint)
-    trained = _with_models(config, compose.load_run_config(config.checkpoint), home)
+    home = configs.run_folder_of(config.checkpoint)
+    trained = _with_models(config, configs.load_run_config(config.checkpoint), home)
     if not _learned_to_write(trained):
         raise UserError(_why_not(trained, home))
     weights = weight_file(config.checkpoint)
@@ -52,7 +52,7 @@ def run(config: EvaluateRoot) -> float | None:
     if config.name is None:
         config.name = _default_name(config, trained)
     if config.dry_run:
-        folder = compose.run_folder_of(config.checkpoint)
+        folder = configs.run_folder_of(config.checkpoint)
         lines = [*opened_run(trained, store, folder, weights), *opened_judge(config.metrics.clip)]
         print(f"would caption {len(indices):,} images of {store.path} with {weights}")
         for line in (*lines, *evaluation_notes(config, store, indices)):
@@ -91,7 +91,7 @@ def _evaluate(
     with open_run(path, config, writes=ranks.first) as opened, stop_on_signals() as stop:
         if ranks.first:
             write_json(path / "weights.json", sealed(about))
-        tokenizer = run_tokenizer(compose.run_folder_of(config.checkpoint))
+        tokenizer = run_tokenizer(configs.run_folder_of(config.checkpoint))
         task = _load_task(trained, store, tokenizer, Path(about["file"]), state, device)
         for note in task.image_resizing.enlarges(store.image_size, trained.vision.image_size):
             print(note)
@@ -130,7 +130,7 @@ def _evaluate(
             config.metrics,
             path,
             title=f"{config.checkpoint}  {config.split}",
-            trained_on=_trained_on(store, trained, compose.run_folder_of(config.checkpoint)),
+            trained_on=_trained_on(store, trained, configs.run_folder_of(config.checkpoint)),
             weights=about["sha256"],
         )
         facts = _check_facts(config, captions, path)
@@ -168,7 +168,7 @@ def _learned_to_write(config: TrainRoot) -> bool:
             return False
         seen.add(source)
         try:
-            config = compose.load_run_config(source)
+            config = configs.load_run_config(source)
         except UserError:
             return True
     return True
@@ -189,7 +189,7 @@ def _submission(config: EvaluateRoot, images: int) -> tuple[str, Path] | None:
     if server is Submission.none:
         return None
     split = split_of(server.value, images)
-    folder = Path(config.run.dir) / "submit" / compose.run_folder_of(config.checkpoint).name
+    folder = Path(config.run.dir) / "submit" / configs.run_folder_of(config.checkpoint).name
     submission_file(folder, split, config.eval.system)
     return split, folder
 
@@ -295,8 +295,8 @@ def _result_path(config: EvaluateRoot, about: dict[str, str]) -> Path:
 def _holds_another(path: Path, config: EvaluateRoot, about: dict[str, str]) -> bool:
     """Whether the finished evaluation in `path` is of other weights, data, decoding or metrics."""
     before = _read(path, lambda: read_sealed(path / "weights.json"))
-    saved = OmegaConf.to_container(compose.read_config(path / "config.yaml"))
-    asked = OmegaConf.to_container(OmegaConf.create(compose.to_yaml(config)))
+    saved = OmegaConf.to_container(configs.read_config(path / "config.yaml"))
+    asked = OmegaConf.to_container(OmegaConf.create(configs.to_yaml(config)))
     assert isinstance(saved, dict) and isinstance(asked, dict)
     options = ("split", "limit", "seed", "dataset", "decode", "metrics", "eval")
     differs = any(saved.get(key, asked[key]) != asked[key] for key in options)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.data.store import Store, Tokens
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.folder import (
@@ -81,7 +81,7 @@ def resumed_steps(path: Path, config: Any, done: int) -> list[str]:
             "or another name="
         )
     try:
-        then = compose.load_run_config(path).run.max_steps
+        then = configs.load_run_config(path).run.max_steps
     except UserError:
         return []
     if then == now:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from velm_cli import compose
+from velm_cli import configs
 from velm_cli.data.store import Store, read_manifest
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import refuse_damaged
@@ -61,7 +61,7 @@ def inherited_tokenizer(config: TrainRoot, path: Path | None = None) -> Tokenize
         return Tokenizer.build(TokenizerConfig(kind=TokenizerKind.pretrained, name=config.text.name), [])
     if source is None:
         return None
-    return run_tokenizer(compose.run_folder_of(source))
+    return run_tokenizer(configs.run_folder_of(source))
 
 
 def keepers(config: TrainRoot, path: Path | None) -> dict[str, Path]:
@@ -70,8 +70,8 @@ def keepers(config: TrainRoot, path: Path | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     source = getattr(config, "checkpoint", None)
     if source is not None:
-        folder = compose.run_folder_of(source)
-        trained = compose.load_run_config(source)
+        folder = configs.run_folder_of(source)
+        trained = configs.load_run_config(source)
         found = {group: folder for group in KEPT if _is_same(getattr(trained, group), getattr(config, group))}
     if path is not None and any(path.glob("checkpoints/step-*")):
         found = dict.fromkeys(KEPT, path)
@@ -143,8 +143,8 @@ def open_store(config: TrainRoot | EvaluateRoot) -> Store:
         source = getattr(config, "checkpoint", None)
         if source is None or read_manifest(path) is not None:
             raise
-        run = compose.run_folder_of(source)
-        folder, then = working_folder(run), store_path(compose.load_run_config(source).dataset)
+        run = configs.run_folder_of(source)
+        folder, then = working_folder(run), store_path(configs.load_run_config(source).dataset)
         if folder is None or then != path:
             raise
         raise UserError(f"{error} (or give dataset.store=: when {run} was trained, it was {folder / then})") from None
@@ -177,7 +177,7 @@ def initial_weights(
         task.load_state_dict(fitting, strict=False)
         refuse_not_finite(task, file)
         taken[key] = {"file": str(file), "sha256": digest}
-        figure = best_figure(compose.run_folder_of(source)) if key == "checkpoint" else None
+        figure = best_figure(configs.run_folder_of(source)) if key == "checkpoint" else None
         before = "" if figure is None else f"; best validation there: {_in_words(figure)}"
         notes.append(
             f"weights from {source}: {len(fitting)} of {len(wanted)} tensors{_left_out(wanted, fitting)}{before}"
@@ -195,7 +195,7 @@ def read_weights(file: Path, ranks: Ranks) -> tuple[dict[str, Tensor], str]:
 
     Of a kept checkpoint those that best.safetensors would have: the averaged ones, where there is an average.
     """
-    step = compose.step_folder_of(file)
+    step = configs.step_folder_of(file)
     if step is None:
         state, digest = read_state(file, noted_identity(file.parent))
     else:
