@@ -38,9 +38,10 @@ from velm_cli.data.store import Store
 from velm_cli.engine.device import prepare
 from velm_cli.engine.loop import Run
 from velm_cli.engine.signals import StopRequest
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.velm import VelmModel
+from velm_cli.objectives.weights import constant
 from velm_cli.stages.encoding import cached_features
-from velm_cli.tasks.caption import CaptionTask
 
 VOCAB, BATCH = 10_000, 32
 CPU = torch.device("cpu")
@@ -62,7 +63,7 @@ def make_run(config: schema.TrainRoot, vocab: int) -> Run:
     prepare(CPU, 0)
     torch.manual_seed(0)
     model = VelmModel(vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=vocab)
-    task = CaptionTask(model, config.loss, concepts=0, active=frozenset({"text"})).train()
+    task = WritingLearner(model, config.loss, concepts=0, weights=constant("text")).train()
     return benching.run_of(task, config)
 
 
@@ -73,8 +74,8 @@ def loader_of(run: Run, store: Store, workers: int, features: list[FeatureCache]
         schema.DataConfig(workers=workers),
         batch_size=BATCH,
         image_size=run.config.vision.image_size,
-        mean=run.task.image_mean,
-        std=run.task.image_std,
+        mean=run.learner.pixels.mean,
+        std=run.learner.pixels.std,
         num_concepts=0,
         seed=0,
         features=features,
@@ -109,11 +110,11 @@ def main() -> int:
         store = bench_images.make_store(folder / "store", pictures, bench_images.coco_captions(images), 256)
         began = time.perf_counter()
         cache = cached_features(
-            run.config, store, store.split("train"), run.task, CPU, run.precision, run.ranks, StopRequest()
+            run.config, store, store.split("train"), run.learner, CPU, run.precision, run.ranks, StopRequest()
         )
         assert cache is not None
         filling = time.perf_counter() - began
-        run.task.train()
+        run.learner.train()
         loaders = {
             "encode": loader_of(run, store, options.workers, []),
             "cached": loader_of(run, store, options.workers, [cache]),

@@ -126,7 +126,7 @@ def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
     store = Store.open(path)
     loader = TrainLoader(
         store, store.encode(tokenizer, MAX_TOKENS), schema.DataConfig(), batch_size=BATCH, image_size=SIDE,
-        mean=run.task.image_mean, std=run.task.image_std, num_concepts=0, seed=0,
+        mean=run.learner.pixels.mean, std=run.learner.pixels.std, num_concepts=0, seed=0,
     )  # fmt: skip
     times, anonymous = [began], 0
     for batch in islice(loader.batches(), WARM_UP + steps):

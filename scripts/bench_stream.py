@@ -34,7 +34,9 @@ from velm_cli.data.streaming import StreamLoader
 from velm_cli.data.tars import samples
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import TrainTransform
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.velm import VelmModel, count_parameters
+from velm_cli.objectives.weights import constant
 from velm_cli.schema import (
     CaptionTaskConfig,
     CrossModalConfig,
@@ -47,7 +49,6 @@ from velm_cli.schema import (
     ViTConfig,
     WebDatasetConfig,
 )
-from velm_cli.tasks.caption import CaptionTask
 
 PIXELS = 178_956_970
 
@@ -194,7 +195,7 @@ def step_rates(rounds: int) -> dict[str, float]:
         fusion=CrossModalConfig(layers=6, heads=6),
         vocab_size=10_000,
     )
-    task = CaptionTask(model, LossConfig(), concepts=1, active=frozenset({"text"})).train()
+    task = WritingLearner(model, LossConfig(), concepts=1, weights=constant("text")).train()
     run = run_of(task, config)
     batch = fake_batch(images=16, length=14, side=224, vocabulary=10_000)
 

@@ -44,10 +44,11 @@ from velm_cli.data.batch import Batch
 from velm_cli.engine.compiling import compile_model
 from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.meter import matrix_peak
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.metrics import ptb
 from velm_cli.metrics.authority import SPICE_JAR, pycocoevalcap
 from velm_cli.models.velm import VelmModel, count_parameters
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.objectives.weights import constant
 
 VOCAB, PAD, BOS, EOS, CAPTIONS = 10_000, 0, 1, 2, 5
 ROWS = [  # velm's contestant, the other one, who that is, how many times faster velm is asked to be
@@ -150,7 +151,11 @@ def velm_step(
         vocab_size=VOCAB,
     )
     terms = frozenset({"text", "joint"} if contrastive else {"text"})
-    task = CaptionTask(model, schema.LossConfig(joint_width=width), concepts=1, active=terms).train().to(device)
+    task = (
+        WritingLearner(model, schema.LossConfig(joint_width=width), concepts=1, weights=constant(*terms))
+        .train()
+        .to(device)
+    )
     compile_model(model, how, device)
     config = schema.TrainRoot(
         dataset=schema.ShapesConfig(), vision=schema.ViTConfig(), text=schema.TransformerConfig(),

@@ -32,10 +32,9 @@ from velm_cli.engine.parallel import Replica
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.files import write_json
-from velm_cli.objectives.weights import Weight
+from velm_cli.learners.interface import Learner
 from velm_cli.place import Place
 from velm_cli.schema import Precision, TrainRoot
-from velm_cli.tasks.caption import CaptionTask
 
 Seconds = dict[str, list[float]]
 CPU = torch.device("cpu")
@@ -88,22 +87,20 @@ def ratio(seconds: Seconds, ours: str, theirs: str) -> dict[str, float]:
 
 
 def run_of(
-    task: CaptionTask, config: TrainRoot, precision: Precision = Precision.fp32, device: torch.device = CPU
+    learner: Learner, config: TrainRoot, precision: Precision = Precision.fp32, device: torch.device = CPU
 ) -> Run:
-    """What `train_step` needs to train `task` where it is, L_text and, if it has one, L_joint weighted by 1."""
+    """What `train_step` needs to train `learner` where it is."""
     alone = Ranks(Place(), device)
     return Run(
         config=config,
         opened=OpenRun(Path()),
-        task=task,
+        learner=learner,
         ranks=alone,
-        replica=Replica(task, alone, config.run.parallel),
+        replica=Replica(learner, alone, config.run.parallel),
         checkpoints=Checkpoints(Path(), alone, keep=1),
         features=None,
-        optimizer=build_optimizer(task, config.optim),
+        optimizer=build_optimizer(learner, config.optim),
         ema=None,
-        weights={"text": Weight(1.0, 1.0)} | ({"joint": Weight(1.0, 1.0)} if task.joint_loss else {}),
-        own_words=Weight(0.0, 0.0),
         steps_per_epoch=1000,
         precision=precision,
         progress=Progress(),
@@ -114,7 +111,7 @@ def run_of(
 
 def step(run: Run, batch: Batch) -> None:
     """A training step in the middle of the run."""
-    train_step(run, 500, [batch], run.task.counts(batch))
+    train_step(run, 500, [batch], run.learner.counts(batch))
 
 
 def row(what: str, times: Mapping[str, float], asked: float | None = None) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from torch import Tensor, distributed, multiprocessing
 from velm_cli import schema
 from velm_cli.engine.parallel import Replica, is_slice
 from velm_cli.engine.ranks import Ranks
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.objectives.ranks import alone as no_ranks
 from velm_cli.place import Place
-from velm_cli.tasks.caption import CaptionTask
 
 STEPS, LEARNING_RATE = 5, 0.1
 IMAGES = 4  # per rank
@@ -76,11 +77,11 @@ def _trained(here: Ranks, how: schema.Parallel) -> Tensor:
         together._shard() if how is schema.Parallel.fsdp else together._copy()
     totals = task.counts(whole)
     for replica, batch in ((together, mine), (Replica(alone, Ranks(Place(), device), how), whole)):
-        optimizer = torch.optim.SGD([p for p in replica.task.parameters() if p.requires_grad], lr=LEARNING_RATE)
+        optimizer = torch.optim.SGD([p for p in replica.learner.parameters() if p.requires_grad], lr=LEARNING_RATE)
         for _ in range(STEPS):
             optimizer.zero_grad()
             with contextlib.nullcontext() if replica is together else no_ranks():
-                terms = replica(batch.to(device), ALL_TERMS)
+                terms = replica(batch.to(device), Moment(ALL_TERMS))
                 replica.backward(sum(term.sum / totals[name] for name, term in terms.items()))
             replica.add_up_the_rest()
             optimizer.step()
@@ -94,6 +95,6 @@ def _trained(here: Ranks, how: schema.Parallel) -> Tensor:
     return torch.stack([drift, (found - expected).norm() / scale, moved.norm() / scale])
 
 
-def _flat(task: CaptionTask) -> Tensor:
+def _flat(task: WritingLearner) -> Tensor:
     held = (tensor.full_tensor() if is_slice(tensor) else tensor for tensor in task.state_dict().values())
     return torch.cat([tensor.flatten() for tensor in held])

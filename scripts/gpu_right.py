@@ -19,11 +19,13 @@ from velm_cli import schema
 from velm_cli.data.batch import Batch
 from velm_cli.engine.compiling import compile_model
 from velm_cli.engine.meter import Meter
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.decoding import decode_stream
 from velm_cli.models.search import image_draws
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.self_critical import SelfCritical
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.objectives.weights import constant
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 import tiny_models  # transformers' models of a few random weights, in folders
@@ -122,7 +124,7 @@ DECODING = {
 
 def make_task(
     vision: str, text: str, fusion: str, loss: schema.LossConfig | None = None, active: frozenset[str] = ALL_TERMS
-) -> CaptionTask:
+) -> WritingLearner:
     """The task on the CPU. Its weights are the same each time, and large enough for words to differ by image."""
     configs = {"vision": VISION[vision](), "text": TEXT[text](), "fusion": FUSION[fusion]()}
     torch.manual_seed(0)
@@ -132,7 +134,9 @@ def make_task(
         for name, parameter in model.fusion.named_parameters():
             if "gate_" in name:  # gated cross-attention starts shut, and then no image would matter
                 parameter.fill_(0.7)
-    task = CaptionTask(model, loss, concepts=CONCEPTS, active=active, mask_id=3, never_written=[PAD, BOS]).train()
+    task = WritingLearner(
+        model, loss, concepts=CONCEPTS, weights=constant(*active), mask_id=3, never_written=[PAD, BOS]
+    ).train()
     for module in task.modules():
         if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":  # torchvision's
             module.p = 0.0
@@ -157,19 +161,19 @@ def make_batch(side: int | None, *, images: int = IMAGES, seed: int = 0, rows: s
     )
 
 
-def loss_of(task: Callable[..., Any], batch: Batch, terms: frozenset[str], **options: Any) -> Tensor:
-    return sum(term.sum / term.count for term in task(batch, terms, **options).values())
+def loss_of(task: Callable[..., Any], batch: Batch, terms: frozenset[str]) -> Tensor:
+    return sum(term.sum / term.count for term in task(batch, Moment(terms)).values())
 
 
 def gradients(
-    task: CaptionTask, batch: Batch, terms: frozenset[str], *, half: torch.dtype | None = None, **options: Any
+    task: WritingLearner, batch: Batch, terms: frozenset[str], *, half: torch.dtype | None = None
 ) -> tuple[float, Tensor]:
     """The loss, and the gradient of all parameters in one row, on the CPU in float64."""
     device = next(task.parameters()).device
     task.zero_grad(set_to_none=True)
     scale = FP16_SCALE if half is torch.float16 else 1.0
     with torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None):
-        loss = loss_of(task, batch.to(device), terms, **options)
+        loss = loss_of(task, batch.to(device), terms)
     (scale * loss).backward()
     rows = [p.grad.flatten().double().cpu() / scale for p in task.parameters() if p.grad is not None]
     return float(loss.detach()), torch.cat(rows)
@@ -214,7 +218,7 @@ def parity(report: Report, device: torch.device) -> None:
             report.check(f"{name}: {what} gradient, 1 - cosine", 1 - float(cosine), apart)
 
 
-def captions_of(task: CaptionTask, batch: Batch, config: schema.DecodeConfig) -> list[list[int]]:
+def captions_of(task: WritingLearner, batch: Batch, config: schema.DecodeConfig) -> list[list[int]]:
     """Of all images through three places: images enter while others are being captioned."""
     device = next(task.parameters()).device
     model = copy.deepcopy(task.model).eval()
@@ -234,7 +238,7 @@ def captions_of(task: CaptionTask, batch: Batch, config: schema.DecodeConfig) ->
     return [tokens for _, tokens in sorted(found)]
 
 
-def _tie(task: CaptionTask, batch: Batch, config: schema.DecodeConfig, number: int, *texts: list[int]) -> bool:
+def _tie(task: WritingLearner, batch: Batch, config: schema.DecodeConfig, number: int, *texts: list[int]) -> bool:
     """Whether two captions of an image score alike, by a pass over each on the CPU; greedy ones up to where they part.
 
     Drawn ones never do: the numbers that decide are the same, and far from where words change.
@@ -275,19 +279,19 @@ class SameDraws(TorchFunctionMode):
         return func(*args, **kwargs).to(device)
 
 
-OBJECTIVES: dict[str, tuple[tuple[str, str, str], str, schema.LossConfig, dict[str, Any]]] = {
-    "next word, smoothed": (CELLS[0], "text", schema.LossConfig(label_smoothing=0.1), {}),
-    "next word, logits in chunks": (CELLS[0], "text", schema.LossConfig(chunk=16), {}),
-    "next word, scheduled sampling": (CELLS[1], "text", schema.LossConfig(), {"own_words_share": 0.5}),
-    "hidden words": (CELLS[6], "text", schema.LossConfig(text=schema.TextLoss.masked), {}),
-    "self-critical": (CELLS[0], "text", schema.LossConfig(text=schema.TextLoss.self_critical), {}),
-    "self-critical, recurrent": (CELLS[1], "text", schema.LossConfig(text=schema.TextLoss.self_critical), {}),
-    "concepts, mean": (CELLS[0], "image", schema.LossConfig(image_reduction=schema.Reduction.mean), {}),
-    "hidden patches": (CELLS[0], "image", schema.LossConfig(image=schema.ImageLoss.masked_patches, patch_size=8), {}),
-    "contrastive": (CELLS[0], "joint", schema.LossConfig(), {}),
-    "sigmoid": (CELLS[2], "joint", schema.LossConfig(joint=schema.JointLoss.sigmoid), {}),
-    "matching": (CELLS[0], "joint", schema.LossConfig(joint=schema.JointLoss.matching), {}),
-    "all three": (CELLS[0], "text image joint", schema.LossConfig(), {}),
+OBJECTIVES: dict[str, tuple[tuple[str, str, str], str, schema.LossConfig]] = {
+    "next word, smoothed": (CELLS[0], "text", schema.LossConfig(label_smoothing=0.1)),
+    "next word, logits in chunks": (CELLS[0], "text", schema.LossConfig(chunk=16)),
+    "next word, scheduled sampling": (CELLS[1], "text", schema.LossConfig(scheduled_sampling="0.5")),
+    "hidden words": (CELLS[6], "text", schema.LossConfig(text=schema.TextLoss.masked)),
+    "self-critical": (CELLS[0], "text", schema.LossConfig(text=schema.TextLoss.self_critical)),
+    "self-critical, recurrent": (CELLS[1], "text", schema.LossConfig(text=schema.TextLoss.self_critical)),
+    "concepts, mean": (CELLS[0], "image", schema.LossConfig(image_reduction=schema.Reduction.mean)),
+    "hidden patches": (CELLS[0], "image", schema.LossConfig(image=schema.ImageLoss.masked_patches, patch_size=8)),
+    "contrastive": (CELLS[0], "joint", schema.LossConfig()),
+    "sigmoid": (CELLS[2], "joint", schema.LossConfig(joint=schema.JointLoss.sigmoid)),
+    "matching": (CELLS[0], "joint", schema.LossConfig(joint=schema.JointLoss.matching)),
+    "all three": (CELLS[0], "text image joint", schema.LossConfig()),
 }
 
 
@@ -295,7 +299,7 @@ def objectives(report: Report, device: torch.device) -> None:
     """Each objective with the same weights, batch and random draws on the CPU and the device."""
     without_tf32()
     for name in ("self-critical", "matching") if report.small else OBJECTIVES:
-        cell, active, loss, options = OBJECTIVES[name]
+        cell, active, loss = OBJECTIVES[name]
         terms = frozenset(active.split())
         found = []
         for where in (torch.device("cpu"), device):
@@ -306,7 +310,7 @@ def objectives(report: Report, device: torch.device) -> None:
             batch = make_batch(task.model.image_size)
             with SameDraws():
                 torch.manual_seed(1)
-                found.append(gradients(task, batch, terms, **options))
+                found.append(gradients(task, batch, terms))
         (expected, gradient), (value, other) = found
         report.check(f"{name}: loss", abs(value - expected) / max(abs(expected), 1e-6), FLOAT32_LOSS)
         report.check(f"{name}: gradient", relative(other, gradient), FLOAT32_GRADIENT)
@@ -317,7 +321,7 @@ def objectives(report: Report, device: torch.device) -> None:
 def _counted(report: Report, device: torch.device) -> None:
     """The operations of a step are counted also where queries share keys, which torch's own formulas may refuse."""
     meter = Meter(device, schema.Precision.bf16)
-    task = make_task("convnet", "llama", "none", active=frozenset({"text"})).to(device)
+    task = make_task("convnet", "llama", "none", weights=constant("text")).to(device)
     with meter.watching(IMAGES * CAPTIONS):
         gradients(task, make_batch(task.model.image_size), frozenset({"text"}), half=torch.bfloat16)
     report.check("llama: a step whose operations are not counted", not meter.per_caption, 0)

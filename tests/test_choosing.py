@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
 
 from velm_cli.engine.folder import best_figure
+from velm_cli.engine.loop import Validation
 from velm_cli.engine.progress import Progress
-from velm_cli.objectives.weights import parse_weight
+from velm_cli.objectives.weights import parse_weight, term_weights
 from velm_cli.stages import train
 
 SCORES = {2: 0.5, 4: 0.4, 6: 0.3, 8: 0.1, 10: 0.2, 12: 0.15, 14: 0.12, 16: 0.11, 18: 0.9, 20: 0.1}
@@ -37,14 +38,14 @@ def scored(monkeypatch):
     seen: list[int] = []
     cut: set[int] = set()
 
-    def figures(run, task, store, tokens, step, stop):
+    def figures(run, task, learner, store, tokens, step, stop):
         if step in cut:
             cut.remove(step)
             os.kill(os.getpid(), signal.SIGTERM)
         seen.append(step)
-        return {"loss": 1.0, "cider": SCORES[step]}
+        return Validation({"loss": 1.0, "cider": SCORES[step]}, SCORES[step])
 
-    monkeypatch.setattr(train, "validation_figures", figures)
+    monkeypatch.setattr(train, "validation", figures)
     return seen, cut
 
 
@@ -144,7 +145,7 @@ def test_runs_are_told_of_negatives_that_they_lack(place, capsys):
     from velm_cli.stages.headline import implications
 
     config = configs.load_run_config(place / "fixed")
-    weights = train.term_weights(config)
+    weights = term_weights(config.loss)
     assert len(list(implications(config, weights, 1))) == 1  # how the best is chosen
     config.run.batch_size, config.run.accumulation = 8, 4
     lines = list(implications(config, weights, 2))

@@ -14,7 +14,7 @@ from velm import TINY, TINY_MODEL, call, velm
 
 from velm_cli.metrics import submission
 from velm_cli.models import decoding
-from velm_cli.stages import scoring
+from velm_cli.stages import predicting
 
 RUN_FILES = {
     "config.yaml", "command.txt", "environment.json", "metrics.jsonl", "model.safetensors", "best.safetensors",
@@ -203,7 +203,7 @@ def test_captions_do_not_depend_on_who_is_captioned_beside_them(place, learned, 
     monkeypatch.setattr(decoding._Live, "join", lambda *given: entered.append(1) or join(*given))
     monkeypatch.setattr(decoding, "_open", lambda live, places: live.images < places)  # as on a GPU
     for batch_size, together in ((64, 64), (2, 12)):
-        monkeypatch.setattr(scoring, "_images_together", lambda images, batch, together=together: together)
+        monkeypatch.setattr(predicting, "_examples_together", lambda images, batch, together=together: together)
         name = f"together{together}-{decode[-1]}"
         code = call("eval", f"checkpoint={learned}", "split=train", "metrics.names=[bleu]", f"name={name}",
                     f"decode.batch_size={batch_size}", decode, "run.precision=fp32")  # fmt: skip
@@ -220,7 +220,7 @@ def test_captions_do_not_depend_on_who_is_captioned_beside_them(place, learned, 
     [(5000, 64, 256), (40_504, 64, 1024), (500, 64, 64), (1, 64, 64), (48, 1, 3), (10**6, 64, 1024)],
 )
 def test_groups_leave_work_for_sixteen_processes(images, batch_size, together):
-    assert scoring._images_together(images, batch_size) == together
+    assert predicting._examples_together(images, batch_size) == together
 
 
 def test_finetune_starts_from_the_best_weights(place, capsys):
@@ -287,21 +287,22 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
     from velm_cli import configs
     from velm_cli.data.loader import TrainLoader
     from velm_cli.data.store import Store
+    from velm_cli.learners.interface import Moment
     from velm_cli.stages import estimate as stage
-    from velm_cli.stages.train import build_task, term_weights
+    from velm_cli.stages.starting import new_learner
 
     config = configs.load_run_config(place / "runs/train/first")
     store = Store.open(place / "stores/shapes")
     tokens = store.tokens(config.tokenizer)
-    task = build_task(config, store, tokens.tokenizer, term_weights(config))
+    task = new_learner(config, {"concepts": store.concept_names}, tokens.tokenizer)
     batch = next(
-        TrainLoader(store, tokens, config.data, batch_size=4, image_size=64, mean=task.image_mean,
-                    std=task.image_std, num_concepts=task.concepts, seed=0).batches()
+        TrainLoader(store, tokens, config.data, batch_size=4, image_size=64, mean=task.pixels.mean,
+                    std=task.pixels.std, num_concepts=task.concepts, seed=0).batches()
     )  # fmt: skip
     with FlopCounterMode(display=False) as counter:
-        sum(term.sum for term in task(batch, frozenset({"text", "image", "joint"})).values()).backward()
+        sum(term.sum for term in task(batch, Moment(frozenset({"text", "image", "joint"}))).values()).backward()
     with torch.device("meta"):
-        meta = build_task(config, store, tokens.tokenizer, term_weights(config))
+        meta = new_learner(config, {"concepts": store.concept_names}, tokens.tokenizer)
     longest = batch.tokens_BKT.shape[2] - 1
     captions = batch.tokens_BKT.shape[1]
     flops, activations = stage._one_step(meta, config, captions, longest, True)
@@ -327,7 +328,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_and_keeps_the_checkpoin
     assert code == 1
     error = capsys.readouterr().err
     assert "the gradient is not finite" in error
-    assert "Images of the batch: " in error
+    assert "Examples of the batch: " in error
     folder = place / "runs/train/nan"
     assert "not finite" in (folder / "FAILED").read_text()
     for checkpoint in (folder / "checkpoints").glob("step-*"):

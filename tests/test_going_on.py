@@ -9,10 +9,8 @@ from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
 
 from velm_cli import naming
-from velm_cli.engine.ranks import together
-from velm_cli.engine.sources import weight_file
-from velm_cli.schema import Device
-from velm_cli.stages.starting import read_weights
+from velm_cli.lineage import weight_file
+from velm_cli.loading import read_weights
 
 TRAIN = ["train", *TINY, *TINY_MODEL, "metrics.names=[bleu,cider]", "run.validate_images=2"]
 KEPT = [*TRAIN, "name=kept", "run.checkpoint_every=2", "run.keep_every=2", "run.validate_every=2", "run.ema_decay=0.9",
@@ -104,11 +102,10 @@ def test_a_kept_checkpoint_stands_for_the_weights_that_were_validated(run):
     """Averaged, as best.safetensors has them: at the step that was the best the two are the same."""
     best = load_file(run / "best.safetensors")
     steps = {}
-    with together(Device.cpu) as ranks:
-        for step in sorted((run / "checkpoints").iterdir()):
-            for source in (step, step / "task.safetensors"):
-                assert weight_file(source) == step / "task.safetensors"
-                steps[step.name], _ = read_weights(weight_file(source), ranks)
+    for step in sorted((run / "checkpoints").iterdir()):
+        for source in (step, step / "task.safetensors"):
+            assert weight_file(source) == step / "task.safetensors"
+            steps[step.name], _ = read_weights(weight_file(source))
     same = [name for name, state in steps.items() if all(torch.equal(state[key], best[key]) for key in best)]
     assert len(steps) == 3 and len(same) == 1, same
 

@@ -104,7 +104,7 @@ def test_parity_notices_another_weight_and_another_word(scripts, monkeypatch):
     def faulty(module):
         """The copy that goes to the device, with one number of its output's bias changed."""
         other = copy.deepcopy(module)
-        if isinstance(other, gpu_right.CaptionTask):
+        if isinstance(other, gpu_right.WritingLearner):
             with torch.no_grad():
                 other.model.output_bias[7] += 0.5
         return other

@@ -61,15 +61,15 @@ def test_captions_are_of_the_weights_whose_digest_is_kept(run, monkeypatch):
         change(run, lambda state: state[WORD].mul_(-1))
         return found
 
-    monkeypatch.setattr("velm_cli.stages.starting.read_state", replaced_after)
+    monkeypatch.setattr("velm_cli.loading.read_state", replaced_after)
     used = []
-    load_task = evaluate._load_task
+    load_task = evaluate.trained_learner
 
     def loaded(*args):
         used.append(load_task(*args))
         return used[-1]
 
-    monkeypatch.setattr(evaluate, "_load_task", loaded)
+    monkeypatch.setattr(evaluate, "trained_learner", loaded)
     first = load_file(run / "best.safetensors")[WORD]
     assert call("eval", f"checkpoint={run}", "name=replaced", *EVAL) == 0
     assert torch.equal(used[0].model.text.embedding.weight, first)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from velm import TINY, TINY_MODEL, call
 
 from velm_cli.engine import loop
+from velm_cli.engine.loop import Validation
 from velm_cli.files import sha256
 from velm_cli.stages import train
 
@@ -114,7 +115,7 @@ def test_a_run_whose_folder_goes_stops_and_writes_nothing_more(how, place, at_st
 
 
 def test_patience_is_decided_anew(place, monkeypatch, capsys):
-    monkeypatch.setattr(train, "validation_figures", lambda *_: {"loss": 1.0})
+    monkeypatch.setattr(train, "validation", lambda *_: Validation({"loss": 1.0}, -1.0))
     command = [*COMMAND, "name=patience"]
     assert call(*command, "run.max_steps=12", "run.patience=1") == 0
     assert "no better validation 1 times in a row" in capsys.readouterr().out
@@ -128,7 +129,7 @@ def test_patience_is_decided_anew(place, monkeypatch, capsys):
 
 def spoil(run):
     with torch.no_grad():
-        next(run.task.parameters()).view(-1)[0] = torch.inf
+        next(run.learner.parameters()).view(-1)[0] = torch.inf
 
 
 @pytest.mark.parametrize("step", [2, 4, 5])

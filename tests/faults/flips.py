@@ -128,8 +128,8 @@ def kinds() -> list[Kind]:
     from velm_cli.engine.checkpoint import Checkpoints
     from velm_cli.engine.optim import Ema, build_optimizer
     from velm_cli.engine.ranks import Ranks
-    from velm_cli.engine.sources import refuse_other_sources, refuse_other_store
     from velm_cli.files import read_sealed
+    from velm_cli.lineage import refuse_other_sources, refuse_other_store
     from velm_cli.metrics import cache
     from velm_cli.metrics.document_frequency import DocumentFrequency
     from velm_cli.metrics.paraphrases import ParaphraseTable
@@ -142,14 +142,14 @@ def kinds() -> list[Kind]:
     from velm_cli.stages.evaluate import _read
     from velm_cli.stages.outputs import score_folder
     from velm_cli.stages.preprocess import _tally
-    from velm_cli.stages.train import build_task, term_weights
+    from velm_cli.stages.starting import new_learner
 
     config = configs.load_run_config(RUN)
     written = read_sealed(SCORED / "inputs.json")
     made, asked = written["inputs"], written["options"]
     store = Store.open(STORE)
     corpus = read(config.dataset)
-    task = build_task(config, store, Tokenizer.load(RUN / "tokenizer"), term_weights(config))
+    task = new_learner(config, {"concepts": store.concept_names}, Tokenizer.load(RUN / "tokenizer"))
     optimizer, ema = build_optimizer(task, config.optim), Ema(task, 0.9)
     checkpoints = Checkpoints(RUN / "checkpoints", Ranks(Place(), torch.device("cpu")), keep=2)
     (about_file,) = STORE.glob("features/*/about.json")

@@ -1,6 +1,6 @@
 """A few training steps whose figures are the same on every processor, up to rounding.
 
-The code is that of training (`build_task`, `train_step`); what depends on the machine is replaced: weights, images
+The code is that of training (`new_learner`, `train_step`); what depends on the machine is replaced: weights, images
 and captions come from numpy's Philox generator, whose numbers are integers, and the arithmetic is float64. What is
 left differs in the last bits of a float64, and 12 steps do not make them visible: see `BOUND`.
 """
@@ -28,10 +28,9 @@ from velm_cli.engine.optim import Ema, build_optimizer
 from velm_cli.engine.parallel import Replica
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
-from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import Place
 from velm_cli.schema import Precision, TrainRoot
-from velm_cli.stages.train import build_task, term_weights
+from velm_cli.stages.starting import new_learner
 
 STEPS, STEPS_PER_EPOCH = 12, 4
 VOCAB, CONCEPTS = 40, 7
@@ -141,7 +140,7 @@ def losses(case: Case, precision: Precision | None = None) -> list[dict[str, flo
             batches = [
                 _batch(step * case.accumulation + part, case.vision.image_size) for part in range(case.accumulation)
             ]
-            counts = [run.task.counts(batch) for batch in batches]
+            counts = [run.learner.counts(batch) for batch in batches]
             totals = {name: sum(count[name] for count in counts) for name in counts[0]}
             figures = train_step(run, step, batches, totals)
             found.append({key: float(value) for key, value in figures.items()} | _weights(run))
@@ -159,28 +158,22 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _run(config: TrainRoot, case: Case, precision: Precision) -> Run:
-    store, tokenizer = (
-        SimpleNamespace(concept_names=["concept"] * CONCEPTS),
-        SimpleNamespace(vocab_size=VOCAB, mask_id=MASK, never_written=[PAD, BOS, UNK]),
-    )
-    weights = term_weights(config)
-    task: Any = build_task(config, store, tokenizer, weights)  # type: ignore[arg-type]
-    task.to(torch.get_default_dtype())
-    _fill(task)
-    task.train()
+    tokenizer: Any = SimpleNamespace(vocab_size=VOCAB, mask_id=MASK, never_written=[PAD, BOS, UNK])
+    learner = new_learner(config, {"concepts": ["concept"] * CONCEPTS}, tokenizer)
+    learner.to(torch.get_default_dtype())
+    _fill(learner)
+    learner.train()
     alone = Ranks(Place(), torch.device("cpu"))
     return Run(
         config=config,
         opened=OpenRun(Path()),
-        task=task,
+        learner=learner,
         ranks=alone,
-        replica=Replica(task, alone, config.run.parallel),
+        replica=Replica(learner, alone, config.run.parallel),
         checkpoints=Checkpoints(Path(), alone, keep=1),
         features=None,
-        optimizer=build_optimizer(task, config.optim),
-        ema=Ema(task, case.ema) if case.ema else None,
-        weights=weights,
-        own_words=parse_weight("loss.scheduled_sampling", config.loss.scheduled_sampling),
+        optimizer=build_optimizer(learner, config.optim),
+        ema=Ema(learner, case.ema) if case.ema else None,
         steps_per_epoch=STEPS_PER_EPOCH,
         precision=precision,
         progress=Progress(),
@@ -230,7 +223,7 @@ def _batch(number: int, image_size: int) -> Batch:
 
 def _weights(run: Run) -> dict[str, float]:
     """A weighted sum of all parameters, and of their moving average: no wrong update can hide in it."""
-    sums = {"weights": {name: p for name, p in run.task.named_parameters() if p.requires_grad}}
+    sums = {"weights": {name: p for name, p in run.learner.named_parameters() if p.requires_grad}}
     if run.ema is not None:
         sums["averages"] = run.ema.average
     return {

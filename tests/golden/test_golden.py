@@ -15,12 +15,12 @@ import torch
 from steps import CASES
 
 from velm_cli.engine import loop
+from velm_cli.learners import writing
 from velm_cli.models import attention, layers
 from velm_cli.models.text import scratch
 from velm_cli.objectives import joint, text
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import Precision
-from velm_cli.tasks import caption
 
 STORED = Path(__file__).with_name("stored.json")
 # Relative. Between AVX-512, AVX2 and no vector units, MKL's and oneDNN's kernels and 1 to 4 threads, figures differ by
@@ -144,7 +144,7 @@ def micro_batches_that_weigh_alike(monkeypatch):
 
     def alike(original, run, step, batches, totals):
         return original(
-            run, step, batches, {name: len(batches) * count for name, count in run.task.counts(batches[0]).items()}
+            run, step, batches, {name: len(batches) * count for name, count in run.learner.counts(batches[0]).items()}
         )
 
     _changed(monkeypatch, steps, "train_step", alike)
@@ -177,7 +177,7 @@ def scheduled_sampling_of_the_true_word(monkeypatch):
     def own(original, inputs, logits, positions, **options):
         return original(inputs, logits.roll(1, 0), positions, **options)
 
-    _changed(monkeypatch, caption, "own_words", own)
+    _changed(monkeypatch, writing, "own_words", own)
 
 
 FAULTS = {

@@ -7,12 +7,14 @@ import torch
 from tiny_models import VOCAB, batch_of
 
 from velm_cli import schema
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.joint import ContrastiveLoss
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.objectives.weights import constant
 
 
-def task_of(active: str, **loss) -> CaptionTask:
+def task_of(active: str, **loss) -> WritingLearner:
     torch.manual_seed(0)
     model = VelmModel(
         vision=schema.ConvNetConfig(image_size=16, width=24, stages=2),
@@ -20,16 +22,16 @@ def task_of(active: str, **loss) -> CaptionTask:
         fusion=schema.ConcatConfig(dropout=0.0),
         vocab_size=VOCAB,
     )
-    return CaptionTask(model, schema.LossConfig(**loss), concepts=5, active=frozenset(active.split()))
+    return WritingLearner(model, schema.LossConfig(**loss), concepts=5, weights=constant(*active.split()))
 
 
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_validation_leaves_label_smoothing_out_and_training_does_not(chunk):
     plain, smoothed = (task_of("text", chunk=chunk, label_smoothing=share) for share in (0.0, 0.3))
     batch = batch_of(torch.randn(3, 3, 16, 16))
-    active = frozenset({"text"})
+    now = Moment(frozenset({"text"}))
     for learns in (True, False):
-        losses = [task.train(learns)(batch, active)["text"].sum for task in (plain, smoothed)]
+        losses = [task.train(learns)(batch, now)["text"].sum for task in (plain, smoothed)]
         assert torch.equal(*losses) is not learns
 
 
@@ -44,7 +46,7 @@ def test_the_contrastive_scale_comes_back_from_its_limit():
     batch = batch_of(torch.randn(3, 3, 16, 16))
     for _ in range(2):
         optimizer.zero_grad()
-        task(batch, frozenset({"joint"}))["joint"].sum.backward()
+        task(batch, Moment(frozenset({"joint"})))["joint"].sum.backward()
         assert scale.grad is not None and scale.grad.abs() > 1e-3, "the limit itself must not hold it"
         optimizer.step()
         task.after_step()
@@ -66,6 +68,7 @@ def test_the_sigmoid_scale_has_no_limit():
 def test_the_mean_over_concepts_is_their_sum_divided_by_their_number():
     batch = batch_of(torch.randn(3, 3, 16, 16))
     summed, mean = (
-        task_of("image", image_reduction=how)(batch, frozenset({"image"}))["image"].sum for how in schema.Reduction
+        task_of("image", image_reduction=how)(batch, Moment(frozenset({"image"})))["image"].sum
+        for how in schema.Reduction
     )
     torch.testing.assert_close(mean, summed / 5)

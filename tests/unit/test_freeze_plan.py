@@ -19,8 +19,10 @@ from test_matrix import OBJECTIVES, WRITING, learner
 from tiny_models import batch_of, folder
 
 from velm_cli import schema
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.vision import frozen_stages
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.objectives.weights import constant
 
 FREEZE = {
     "nothing": lambda model: None,
@@ -55,7 +57,7 @@ def rank_of_two(rank: int, every_nth: int, rendezvous: str, report: str) -> None
         model = learner(text, fusion, objective)
         FREEZE[freeze](model)
         terms = frozenset(OBJECTIVES[objective][0].split())
-        task = CaptionTask(model, OBJECTIVES[objective][1], concepts=5, active=terms).train()
+        task = WritingLearner(model, OBJECTIVES[objective][1], concepts=5, weights=constant(*terms)).train()
         if not any(parameter.requires_grad for parameter in task.parameters()):
             skipped += 1
             continue
@@ -64,7 +66,7 @@ def rank_of_two(rank: int, every_nth: int, rendezvous: str, report: str) -> None
         torch.manual_seed(1 + rank)
         batch = batch_of(torch.rand(3, 3, 16, 16))
         for _ in range(2):
-            found = ddp(batch, terms, own_words_share=0.5 if objective == "own_words" else 0.0)
+            found = ddp(batch, Moment(terms))
             sum(term.sum / term.count for term in found.values()).backward()
             without = [name for name, p in task.named_parameters() if p.requires_grad and p.grad is None]
             assert not without, (text, fusion, objective, freeze, without)

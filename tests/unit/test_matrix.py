@@ -17,10 +17,12 @@ from torch import nn
 
 from velm_cli import schema
 from velm_cli.errors import UserError
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.models.weights import load_state, save_state
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.objectives.weights import constant
 
 BOS, EOS, PAD = 1, 2, 0
 
@@ -230,7 +232,7 @@ def check_learning(model: VelmModel, image: torch.Tensor) -> None:
 
 OBJECTIVES = {
     "text": ("text", schema.LossConfig(chunk=4)),
-    "own_words": ("text", schema.LossConfig()),
+    "own_words": ("text", schema.LossConfig(scheduled_sampling="0.5")),
     "masked": ("text", schema.LossConfig(text=schema.TextLoss.masked)),
     "image": ("image", schema.LossConfig()),
     "patches": ("image", schema.LossConfig(image=schema.ImageLoss.masked_patches, patch_size=8)),
@@ -279,13 +281,13 @@ def test_matrix_objectives(text, fusion, objective):
     model = learner(text, fusion, objective, vision)
     active, loss = OBJECTIVES[objective]
     terms = frozenset(active.split())
-    task = CaptionTask(model, loss, concepts=5, active=terms).train()
+    task = WritingLearner(model, loss, concepts=5, weights=constant(*terms)).train()
     batch = batch_of(images(vision, 3))
     optimizer = torch.optim.AdamW((p for p in task.parameters() if p.requires_grad), lr=3e-3)
     totals = []
     for _ in range(4):
         torch.manual_seed(1)
-        found = task(batch, terms, own_words_share=0.5 if objective == "own_words" else 0.0)
+        found = task(batch, Moment(terms))
         assert set(found) == terms
         total = sum(term.sum / term.count for term in found.values())
         optimizer.zero_grad()

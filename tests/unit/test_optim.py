@@ -53,6 +53,7 @@ MAPPERS = [*schema.PrefixMapper]
 
 def undecayed(module: nn.Module) -> set[str]:
     """The names of trainable parameters that do not decay."""
+    module.rates = list  # no part with a rate of its own
     optimizer = build_optimizer(module, schema.OptimConfig(weight_decay=0.1))
     groups = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -124,6 +125,7 @@ def test_moments_are_restored_by_name_into_whichever_group_a_parameter_is_in_now
         parameter.grad = torch.randn_like(parameter)
     of_old.step()
     saved = optimizer_tensors(before, of_old)
+    after.rates = list
     optimizer = build_optimizer(after, config)
     restore_optimizer(after, optimizer, saved)
     found = optimizer_tensors(after, optimizer)

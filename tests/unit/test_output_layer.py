@@ -14,11 +14,13 @@ from tiny_models import VOCAB, batch_of, folder
 
 from velm_cli import schema
 from velm_cli.errors import UserError
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models import transformers_internals as internals
 from velm_cli.models.text import own_logits
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.weights import Undrawn
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.objectives.weights import constant
 
 
 def build(name: str, *, fusion: schema.FusionConfig | None = None, vocab: int = VOCAB, **text) -> VelmModel:
@@ -49,10 +51,10 @@ def test_a_tokenizer_with_more_tokens_enlarges_bias_and_matrix():
 @pytest.mark.parametrize("chunk", [0, 3])
 def test_training_sees_the_scale_the_cap_and_the_bias_that_decoding_sees(name, fusion, chunk):
     model = build(family_folder(name), fusion=fusion).double().eval()
-    task = CaptionTask(model, schema.LossConfig(chunk=chunk), concepts=5, active=frozenset({"text"})).eval()
+    task = WritingLearner(model, schema.LossConfig(chunk=chunk), concepts=5, weights=constant("text")).eval()
     batch = batch_of(torch.randn(3, 3, 16, 16).double())
     with torch.no_grad():
-        found = task(batch, frozenset({"text"}))["text"].sum
+        found = task(batch, Moment(frozenset({"text"})))["text"].sum
         memory, wanted = model.memory(model.encode_image(batch.image_XCHW)), 0.0
         tokens, lengths = batch.tokens_BKT.flatten(0, 1), batch.lengths_BK.flatten()
         state = None

@@ -10,9 +10,11 @@ from tiny_models import VOCAB, batch_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli import schema
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.objectives.weights import constant
 
 
 def test_texts_go_in_and_come_out_again():
@@ -38,10 +40,10 @@ def test_texts_go_in_and_come_out_again():
         assert packing.image_M.tolist() == [b for b in range(B) for _ in range(lengths_BK[b].sum())]
 
 
-def task_of(text: str, fusion: str) -> CaptionTask:
+def task_of(text: str, fusion: str) -> WritingLearner:
     torch.manual_seed(0)
     model = VelmModel(vision=VISION["convnet"](), text=TEXT[text](), fusion=FUSION[fusion](), vocab_size=VOCAB)
-    return CaptionTask(model, schema.LossConfig(joint_width=8), concepts=5, active=frozenset({"text", "joint"}))
+    return WritingLearner(model, schema.LossConfig(joint_width=8), concepts=5, weights=constant("text", "joint"))
 
 
 CELLS = [
@@ -64,7 +66,7 @@ def test_a_packed_batch_has_the_same_loss_and_gradients(text, fusion, terms):
         task.model.text.packs &= packs
         task.model.fusion.packs &= packs
         task.zero_grad()
-        losses = {name: term.sum for name, term in task(batch, frozenset(terms)).items()}
+        losses = {name: term.sum for name, term in task(batch, Moment(frozenset(terms))).items()}
         sum(losses.values()).backward()
         found.append((losses, {name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None}))
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)

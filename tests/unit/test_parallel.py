@@ -18,9 +18,11 @@ from velm_cli import schema
 from velm_cli.data.batch import Batch
 from velm_cli.engine.parallel import Replica, whole_tensors
 from velm_cli.engine.ranks import Ranks
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.velm import VelmModel
+from velm_cli.objectives.weights import Weight, constant
 from velm_cli.place import Place
-from velm_cli.tasks.caption import CaptionTask
 
 IMAGES, SIDE, VOCAB, CONCEPTS, LIMIT = 4, 32, 50, 7, 0.5
 VIT = {"image_size": SIDE, "patch_size": 16, "width": 16, "layers": 2, "heads": 2}
@@ -41,12 +43,21 @@ CELLS = {
 }  # fmt: skip
 
 
-def make_task(cell: str) -> CaptionTask:
+def make_task(cell: str) -> WritingLearner:
     torch.manual_seed(1)
     vision, text, fusion, active, learned, options = CELLS[cell]
     model = VelmModel(vision=vision, text=text, fusion=fusion, vocab_size=VOCAB)
     loss = schema.LossConfig(joint_width=8, **options)
-    return CaptionTask(model, loss, concepts=CONCEPTS, active=active, learned=learned).double().train()
+    return (
+        WritingLearner(
+            model,
+            loss,
+            concepts=CONCEPTS,
+            weights=constant(*active) | {name: Weight(1.0, 1.0, learned=True) for name in learned},
+        )
+        .double()
+        .train()
+    )
 
 
 def make_batch(rows: slice) -> Batch:
@@ -63,12 +74,12 @@ def make_batch(rows: slice) -> Batch:
 
 def step(cell: str, replica: Replica, batches: list[Batch]) -> tuple[dict[str, torch.Tensor], float]:
     """Gradients by name, whole and clipped, and their norm before, as the loop computes them."""
-    task, active = replica.task, CELLS[cell][3]
+    task, active = replica.learner, CELLS[cell][3]
     whole = make_batch(slice(None))
     total = {name: 2 * count for name, count in task.counts(whole).items()}  # two micro-batches
     for number, batch in enumerate(batches, start=1):
         with replica.micro_batch(last=number == len(batches)):
-            terms = replica(batch, active)
+            terms = replica(batch, Moment(active))
             factor = dict.fromkeys(active, 1.0) | {n: (-s).exp() for n, s in task.log_variance.items()}
             replica.backward(sum(factor[name] * term.sum / total[name] for name, term in terms.items()))
     replica.add_up_the_rest()
@@ -90,7 +101,9 @@ def rank_of_two(rank: int, how: str, folder: str) -> None:
         mine = make_batch(slice(rank, None, 2))
         gradients, norm = step(cell, replica, [mine, mine])
         with replica.undivided() as task, torch.no_grad():
-            alone = {name: term.sum for name, term in task.eval()(make_batch(slice(None)), CELLS[cell][3]).items()}
+            alone = {
+                name: term.sum for name, term in task.eval()(make_batch(slice(None)), Moment(CELLS[cell][3])).items()
+            }
         out[cell] = (gradients, norm, alone)
     torch.save(out, f"{folder}/{how}-{rank}.pt")
     torch.distributed.destroy_process_group()

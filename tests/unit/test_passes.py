@@ -7,9 +7,11 @@ import torch
 from tiny_models import VOCAB, batch_of
 
 from velm_cli import schema
+from velm_cli.learners.interface import Moment
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.self_critical import SelfCritical
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.objectives.weights import constant
 
 WORDS = ["<pad>", "<bos>", "<eos>", *(f"w{number}" for number in range(3, VOCAB))]
 TEXTS = {
@@ -27,7 +29,7 @@ def gradients(text: str, objective: str, *, caches: bool) -> dict[str, torch.Ten
         fusion=schema.CrossModalConfig(layers=1, heads=2, dropout=0.0),
         vocab_size=VOCAB,
     )
-    task = CaptionTask(model, schema.LossConfig(), concepts=0, active=frozenset({"text"})).train()
+    task = WritingLearner(model, schema.LossConfig(), concepts=0, weights=constant("text")).train()
     batch = batch_of(torch.randn(3, 3, 16, 16))
     if objective == "self_critical":
         references = {record: [f"w{3 + record} w{5 + record} w7"] * 2 for record in batch.examples}
@@ -35,7 +37,7 @@ def gradients(text: str, objective: str, *, caches: bool) -> dict[str, torch.Ten
             references, WORDS, bos_id=1, eos_id=2, banned=[0, 1], samples=4, max_length=6, device=torch.device("cpu")
         )
     with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=caches):
-        terms = task(batch, frozenset({"text"}), own_words_share=0.5 if objective == "scheduled_sampling" else 0.0)
+        terms = task(batch, Moment(frozenset({"text"})))
     terms["text"].sum.backward()
     return {name: parameter.grad for name, parameter in task.named_parameters() if parameter.requires_grad}
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -41,10 +41,10 @@ from velm_cli.engine.snapshot import (
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, sha256
 from velm_cli.models.frozen import put_together
+from velm_cli.models.kept import TENSORS, damage
 from velm_cli.models.weights import first_nan, save_state
 
 NAME = re.compile(r"step-[0-9]{8,}")
-TENSORS = ("task", "optimizer", "random")  # files that every checkpoint has
 
 
 class Checkpoints:
@@ -223,14 +223,6 @@ class Checkpoints:
                 shutil.rmtree(old, ignore_errors=True)
 
 
-def refuse_damaged(checkpoint: Path, run: str | None) -> None:
-    """UserError when a kept checkpoint, of which the weights are wanted, is damaged or of another run than `run`."""
-    if problem := _damage(checkpoint):
-        raise UserError(f"{checkpoint} is damaged ({problem}): give another checkpoint, or the run folder")
-    if run is not None and read_sealed(checkpoint / "state.json").get("run", run) != run:
-        raise UserError(f"{checkpoint} is of another run than the one of its folder: put its own back")
-
-
 def _steps(folder: Path) -> list[Path]:
     """The folders with names that `_write` gives; a user's copy of one is called otherwise."""
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir()), key=_step)
@@ -252,23 +244,13 @@ def _damage(checkpoint: Path, *, finite: bool = False) -> str | None:
 
     `finite`: weights that are NaN count as damage (an older velm wrote them).
     """
-    try:
+
+    def further() -> str | None:
         _progress_in(checkpoint)
-        digests = read_sealed(checkpoint / "state.json").get("sha256")
-        if not isinstance(digests, dict) or not {f"{name}.safetensors" for name in TENSORS} <= digests.keys():
-            return "its state names no checksums"
-        for name, digest in digests.items():
-            if Path(name).name != name or sha256(checkpoint / name) != digest:
-                return f"{name} has changed"
-            with safe_open(checkpoint / name, "pt"):  # a stranger's may have the right checksum and no tensors
-                pass
-        if finite and (name := first_nan(load_file(checkpoint / "task.safetensors"))):
-            return f"{name} is not a number"
-    except PermissionError as error:  # nothing is wrong with what may not be read
-        raise UserError(f"{error.filename or checkpoint}: {error.strerror}; make it readable") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-    return None
+        name = first_nan(load_file(checkpoint / "task.safetensors")) if finite else None
+        return f"{name} is not a number" if name else None
+
+    return damage(checkpoint, further)
 
 
 def _progress_in(checkpoint: Path) -> Progress:

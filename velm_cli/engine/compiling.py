@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from velm_cli.errors import UserError
+from velm_cli.models.layers import layers_in
 from velm_cli.models.velm import VelmModel
 from velm_cli.schema import Compile
 from velm_cli.surroundings import private_folder
@@ -49,11 +50,6 @@ def _keep_compiled_code_private() -> None:
 def blocks_of(model: VelmModel) -> Iterator[nn.Module]:
     """The repeated parts: stages of the vision encoder, and layers of the text encoder and the fusion."""
     return chain(model.vision.stages() if model.vision else (), layers_in(model.text), layers_in(model.fusion))
-
-
-def layers_in(part: nn.Module) -> Iterator[nn.Module]:
-    """What stands in the lists of a part of the model."""
-    return chain.from_iterable(module for module in part.modules() if isinstance(module, nn.ModuleList))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The training loop, as a story: batches in, weights out, nothing lost on the way.
 
-The loop knows no loss: a task turns a batch into terms (a sum over `count` items each), and the loop
+The loop knows no loss: a learner turns a batch into terms (a sum over `count` items each), and the loop
 minimises sum_i weight_i * (sum of term i) / (global count of term i), over all micro-batches and ranks.
 """
 
@@ -30,13 +30,20 @@ from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
 from velm_cli.errors import StageError
+from velm_cli.learners.interface import Learner, Moment
 from velm_cli.models.weights import not_finite
-from velm_cli.objectives.weights import Weight
 from velm_cli.observe import Observer
 from velm_cli.schema import Precision, TrainRoot
-from velm_cli.tasks.caption import CaptionTask
 
-Validate = Callable[[CaptionTask, int, StopRequest], dict[str, float]]
+Validate = Callable[[Learner, int, StopRequest], "Validation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Figures by name, none where there is nothing to validate on; `score` chooses the best checkpoint: the highest."""
+
+    figures: dict[str, float]
+    score: float = math.nan
 
 
 @dataclass(slots=True)
@@ -45,15 +52,13 @@ class Run:
 
     config: TrainRoot
     opened: OpenRun
-    task: CaptionTask
+    learner: Learner
     ranks: Ranks
     replica: Replica
     checkpoints: Checkpoints
     features: FeatureCache | None
     optimizer: torch.optim.Optimizer
     ema: Ema | None
-    weights: dict[str, Weight]  # alpha, beta, gamma by the name of their term
-    own_words: Weight  # probability of scheduled sampling
     steps_per_epoch: float
     precision: Precision
     progress: Progress
@@ -81,7 +86,7 @@ def fit(
     options, progress = run.config.run, run.progress
     began, seconds_before = time.perf_counter(), progress.seconds
     saved_step = progress.step
-    run.task.train()
+    run.learner.train()
     arriving = on_device(batches, run.device)
     while True:
         # Here, not after the step, so that a validation that a signal cut short is made up for on resume.
@@ -89,12 +94,12 @@ def fit(
             with observer.pause():
                 _refuse_to_write(run)
                 _validate(run, validate, observer, stop)
-                run.task.train()
+                run.learner.train()
         done = progress.step >= options.max_steps or _out_of_patience(run) or run.ranks.stopping(stop)
         if progress.step > saved_step and (done or progress.step % options.checkpoint_every == 0):
             with observer.pause():
                 _refuse_to_write(run)
-                run.checkpoints.save(run.task, run.optimizer, run.ema, progress)
+                run.checkpoints.save(run.learner, run.optimizer, run.ema, progress)
             saved_step = progress.step
         if done:
             run.checkpoints.finish()
@@ -110,7 +115,7 @@ def fit(
                 "captions": sum(batch.num_targets for batch in micro_batches),
                 "images": sum(len(batch.ids) for batch in micro_batches),
             }
-            counts = [run.task.counts(batch) for batch in micro_batches]
+            counts = [run.learner.counts(batch) for batch in micro_batches]
             size |= {f"count of {name}": sum(count[name] for count in counts) for name in counts[0]}
             told = run.ranks.counted(size, stop)
             totals = {name: told[f"count of {name}"] for name in counts[0]}
@@ -157,10 +162,12 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], totals: dict[str
 
     `totals`: the items of each objective, in the micro-batches of all ranks.
     """
-    weight: dict[str, Tensor | float] = {name: w.at(step, run.steps_per_epoch) for name, w in run.weights.items()}
+    weight: dict[str, Tensor | float] = {
+        name: w.at(step, run.steps_per_epoch) for name, w in run.learner.weights.items()
+    }
     active = frozenset(name for name, value in weight.items() if value > 0)
-    own_words = run.own_words.at(step, run.steps_per_epoch)
-    log_variance = run.task.log_variance  # of the terms with learned weights: sum_i exp(-s_i) L_i + s_i
+    now = Moment(active, step, run.steps_per_epoch)
+    log_variance = run.learner.log_variance  # of the terms with learned weights: sum_i exp(-s_i) L_i + s_i
     weight |= {name: (-s.detach()).exp() for name, s in log_variance.items()}
     total = {name: max(1, totals[name]) for name in active}
 
@@ -169,7 +176,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], totals: dict[str
         with run.replica.micro_batch(last=number == len(micro_batches)):
             with part("forward"):
                 with autocast(run.device, run.precision):
-                    terms = run.replica(batch, active, own_words_share=own_words)
+                    terms = run.replica(batch, now)
                 factor = weight | {name: (-s).exp() for name, s in log_variance.items()}
                 loss = sum(factor[name] * term.sum / total[name] for name, term in terms.items())
             if isinstance(loss, Tensor) and loss.requires_grad:
@@ -200,15 +207,10 @@ def _update(run: Run, step: int) -> float:
         group["lr"] = lr * group["scale"]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
-    run.task.after_step()
+    run.learner.after_step()
     if run.ema is not None:
         run.ema.update(step)
     return lr
-
-
-def _schedules_end(run: Run) -> float:
-    """The optimiser step from which on training minimises one and the same loss."""
-    return max(weight.settled(run.steps_per_epoch) for weight in (*run.weights.values(), run.own_words))
 
 
 def _validate(run: Run, validate: Validate, observer: Observer, stop: StopRequest) -> None:
@@ -217,31 +219,31 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
     Until a step was done at the end of all schedules, a score says little about those to come: the newest weights
     stand for the best, and patience does not count. The best is then chosen among later ones only.
     """
-    progress, schedules_end = run.progress, _schedules_end(run)
+    progress, schedules_end = run.progress, run.learner.settled(run.steps_per_epoch)
     moving = progress.step <= schedules_end
     to_beat = progress.best if (progress.best_step or 0) > schedules_end else None
     if run.ema is not None:
         run.ema.swap()
     try:
-        run.task.eval()
+        run.learner.eval()
         run.replica.same_buffers()
-        with run.replica.undivided() as task:
-            figures = validate(task, progress.step, stop)
+        with run.replica.undivided() as learner:
+            found = validate(learner, progress.step, stop)
         if run.ranks.any_stopped(stop):  # cut short: no figure worth keeping
             return
         progress.validated_step = progress.step
-        if not figures:  # the data set has no validation images
+        if not found.figures:  # the data set has nothing to validate on
             return
-        score = figures.get("cider", -figures.get("loss", 0.0))
+        score = found.score
         if math.isfinite(score) and (to_beat is None or score > to_beat):
             progress.best, progress.best_step, progress.bad_validations = score, progress.step, 0
-            run.checkpoints.save_weights(run.task, run.folder / "best.safetensors")
+            run.checkpoints.save_weights(run.learner, run.folder / "best.safetensors")
         else:
             progress.bad_validations += 1
     finally:
         if run.ema is not None:
             run.ema.swap()
-    observer.record("validation", progress.step, figures | ({"moving": True} if moving else {}))
+    observer.record("validation", progress.step, found.figures | ({"moving": True} if moving else {}))
     best = "" if progress.best is None else f"  (best {progress.best:.4f})"
     if progress.best_step == progress.step:
         best = "  best so far" if run.config.stage == "train" else "  best of this finetuning so far"
@@ -249,7 +251,7 @@ def _validate(run: Run, validate: Validate, observer: Observer, stop: StopReques
         best = f"  (schedules move until step {math.ceil(schedules_end)}: newest weights kept, patience not counted)"
     observer.say(
         f"step {progress.step}/{run.config.run.max_steps}  validation: "
-        + "  ".join(f"{key} {value:.4f}" for key, value in figures.items())
+        + "  ".join(f"{key} {value:.4f}" for key, value in found.figures.items())
         + best
     )
     if _out_of_patience(run):
@@ -262,7 +264,7 @@ def _refuse_to_write(run: Run) -> None:
     A step looks at gradients only: its update may still leave the finite numbers.
     """
     run.opened.refuse_if_gone()
-    found = run.ranks.of_all(not_finite(run.task))
+    found = run.ranks.of_all(not_finite(run.learner))
     if name := next(filter(None, found), None):
         raise StageError(
             f"step {run.progress.step}: the weights are not finite ({name}), and are not saved; what was saved before "
@@ -275,5 +277,5 @@ def _stop_at_nan(figures: dict[str, Tensor | float], micro_batches: list[Batch],
     losses = ", ".join(f"{key} {float(value):g}" for key, value in figures.items())
     raise StageError(
         f"step {step + 1}: the gradient is not finite ({losses}); the last checkpoint is from before it. "
-        f"Images of the batch: {', '.join(ids[:64])}{' ...' if len(ids) > 64 else ''}"
+        f"Examples of the batch: {', '.join(ids[:64])}{' ...' if len(ids) > 64 else ''}"
     )

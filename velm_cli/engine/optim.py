@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.engine.parallel import is_slice, slice_like
+from velm_cli.learners.interface import Learner
 from velm_cli.schema import LrSchedule, OptimConfig
 
 
@@ -32,29 +33,30 @@ class AdamW(torch.optim.AdamW):
         return _plain(torch.optim.AdamW.step)(self, closure)
 
 
-def build_optimizer(task: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over what is trainable.
 
     Matrices decay, embeddings of words among them; biases, gains and other vectors do not, nor what modules name in
-    `no_decay`. The vision encoder learns at `vision_lr_scale` times the rate. Each group carries its `scale` of the
-    rate.
+    `no_decay`. Parts of the learner may learn at a rate of their own (`Learner.rates`). Each group carries its `scale`
+    of the rate.
     """
-    undecayed = _undecayed(task)
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in task.named_parameters():
+    undecayed = _undecayed(learner)
+    scaled_by = {parameter: option for option, part in learner.rates() for parameter in part}
+    groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in learner.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim >= 2 and name not in undecayed
             # Slices and whole tensors (fsdp) cannot be updated in one call.
-            key = (name.startswith("model.vision."), decays, is_slice(parameter))
+            key = (scaled_by.get(parameter, ""), decays, is_slice(parameter))
             groups.setdefault(key, []).append(parameter)
     return AdamW(
         [
             {
                 "params": parameters,
-                "scale": config.vision_lr_scale if vision else 1.0,
+                "scale": getattr(config, option) if option else 1.0,
                 "weight_decay": config.weight_decay if decay else 0.0,
             }
-            for (vision, decay, _), parameters in sorted(groups.items())
+            for (option, decay, _), parameters in sorted(groups.items())
         ],
         lr=config.lr,
         betas=(config.beta1, config.beta2),

@@ -21,26 +21,25 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor, distributed, nn
 
-from velm_cli.engine.compiling import layers_in
 from velm_cli.engine.ranks import Ranks
+from velm_cli.learners.interface import Learner
 from velm_cli.objectives.ranks import alone
 from velm_cli.objectives.terms import Term
 from velm_cli.schema import Parallel
-from velm_cli.tasks.caption import CaptionTask
 
 if TYPE_CHECKING:  # importing it takes a moment, and one process never has any
     from torch.distributed.tensor import DTensor
 
 
 class Replica:
-    """A rank's part in the steps: how the task is called, and how gradients become those of all ranks."""
+    """A rank's part in the steps: how the learner is called, and how gradients become those of all ranks."""
 
-    def __init__(self, task: CaptionTask, ranks: Ranks, how: Parallel) -> None:
-        self.task, self.ranks = task, ranks
-        self._forward: nn.Module = task
+    def __init__(self, learner: Learner, ranks: Ranks, how: Parallel) -> None:
+        self.learner, self.ranks = learner, ranks
+        self._forward: nn.Module = learner
         self._by_hand: list[nn.Parameter] = []  # parameters whose gradients are added up here, not by torch
-        self._sharded: Any = None  # the task as fully_shard has changed it
-        self._plain: CaptionTask | None = None  # and as it was, in main memory
+        self._sharded: Any = None  # the learner as fully_shard has changed it
+        self._plain: Learner | None = None  # and as it was, in main memory
         if ranks.world == 1:
             return
         if how is Parallel.fsdp:
@@ -49,14 +48,14 @@ class Replica:
             self._copy()
 
     def _copy(self) -> None:
-        # The weights of terms take part in the loss outside of the task's forward, where DDP does not see them.
-        self._by_hand = list(self.task.log_variance.values())
-        ignored = [name for name, p in self.task.named_parameters() if any(p is q for q in self._by_hand)]
+        # The weights of terms take part in the loss outside of the learner's forward, where DDP does not see them.
+        self._by_hand = list(self.learner.log_variance.values())
+        ignored = [name for name, p in self.learner.named_parameters() if any(p is q for q in self._by_hand)]
         ddp = nn.parallel.DistributedDataParallel
-        ddp._set_params_and_buffers_to_ignore_for_model(self.task, ignored)
+        ddp._set_params_and_buffers_to_ignore_for_model(self.learner, ignored)
         # Weights of terms that come and go with the schedule leave parameters without gradients. Besides, buckets
         # are then not rearranged after the first step, so a resumed run adds in the same order: the same bits.
-        self._forward = ddp(self.task, find_unused_parameters=True, gradient_as_bucket_view=True)
+        self._forward = ddp(self.learner, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def _shard(self) -> None:
         from torch.distributed.device_mesh import init_device_mesh
@@ -64,16 +63,15 @@ class Replica:
 
         _show_tensors_of_terms()
         mesh = init_device_mesh(self.ranks.device.type, (self.ranks.world,))
-        scalars = {p for p in self.task.parameters() if p.ndim == 0}  # cannot be sliced
-        self._by_hand = [p for p in self.task.parameters() if p in scalars and p.requires_grad]
+        scalars = {p for p in self.learner.parameters() if p.ndim == 0}  # cannot be sliced
+        self._by_hand = [p for p in self.learner.parameters() if p in scalars and p.requires_grad]
         # The fusion's layers stay with the rest: they are asked for more than their forward (keys and values).
-        vision, text = self.task.model.vision, self.task.model.text
-        layers = dict.fromkeys((*(vision.stages() if vision else ()), *layers_in(text)))
+        layers = dict.fromkeys(self.learner.wrapped())
         blocks = [layer for layer in layers if next(layer.parameters(), None) is not None]
         # Layers return keys and values, which are views and are never written to.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        self._plain = copy.deepcopy(self.task).to("cpu")
-        for module in (*blocks, self.task):
+        self._plain = copy.deepcopy(self.learner).to("cpu")
+        for module in (*blocks, self.learner):
             self._sharded = fully_shard(module, mesh=mesh, ignored_params=scalars)
 
     def __call__(self, *args: Any, **options: Any) -> dict[str, Term]:
@@ -119,20 +117,20 @@ class Replica:
     def same_buffers(self) -> None:
         """Batch statistics are each rank's own while it trains; what is validated and saved are rank 0's."""
         if self.ranks.world > 1:
-            for buffer in self.task.buffers():
+            for buffer in self.learner.buffers():
                 distributed.broadcast(buffer, src=0)
 
     @contextlib.contextmanager
-    def undivided(self) -> Iterator[CaptionTask]:
-        """The task with all weights on every rank, which computes by itself: in validation ranks do unlike things."""
-        task = self.task
-        if self._plain is not None:  # torch keeps the layers of `self.task` in step between the ranks
-            whole = {name: _whole(tensor) for name, tensor in task.state_dict().items()}
+    def undivided(self) -> Iterator[Learner]:
+        """The learner with all weights on every rank, which computes by itself: in validation ranks differ in work."""
+        learner = self.learner
+        if self._plain is not None:  # torch keeps the layers of `self.learner` in step between the ranks
+            whole = {name: _whole(tensor) for name, tensor in learner.state_dict().items()}
             self._plain.load_state_dict(whole)
-            task = self._plain.to(self.ranks.device).train(task.training)
+            learner = self._plain.to(self.ranks.device).train(learner.training)
         try:
             with alone():
-                yield task
+                yield learner
         finally:
             if self._plain is not None:
                 self._plain.to("cpu")
@@ -141,7 +139,7 @@ class Replica:
 @functools.cache
 def _show_tensors_of_terms() -> None:
     """Tell torch which tensors a Term holds: fully_shard starts the backward of what no layer holds (all that learns,
-    below a frozen encoder and a recurrent text encoder) at those that the task returns, and torch 2.11 looks into no
+    below a frozen encoder and a recurrent text encoder) at those that the learner returns, and torch 2.11 looks into no
     dataclass that it was not told of: gradients then stay each rank's own."""
     from torch.export import register_dataclass
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from velm_cli.data.batch import Batch
 from velm_cli.data.pixels import Pixels
+from velm_cli.models.layers import layers_in
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.terms import Term
 from velm_cli.objectives.weights import Weight
@@ -33,11 +34,18 @@ class Learner(nn.Module):
     model: VelmModel
     weights: Mapping[str, Weight]  # alpha, beta, gamma by the name of their term
     log_variance: nn.ParameterDict  # s of each term whose weight exp(-s) is learned
+    concepts: int = 0  # labels that L_image predicts
 
     @property
     def pixels(self) -> Pixels:
         """What it takes of an image."""
-        raise NotImplementedError
+        vision, side = self.model.vision, self.model.image_size
+        return Pixels(side) if vision is None else Pixels(side, vision.mean, vision.std, vision.resizing)
+
+    @property
+    def active(self) -> frozenset[str]:
+        """The terms that have a weight at any step."""
+        return frozenset(name for name, weight in self.weights.items() if not weight.always_zero)
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """By term, the number of items that its sum runs over; known before any computing."""
@@ -52,8 +60,9 @@ class Learner(nn.Module):
         return max(weight.settled(steps_per_epoch) for weight in self.weights.values())
 
     def wrapped(self) -> Iterable[nn.Module]:
-        """Encoders whose layers are sharded (fsdp) and compiled one by one."""
-        return filter(None, (self.model.vision, self.model.text))
+        """The layers of its encoders, which repeat: each is sharded (fsdp) by itself."""
+        vision = self.model.vision
+        return [*(vision.stages() if vision else ()), *layers_in(self.model.text)]
 
     def rates(self) -> Iterable[tuple[str, Iterable[nn.Parameter]]]:
         """Parts that may learn at a rate of their own, by the name of the option that scales it."""

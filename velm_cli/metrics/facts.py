@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from velm_cli.data.shapes_grammar import (
     BACKGROUNDS,
@@ -130,7 +131,7 @@ def load_scenes(path: Path) -> dict[int, Scene]:
         raise UserError(f"{path} is not a scenes.json of dataset=shapes: write it anew") from error
 
 
-def score_facts(hypotheses: Mapping[int, str], scenes: Mapping[int, Scene]) -> dict[str, float | None]:
+def score_facts(hypotheses: Mapping[Any, str], scenes: Mapping[int, Scene]) -> dict[str, float | None]:
     """Micro-averaged precision and recall (0 to 1) of each kind of fact over all hypotheses.
 
     Keys are "object_precision", "object_recall", then the same for colour, count, size and relation;

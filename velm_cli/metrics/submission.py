@@ -28,7 +28,7 @@ ALGORITHM = re.compile(r"[A-Za-z0-9][A-Za-z0-9.-]*")  # no "_": it parts the wor
 
 
 def write_submission(
-    folder: Path, split: str, algorithm: str, captions: Mapping[int, str], expected: Collection[int] | None
+    folder: Path, split: str, algorithm: str, captions: Mapping[Any, str], expected: Collection[int] | None
 ) -> Path:
     """Writes `captions` (one an image) of a whole split as a results file in `folder`, and returns its path.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -256,3 +257,8 @@ def initialise(module: nn.Module, layers: int) -> None:
             nn.init.zeros_(part.bias)
         elif isinstance(part, nn.Embedding):
             nn.init.normal_(part.weight, std=0.02)
+
+
+def layers_in(part: nn.Module) -> Iterator[nn.Module]:
+    """What stands in the lists of a part of the model."""
+    return chain.from_iterable(module for module in part.modules() if isinstance(module, nn.ModuleList))

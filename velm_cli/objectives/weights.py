@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from velm_cli.errors import UserError
+from velm_cli.schema import LossConfig
 
 LARGEST = 1e6  # weight of a term: beyond, float32 has no room for gradients
 _SCHEDULE = re.compile(r"(linear|cosine|step)\(\s*([^,\s]+)\s*,\s*([^,\s]+)\s*,\s*(\d+)\s*(ep)?\s*\)")
@@ -65,6 +66,17 @@ def parse_weight(key: str, text: str) -> Weight:
             f"{key}: {text!r} is neither a number from 0 to {LARGEST:g} nor a schedule such as "
             "linear(0,1,500) (steps) or cosine(1,0.1,5ep) (epochs), nor the word learned"
         ) from None
+
+
+def term_weights(loss: LossConfig) -> dict[str, Weight]:
+    """alpha, beta, gamma by the term that they weigh."""
+    names = {"text": "alpha", "image": "beta", "joint": "gamma"}
+    return {term: parse_weight(f"loss.{name}", getattr(loss, name)) for term, name in names.items()}
+
+
+def constant(*terms: str) -> dict[str, Weight]:
+    """1 for these terms, 0 for the others."""
+    return {name: Weight(float(name in terms), float(name in terms)) for name in ("text", "image", "joint")}
 
 
 def _finite(text: str) -> float:

@@ -11,4 +11,5 @@ from velm_cli.schema.data import *  # noqa: F403
 from velm_cli.schema.metric_names import METRIC_NAMES  # noqa: F401
 from velm_cli.schema.model import *  # noqa: F403
 from velm_cli.schema.roots import *  # noqa: F403
+from velm_cli.schema.tasks import *  # noqa: F403
 from velm_cli.schema.training import *  # noqa: F403

@@ -17,8 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from velm_cli import compose, configs, console, naming
 from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
-from velm_cli.engine.sources import refuse_other_sources
 from velm_cli.errors import UserError
+from velm_cli.lineage import refuse_other_sources
 from velm_cli.place import place
 from velm_cli.quiet import quiet
 from velm_cli.relocating import store_path

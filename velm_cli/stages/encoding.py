@@ -21,9 +21,9 @@ from velm_cli.data.transforms import TrainTransform
 from velm_cli.engine.device import autocast
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import Stopped, StopRequest
+from velm_cli.learners.interface import Learner
 from velm_cli.models.vision import VisionEncoder
 from velm_cli.schema import FeatureCaching, Precision, TrainRoot
-from velm_cli.tasks.caption import CaptionTask
 
 TOGETHER = 32  # images encoded at once
 READERS = 2  # threads that read images meanwhile
@@ -33,7 +33,7 @@ def cached_features(
     config: TrainRoot,
     store: Store,
     records: np.ndarray,
-    task: CaptionTask,
+    learner: Learner,
     device: torch.device,
     precision: Precision,
     ranks: Ranks,
@@ -45,26 +45,26 @@ def cached_features(
     each rank.
 
     `view` 0 is the image as it is evaluated, the others are augmented by the options of `data`. None without
-    `data.cache`. Leaves the task in evaluation mode. Raises Stopped on all ranks when one of them is told to stop.
+    `data.cache`. Leaves the learner in evaluation mode. Raises Stopped on all ranks when one of them is told to stop.
     """
-    model, data = task.model, config.data
+    model, data = learner.model, config.data
     if data.cache is FeatureCaching.none or model.vision is None or not store.has_images:
         return None
-    task.eval()
+    learner.eval()
     side = config.vision.image_size
     about = {"encoder": _fingerprint(model.vision), "one_token": model.one_token, "image_size": side}
     if model.frozen_stages:
         about = {"stages": _fingerprint(_first(model.vision, model.frozen_stages)), "image_size": side}
-    about |= {"mean": list(task.image_mean), "std": list(task.image_std), "precision": precision.value}
-    if task.image_resizing != CENTRE_CROP:  # which older caches know nothing of
-        about |= {"resizing": task.image_resizing._asdict()}
+    about |= {"mean": list(learner.pixels.mean), "std": list(learner.pixels.std), "precision": precision.value}
+    if learner.pixels.resizing != CENTRE_CROP:  # which older caches know nothing of
+        about |= {"resizing": learner.pixels.resizing._asdict()}
     if view:
         about |= {"view": view, "crop": data.crop_scale, "flip": data.flip, "jitter": data.colour_jitter}
     about |= {"store": store.hash}  # another store may be put in this one's place meanwhile
     cache = FeatureCache(store.path, len(store), data.cache, about)
 
     def images(records: np.ndarray) -> Iterator[Batch]:
-        mean, std, resizing = task.image_mean, task.image_std, task.image_resizing
+        mean, std, resizing = learner.pixels.mean, learner.pixels.std, learner.pixels.resizing
         if view:
             transform = TrainTransform(side, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing)
             return view_batches(store, records, transform, view, batch_size=TOGETHER, workers=READERS)
@@ -108,19 +108,19 @@ def _fill(cache: FeatureCache, records: np.ndarray, encode: Encode, ranks: Ranks
 def training_views(
     config: TrainRoot,
     store: Store,
-    task: CaptionTask,
+    learner: Learner,
     device: torch.device,
     precision: Precision,
     ranks: Ranks,
     stop: StopRequest,
 ) -> list[FeatureCache]:
     """`cached_features` of all images that the run trains and validates on, and of the former's further views."""
-    first = cached_features(config, store, images_of_training(config, store), task, device, precision, ranks, stop)
+    first = cached_features(config, store, images_of_training(config, store), learner, device, precision, ranks, stop)
     if first is None:
         return []
     train = store.split("train")[: config.run.overfit_images or None]
     further = (
-        cached_features(config, store, train, task, device, precision, ranks, stop, view=view)
+        cached_features(config, store, train, learner, device, precision, ranks, stop, view=view)
         for view in range(1, config.data.views)
     )
     return [first, *(cache for cache in further if cache is not None)]

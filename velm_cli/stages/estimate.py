@@ -19,6 +19,7 @@ from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_device, pick_precision, prepare
 from velm_cli.engine.meter import matrix_peak
 from velm_cli.errors import UserError
+from velm_cli.learners.interface import Learner, Moment
 from velm_cli.models.packing import Packing
 from velm_cli.models.velm import count_parameters
 from velm_cli.objectives.weights import parse_weight
@@ -27,9 +28,8 @@ from velm_cli.stages.encoding import images_of_training
 from velm_cli.stages.fitting import loader_of, metric_notes, notes, problems
 from velm_cli.stages.opening import opened_files
 from velm_cli.stages.resuming import would_find
-from velm_cli.stages.starting import built, keepers
-from velm_cli.stages.train import build_task, term_weights
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.stages.starting import built, keepers, new_learner
+from velm_cli.tasks import task_of
 
 WORTH_A_CACHE = 0.7  # of the time without one: more, and the line is noise
 REACHED = 0.3  # share of the matrix-multiply peak that a training step of a small model reaches, roughly
@@ -45,13 +45,13 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     )
     faults = list(problems(config, store, tokens))
     said: list[str] = []
-    weights = term_weights(config)
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers for no concepts, which is one of the problems
             keeper = keepers(config, None)
-            task = built(config, lambda config: build_task(config, store, tokens.tokenizer, weights), keeper).train()
-        said += opened_files(config, task, tokens.tokenizer)
+            spaces = task_of(config.task).spaces(config, store)
+            learner = built(config, lambda config: new_learner(config, spaces, tokens.tokenizer), keeper).train()
+        said += opened_files(config, learner, tokens.tokenizer)
     except UserError as error:
         faults.append(str(error))
     try:
@@ -64,12 +64,12 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     captions = store.counts["train"]
     mean_length = _mean_length(store, tokens)
     per_image = loader.captions_per_image
-    flops, activations = _one_step(task, config, per_image, round(mean_length), store.has_images)
+    flops, activations = _one_step(learner, config, per_image, round(mean_length), store.has_images)
     if precision is Precision.bf16:
         activations //= 2
 
     images = config.run.batch_size * config.run.accumulation
-    trainable, total = count_parameters(task, trainable=True), count_parameters(task)
+    trainable, total = count_parameters(learner, trainable=True), count_parameters(learner)
     state = 4 * total + (12 + 4 * bool(config.run.ema_decay)) * trainable
     peak = matrix_peak(device, precision)
 
@@ -77,14 +77,14 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         return flops / (REACHED * peak)
 
     steps = config.run.max_steps * config.run.accumulation
-    once = _encoding(task, config, store)  # of all images, where a cache keeps what frozen layers make of them
+    once = _encoding(learner, config, store)  # of all images, where a cache keeps what frozen layers make of them
     cached = config.data.cache is not FeatureCaching.none
     seconds = lasts(steps * flops + cached * once)
     rows = [
         ("parameters", f"{total:,} ({trainable:,} trained)"),
         *(
             (f"  {name}", f"{count_parameters(part):,}")
-            for name, part in task.model.named_children()
+            for name, part in learner.model.named_children()
             if count_parameters(part)
         ),
         ("training set", f"{captions:,} images, {mean_length:.1f} tokens a caption"),
@@ -103,15 +103,15 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         print(f"{'':<14}of that about {_duration(lasts(once))} for the features of the images, which are kept")
     elif once and not isinstance(store, StreamStore):
         config.data.cache = FeatureCaching.bf16
-        with_cache = steps * _one_step(task, config, per_image, round(mean_length), True)[0]
+        with_cache = steps * _one_step(learner, config, per_image, round(mean_length), True)[0]
         config.data.cache = FeatureCaching.none
         if lasts(with_cache + once) < WORTH_A_CACHE * seconds:
             print(
                 f"note: vision.freeze={config.vision.freeze} computes the same features again and again: with "
                 f"data.cache=bf16 about {_duration(lasts(with_cache + once))}"
             )
-    if task.model.vision is not None and store.has_images:
-        for note in task.image_resizing.enlarges(store.image_size, config.vision.image_size):
+    if learner.model.vision is not None and store.has_images:
+        for note in learner.pixels.resizing.enlarges(store.image_size, config.vision.image_size):
             print(note)
     for note in [*said, *notes(config, store, tokens, loader), *metric_notes(config.metrics.names)]:
         print(note)
@@ -126,7 +126,7 @@ def _mean_length(store: Store, tokens) -> float:
     return total / max(1, count) + 1
 
 
-def _encoding(task: CaptionTask, config: TrainRoot, store: Store) -> int:
+def _encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
     """FLOPs of what a feature cache computes once: frozen layers on every image that a run uses; 0 where it cannot."""
     frozen = config.vision.freeze not in ("none", "first:0")
     augments = config.data.flip or config.data.crop_scale < 1 or config.data.colour_jitter
@@ -134,26 +134,26 @@ def _encoding(task: CaptionTask, config: TrainRoot, store: Store) -> int:
         config.loss.image is ImageLoss.masked_patches and not parse_weight("loss.beta", config.loss.beta).always_zero
     )
     cached = config.data.cache is not FeatureCaching.none
-    if task.model.vision is None or not frozen or isinstance(config.vision, RegionsConfig):
+    if learner.model.vision is None or not frozen or isinstance(config.vision, RegionsConfig):
         return 0
     if (augments or paints) and not cached:
         return 0
     side = config.vision.image_size
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        task.model.kept(torch.empty(1, 3, side, side))
+        learner.model.kept(torch.empty(1, 3, side, side))
     images = len(images_of_training(config, store)) if not isinstance(store, StreamStore) else 0
     return counter.get_total_flops() * images * config.data.views
 
 
-def _one_step(task: CaptionTask, config: TrainRoot, K: int, length: int, images: bool) -> tuple[int, int]:
+def _one_step(learner: Learner, config: TrainRoot, K: int, length: int, images: bool) -> tuple[int, int]:
     """FLOPs and activation bytes of a micro-batch of K captions an image, forward and backward, on the meta device."""
     B, side = config.run.batch_size, config.vision.image_size
     N = B * K
     with torch.device("meta"):
         image_BCHW = torch.empty(B, 3, side, side) if images else None
         feature_BSD = None
-        if image_BCHW is not None and task.model.vision and config.data.cache is not FeatureCaching.none:
-            feature_BSD = task.model.kept(image_BCHW)
+        if image_BCHW is not None and learner.model.vision and config.data.cache is not FeatureCaching.none:
+            feature_BSD = learner.model.kept(image_BCHW)
             image_BCHW = None
         every_M = torch.empty(N * length, dtype=torch.long)
         batch = Batch(
@@ -165,7 +165,7 @@ def _one_step(task: CaptionTask, config: TrainRoot, K: int, length: int, images:
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
             packing=Packing(every_M, every_M, every_M[:length], every_M, N, length, B, K * length),
-            labels={CONCEPTS: torch.empty(B, task.concepts)} if images else {},
+            labels={CONCEPTS: torch.empty(B, learner.concepts)} if images else {},
             num_targets=N,
         )
     saved: dict[int, int] = {}
@@ -178,10 +178,9 @@ def _one_step(task: CaptionTask, config: TrainRoot, K: int, length: int, images:
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    active = frozenset(name for name, weight in term_weights(config).items() if not weight.always_zero)
     with FlopCounterMode(display=False) as counter:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            loss = sum(term.sum for term in task(batch, active).values())
+            loss = sum(term.sum for term in learner(batch, Moment(learner.active)).values())
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
     return counter.get_total_flops(), sum(saved.values())

@@ -8,42 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
 from velm_cli import configs, naming
 from velm_cli.data.store import Store, store_path
-from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_precision, prepare
 from velm_cli.engine.folder import again, mark, open_run, run_path
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, stop_on_signals
-from velm_cli.engine.sources import noted_store, weight_file
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, sha256, write_json
-from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
+from velm_cli.lineage import noted_store, weight_file
+from velm_cli.loading import KEPT, run_tokenizer, trained_learner, with_kept_models
 from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, read_summary, table
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
-from velm_cli.models.weights import Undrawn, fitted, refuse_not_finite
-from velm_cli.objectives.weights import Weight
-from velm_cli.schema import EvaluateRoot, PretrainedTextConfig, ShapesConfig, Submission, TrainRoot
+from velm_cli.schema import EvaluateRoot, Submission, TrainRoot
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.fitting import evaluation_notes, refuse_unfit_evaluation
 from velm_cli.stages.opening import opened_judge, opened_run
-from velm_cli.stages.scoring import Captions, caption_split, score_and_save
+from velm_cli.stages.predicting import predict_split, score_and_save
 from velm_cli.stages.showing import write_report
-from velm_cli.stages.starting import KEPT, kept, open_store, read_weights, run_tokenizer
-from velm_cli.stages.train import build_task, term_weights
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.stages.starting import open_store, same_weights
+from velm_cli.tasks import Task, task_of
+from velm_cli.tasks.interface import ExampleId
 
 
 def run(config: EvaluateRoot) -> float | None:
     """Returns the CIDEr (None if it was not asked for)."""
     home = configs.run_folder_of(config.checkpoint)
     trained = _with_models(config, configs.load_run_config(config.checkpoint), home)
-    if not _learned_to_write(trained):
-        raise UserError(_why_not(trained, home))
+    task = task_of(trained.task)
+    if not _is_learned(task, trained):
+        raise UserError(task.why_not_learned(trained, home))
     weights = weight_file(config.checkpoint)
     store = open_store(config)
     indices = _indices(config, store)
@@ -53,8 +50,8 @@ def run(config: EvaluateRoot) -> float | None:
         config.name = _default_name(config, trained)
     if config.dry_run:
         folder = configs.run_folder_of(config.checkpoint)
-        lines = [*opened_run(trained, store, folder, weights), *opened_judge(config.metrics.clip)]
-        print(f"would caption {len(indices):,} images of {store.path} with {weights}")
+        lines = [*opened_run(trained, folder, weights), *opened_judge(config.metrics.clip)]
+        print(f"would {task.verb} {len(indices):,} {task.unit}s of {store.path} with {weights}")
         for line in (*lines, *evaluation_notes(config, store, indices)):
             print(line)
         return None
@@ -62,19 +59,20 @@ def run(config: EvaluateRoot) -> float | None:
     if then not in (None, store.hash) and store_path(config.dataset) == store_path(trained.dataset):
         print(f"note: {store.path} has other data now ({store.hash[:12]}) than when {home} was trained ({then[:12]})")
     with together(config.run.device) as ranks:
-        state, digest = read_weights(weights, ranks)
+        state, digest = same_weights(weights, ranks)
         about = {"file": str(weights), "sha256": digest, "data": store.hash}
         if config.metrics.df not in ("corpus", "coco") and "cider" in config.metrics.names:
             about["df"] = sha256(Path(config.metrics.df))
         path = ranks.same(_result_path(config, about))
         if (path / "DONE").exists():
-            return _report_again(path)
-        return _evaluate(config, trained, store, indices, path, ranks, about, state, submission)
+            return _report_again(path, task)
+        return _evaluate(config, trained, task, store, indices, path, ranks, about, state, submission)
 
 
 def _evaluate(
     config: EvaluateRoot,
     trained: TrainRoot,
+    task: Task[Any],
     store: Store,
     indices: np.ndarray,
     path: Path,
@@ -83,30 +81,31 @@ def _evaluate(
     state: dict[str, Tensor],
     submission: tuple[str, Path] | None,
 ) -> float | None:
-    """Caption on all ranks; score and write on the first."""
+    """Predict on all ranks; score and write on the first."""
     device = ranks.device
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads, deterministic=config.run.deterministic)
-    print(f"weights     {about['file']}\ndata        {store.path}  {config.split}  {len(indices):,} images")
+    print(f"weights     {about['file']}\ndata        {store.path}  {config.split}  {len(indices):,} {task.unit}s")
     with open_run(path, config, writes=ranks.first) as opened, stop_on_signals() as stop:
         if ranks.first:
             write_json(path / "weights.json", sealed(about))
-        tokenizer = run_tokenizer(configs.run_folder_of(config.checkpoint))
-        task = _load_task(trained, store, tokenizer, Path(about["file"]), state, device)
-        for note in task.image_resizing.enlarges(store.image_size, trained.vision.image_size):
+        home, file = configs.run_folder_of(config.checkpoint), Path(about["file"])
+        tokenizer = run_tokenizer(home)
+        learner = trained_learner(trained, task, tokenizer, home, file, state).to(device)
+        for note in learner.pixels.resizing.enlarges(store.image_size, trained.vision.image_size):
             print(note)
-        captions: Captions = {}
+        predicted: dict[ExampleId, Any] = {}
         features = None
         with contextlib.suppress(Stopped):
-            features = cached_features(trained, store, indices, task, device, precision, ranks, stop)
+            features = cached_features(trained, store, indices, learner, device, precision, ranks, stop)
         if not ranks.any_stopped(stop):
-            captions = caption_split(
+            predicted = predict_split(
                 task,
+                learner,
                 store,
                 tokenizer,
                 indices,
                 decoding=config.decode,
-                image_size=trained.vision.image_size,
                 ranks=ranks,
                 precision=precision,
                 seed=config.seed,
@@ -119,30 +118,32 @@ def _evaluate(
         opened.refuse_if_gone()
         if stopped:
             signal = stop.signal_name or "a signal to another process"
-            mark(path, "PREEMPTED", f"{signal} after {len(captions)} images")
+            mark(path, "PREEMPTED", f"{signal} after {len(predicted)} {task.unit}s")
             print(f"stopped by {signal}; {again(config, path)} starts this evaluation again")
             return None
         if submission:
-            _submit(config, submission, captions)
+            _submit(config, submission, predicted)
         scores = score_and_save(
-            captions,
+            task,
+            predicted,
             store,
+            indices,
             config.metrics,
             path,
             title=f"{config.checkpoint}  {config.split}",
-            trained_on=_trained_on(store, trained, configs.run_folder_of(config.checkpoint)),
+            trained_on=_trained_on(store, trained, home),
             weights=about["sha256"],
         )
-        facts = _check_facts(config, captions, path)
+        facts = task.further(config, predicted, path)
         if config.report.page and scores:
             page = write_report(
                 path,
                 scores,
                 store,
-                task,
+                learner,
                 tokenizer,
                 np.array([index for index in indices if store.image_id(int(index)) in scores.per_image]),
-                captions,
+                predicted,
                 attention=config.report.attention,
                 image_size=trained.vision.image_size,
                 features=features,
@@ -156,13 +157,13 @@ def _evaluate(
         return None
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
-    return scores.corpus["CIDEr"]
+    return scores.corpus[task.primary]
 
 
-def _learned_to_write(config: TrainRoot) -> bool:
-    """Whether the run, or one that it was finetuned from, had L_text; True where those are gone."""
+def _is_learned(task: Task[Any], config: TrainRoot) -> bool:
+    """Whether the run, or one that it was finetuned from, learned what the task predicts; True where those are gone."""
     seen: set[str] = set()
-    while term_weights(config)["text"].always_zero:
+    while not task.is_learned(config):
         source = getattr(config, "checkpoint", None)
         if source is None or source in seen:
             return False
@@ -172,15 +173,6 @@ def _learned_to_write(config: TrainRoot) -> bool:
         except UserError:
             return True
     return True
-
-
-def _why_not(trained: TrainRoot, folder: Path) -> str:
-    forms = {"image": f"L_image ({trained.loss.image.value})", "joint": f"L_joint ({trained.loss.joint.value})"}
-    learned = [forms[name] for name, weight in term_weights(trained).items() if not weight.always_zero]
-    return (
-        f"checkpoint: {folder} cannot write captions: it was trained with loss.alpha=0, on {' and '.join(learned)}; "
-        f"for captions, train with init.vision={folder}"
-    )
 
 
 def _submission(config: EvaluateRoot, images: int) -> tuple[str, Path] | None:
@@ -194,7 +186,7 @@ def _submission(config: EvaluateRoot, images: int) -> tuple[str, Path] | None:
     return split, folder
 
 
-def _submit(config: EvaluateRoot, submission: tuple[str, Path], captions: Captions) -> None:
+def _submit(config: EvaluateRoot, submission: tuple[str, Path], captions: dict[ExampleId, str]) -> None:
     """Writes the file for the server; COCO's takes two, which are packed as soon as both are there."""
     split, folder = submission
     print(f"to submit   {write_submission(folder, split, config.eval.system, captions, None)}")
@@ -204,39 +196,6 @@ def _submit(config: EvaluateRoot, submission: tuple[str, Path], captions: Captio
             print(f"note: COCO's server takes both splits in one archive: caption {missing[0]} too")
         else:
             print(f"to submit   {pack_submission(folder, config.eval.system)}")
-
-
-def _load_task(
-    trained: TrainRoot,
-    store: Store,
-    tokenizer: Tokenizer,
-    weights: Path,
-    state: dict[str, Tensor],
-    device: torch.device,
-) -> CaptionTask:
-    """The trained model, ready to describe images; its objectives' own layers are not needed.
-
-    `state` is what was read from the file `weights`.
-    """
-    if isinstance(trained.text, PretrainedTextConfig):
-        trained.text.weights = "none"  # they are in the file
-    no_terms = dict.fromkeys(term_weights(trained), Weight(0.0, 0.0))
-    with Undrawn():
-        task = build_task(trained, store, tokenizer, no_terms)
-    if not task.model.generates:
-        raise UserError(
-            f"checkpoint: {weights.parent} cannot write captions: with loss.text={trained.loss.text.value} and "
-            f"fusion={trained.fusion.kind} each word knows those that follow"
-        )
-    of_the_model = {name: tensor for name, tensor in state.items() if name.startswith("model.")}
-    own = task.state_dict()
-    try:
-        # What does not fit is left to torch, which says why.
-        task.load_state_dict(of_the_model | fitted(of_the_model, own, weights), assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{weights} does not fit the config beside it: {str(error).splitlines()[1].strip()}") from error
-    refuse_not_finite(task, weights)
-    return task.to(device).eval()
 
 
 def _indices(config: EvaluateRoot, store: Store):
@@ -265,7 +224,7 @@ def _default_name(config: EvaluateRoot, trained: TrainRoot) -> str:
 
 def _with_models(config: EvaluateRoot, trained: TrainRoot, home: Path) -> TrainRoot:
     """The config of the run; its pretrained models where the command says, else where the run keeps their configs."""
-    trained = kept(trained, dict.fromkeys(KEPT, home))
+    trained = with_kept_models(trained, dict.fromkeys(KEPT, home))
     for group in KEPT:
         if (name := getattr(config, group).name) is None:
             continue
@@ -305,7 +264,7 @@ def _holds_another(path: Path, config: EvaluateRoot, about: dict[str, str]) -> b
     return before.get("sha256") != about["sha256"] or other_data or differs
 
 
-def _report_again(path: Path) -> float | None:
+def _report_again(path: Path, task: Task[Any]) -> float | None:
     if not (path / "scores.json").exists():
         print(f"{path} is complete (fresh=true captions again): {path / 'predictions.json'}")
         return None
@@ -315,21 +274,7 @@ def _report_again(path: Path) -> float | None:
     reasons = dict.fromkeys(NAMES, NOT_REQUESTED) | saved["reasons"]
     scores = Scores(corpus, intervals, reasons, {}, saved["signature"], saved["warnings"], {}, {})
     print(f"{path} is complete (fresh=true evaluates again)\n{table(scores)}")
-    return corpus["CIDEr"]
-
-
-def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> dict[str, float | None]:
-    """For the embedded data set the scenes are known, so what the captions assert can be checked."""
-    if not isinstance(config.dataset, ShapesConfig):
-        return {}
-    scenes_file = Path(config.dataset.root or "") / "scenes.json"
-    if not scenes_file.exists():
-        print(f"note: facts are not checked, since {scenes_file} is missing")
-        return {}
-    facts = score_facts(captions, load_scenes(scenes_file))
-    write_json(path / "facts.json", facts)
-    print(f"\nfacts that the captions assert, against the drawn scenes\n{facts_table(facts)}")
-    return facts
+    return corpus[task.primary]
 
 
 def _read(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ from velm_cli.schema import (
     PretrainedTextConfig,
     TrainRoot,
 )
+from velm_cli.stages.starting import new_learner
+from velm_cli.tasks import task_of
 
 NOT_WRITTEN = 0.1  # share of the training captions longer than decode.max_length that is worth a note
 ENDLESS = 10  # times the longest caption: more words than this only a model that never ends would write
@@ -197,14 +199,13 @@ def _too_few_images(
 
 def _needs_a_batch(config: TrainRoot, store: Store, tokens: Tokens) -> bool:
     """Whether the encoder refuses to train on a single image: tried with sizes alone."""
-    from velm_cli.stages.train import build_task, term_weights  # which calls this module
-
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers for no concepts, which is another problem
-        task = build_task(config, store, tokens.tokenizer, term_weights(config)).train()
+        spaces = task_of(config.task).spaces(config, store)
+        learner = new_learner(config, spaces, tokens.tokenizer).train()
         side = config.vision.image_size
         try:
-            task.model.encode_image(torch.empty(1, 3, side, side))
+            learner.model.encode_image(torch.empty(1, 3, side, side))
         except ValueError as error:
             return "more than 1 value per channel" in str(error)
     return False

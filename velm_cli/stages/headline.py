@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from velm_cli.data.loader import TrainLoader
 from velm_cli.data.store import Store, Tokens
@@ -17,15 +17,15 @@ from velm_cli.stages.fitting import notes as fitting_notes
 def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader) -> list[str]:
     """What is about to happen, in figures."""
     config = run.config
-    trainable, total = count_parameters(run.task, trainable=True), count_parameters(run.task)
-    parts = {name: getattr(run.task.model, name) for name in ("vision", "text", "fusion")}
+    trainable, total = count_parameters(run.learner, trainable=True), count_parameters(run.learner)
+    parts = {name: getattr(run.learner.model, name) for name in ("vision", "text", "fusion")}
     sizes = ", ".join(f"{name} {count_parameters(part) / 1e6:.2f} M" for name, part in parts.items() if part)
     where = str(run.device)
     if run.ranks.world > 1:
         where = f"{run.ranks.world} processes ({config.run.parallel.value}), {run.device.type}"
     enlarged: list[str] = []
-    if run.task.model.vision is not None and store.has_images:
-        enlarged = run.task.image_resizing.enlarges(store.image_size, config.vision.image_size)
+    if run.learner.model.vision is not None and store.has_images:
+        enlarged = run.learner.pixels.resizing.enlarges(store.image_size, config.vision.image_size)
     return [
         f"run         {run.folder}",
         f"data        {store.path}  {store.counts['train']:,} training images, "
@@ -34,13 +34,13 @@ def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Strea
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
         f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
         *enlarged,
-        *(run.task.model.vision.notes if run.task.model.vision is not None else ()),
-        *implications(config, run.weights, run.ranks.world),
+        *(run.learner.model.vision.notes if run.learner.model.vision is not None else ()),
+        *implications(config, run.learner.weights, run.ranks.world),
         *fitting_notes(config, store, tokens, loader),
     ]
 
 
-def implications(config: TrainRoot, weights: dict[str, Weight], world: int) -> Iterator[str]:
+def implications(config: TrainRoot, weights: Mapping[str, Weight], world: int) -> Iterator[str]:
     """A line for each consequence of the options that their names do not tell."""
     active = [name for name, weight in weights.items() if not weight.always_zero]
     if "text" not in active and len(active) > 1:

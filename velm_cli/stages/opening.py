@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
+from velm_cli.learners.interface import Learner
+from velm_cli.loading import run_tokenizer
 from velm_cli.models.hub import CACHED_WEIGHTS
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.weights import read_shapes
-from velm_cli.objectives.weights import Weight
+from velm_cli.objectives.weights import constant
 from velm_cli.schema import (
     NoVisionConfig,
     PretrainedTextConfig,
@@ -21,21 +22,21 @@ from velm_cli.schema import (
     TrainRoot,
     TransformersVisionConfig,
 )
-from velm_cli.stages.starting import initial_weights, run_tokenizer
-from velm_cli.stages.train import build_task, term_weights
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.stages.starting import initial_weights
+from velm_cli.tasks import task_of
+from velm_cli.tasks.spaces import read_spaces
 
 
-def opened_files(config: TrainRoot, task: CaptionTask, tokenizer: Tokenizer) -> Iterator[str]:
-    """A line about each file; UserError where one cannot be used. `task` is on torch's meta device.
+def opened_files(config: TrainRoot, learner: Learner, tokenizer: Tokenizer) -> Iterator[str]:
+    """A line about each file; UserError where one cannot be used. `learner` is on torch's meta device.
 
-    The files of `vision.weights`, `vision.name` and `text.name` were opened when the task was built.
+    The files of `vision.weights`, `vision.name` and `text.name` were opened when the learner was built.
     """
-    yield from task.model.vision.notes if task.model.vision is not None else ()
+    yield from learner.model.vision.notes if learner.model.vision is not None else ()
     for group, node in (("vision", config.vision), ("text", config.text)):
         if isinstance(node, (TransformersVisionConfig, PretrainedTextConfig)) and node.weights == "pretrained":
             yield from _fetched(group, node.name)
-    yield from initial_weights(config, task, lambda file: (read_shapes(file), ""))[1]
+    yield from initial_weights(config, learner, lambda file: (read_shapes(file), ""))[1]
     if isinstance(config.text, ScratchTextConfig) and config.text.vectors is not None:
         ids, _ = load_vectors(config.text.vectors, tokenizer.word_ids, config.text.width)
         yield f"word vectors of {len(ids):,} of {tokenizer.vocab_size:,} tokens from {config.text.vectors}"
@@ -50,7 +51,7 @@ def opened_judge(clip: str | None) -> Iterator[str]:
         yield f"CLIPScore by {ClipJudge(clip).signature}"
 
 
-def opened_run(trained: TrainRoot, store: Store, run: Path, weights: Path) -> Iterator[str]:
+def opened_run(trained: TrainRoot, run: Path, weights: Path) -> Iterator[str]:
     """A line about the `weights` of the trained `run`; UserError where they do not fit its config."""
     state = read_shapes(weights)
     with torch.device("meta"):
@@ -58,8 +59,10 @@ def opened_run(trained: TrainRoot, store: Store, run: Path, weights: Path) -> It
             trained.text.weights = "none"  # they are in the file
         if not isinstance(trained.vision, NoVisionConfig):
             trained.vision.weights = "none"
-        task = build_task(trained, store, run_tokenizer(run), dict.fromkeys(term_weights(trained), Weight(0.0, 0.0)))
-    own = task.state_dict()
+        task = task_of(trained.task)
+        weights_of = constant(*task.predicts_with(trained))
+        learner = task.learner(trained, read_spaces(run), run_tokenizer(run), weights_of)
+    own = learner.state_dict()
     for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:
             raise UserError(f"{weights} does not fit the config beside it: {name} is missing or has another shape")

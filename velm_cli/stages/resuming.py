@@ -22,8 +22,8 @@ from velm_cli.engine.folder import (
 )
 from velm_cli.engine.optim import learning_rate
 from velm_cli.engine.ranks import Ranks
-from velm_cli.engine.sources import identity_of, refuse_other_sources, refuse_other_store, refuse_other_tokenizer
 from velm_cli.errors import UserError
+from velm_cli.lineage import identity_of, refuse_other_sources, refuse_other_store, refuse_other_tokenizer
 from velm_cli.place import Place
 
 

@@ -16,13 +16,13 @@ from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import kept_box
 from velm_cli.engine.folder import environment
+from velm_cli.learners.interface import Learner
 from velm_cli.metrics.scores import ImageId, Scores
 from velm_cli.models.looking import looks
 from velm_cli.report.about import about_folder
 from velm_cli.report.evaluations import Attention, Evaluated, curves_behind, evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
-from velm_cli.stages.scoring import Captions
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.tasks.interface import ExampleId
 
 LARGE_SIDE = 480  # pixels, of the images whose attention is shown
 AT_ONCE = 32  # images looked at together
@@ -32,10 +32,10 @@ def write_report(
     folder: Path,
     scores: Scores,
     store: Store,
-    task: CaptionTask,
+    learner: Learner,
     tokenizer: Tokenizer,
     indices: np.ndarray,
-    captions: Captions,
+    captions: Mapping[ExampleId, str],
     *,
     attention: int,
     image_size: int,
@@ -49,7 +49,7 @@ def write_report(
     about = about_folder(folder) | _made_by(folder)
     evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves_behind(folder))
     chosen = _chosen(evaluated, store, indices, attention)
-    maps = dict(_attention(task, store, tokenizer, chosen, captions, image_size, features))
+    maps = dict(_attention(learner, store, tokenizer, chosen, captions, image_size, features))
     pictures = {
         store.image_id(int(index)): _picture(store.image_bytes(int(index)), large=store.image_id(int(index)) in maps)
         for index in indices
@@ -84,25 +84,25 @@ def _chosen(evaluated: Evaluated, store: Store, indices: np.ndarray, count: int)
 
 
 def _attention(
-    task: CaptionTask,
+    learner: Learner,
     store: Store,
     tokenizer: Tokenizer,
     indices: np.ndarray,
-    captions: Captions,
+    captions: Mapping[ExampleId, str],
     image_size: int,
     features: FeatureCache | None,
 ) -> Iterator[tuple[ImageId, Attention]]:
     """(image id, where the model looked) of each image with a caption; nothing where the fusion attends to no grid."""
-    device = next(task.parameters()).device
+    device = next(learner.parameters()).device
     batches = eval_batches(
         store,
         None,
         indices,
         batch_size=AT_ONCE,
         image_size=image_size,
-        mean=task.image_mean,
-        std=task.image_std,
-        resizing=task.image_resizing,
+        mean=learner.pixels.mean,
+        std=learner.pixels.std,
+        resizing=learner.pixels.resizing,
         features=features,
     )
     for batch in batches:
@@ -111,9 +111,9 @@ def _attention(
         longest = max(1, *map(len, ids))
         rows = [[tokenizer.bos_id, *row, *[tokenizer.pad_id] * (longest - len(row))][:longest] for row in ids]
         with torch.inference_mode():
-            image = task.model.encode_image(batch.image_XCHW, batch.feature_XSD)
+            image = learner.model.encode_image(batch.image_XCHW, batch.feature_XSD)
             assert image is not None
-            weights_BThw = looks(task.model, torch.tensor(rows, device=device), image)
+            weights_BThw = looks(learner.model, torch.tensor(rows, device=device), image)
         if weights_BThw is None:
             return
         for image_id, record, row, weights_Thw in zip(batch.ids, batch.examples, ids, weights_BThw, strict=True):
@@ -124,7 +124,7 @@ def _attention(
                         tokenizer,
                         row,
                         weights_Thw.float().cpu(),
-                        kept_box(store.image_bytes(record), image_size, task.image_resizing),
+                        kept_box(store.image_bytes(record), image_size, learner.pixels.resizing),
                     ),
                 )
 

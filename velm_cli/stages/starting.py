@@ -15,23 +15,18 @@ from torch import Tensor
 from velm_cli import configs
 from velm_cli.data.store import Store, read_manifest
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.engine.checkpoint import refuse_damaged
 from velm_cli.engine.folder import best_figure
 from velm_cli.engine.ranks import Ranks
-from velm_cli.engine.sources import (
-    averaged,
-    joined,
-    noted_identity,
-    refuse_other_tokenizer,
-    sources_of,
-    weight_file,
-)
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import write_bytes
+from velm_cli.learners.interface import Learner
+from velm_cli.lineage import sources_of, weight_file
+from velm_cli.loading import KEPT, read_weights, run_tokenizer, with_kept_models
 from velm_cli.models.hub import load_config, small_files
 from velm_cli.models.text.scratch import EMBEDDING_STD
 from velm_cli.models.text.vectors import load_vectors
-from velm_cli.models.weights import fitted, read_state, refuse_not_finite, weights_follow
+from velm_cli.models.weights import fitted, refuse_not_finite, weights_follow
+from velm_cli.objectives.weights import term_weights
 from velm_cli.relocating import store_path, working_folder
 from velm_cli.schema import (
     EvaluateRoot,
@@ -43,9 +38,8 @@ from velm_cli.schema import (
     TrainRoot,
     VisionConfig,
 )
-from velm_cli.tasks.caption import CaptionTask
-
-KEPT = ("vision", "text")  # groups whose pretrained models a run folder keeps the small files of
+from velm_cli.tasks import task_of
+from velm_cli.tasks.spaces import Spaces
 
 
 def inherited_tokenizer(config: TrainRoot, path: Path | None = None) -> Tokenizer | None:
@@ -86,17 +80,12 @@ def _is_same(trained: VisionConfig | TextConfig, now: VisionConfig | TextConfig)
     return type(trained) is type(now) and replace(trained, **same) == now
 
 
-def kept(config: TrainRoot, keeper: Mapping[str, Path]) -> TrainRoot:
-    """The config with its pretrained models in the run folders that keep them."""
-    named: dict[str, Any] = {}
-    for group, run in keeper.items():
-        node = getattr(config, group)
-        if hasattr(node, "name") and (run / group / "config.json").is_file():
-            named[group] = replace(node, name=str(run / group))
-    return replace(config, **named)
+def new_learner(config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer) -> Learner:
+    """The learner of the config's task, initialised."""
+    return task_of(config.task).learner(config, spaces, tokenizer, term_weights(config.loss))
 
 
-def built(config: TrainRoot, build: Callable[[TrainRoot], CaptionTask], keeper: Mapping[str, Path]) -> CaptionTask:
+def built(config: TrainRoot, build: Callable[[TrainRoot], Learner], keeper: Mapping[str, Path]) -> Learner:
     """`build(config)`; where a pretrained model is gone, with what its `keeper` has, whose weights then follow."""
     try:
         return build(config)
@@ -105,7 +94,7 @@ def built(config: TrainRoot, build: Callable[[TrainRoot], CaptionTask], keeper: 
             raise
         torch.manual_seed(config.seed)
         with contextlib.suppress(UserError), weights_follow(keeper):
-            return build(kept(config, keeper))
+            return build(with_kept_models(config, keeper))
         raise error
 
 
@@ -150,15 +139,8 @@ def open_store(config: TrainRoot | EvaluateRoot) -> Store:
         raise UserError(f"{error} (or give dataset.store=: when {run} was trained, it was {folder / then})") from None
 
 
-def run_tokenizer(run: Path) -> Tokenizer:
-    """The tokenizer of a run folder. UserError when it is not the one that the weights were trained with."""
-    tokenizer = Tokenizer.load(run / "tokenizer")
-    refuse_other_tokenizer(run, tokenizer.digest, "put back the one that the run has saved")
-    return tokenizer
-
-
 def initial_weights(
-    config: TrainRoot, task: CaptionTask, read: Callable[[Path], tuple[dict[str, Tensor], str]]
+    config: TrainRoot, learner: Learner, read: Callable[[Path], tuple[dict[str, Tensor], str]]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Take over weights as `checkpoint`, `init.vision` and `init.text` say. `read`: a file's tensors and SHA-256.
 
@@ -166,7 +148,7 @@ def initial_weights(
     """
     taken, notes = {}, []
     prefixes = {"checkpoint": "", "init.vision": "model.vision.", "init.text": "model.text."}
-    own = task.state_dict()
+    own = learner.state_dict()
     for key, source in sources_of(config).items():
         file, prefix = weight_file(source), prefixes[key]
         state, digest = read(file)
@@ -174,8 +156,8 @@ def initial_weights(
         wanted = [name for name in own if name.startswith(prefix)]
         if not fitting:
             raise UserError(f"{key}={source}: none of its weights fit this model's {prefix or 'parts'}")
-        task.load_state_dict(fitting, strict=False)
-        refuse_not_finite(task, file)
+        learner.load_state_dict(fitting, strict=False)
+        refuse_not_finite(learner, file)
         taken[key] = {"file": str(file), "sha256": digest}
         figure = best_figure(configs.run_folder_of(source)) if key == "checkpoint" else None
         before = "" if figure is None else f"; best validation there: {_in_words(figure)}"
@@ -190,33 +172,22 @@ def _in_words(figure: float) -> str:
     return f"CIDEr {figure:.4f}" if figure >= 0 else f"loss {-figure:.4f}"
 
 
-def read_weights(file: Path, ranks: Ranks) -> tuple[dict[str, Tensor], str]:
-    """The tensors and SHA-256 of a run's weights, the same ones on all ranks, which all ask.
-
-    Of a kept checkpoint those that best.safetensors would have: the averaged ones, where there is an average.
-    """
-    step = configs.step_folder_of(file)
-    if step is None:
-        state, digest = read_state(file, noted_identity(file.parent))
-    else:
-        refuse_damaged(step, noted_identity(step.parent.parent))
-        state, digest = read_state(file)
-        if (average := averaged(file)) is not None:
-            more, of_average = read_state(average)
-            state, digest = state | more, joined([digest, of_average])
+def same_weights(file: Path, ranks: Ranks) -> tuple[dict[str, Tensor], str]:
+    """The tensors and SHA-256 of a run's weights, the same ones on all ranks, which all ask."""
+    state, digest = read_weights(file)
     if len(set(ranks.of_all(digest))) > 1:
         raise StageError(f"{file} changed while the processes read it; give the same command again")
     return state, digest
 
 
-def word_vectors(config: TrainRoot, task: CaptionTask, tokenizer: Tokenizer) -> list[str]:
+def word_vectors(config: TrainRoot, learner: Learner, tokenizer: Tokenizer) -> list[str]:
     """Start the embedding from text.vectors; a line about it."""
     text = config.text
     taken = config.init.text or getattr(config, "checkpoint", None)  # trained ones come with these weights
     if not isinstance(text, ScratchTextConfig) or text.vectors is None or taken is not None:
         return []
     ids, vectors = load_vectors(text.vectors, tokenizer.word_ids, text.width)
-    embedding = task.model.text.get_submodule("embedding").weight
+    embedding = learner.model.text.get_submodule("embedding").weight
     assert isinstance(embedding, torch.Tensor)
     with torch.no_grad():
         embedding[ids] = vectors * EMBEDDING_STD

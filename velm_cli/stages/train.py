@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import training_loader
-from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.compiling import as_written, compile_model
 from velm_cli.engine.device import pick_precision, prepare
@@ -19,7 +20,7 @@ from velm_cli.engine.folder import (
     resize_of,
     run_path,
 )
-from velm_cli.engine.loop import Run, fit, is_over
+from velm_cli.engine.loop import Run, Validation, fit, is_over
 from velm_cli.engine.meter import Meter
 from velm_cli.engine.optim import Ema, build_optimizer
 from velm_cli.engine.parallel import Replica, load_whole
@@ -28,33 +29,36 @@ from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks, together
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
 from velm_cli.engine.snapshot import seed_of
-from velm_cli.engine.sources import (
+from velm_cli.learners.interface import Learner
+from velm_cli.learners.writing import WritingLearner
+from velm_cli.lineage import (
     complete_sources,
     identity_of,
     write_sources,
 )
-from velm_cli.models.velm import VelmModel, count_parameters
+from velm_cli.models.velm import count_parameters
 from velm_cli.models.weights import read_state
 from velm_cli.objectives.self_critical import SelfCritical
-from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.observe import Observer
 from velm_cli.schema import TextLoss, TrainRoot
 from velm_cli.stages.encoding import training_views
 from velm_cli.stages.fitting import refuse_unfit
 from velm_cli.stages.headline import headline
+from velm_cli.stages.predicting import predict_split, predicts, score_and_save, validation
 from velm_cli.stages.resuming import checked_to_go_on
-from velm_cli.stages.scoring import caption_split, score_and_save, validation_figures
 from velm_cli.stages.starting import (
     built,
     inherited_tokenizer,
     initial_weights,
     keep_models,
     keepers,
+    new_learner,
     open_store,
-    read_weights,
+    same_weights,
     word_vectors,
 )
-from velm_cli.tasks.caption import CaptionTask
+from velm_cli.tasks import Task, task_of
+from velm_cli.tasks.spaces import write_spaces
 
 
 def run(config: TrainRoot) -> float | None:
@@ -109,24 +113,26 @@ def _train(
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads, deterministic=config.run.deterministic)
     torch.manual_seed(config.seed)
-    weights = term_weights(config)
+    task = task_of(config.task)
     keeper = keepers(config, path if ranks.same(checkpoints.found) else None)
-    task = built(config, lambda config: build_task(config, store, tokens.tokenizer, weights), keeper)
-    sources, lines = initial_weights(config, task, lambda file: read_weights(file, ranks))
-    notes = [*word_vectors(config, task, tokens.tokenizer), *lines]
-    task.to(device)
+    spaces = task.spaces(config, store)
+    learner = built(config, lambda config: new_learner(config, spaces, tokens.tokenizer), keeper)
+    sources, lines = initial_weights(config, learner, lambda file: same_weights(file, ranks))
+    notes = [*word_vectors(config, learner, tokens.tokenizer), *lines]
+    learner.to(device)
     if config.loss.text is TextLoss.self_critical:
-        task.critic = critic(config, store, tokens, device)
+        assert isinstance(learner, WritingLearner)
+        learner.critic = critic(config, store, tokens, device)
     try:
-        views = training_views(config, store, task, device, precision, ranks, stop)
+        views = training_views(config, store, learner, device, precision, ranks, stop)
     except Stopped:
         signal = stop.signal_name or "a signal to another process"
         if ranks.first:
             mark(path, "PREEMPTED", f"{signal} while features were computed")
         print(f"stopped by {signal}; {again(config, path)} goes on with the next features")
         return None
-    compile_model(task.model, config.run.compile, device)
-    replica = Replica(task, ranks, config.run.parallel)
+    compile_model(learner.model, config.run.compile, device)
+    replica = Replica(learner, ranks, config.run.parallel)
     if ranks.rank:  # the weights were the same everywhere; dropout is each rank's own
         torch.manual_seed(seed_of(config.seed, ranks.rank))
     loader = training_loader(
@@ -135,37 +141,35 @@ def _train(
         config.data,
         max_tokens=config.tokenizer.max_tokens,
         batch_size=config.run.batch_size,
-        image_size=config.vision.image_size if task.model.vision else None,
-        mean=task.image_mean,
-        std=task.image_std,
-        resizing=task.image_resizing,
-        num_concepts=task.concepts,
+        image_size=learner.pixels.size if learner.model.vision else None,
+        mean=learner.pixels.mean,
+        std=learner.pixels.std,
+        resizing=learner.pixels.resizing,
+        num_concepts=learner.concepts,
         seed=config.seed,
         limit=config.run.overfit_images,
         features=views,
         rank=ranks.rank,
         world=ranks.world,
-        even="joint" in weights and not weights["joint"].always_zero,  # it puts the ranks' rows together
+        even="joint" in learner.active,  # it puts the ranks' rows together
     )
     run = Run(
         config=config,
         opened=opened,
-        task=task,
+        learner=learner,
         ranks=ranks,
         replica=replica,
         checkpoints=checkpoints,
         features=views[0] if views else None,
-        optimizer=build_optimizer(task, config.optim),
-        ema=Ema(task, config.run.ema_decay) if config.run.ema_decay else None,
-        weights=weights,
-        own_words=parse_weight("loss.scheduled_sampling", config.loss.scheduled_sampling),
+        optimizer=build_optimizer(learner, config.optim),
+        ema=Ema(learner, config.run.ema_decay) if config.run.ema_decay else None,
         steps_per_epoch=loader.batches_per_epoch / config.run.accumulation,
         precision=precision,
         progress=Progress(),
         meter=Meter(device, precision),
         profiler=StepProfiler(path / "profile", device) if config.run.profile and ranks.first else None,
     )
-    progress, damaged = run.checkpoints.load_newest(task, run.optimizer, run.ema)
+    progress, damaged = run.checkpoints.load_newest(learner, run.optimizer, run.ema)
     if progress is not None:
         run.progress = progress
         notes = [f"resumed at step {progress.step}", *of_resuming]
@@ -175,6 +179,7 @@ def _train(
         keep_models(config, path, keeper)
         keep_lines_until(path / "metrics.jsonl", run.progress.step)
         tokens.tokenizer.save(path / "tokenizer")
+        write_spaces(path, {name: spaces[name] for name in task.predicted})
     for line in [*headline(run, store, tokens, loader), *damaged, *notes]:
         print(line, flush=True)
 
@@ -186,12 +191,12 @@ def _train(
         utilisation=lambda captions_per_s: run.meter.utilisation(captions_per_s / ranks.world),
     )
     if ranks.first and not (path / "metrics.jsonl").stat().st_size:
-        sizes = {"parameters": count_parameters(task), "trained": count_parameters(task, trainable=True)}
+        sizes = {"parameters": count_parameters(learner), "trained": count_parameters(learner, trainable=True)}
         observer.record("start", 0, sizes)
 
-    def validate(task: CaptionTask, step: int, stop: StopRequest) -> dict[str, float]:
+    def validate(learner: Learner, step: int, stop: StopRequest) -> Validation:
         with as_written(config.run.compile):
-            return validation_figures(run, task, store, tokens, step, stop)
+            return validation(run, task, learner, store, tokens, step, stop)
 
     batches = loader.batches(start=run.progress.step * config.run.accumulation)
     try:
@@ -215,72 +220,42 @@ def _train(
             print(f"stopped by {signal} at step {run.progress.step}; {again(config, path)} goes on from there")
         return run.progress.best
     with as_written(config.run.compile):
-        _finish(run, store, tokens)
+        _finish(run, task, store, tokens)
     return run.progress.best
 
 
-def _finish(run: Run, store: Store, tokens: Tokens) -> None:
+def _finish(run: Run, task: Task[Any], store: Store, tokens: Tokens) -> None:
     """Last weights under their final name, the validation split scored with the best ones, DONE."""
     path, config, ranks = run.folder, run.config, run.ranks
     run.opened.refuse_if_gone()
     if run.ema is not None:
         run.ema.swap()
-    run.checkpoints.save_weights(run.task, path / "model.safetensors")
-    if run.task.generates and store.has_images and len(store.split("val")):
+    run.checkpoints.save_weights(run.learner, path / "model.safetensors")
+    if predicts(task, config, run.learner) and store.has_images and len(store.split("val")):
         if (path / "best.safetensors").exists():
-            load_whole(run.task, read_state(path / "best.safetensors", run.checkpoints.run)[0])
-        run.task.eval()
-        with run.replica.undivided() as task:
-            captions = caption_split(
+            load_whole(run.learner, read_state(path / "best.safetensors", run.checkpoints.run)[0])
+        run.learner.eval()
+        indices = store.split("val")[: config.run.validate_images or None]
+        with run.replica.undivided() as learner:
+            predicted = predict_split(
                 task,
+                learner,
                 store,
                 tokens.tokenizer,
-                store.split("val")[: config.run.validate_images or None],
+                indices,
                 decoding=config.decode,
-                image_size=config.vision.image_size,
                 ranks=ranks,
                 precision=run.precision,
                 seed=config.seed,
                 features=run.features,
             )
         if ranks.first:
-            score_and_save(captions, store, config.metrics, path, title=f"{path}  val", trained_on=True)
+            title = f"{path}  val"
+            score_and_save(task, predicted, store, indices, config.metrics, path, title=title, trained_on=True)
     if ranks.first:
         run.opened.refuse_if_gone()
         mark(path, "DONE")
         print(f"done: {path}")
-
-
-def term_weights(config: TrainRoot) -> dict[str, Weight]:
-    """alpha, beta, gamma by the term that they weigh."""
-    loss = config.loss
-    return {
-        "text": parse_weight("loss.alpha", loss.alpha),
-        "image": parse_weight("loss.beta", loss.beta),
-        "joint": parse_weight("loss.gamma", loss.gamma),
-    }
-
-
-def build_task(config: TrainRoot, store: Store, tokenizer: Tokenizer, weights: dict[str, Weight]) -> CaptionTask:
-    """The model and the objectives that a weight asks for, initialised."""
-    model = VelmModel(
-        vision=config.vision,
-        text=config.text,
-        fusion=config.fusion,
-        vocab_size=tokenizer.vocab_size,
-        causal=config.loss.text is not TextLoss.masked,
-    )
-    active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
-    learned = frozenset(name for name, weight in weights.items() if weight.learned)
-    return CaptionTask(
-        model,
-        config.loss,
-        concepts=len(store.concept_names),
-        active=active,
-        learned=learned,
-        mask_id=tokenizer.mask_id,
-        never_written=tokenizer.never_written,
-    )
 
 
 def critic(config: TrainRoot, store: Store, tokens: Tokens, device: torch.device) -> SelfCritical:

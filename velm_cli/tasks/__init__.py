@@ -1,1 +1,15 @@
-"""Model and losses in one object, so that the loop knows neither."""
+"""Tasks: what of an example is predicted, how it is learned, scored and stored. One module a task."""
+
+from __future__ import annotations
+
+from velm_cli import schema
+from velm_cli.tasks.caption import CaptionTask
+from velm_cli.tasks.interface import Task as Task
+
+
+def task_of(options: schema.TaskConfig) -> Task:
+    """The task that a config chooses."""
+    match options:
+        case schema.CaptionTaskConfig():
+            return CaptionTask(options)
+    raise AssertionError(f"no task for {type(options).__name__}")

@@ -1,0 +1,288 @@
+"""Writing: images in, a text out; the model and its three objectives in one object.
+
+Shapes: B images, K texts an image, N = B * K, T positions, M predicted tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from velm_cli.data.batch import CONCEPTS, Batch
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.data.transfer import on_device
+from velm_cli.errors import UserError
+from velm_cli.learners.interface import Learner, Moment
+from velm_cli.models.decoding import decode_stream
+from velm_cli.models.layers import without_gradients
+from velm_cli.models.search import image_draws
+from velm_cli.models.text.interface import mean_of_text
+from velm_cli.models.velm import VelmModel
+from velm_cli.models.vision import ImageFeatures
+from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
+from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
+from velm_cli.objectives.self_critical import SelfCritical
+from velm_cli.objectives.terms import Term
+from velm_cli.objectives.text import hide_words, own_words, words_loss
+from velm_cli.objectives.weights import Weight, parse_weight
+from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, TextLoss
+
+
+class WritingLearner(Learner):
+    """Learns to write the targets (L_text), to name what is in the images (L_image), to match the two (L_joint)."""
+
+    def __init__(
+        self,
+        model: VelmModel,
+        loss: LossConfig,
+        *,
+        weights: Mapping[str, Weight],
+        concepts: int,
+        mask_id: int = 0,
+        never_written: Sequence[int] = (),
+    ) -> None:
+        """`weights`: alpha, beta, gamma by the term that they weigh; of a term that has none nothing is made.
+
+        `mask_id`: the token that stands where a word is hidden. `never_written`: tokens that no caption holds."""
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.weights = weights
+        active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
+        learned = frozenset(name for name, weight in weights.items() if weight.learned)
+        self.own_words = parse_weight("loss.scheduled_sampling", loss.scheduled_sampling)
+        self.concepts = min(loss.num_concepts, concepts)
+        self.generates = "text" in active and loss.text is not TextLoss.masked and model.generates
+        matching = "joint" in active and loss.joint is JointLoss.matching
+        patches = "image" in active and loss.image is ImageLoss.masked_patches
+        self.mask_id, self.never_written = mask_id, list(never_written)
+        self.critic: SelfCritical | None = None  # set it, and training learns from rewards instead of captions
+        # Matching reads fused states, as the text's loss does, but predicts no words.
+        model.freeze_unused(
+            text="text" in active,
+            fused=matching,
+            pooled="joint" in active or ("image" in active and not patches),
+            states="joint" in active,
+            tokens=patches,
+        )
+        self.image_loss: ConceptLoss | MaskedPatchLoss | None = None
+        self.joint_loss: ContrastiveLoss | SigmoidLoss | None = None
+        self.matching_loss: MatchingLoss | None = None
+        if active & {"image", "joint"}:
+            assert model.vision is not None, "validate refuses L_image and L_joint without vision"
+            width = model.vision.width
+            if patches:
+                self.image_loss = masked_patch_loss(model, loss)
+            elif "image" in active:
+                self.image_loss = ConceptLoss(width, self.concepts, loss.image_reduction)
+            if "joint" in active:
+                spaces = (width, model.text.width, loss.joint_width)
+                if loss.joint is JointLoss.sigmoid:
+                    self.joint_loss = SigmoidLoss(*spaces)
+                else:
+                    self.joint_loss = ContrastiveLoss(*spaces, loss.temperature)
+                if matching:
+                    self.matching_loss = MatchingLoss(model.text.width)
+        # s of each term whose weight exp(-s) is learned
+        self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in sorted(learned & active)})
+
+    def settled(self, steps_per_epoch: float) -> float:
+        return max(super().settled(steps_per_epoch), self.own_words.settled(steps_per_epoch))
+
+    def after_step(self) -> None:
+        if isinstance(self.joint_loss, ContrastiveLoss):
+            self.joint_loss.limit_scale()
+
+    def counts(self, batch: Batch) -> dict[str, int]:
+        text = batch.num_tokens if self._learns_from_text else len(batch.ids) * self.loss.samples
+        return {"text": text, "image": len(batch.ids), "joint": batch.num_targets}
+
+    @property
+    def _learns_from_text(self) -> bool:
+        """Whether L_text is of the batch's captions: always in validation."""
+        return self.critic is None or not self.training
+
+    def forward(self, batch: Batch, now: Moment) -> dict[str, Term]:
+        active = now.active
+        # the probability of scheduled sampling
+        own_words_share = self.own_words.at(now.step, now.steps_per_epoch) if self.training else 0.0
+        counts = self.counts(batch)
+        terms = {}
+        paints = isinstance(self.image_loss, MaskedPatchLoss)  # which looks at images of its own
+        looking = active - {"image"} if paints else active
+        sees_image = looking - {"text"} or ("text" in looking and self.model.fusion.uses)
+        features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD) if sees_image else None
+        if "image" in active:
+            terms["image"] = Term(self._image_loss(features, batch), counts["image"])
+        if "text" in active or "joint" in active:
+            B, K, T = batch.tokens_BKT.shape
+            tokens_NT = batch.tokens_BKT.view(B * K, T)
+            masked = self.loss.text is TextLoss.masked
+            text_NTD = None  # the text alone, needed by L_joint and by fusions that come after it
+            reads = self._learns_from_text and not masked and not own_words_share
+            if "joint" in active or (self.model.fusion.after_text and reads):
+                packing = batch.packing if self.model.text.causal else None
+                text_NTD, _ = self.model.text(
+                    tokens_NT[:, :-1], lengths_N=batch.lengths_BK.view(-1) - 1, packing=packing
+                )
+            if "text" in active:
+                memory, figures = self.model.memory(features), {}
+                if masked:
+                    loss = self._hidden_words_loss(tokens_NT, memory, batch)
+                elif self._learns_from_text:
+                    loss = self._next_word_loss(tokens_NT[:, :-1], text_NTD, memory, batch, own_words_share)
+                else:
+                    assert self.critic is not None
+                    loss, figures["reward"] = self.critic(self.model, memory, batch.examples)
+                terms["text"] = Term(loss, counts["text"], figures)
+            if "joint" in active:
+                assert features is not None and text_NTD is not None
+                terms["joint"] = Term(self._joint_loss(text_NTD, features, batch), counts["joint"])
+        return terms
+
+    def _image_loss(self, features: ImageFeatures | None, batch: Batch) -> Tensor:
+        if isinstance(self.image_loss, MaskedPatchLoss):
+            assert batch.image_XCHW is not None
+            hidden_BCHW, where = self.image_loss.hide(batch.image_XCHW)
+            assert self.model.vision is not None
+            return self.image_loss(self.model.vision(hidden_BCHW).tokens_BSD, batch.image_XCHW, where)
+        assert features is not None and self.image_loss is not None
+        return self.image_loss(features.pooled_BD, batch.labels[CONCEPTS])
+
+    def _next_word_loss(
+        self, tokens_NT: Tensor, text_NTD: Tensor | None, memory: tuple, batch: Batch, own_words_share: float
+    ) -> Tensor:
+        fusion = self.model.fusion
+        packed: dict[str, Any] = {"packing": batch.packing} if fusion.packs else {}
+        if own_words_share:
+            with without_gradients():
+                fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
+                logits_MV = self.model.logits(fused_NTD.flatten(0, 1).index_select(0, batch.predicted_M))
+            tokens_NT = own_words(
+                tokens_NT, logits_MV, batch.predicted_M, probability=own_words_share, banned=self.never_written
+            )
+            fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
+        elif fusion.after_text and text_NTD is not None:
+            fused_NTD, _ = fusion(text_NTD, memory, **packed)
+        else:
+            fused_NTD, _ = fusion.read(self.model.text, tokens_NT, memory, **packed)
+        # The vocabulary is only computed at the M positions where something is predicted.
+        fused_MD = fused_NTD.flatten(0, 1).index_select(0, batch.predicted_M)
+        targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.predicted_M)
+        return self._words_loss(fused_MD, targets_M)
+
+    def _hidden_words_loss(self, tokens_NT: Tensor, memory: tuple, batch: Batch) -> Tensor:
+        """Scaled from the hidden words to all, since the loop divides L_text by the number of these."""
+        lengths_N = batch.lengths_BK.view(-1)
+        hidden_NT, chosen_M = hide_words(
+            tokens_NT,
+            lengths_N,
+            share=self.loss.masked_words,
+            words=batch.num_tokens - batch.num_targets,
+            mask_id=self.mask_id,
+            vocab_size=len(self.model.output_bias),
+        )
+        fused_NTD, _ = self.model.fusion.read(self.model.text, hidden_NT, memory, lengths_N=lengths_N)
+        loss = self._words_loss(
+            fused_NTD.flatten(0, 1).index_select(0, chosen_M), tokens_NT.flatten().index_select(0, chosen_M)
+        )
+        return loss * (batch.num_tokens / max(1, len(chosen_M)))
+
+    def _words_loss(self, fused_MD: Tensor, targets_M: Tensor) -> Tensor:
+        model, loss = self.model, self.loss
+        return words_loss(
+            model.scaled(fused_MD),
+            model.output_weight,
+            model.output_bias,
+            targets_M,
+            cap=model.text.output_cap,
+            chunk=loss.chunk,
+            label_smoothing=loss.label_smoothing if self.training else 0.0,
+        )
+
+    def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
+        assert self.joint_loss is not None
+        B, K, _ = batch.tokens_BKT.shape
+        text_BKD = mean_of_text(text_NTD, batch.lengths_BK.view(-1) - 1).view(B, K, -1)
+        loss = self.joint_loss(features.pooled_BD, text_BKD, batch.lengths_BK > 0)
+        if self.matching_loss is not None:
+            similarity_BC = self.joint_loss.cosines(features.pooled_BD, text_BKD[:, :1])[0]
+            loss = loss + self._matching_loss(similarity_BC, features, batch)
+        return loss
+
+    def _matching_loss(self, similarity_BC: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
+        """First captions only: each with its own image, and with the hard negatives both ways.
+
+        Scaled to K captions an image, since the loop divides L_joint by the number of captions.
+        """
+        assert self.matching_loss is not None and self.joint_loss is not None
+        present_B = batch.lengths_BK[:, 0] > 0
+        own_B = torch.arange(len(present_B), device=present_B.device)
+        scale = self.joint_loss.log_scale.exp().detach()
+        image, caption, counts = hard_negatives(scale * similarity_BC, present_B)
+        image_X, caption_X = torch.cat([own_B, image]), torch.cat([own_B, caption])
+        counts_X = torch.cat([present_B, counts])
+        memory = self.model.memory(features.select(image_X))
+        lengths_X = batch.lengths_BK[caption_X, 0]
+        fused_XTD, _ = self.model.fusion.read(
+            self.model.text, batch.tokens_BKT[caption_X, 0], memory, lengths_N=lengths_X
+        )
+        at_X = torch.arange(len(image_X), device=image_X.device)
+        states_XD = fused_XTD[at_X, (lengths_X - 1).clamp(min=0)]
+        match_X = (at_X < len(own_B)).to(states_XD.dtype)
+        return batch.num_targets / counts_X.sum().clamp(min=1) * self.matching_loss(states_XD, match_X, counts_X)
+
+    def describe(
+        self,
+        batches: Iterable[Batch],
+        tokenizer: Tokenizer,
+        decoding: DecodeConfig,
+        *,
+        device: torch.device,
+        seed: int = 0,
+    ) -> Iterator[tuple[int | str, str]]:
+        """(image id, caption) of all images of the batches, as captions end. `seed`: of nucleus sampling."""
+        image_ids: list[int | str] = []
+
+        def memories() -> Iterator[tuple[tuple, int]]:
+            for batch in on_device(batches, device):
+                image_ids.extend(batch.ids)
+                with torch.no_grad():
+                    features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD)
+                    memory = self.model.memory_for(features, decoding)
+                yield memory, len(batch.ids)
+
+        def draws(numbers: range) -> Tensor:
+            rows = image_draws([image_ids[number] for number in numbers], seed=seed, count=decoding.max_length)
+            return torch.from_numpy(rows).to(device, torch.float32)
+
+        captions = decode_stream(
+            self.model,
+            memories(),
+            config=decoding,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            banned=tokenizer.never_written,
+            device=device,
+            draws=draws,
+        )
+        for number, tokens in captions:
+            yield image_ids[number], tokenizer.decode(tokens)
+
+
+def masked_patch_loss(model: VelmModel, loss: LossConfig) -> MaskedPatchLoss:
+    """Made for the grid of the model's encoder, which a look at an empty image tells."""
+    assert model.vision is not None
+    device = next(model.vision.parameters()).device
+    with torch.no_grad():
+        nothing = torch.zeros(1, 3, model.image_size, model.image_size, device=device)
+        positions = model.vision.eval()(nothing).tokens_BSD.shape[1]
+    try:
+        return MaskedPatchLoss(
+            model.vision.width, positions, model.image_size, patch_size=loss.patch_size, share=loss.masked_patches
+        )
+    except ValueError as error:
+        raise UserError(f"loss.image=masked_patches: {error}: change vision.image_size or loss.patch_size") from error

@@ -1,0 +1,224 @@
+"""Predictions for a split, and their scores: shared by validation, the end of training, and evaluate."""
+
+from __future__ import annotations
+
+import math
+from itertools import count, takewhile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from velm_cli.data.features import FeatureCache
+from velm_cli.data.loader import eval_batches
+from velm_cli.data.store import Store, Tokens
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.data.transfer import on_device
+from velm_cli.engine.device import autocast, drawing_from
+from velm_cli.engine.loop import Run, Validation
+from velm_cli.engine.ranks import Ranks
+from velm_cli.engine.signals import StopRequest
+from velm_cli.engine.snapshot import seed_of
+from velm_cli.errors import on_one_line
+from velm_cli.learners.interface import Learner, Moment
+from velm_cli.metrics.scores import Scores, language_line, save, table
+from velm_cli.models.decoding import converted_once, laid_out_for_steps
+from velm_cli.objectives.weights import Weight
+from velm_cli.report.samples import contact_sheet, stored_images
+from velm_cli.schema import DecodeConfig, MetricsConfig, Precision, TrainRoot
+from velm_cli.tasks import Task
+from velm_cli.tasks.interface import ExampleId, Session
+
+
+def predict_split(
+    task: Task[Any],
+    learner: Learner,
+    store: Store,
+    tokenizer: Tokenizer,
+    indices: np.ndarray,
+    *,
+    decoding: DecodeConfig,
+    ranks: Ranks,
+    precision: Precision,
+    seed: int,
+    stop: StopRequest | None = None,
+    progress: bool = True,
+    features: FeatureCache | None = None,
+) -> dict[ExampleId, Any]:
+    """A prediction for every example of `indices`, exactly once, on all ranks; fewer only when a stop is requested.
+
+    The ranks share out groups of batches, within which examples that end make room for others. Which examples are
+    predicted together, and so what is written of them, does not depend on how many ranks there are.
+    """
+    own: dict[ExampleId, Any] = {}
+    together = _examples_together(len(indices), decoding.batch_size)
+    groups = [indices[start : start + together] for start in range(0, len(indices), together)]
+    disable = None if progress and ranks.first else True
+    ready = laid_out_for_steps if precision is Precision.fp32 else converted_once
+    with ready(learner.model), tqdm(total=len(indices), unit=task.unit, desc=task.doing, disable=disable) as bar:
+        for number in range(ranks.rank, len(groups), ranks.world):
+            batches = eval_batches(
+                store,
+                None,
+                groups[number],
+                batch_size=decoding.batch_size,
+                image_size=learner.pixels.size,
+                mean=learner.pixels.mean,
+                std=learner.pixels.std,
+                resizing=learner.pixels.resizing,
+                features=features,
+            )
+            with autocast(ranks.device, precision):
+                found = task.predict(learner, batches, tokenizer, decoding, Session(ranks.device, seed))
+                for example, prediction in takewhile(lambda _: not stop, found):
+                    assert example not in own, "an example was predicted twice"
+                    own[example] = prediction
+                    bar.update(ranks.world)
+            if stop:
+                break
+    parts = ranks.of_all((own, bool(stop)))
+    all_of_them = {example: prediction for part, _ in parts for example, prediction in part.items()}
+    assert len(all_of_them) == sum(len(part) for part, _ in parts), "an example was predicted twice"
+    assert any(stopped for _, stopped in parts) or len(all_of_them) == len(indices), "an example was not predicted"
+    ids = (store.image_id(int(index)) for index in indices)
+    return {example: all_of_them[example] for example in ids if example in all_of_them}
+
+
+def _examples_together(examples: int, batch_size: int) -> int:
+    """How many examples' predictions depend on each other: of at least 16 groups where there are so many batches, each
+    16 batches at most, since then hardly any place is ever free."""
+    batches = -(-examples // batch_size)
+    return batch_size * min(16, max(1, batches // 16))
+
+
+def validation(
+    run: Run, task: Task[Any], learner: Learner, store: Store, tokens: Tokens, step: int, stop: StopRequest
+) -> Validation:
+    """Losses (`_validation_losses`) and the task's quick figures of greedy predictions on the validation examples."""
+    config = run.config
+    part = "train" if config.run.overfit_images else "val"
+    limit = config.run.overfit_images or config.run.validate_images or None
+    indices = store.split(part)[:limit]
+    if not len(indices):
+        return Validation({})
+    figures = _validation_losses(run, learner, store, tokens, indices, stop)
+    if store.has_images and predicts(task, config, learner):
+        greedy = DecodeConfig(batch_size=config.decode.batch_size, max_length=config.decode.max_length)
+        predicted = predict_split(
+            task,
+            learner,
+            store,
+            tokens.tokenizer,
+            indices,
+            decoding=greedy,
+            ranks=run.ranks,
+            precision=run.precision,
+            seed=config.seed,
+            stop=stop,
+            progress=False,
+            features=run.features,
+        )
+        if not run.ranks.any_stopped(stop):
+            quick = task.quick(store, indices, predicted)
+            if run.ranks.first and (shown := task.shown(predicted)):
+                pictures = stored_images(store, indices[:12], shown)
+                contact_sheet(pictures, run.folder / "samples" / f"step-{step:08d}.png")
+            return Validation(figures | quick, next(iter(quick.values())))
+    return Validation(figures, -figures.get("loss", 0.0))
+
+
+def predicts(task: Task[Any], config: TrainRoot, learner: Learner) -> bool:
+    """Whether this training run can make the task's predictions."""
+    return task.is_learned(config) and task.cannot_predict(learner, config, Path()) is None
+
+
+def _validation_losses(
+    run: Run, learner: Learner, store: Store, tokens: Tokens, indices: np.ndarray, stop: StopRequest
+) -> dict[str, float]:
+    """The mean of each objective over the images; `loss` is the text's (nats per token, without label smoothing).
+
+    Without text it is the one there is, or their sum, weighted as training weighs them at the end of its schedules.
+    """
+    active = learner.active
+    own: dict[int, dict[str, tuple[float, int]]] = {}  # by the number of the batch
+    batches = eval_batches(
+        store,
+        tokens,
+        indices,
+        batch_size=run.config.run.batch_size,
+        image_size=learner.pixels.size,
+        mean=learner.pixels.mean,
+        std=learner.pixels.std,
+        resizing=learner.pixels.resizing,
+        num_concepts=learner.concepts,
+        captions_per_image=run.config.data.captions_per_image,
+        features=run.features,
+        rank=run.ranks.rank,
+        world=run.ranks.world,
+    )
+    for number, batch in zip(count(run.ranks.rank, run.ranks.world), on_device(batches, run.device)):
+        if stop:
+            break
+        seed = seed_of(run.config.seed, number)
+        with drawing_from(seed, run.device), torch.inference_mode(), autocast(run.device, run.precision):
+            terms = learner(batch, Moment(active))
+        own[number] = {name: (float(term.sum), term.count) for name, term in terms.items()}
+    # Added in the order of the batches, whoever computed them: the same bits on any number of ranks.
+    by_number = sorted(item for part in run.ranks.of_all(own) for item in part.items())
+    sums = {name: sum(terms[name][0] for _, terms in by_number) for name in sorted(active)}
+    counts = {name: sum(terms[name][1] for _, terms in by_number) for name in sorted(active)}
+    losses = {name: sums[name] / max(1, counts[name]) for name in sums}
+    if len(losses) == 1:
+        return {"loss": losses.popitem()[1]}
+    weighed = sum(
+        _weighed(loss, learner.weights[name], learner.log_variance.get(name)) for name, loss in losses.items()
+    )
+    return {"loss": losses.get("text", weighed)} | {f"loss_{name}": loss for name, loss in losses.items()}
+
+
+def _weighed(loss: float, weight: Weight, log_variance: Tensor | None) -> float:
+    """The loss's part in what training minimises, once the weight has reached its end."""
+    if log_variance is None:
+        return weight.end * loss
+    s = float(log_variance.detach())
+    return math.exp(-s) * loss + s
+
+
+def score_and_save(
+    task: Task[Any],
+    predicted: dict[ExampleId, Any],
+    store: Store,
+    indices: np.ndarray,
+    config: MetricsConfig,
+    folder: Path,
+    *,
+    title: str,
+    trained_on: bool,
+    weights: str | None = None,
+) -> Scores | None:
+    """Predictions and scores in `folder`, in the task's formats; the table on the console.
+
+    Examples without anything to compare with are predicted and not scored; None when all are.
+
+    `weights`: the SHA-256 of those that predicted. `trained_on`: the store's training part is what the model learned
+    from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = task.write_results(folder, predicted)
+    scores = task.score(store, indices, predicted, config, learned=trained_on)
+    if scores is None:
+        print(f"\n{title}  {len(predicted):,} {task.unit}s without references: see {folder / files[0]}")
+        return None
+    count = len(scores.per_image)
+    if count < len(predicted):
+        print(f"note: {len(predicted) - count:,} {task.unit}s have no references and are predicted only")
+    save(scores, folder, beside=files, weights=weights)
+    print(f"\n{title}  {count:,} {task.unit}s\n{table(scores)}")
+    if line := language_line(scores.language):
+        print(line)
+    for warning in scores.warnings:
+        print(f"note: {on_one_line(warning)}")
+    return scores

@@ -1,0 +1,131 @@
+"""What every task is: how its learner is built, what it predicts of an example, how that is scored and stored.
+
+A new task is one module here, one dataclass in `schema/tasks.py`, one YAML in `conf/task`, one test. Importing a task
+imports no torch: checks of a config and scoring without a model need none.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from velm_cli.schema import DecodeConfig, EvaluateRoot, MetricsConfig, TaskConfig, TrainRoot
+
+if TYPE_CHECKING:
+    import torch
+
+    from velm_cli.data.batch import Batch
+    from velm_cli.data.store import Store
+    from velm_cli.data.tokenizer import Tokenizer
+    from velm_cli.learners.interface import Learner
+    from velm_cli.metrics.scores import Scores
+    from velm_cli.objectives.weights import Weight
+    from velm_cli.tasks.spaces import Spaces
+
+ExampleId = int | str
+P = TypeVar("P")  # what is predicted of an example: a text, a judgement, an embedding
+Predicted = Mapping[ExampleId, P]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What of the store goes into a batch."""
+
+    source: bool = False  # text that goes in with the images
+    targets: bool = True  # texts to learn from; in an evaluation those to compare with are never given to the model
+    labels: tuple[str, ...] = ("concepts",)  # label spaces
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Where predictions are made, and the seed of those that are drawn."""
+
+    device: torch.device
+    seed: int = 0
+
+
+class Task(ABC, Generic[P]):
+    """One task, with its options."""
+
+    kind: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+    unit: ClassVar[str] = "image"  # what an example is called in progress bars and lines
+    predicted: ClassVar[tuple[str, ...]] = ()  # label spaces whose names a run folder keeps, to predict with
+    verb: ClassVar[str]  # what is done with an example
+    doing: ClassVar[str]  # what its predictions are called there
+    primary: ClassVar[str]  # the score that a run is compared by: a key of `Scores.corpus`
+
+    def __init__(self, options: TaskConfig) -> None:
+        self.options: Any = options  # of the dataclass of its kind
+
+    # ---------------------------------------------------------------------------------- learning
+
+    def problems(self, config: TrainRoot) -> Iterator[str]:
+        """A line for everything in `config` that this task cannot do. Imports no torch."""
+        return iter(())
+
+    def spaces(self, config: TrainRoot, store: Store) -> dict[str, list[str]]:
+        """The label spaces of a learner that is trained on `store`."""
+        return {"concepts": store.concept_names}
+
+    @abstractmethod
+    def learner(
+        self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
+    ) -> Learner:
+        """Model and objectives of `config`, initialised; of the terms without weight nothing is made."""
+
+    @abstractmethod
+    def is_learned(self, config: TrainRoot) -> bool:
+        """Whether a run of this config learns what the task predicts."""
+
+    def why_not_learned(self, config: TrainRoot, run: Path) -> str:
+        """One line for a run that does not."""
+        return f"checkpoint: {run} was not trained for task={self.kind}"
+
+    # -------------------------------------------------------------------------------- predicting
+
+    def predicts_with(self, config: TrainRoot) -> frozenset[str]:
+        """The terms whose own layers make predictions: `joint` where the head of L_joint does."""
+        return frozenset()
+
+    def cannot_predict(self, learner: Learner, config: TrainRoot, run: Path) -> str | None:
+        """One line that says why this learner predicts nothing; None if it does."""
+        return None
+
+    @abstractmethod
+    def predict(
+        self, learner: Learner, batches: Iterable[Batch], tokenizer: Tokenizer, how: DecodeConfig, session: Session
+    ) -> Iterator[tuple[ExampleId, P]]:
+        """A prediction for every example of the batches, as they come; it depends on these batches alone."""
+
+    # ----------------------------------------------------------------------------------- scoring
+
+    @abstractmethod
+    def quick(self, store: Store, numbers: Iterable[int], predicted: Predicted[P]) -> dict[str, float]:
+        """Figures of a validation; the first one chooses the best checkpoint, the higher the better."""
+
+    @abstractmethod
+    def score(
+        self, store: Store, numbers: Iterable[int], predicted: Predicted[P], config: MetricsConfig, *, learned: bool
+    ) -> Scores | None:
+        """All scores of the examples that have something to compare with; None if none has.
+
+        `learned`: the model was trained on the training part of this store.
+        """
+
+    def further(self, config: EvaluateRoot, predicted: Predicted[P], folder: Path) -> dict[str, float | None]:
+        """Figures beside the scores, written into the evaluation's folder and printed."""
+        return {}
+
+    def shown(self, predicted: Predicted[P]) -> dict[ExampleId, str]:
+        """The texts under the pictures of a validation's samples."""
+        return {}
+
+    # ------------------------------------------------------------------------------------- files
+
+    @abstractmethod
+    def write_results(self, folder: Path, predicted: Predicted[P]) -> list[str]:
+        """Write the predictions in the task's usual format; the names of the files."""
