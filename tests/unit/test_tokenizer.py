@@ -302,3 +302,18 @@ def test_pretrained_name_without_a_hub_asks_for_a_folder():
     )
     assert "give a local folder that holds tokenizer.json" in process.stdout
     assert process.stdout.count("\n") == 1
+
+
+def test_a_vocabulary_grows_behind_its_own_words():
+    config = TokenizerConfig(min_count=2)
+    own = Tokenizer.build(config, ["a red ball", "a red ball", "two dogs", "two dogs"])
+    grown = own.grown(["is the ball red", "is the dog red", "What is it"], config)
+    assert {word: grown.word_ids[word] for word in own.word_ids} == own.word_ids
+    assert sorted(grown.word_ids.keys() - own.word_ids.keys()) == ["is", "the"]
+    assert sorted(grown.word_ids.values()) == [*range(own.vocab_size + 2)]
+    assert grown.encode_batch(["a red ball"]) == own.encode_batch(["a red ball"])
+    assert grown.decode(grown.encode_batch(["is the red ball"])[0]) == "is the red ball"
+    assert grown.grown(["is the ball"] * 2, config) is grown
+    assert (
+        Tokenizer.build(TokenizerConfig(kind=TokenizerKind.bpe, vocab_size=300), ["a"]).grown(["ß"], config).unk_id == 3
+    )

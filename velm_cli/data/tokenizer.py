@@ -9,6 +9,7 @@ tokens it lacks. Imports no torch: preprocessing needs none.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections import Counter
@@ -102,6 +103,23 @@ class Tokenizer:
         except Exception as error:  # `tokenizers` raises bare Exceptions
             raise UserError(f"the tokenizer in {folder} is damaged: {error}") from error
 
+    def grown(self, texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+        """This vocabulary of words with those that `texts` have `config.min_count` times, behind its own.
+
+        Itself where nothing is new, or where its tokens are parts of words and spell every text already.
+        """
+        model = json.loads(self._json)
+        if model["model"]["type"] != "WordLevel":
+            return self
+        known: dict[str, int] = model["model"]["vocab"]
+        found = _word(config, texts, refuse_none=False).get_vocab()
+        new = [word for word in sorted(found, key=found.__getitem__) if word not in known]
+        if not new:
+            return self
+        known |= {word: self.vocab_size + number for number, word in enumerate(new)}
+        special_ids = SpecialIds(self.pad_id, self.bos_id, self.eos_id, self.unk_id)
+        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(model)).to_str(), special_ids)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write both files to `folder` (made when absent); each appears whole or not at all."""
         folder = Path(folder)
@@ -158,7 +176,7 @@ def _panics_said(what: str) -> Iterator[None]:
         raise UserError(f"the tokenizer cannot read {what}: {' '.join(str(error).split())[:200]}") from None
 
 
-def _word(config: TokenizerConfig, captions: Iterable[str]) -> tokenizers.Tokenizer:
+def _word(config: TokenizerConfig, captions: Iterable[str], *, refuse_none: bool = True) -> tokenizers.Tokenizer:
     """Lower-case words: runs of letters and digits, with apostrophes and hyphens between them."""
     model = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
     model.normalizer = normalizers.Sequence(
@@ -173,7 +191,7 @@ def _word(config: TokenizerConfig, captions: Iterable[str]) -> tokenizers.Tokeni
         vocab_size=2**31, min_frequency=config.min_count, special_tokens=SPECIAL, show_progress=False
     )
     model.train_from_iterator(captions, trainer)
-    if model.get_vocab_size() == len(SPECIAL):
+    if refuse_none and model.get_vocab_size() == len(SPECIAL):
         raise UserError(
             f"no word is seen tokenizer.min_count={config.min_count} times in the training captions, so all "
             "would become <unk>: lower tokenizer.min_count (1 keeps every word)"
