@@ -15,7 +15,7 @@ from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.data.resizing import CENTRE_CROP, Resizing
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transfer import on_device
-from velm_cli.errors import UserError
+from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_loss, states_words_loss
 from velm_cli.models.decoding import decode_stream
 from velm_cli.models.layers import without_gradients
 from velm_cli.models.search import image_draws
@@ -26,7 +26,7 @@ from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
 from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.terms import Term
-from velm_cli.objectives.text import hide_words, own_words, words_loss
+from velm_cli.objectives.text import own_words
 from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, TextLoss
 
 
@@ -119,7 +119,10 @@ class CaptionTask(nn.Module):
         sees_image = looking - {"text"} or ("text" in looking and self.model.fusion.uses)
         features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD) if sees_image else None
         if "image" in active:
-            terms["image"] = Term(self._image_loss(features, batch), counts["image"])
+            terms["image"] = Term(
+                image_loss(self.image_loss, self.model, features, batch.image_XCHW, batch.labels.get(CONCEPTS)),
+                counts["image"],
+            )
         if "text" in active or "joint" in active:
             B, K, T = batch.tokens_BKT.shape
             tokens_NT = batch.tokens_BKT.view(B * K, T)
@@ -134,7 +137,17 @@ class CaptionTask(nn.Module):
             if "text" in active:
                 memory, figures = self.model.memory(features), {}
                 if masked:
-                    loss = self._hidden_words_loss(tokens_NT, memory, batch)
+                    loss = hidden_words_loss(
+                        self.model,
+                        self.loss,
+                        tokens_NT,
+                        batch.lengths_BK.view(-1),
+                        memory,
+                        words=batch.num_tokens - batch.num_targets,
+                        predicted=batch.num_tokens,
+                        mask_id=self.mask_id,
+                        training=self.training,
+                    )
                 elif self._learns_from_text:
                     loss = self._next_word_loss(tokens_NT[:, :-1], text_NTD, memory, batch, own_words_share)
                 else:
@@ -145,15 +158,6 @@ class CaptionTask(nn.Module):
                 assert features is not None and text_NTD is not None
                 terms["joint"] = Term(self._joint_loss(text_NTD, features, batch), counts["joint"])
         return terms
-
-    def _image_loss(self, features: ImageFeatures | None, batch: Batch) -> Tensor:
-        if isinstance(self.image_loss, MaskedPatchLoss):
-            assert batch.image_XCHW is not None
-            hidden_BCHW, where = self.image_loss.hide(batch.image_XCHW)
-            assert self.model.vision is not None
-            return self.image_loss(self.model.vision(hidden_BCHW).tokens_BSD, batch.image_XCHW, where)
-        assert features is not None and self.image_loss is not None
-        return self.image_loss(features.pooled_BD, batch.labels[CONCEPTS])
 
     def _next_word_loss(
         self, tokens_NT: Tensor, text_NTD: Tensor | None, memory: tuple, batch: Batch, own_words_share: float
@@ -175,36 +179,7 @@ class CaptionTask(nn.Module):
         # The vocabulary is only computed at the M positions where something is predicted.
         fused_MD = fused_NTD.flatten(0, 1).index_select(0, batch.predicted_M)
         targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.predicted_M)
-        return self._words_loss(fused_MD, targets_M)
-
-    def _hidden_words_loss(self, tokens_NT: Tensor, memory: tuple, batch: Batch) -> Tensor:
-        """Scaled from the hidden words to all, since the loop divides L_text by the number of these."""
-        lengths_N = batch.lengths_BK.view(-1)
-        hidden_NT, chosen_M = hide_words(
-            tokens_NT,
-            lengths_N,
-            share=self.loss.masked_words,
-            words=batch.num_tokens - batch.num_targets,
-            mask_id=self.mask_id,
-            vocab_size=len(self.model.output_bias),
-        )
-        fused_NTD, _ = self.model.fusion.read(self.model.text, hidden_NT, memory, lengths_N=lengths_N)
-        loss = self._words_loss(
-            fused_NTD.flatten(0, 1).index_select(0, chosen_M), tokens_NT.flatten().index_select(0, chosen_M)
-        )
-        return loss * (batch.num_tokens / max(1, len(chosen_M)))
-
-    def _words_loss(self, fused_MD: Tensor, targets_M: Tensor) -> Tensor:
-        model, loss = self.model, self.loss
-        return words_loss(
-            model.scaled(fused_MD),
-            model.output_weight,
-            model.output_bias,
-            targets_M,
-            cap=model.text.output_cap,
-            chunk=loss.chunk,
-            label_smoothing=loss.label_smoothing if self.training else 0.0,
-        )
+        return states_words_loss(self.model, self.loss, fused_MD, targets_M, training=self.training)
 
     def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
         assert self.joint_loss is not None
@@ -274,18 +249,3 @@ class CaptionTask(nn.Module):
         )
         for number, tokens in captions:
             yield image_ids[number], tokenizer.decode(tokens)
-
-
-def masked_patch_loss(model: VelmModel, loss: LossConfig) -> MaskedPatchLoss:
-    """Made for the grid of the model's encoder, which a look at an empty image tells."""
-    assert model.vision is not None
-    device = next(model.vision.parameters()).device
-    with torch.no_grad():
-        nothing = torch.zeros(1, 3, model.image_size, model.image_size, device=device)
-        positions = model.vision.eval()(nothing).tokens_BSD.shape[1]
-    try:
-        return MaskedPatchLoss(
-            model.vision.width, positions, model.image_size, patch_size=loss.patch_size, share=loss.masked_patches
-        )
-    except ValueError as error:
-        raise UserError(f"loss.image=masked_patches: {error}: change vision.image_size or loss.patch_size") from error
