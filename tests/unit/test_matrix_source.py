@@ -141,6 +141,18 @@ def test_several_images_of_an_example_stand_side_by_side():
         features.of_examples(torch.tensor([[-1]]))
 
 
+@pytest.mark.parametrize("fusion", ["cross_modal", "prefix_transformer", "concat"])
+@pytest.mark.parametrize("rows", [[1], [2, 0, 1], [0, 2, 2, 1, 2]])
+def test_a_memory_of_examples_is_that_of_their_images(fusion, rows):
+    torch.manual_seed(0)
+    model = VelmModel(vision=VISION["convnet"](), text=TEXT["gru"](), fusion=FUSION[fusion](), vocab_size=VOCAB).eval()
+    with torch.no_grad():
+        features, tokens = model.encode_image(images("convnet", 3)), torch.randint(3, VOCAB, (len(rows), 4))
+        found, _ = model.step(tokens, model.memory(features, torch.tensor(rows)[:, None]))
+        expected, _ = model.step(tokens, model.memory(features.select(torch.tensor(rows))))
+    torch.testing.assert_close(found, expected)
+
+
 def test_an_example_without_source_or_image_has_something_to_look_at():
     for vision in ("none", "convnet"):
         model = build(vision, "transformer", "cross_modal").eval()

@@ -123,11 +123,12 @@ class VelmModel(nn.Module):
     def memory(self, features: ImageFeatures | None, image_of_BI: Tensor | None = None) -> tuple:
         """What decoding needs of the images, image first; computed once.
 
-        With `image_of`: of B examples, made once per image: copying keys and values takes less time than making them.
+        With `image_of`: of B examples. It is made per image where examples share them: copying keys and values takes
+        less time than making them, but more than copying features.
         """
         if features is None or image_of_BI is None:
             return self.fusion.memory(features)
-        if image_of_BI.shape[1] > 1:
+        if image_of_BI.shape[1] > 1 or len(image_of_BI) <= len(features.pooled_BD):
             return self.fusion.memory(features.of_examples(image_of_BI))
         memory: tuple = gathered(self.fusion.memory(features), image_of_BI[:, 0])
         return memory
