@@ -10,7 +10,7 @@ from typing import Any
 
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean, without_effect
-from velm_cli.objectives.rules import objective_problems
+from velm_cli.objectives.rules import objective_problems, source_is_memory
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import place
 from velm_cli.schema.bounds import out_of_bounds
@@ -155,7 +155,7 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         yield f"fusion=gated goes between the layers of a transformer, and text={text.kind} is recurrent"
     if text.freeze not in ("none", "all"):
         yield f"text.freeze={text.freeze}: none or all"
-    if no_vision and not isinstance(fusion, schema.NoFusionConfig):
+    if no_vision and not isinstance(fusion, schema.NoFusionConfig) and not source_is_memory(config.task):
         yield f"fusion={fusion.kind} needs images: choose a vision encoder, or fusion=none"
     if no_vision and config.dataset.images:
         yield "vision=none trains on text alone: say dataset.images=false too"
@@ -220,7 +220,8 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
     if len(weights) == 3 and all(weight.always_zero for weight in weights.values()):
         yield "loss.alpha, loss.beta and loss.gamma are all 0: nothing would be learned"
     if isinstance(config.vision, schema.NoVisionConfig):
-        for name in ("beta", "gamma"):
+        labels = config.loss.joint is schema.JointLoss.label  # which a question alone may tell, if not well
+        for name in ("beta",) if labels else ("beta", "gamma"):
             if name in weights and not weights[name].always_zero:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
     yield from objective_problems(config, weights)

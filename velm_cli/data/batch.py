@@ -71,12 +71,20 @@ class Batch:
     source_BL: Tensor | None = None  # int64: BOS, words, EOS, then pad_id; None where examples have no source
     source_lengths_B: Tensor | None = None  # int64: BOS, words and EOS; 0 is an example without source
     labels: Mapping[str, Tensor] = field(default_factory=dict)  # float32 [B, C]: `concepts`, `answers` ...
+    num_sources: int = 0  # examples that have a source
+    num_source_tokens: int = 0  # words and EOS of all sources
+    labelled: Mapping[str, int] = field(default_factory=dict)  # examples that have a label at all, by kind of label
 
     @classmethod
     def of(cls, tokens_BKT: Tensor, lengths_BK: Tensor, *, ids: Sequence[int | str] | None = None, **parts) -> Batch:
         """A batch of these targets, with the `parts` given; examples and images are numbered from 0."""
         B, _, T = tokens_BKT.shape
         numbers = list(range(B))
+        source_lengths_B = parts.get("source_lengths_B")
+        if source_lengths_B is not None:  # counted here, since a device would have to be waited for
+            parts["num_sources"] = int((source_lengths_B > 0).sum())
+            parts["num_source_tokens"] = int((source_lengths_B - 1).clamp(min=0).sum())
+        parts["labelled"] = {name: int((of_BC > 0).any(1).sum()) for name, of_BC in parts.get("labels", {}).items()}
         return cls(
             ids=list(numbers if ids is None else ids),
             examples=parts.pop("examples", numbers),

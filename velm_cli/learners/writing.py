@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transfer import on_device
-from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner, Moment
+from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_loss, states_words_loss
 from velm_cli.models.decoding import decode_stream
 from velm_cli.models.layers import without_gradients
 from velm_cli.models.search import image_draws
@@ -26,9 +26,11 @@ from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
 from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.objectives.terms import Term
-from velm_cli.objectives.text import hide_words, own_words, words_loss
+from velm_cli.objectives.text import own_words
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, TextLoss
+
+SOURCE_MULTIPLE = 8  # positions: batches whose sources are nearly as long are then decoded together
 
 
 class WritingLearner(Learner):
@@ -98,7 +100,13 @@ class WritingLearner(Learner):
 
     def counts(self, batch: Batch) -> dict[str, int]:
         text = batch.num_tokens if self._learns_from_text else len(batch.ids) * self.loss.samples
-        return {"text": text, "image": len(batch.ids), "joint": batch.num_targets}
+        images = len(batch.images) if self._paints else len(batch.ids)  # concepts are those of an example
+        return {"text": text, "image": images, "joint": batch.num_targets}
+
+    @property
+    def _paints(self) -> bool:
+        """Whether L_image looks at images of its own."""
+        return isinstance(self.image_loss, MaskedPatchLoss)
 
     @property
     def _learns_from_text(self) -> bool:
@@ -111,12 +119,17 @@ class WritingLearner(Learner):
         own_words_share = self.own_words.at(now.step, now.steps_per_epoch) if self.training else 0.0
         counts = self.counts(batch)
         terms = {}
-        paints = isinstance(self.image_loss, MaskedPatchLoss)  # which looks at images of its own
-        looking = active - {"image"} if paints else active
+        looking = active - {"image"} if self._paints else active
         sees_image = looking - {"text"} or ("text" in looking and self.model.fusion.uses)
         features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD) if sees_image else None
+        own = features  # of each example's own image
+        if features is not None and batch.image_of_BI is not None and looking - {"text"}:
+            own = features.of_examples(batch.image_of_BI)
         if "image" in active:
-            terms["image"] = Term(self._image_loss(features, batch), counts["image"])
+            terms["image"] = Term(
+                image_loss(self.image_loss, self.model, own, batch.image_XCHW, batch.labels.get(CONCEPTS)),
+                counts["image"],
+            )
         if "text" in active or "joint" in active:
             B, K, T = batch.tokens_BKT.shape
             tokens_NT = batch.tokens_BKT.view(B * K, T)
@@ -129,9 +142,19 @@ class WritingLearner(Learner):
                     tokens_NT[:, :-1], lengths_N=batch.lengths_BK.view(-1) - 1, packing=packing
                 )
             if "text" in active:
-                memory, figures = self.model.memory(features), {}
+                memory, figures = self._memory(features, batch), {}
                 if masked:
-                    loss = self._hidden_words_loss(tokens_NT, memory, batch)
+                    loss = hidden_words_loss(
+                        self.model,
+                        self.loss,
+                        tokens_NT,
+                        batch.lengths_BK.view(-1),
+                        memory,
+                        words=batch.num_tokens - batch.num_targets,
+                        predicted=batch.num_tokens,
+                        mask_id=self.mask_id,
+                        training=self.training,
+                    )
                 elif self._learns_from_text:
                     loss = self._next_word_loss(tokens_NT[:, :-1], text_NTD, memory, batch, own_words_share)
                 else:
@@ -139,18 +162,20 @@ class WritingLearner(Learner):
                     loss, figures["reward"] = self.critic(self.model, memory, batch.examples)
                 terms["text"] = Term(loss, counts["text"], figures)
             if "joint" in active:
-                assert features is not None and text_NTD is not None
-                terms["joint"] = Term(self._joint_loss(text_NTD, features, batch), counts["joint"])
+                assert own is not None and text_NTD is not None
+                terms["joint"] = Term(self._joint_loss(text_NTD, own, batch), counts["joint"])
         return terms
 
-    def _image_loss(self, features: ImageFeatures | None, batch: Batch) -> Tensor:
-        if isinstance(self.image_loss, MaskedPatchLoss):
-            assert batch.image_XCHW is not None
-            hidden_BCHW, where = self.image_loss.hide(batch.image_XCHW)
-            assert self.model.vision is not None
-            return self.image_loss(self.model.vision(hidden_BCHW).tokens_BSD, batch.image_XCHW, where)
-        assert features is not None and self.image_loss is not None
-        return self.image_loss(features.pooled_BD, batch.labels[CONCEPTS])
+    def _memory(self, features: ImageFeatures | None, batch: Batch) -> tuple:
+        """What the targets of each example are written from: its images, and its source where the model reads one."""
+        model = self.model
+        if model.source is None:
+            return model.memory(features, batch.image_of_BI)
+        return model.memory(model.context(features, batch.image_of_BI, batch.source_BL, batch.source_lengths_B))
+
+    def memory(self, batch: Batch) -> tuple:
+        """The memory of a batch's examples, for whoever asks the model about texts of its own."""
+        return self._memory(self.model.encode_image(batch.image_XCHW, batch.feature_XSD), batch)
 
     def _next_word_loss(
         self, tokens_NT: Tensor, text_NTD: Tensor | None, memory: tuple, batch: Batch, own_words_share: float
@@ -172,36 +197,7 @@ class WritingLearner(Learner):
         # The vocabulary is only computed at the M positions where something is predicted.
         fused_MD = fused_NTD.flatten(0, 1).index_select(0, batch.predicted_M)
         targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.predicted_M)
-        return self._words_loss(fused_MD, targets_M)
-
-    def _hidden_words_loss(self, tokens_NT: Tensor, memory: tuple, batch: Batch) -> Tensor:
-        """Scaled from the hidden words to all, since the loop divides L_text by the number of these."""
-        lengths_N = batch.lengths_BK.view(-1)
-        hidden_NT, chosen_M = hide_words(
-            tokens_NT,
-            lengths_N,
-            share=self.loss.masked_words,
-            words=batch.num_tokens - batch.num_targets,
-            mask_id=self.mask_id,
-            vocab_size=len(self.model.output_bias),
-        )
-        fused_NTD, _ = self.model.fusion.read(self.model.text, hidden_NT, memory, lengths_N=lengths_N)
-        loss = self._words_loss(
-            fused_NTD.flatten(0, 1).index_select(0, chosen_M), tokens_NT.flatten().index_select(0, chosen_M)
-        )
-        return loss * (batch.num_tokens / max(1, len(chosen_M)))
-
-    def _words_loss(self, fused_MD: Tensor, targets_M: Tensor) -> Tensor:
-        model, loss = self.model, self.loss
-        return words_loss(
-            model.scaled(fused_MD),
-            model.output_weight,
-            model.output_bias,
-            targets_M,
-            cap=model.text.output_cap,
-            chunk=loss.chunk,
-            label_smoothing=loss.label_smoothing if self.training else 0.0,
-        )
+        return states_words_loss(self.model, self.loss, fused_MD, targets_M, training=self.training)
 
     def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
         assert self.joint_loss is not None
@@ -244,7 +240,7 @@ class WritingLearner(Learner):
         device: torch.device,
         seed: int = 0,
     ) -> Iterator[tuple[int | str, str]]:
-        """(image id, caption) of all images of the batches, as captions end. `seed`: of nucleus sampling."""
+        """(id, text) of all examples of the batches, as texts end. `seed`: of nucleus sampling."""
         image_ids: list[int | str] = []
 
         def memories() -> Iterator[tuple[tuple, int]]:
@@ -252,7 +248,10 @@ class WritingLearner(Learner):
                 image_ids.extend(batch.ids)
                 with torch.no_grad():
                     features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD)
-                    memory = self.model.memory_for(features, decoding)
+                    context = self.model.context(
+                        features, batch.image_of_BI, batch.source_BL, batch.source_lengths_B, multiple=SOURCE_MULTIPLE
+                    )
+                    memory = self.model.memory_for(context, decoding)
                 yield memory, len(batch.ids)
 
         def draws(numbers: range) -> Tensor:
@@ -271,18 +270,3 @@ class WritingLearner(Learner):
         )
         for number, tokens in captions:
             yield image_ids[number], tokenizer.decode(tokens)
-
-
-def masked_patch_loss(model: VelmModel, loss: LossConfig) -> MaskedPatchLoss:
-    """Made for the grid of the model's encoder, which a look at an empty image tells."""
-    assert model.vision is not None
-    device = next(model.vision.parameters()).device
-    with torch.no_grad():
-        nothing = torch.zeros(1, 3, model.image_size, model.image_size, device=device)
-        positions = model.vision.eval()(nothing).tokens_BSD.shape[1]
-    try:
-        return MaskedPatchLoss(
-            model.vision.width, positions, model.image_size, patch_size=loss.patch_size, share=loss.masked_patches
-        )
-    except ValueError as error:
-        raise UserError(f"loss.image=masked_patches: {error}: change vision.image_size or loss.patch_size") from error

@@ -26,7 +26,8 @@ def looks(model: VelmModel, tokens_NT: Tensor, features: ImageFeatures) -> Tenso
     """
     if isinstance(model.vision, Regions) or not model.fusion.generates:
         return None
-    side = math.isqrt(features.tokens_BSD.shape[1])
+    positions = features.tokens_BSD.shape[1] if features.of_image is None else features.of_image
+    side = math.isqrt(positions)
     if side < 2:
         return None
     seen: list[Tensor] = []
@@ -45,5 +46,5 @@ def looks(model: VelmModel, tokens_NT: Tensor, features: ImageFeatures) -> Tenso
     if not seen:
         return None
     weights_NTS = torch.stack(seen).mean(dim=0)
-    # Transformers put a token for the whole image (and more) before the grid.
-    return weights_NTS[..., -side * side :].unflatten(-1, (side, side))
+    # Transformers put a token for the whole image (and more) before the grid; behind it may stand a source.
+    return weights_NTS[..., positions - side * side : positions].unflatten(-1, (side, side))

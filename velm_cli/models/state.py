@@ -318,6 +318,21 @@ class Memory:
                 self._parts[number] = torch.cat([part[:before], its_part[: other.images]])
 
 
+def gathered(memory: Any, rows_B: Tensor) -> Any:
+    """The rows of a nested memory, each tensor once: so what a memory is made of is computed once per image, and not
+    for each of the examples that share it."""
+    known: dict[int, Tensor] = {}
+
+    def gather(part: Any) -> Any:
+        if isinstance(part, Tensor):
+            if id(part) not in known:
+                known[id(part)] = part.index_select(0, rows_B)
+            return known[id(part)]
+        return None if part is None else _like(part, map(gather, part))
+
+    return gather(memory)
+
+
 def _like(nested: tuple, parts: Iterable[Any]) -> tuple:
     """A tuple of the same type, for what looks at a memory goes by it."""
     return nested._make(parts) if hasattr(nested, "_make") else tuple(parts)

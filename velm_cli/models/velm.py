@@ -1,6 +1,7 @@
 """The model: a vision encoder, a text encoder, a fusion and the output layer, whatever they are.
 
-Shapes: B images, N = B * K texts (the K texts of an image adjacent), T positions, D width, V vocabulary.
+Shapes: B images, N = B * K texts (the K texts of an image adjacent), T positions, D width, V vocabulary. Where examples
+share images: X images, B examples of I images each, L positions of their source.
 """
 
 from __future__ import annotations
@@ -9,24 +10,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from velm_cli.models.context import SourceEncoder
 from velm_cli.models.fusion import build_fusion
 from velm_cli.models.layers import soft_capped
+from velm_cli.models.state import gathered
 from velm_cli.models.text import build_text
 from velm_cli.models.vision import ImageFeatures, build_vision, count_frozen
 from velm_cli.schema import DecodeConfig, DecodeMethod, FusionConfig, TextConfig, VisionConfig, VisionOutput
 
 
 class VelmModel(nn.Module):
-    """p(next token | image, tokens so far)."""
+    """p(next token | image, source, tokens so far)."""
 
     def __init__(
-        self, *, vision: VisionConfig, text: TextConfig, fusion: FusionConfig, vocab_size: int, causal: bool = True
+        self,
+        *,
+        vision: VisionConfig,
+        text: TextConfig,
+        fusion: FusionConfig,
+        vocab_size: int,
+        causal: bool = True,
+        source: int | None = None,
     ) -> None:
-        """`causal=False`: every word sees the whole text, for objectives that generate nothing."""
+        """`causal=False`: every word sees the whole text, for objectives that generate nothing.
+
+        `source`: layers of the encoder of the source that the text is written from; None: there is no source.
+        """
         super().__init__()
         self.vision = build_vision(vision)
         self.text = build_text(text, vocab_size, causal=causal)
-        self.fusion = build_fusion(fusion, self.vision.width if self.vision else None, self.text)
+        width = self.vision.width if self.vision else None
+        self.source: SourceEncoder | None = None
+        if source is not None:
+            self.source = SourceEncoder(text, self.text, layers=source, vocab_size=vocab_size, image_width=width)
+            width = self.source.width
+        self.fusion = build_fusion(fusion, width, self.text)
         self.image_size = vision.image_size
         self.one_token = vision.output is VisionOutput.pooled
         self.frozen_stages = count_frozen(vision.freeze)
@@ -81,9 +99,39 @@ class VelmModel(nn.Module):
         # A slice of all of it would be whole in forward, but written anew in backward.
         return weight if len(weight) == len(self.output_bias) else weight[: len(self.output_bias)]
 
-    def memory(self, features: ImageFeatures | None) -> tuple:
-        """What decoding needs of the images, image first; computed once."""
-        return self.fusion.memory(features)
+    def context(
+        self,
+        features: ImageFeatures | None,
+        image_of_BI: Tensor | None = None,
+        source_BL: Tensor | None = None,
+        source_lengths_B: Tensor | None = None,
+        *,
+        multiple: int = 1,
+    ) -> ImageFeatures | None:
+        """What the texts of examples are written from: `features` of X images, given to B examples, and their sources.
+
+        `multiple`: L is made a multiple of it, so that batches whose sources differ in length can be decoded together.
+        Without a source, and where every example has an image of its own (`image_of` is None), that is `features`.
+        """
+        if features is not None and image_of_BI is not None:
+            features = features.of_examples(image_of_BI)
+        if self.source is None:
+            return features
+        assert source_BL is not None and source_lengths_B is not None, "the model's examples have a source"
+        return self.source(self.text, features, source_BL, source_lengths_B, multiple=multiple)
+
+    def memory(self, features: ImageFeatures | None, image_of_BI: Tensor | None = None) -> tuple:
+        """What decoding needs of the images, image first; computed once.
+
+        With `image_of`: of B examples. It is made per image where examples share them: copying keys and values takes
+        less time than making them, but more than copying features.
+        """
+        if features is None or image_of_BI is None:
+            return self.fusion.memory(features)
+        if image_of_BI.shape[1] > 1 or len(image_of_BI) <= len(features.pooled_BD):
+            return self.fusion.memory(features.of_examples(image_of_BI))
+        memory: tuple = gathered(self.fusion.memory(features), image_of_BI[:, 0])
+        return memory
 
     def memory_for(self, features: ImageFeatures | None, config: DecodeConfig) -> tuple:
         """The same for captions that are decoded as `config` says, made as is least work for so many of their words."""
@@ -119,6 +167,10 @@ class VelmModel(nn.Module):
             self.fusion.requires_grad_(False)
         if not (fused or states):
             self.text.requires_grad_(False)
+        if self.source is not None:
+            self.source.freeze_unused(pooled="pooled" in self.fusion.uses)
+            if not (fused and self.fusion.uses):
+                self.source.requires_grad_(False)
         if self.vision is None:
             return
         if not (tokens or pooled):

@@ -8,6 +8,7 @@ from velm_cli import schema
 from velm_cli.errors import UserError, without_effect
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.place import place
+from velm_cli.schema.tasks import Answer, TaskConfig, VqaTaskConfig
 
 # Options of one form of a loss: its weight, the option that chooses the form, the forms that use them, themselves.
 FORMS = (
@@ -16,7 +17,18 @@ FORMS = (
     ("beta", "image", {"concepts"}, ("num_concepts", "image_reduction")),
     ("beta", "image", {"masked_patches"}, ("masked_patches", "patch_size")),
     ("gamma", "joint", {"contrastive", "matching"}, ("temperature",)),
+    ("gamma", "joint", {"contrastive", "sigmoid", "matching"}, ("joint_width",)),
 )
+
+
+def judges(task: TaskConfig) -> bool:
+    """Whether a label is what the task predicts."""
+    return isinstance(task, VqaTaskConfig) and task.answer is Answer.classify
+
+
+def source_is_memory(task: TaskConfig) -> bool:
+    """Whether the task writes from a source, which then stands behind the image's tokens."""
+    return isinstance(task, VqaTaskConfig) and task.answer is not Answer.classify
 
 
 def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
@@ -27,9 +39,13 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
     one_way = (schema.LSTMConfig, schema.GRUConfig, schema.CausalLMConfig)
     if not writes and isinstance(config.text, one_way):
         yield f"loss.text=masked: text={config.text.kind} reads in one direction only; use transformer or bert"
+    yield from _of_task(config, active)
     if isinstance(config.fusion, schema.CoAttentionConfig) and writes and "alpha" in active:
         yield (
-            "fusion=co_attention knows the whole caption, so it cannot learn to write one: set loss.alpha=0 "
+            "fusion=co_attention knows the whole question, so it cannot learn to predict its words: set loss.alpha=0, "
+            "or loss.text=masked"
+            if judges(config.task)
+            else "fusion=co_attention knows the whole caption, so it cannot learn to write one: set loss.alpha=0 "
             "(with loss.gamma=1 loss.joint=matching), or loss.text=masked"
         )
     try:
@@ -62,7 +78,8 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
             )
         if "alpha" in active:
             yield from without_effect("loss", loss, "label_smoothing", chosen="loss.text=self_critical")
-    if "gamma" in active and config.run.batch_size == 1:
+    compares = "gamma" in active and loss.joint is not schema.JointLoss.label
+    if compares and config.run.batch_size == 1:
         yield "loss.gamma: L_joint compares the images of a batch, and run.batch_size=1 has nothing to compare with"
     matches = "gamma" in active and loss.joint is schema.JointLoss.matching
     if matches and isinstance(config.fusion, schema.NoFusionConfig):
@@ -81,3 +98,38 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
         form = getattr(loss, chooser).value
         if weight in active and form not in users:
             yield from without_effect("loss", loss, *options, chosen=f"loss.{chooser}={form}")
+
+
+def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
+    """What goes with a task that judges, or that writes from a source, and with no other."""
+    loss, task = config.loss, config.task
+    if "gamma" in active and (loss.joint is schema.JointLoss.label) is not judges(task):
+        if judges(task):
+            yield (
+                f"task.answer=classify learns the answer by loss.joint=label; loss.joint={loss.joint.value} compares "
+                "images with captions, which questions are not"
+            )
+        else:
+            how = f" task.answer={task.answer.value}" if isinstance(task, VqaTaskConfig) else ""
+            yield (
+                f"loss.joint=label learns one of a list of answers, and task={task.kind}{how} has no such list: choose "
+                "task=vqa task.answer=classify, or loss.joint=contrastive"
+            )
+    if judges(task):
+        if loss.text is schema.TextLoss.self_critical:
+            yield "loss.text=self_critical rewards texts that are written, and task.answer=classify writes none"
+        if loss.scheduled_sampling != "0":
+            yield "loss.scheduled_sampling is of no use with task.answer=classify, which writes nothing: set it to 0"
+    if isinstance(task, VqaTaskConfig) and source_is_memory(task):
+        if loss.text is schema.TextLoss.masked:
+            yield f"loss.text=masked learns to write nothing, and task.answer={task.answer.value} writes"
+        if isinstance(config.text, schema.BertConfig):
+            yield from without_effect("task", task, "source_layers", chosen="text=bert")
+        fusion = config.fusion
+        if isinstance(fusion, schema.NoFusionConfig):
+            yield f"fusion=none leaves image and question out, and task.answer={task.answer.value} writes from them"
+        if isinstance(fusion, schema.PrefixConfig) and fusion.mapper is schema.PrefixMapper.tokens:
+            yield (
+                f"fusion.mapper=tokens puts all positions before the text, and sources differ in length: with "
+                f"task.answer={task.answer.value} use fusion.mapper=transformer"
+            )

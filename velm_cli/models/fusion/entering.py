@@ -60,7 +60,9 @@ class Prefix(Fusion):
             x_BPD = self.map(self.norm_image(features.pooled_BD)).unflatten(-1, (self.length, -1))
         else:
             # Padding between the image and the text would count as positions.
-            assert self.takes_padding or features.visible_BS is None, "validate refuses mapper=tokens of padded images"
+            assert self.takes_padding or features.visible_BS is None, (
+                "objectives/rules.py refuses mapper=tokens of padded rows"
+            )
             x_BPD = self.map(self.norm_image(features.tokens_BSD))
             if self.mapper is PrefixMapper.transformer:
                 x_BPD = torch.cat([self.queries.expand(x_BPD.shape[0], -1, -1), x_BPD], dim=1)

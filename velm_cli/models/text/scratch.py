@@ -23,12 +23,14 @@ EMBEDDING_STD = 0.02
 
 
 class _Scratch(TextEncoder):
-    def __init__(self, width: int, vocab_size: int) -> None:
+    def __init__(self, width: int, vocab_size: int | None) -> None:
+        """Without a vocabulary it runs on what another encoder has embedded."""
         super().__init__()
         self.width = self.embedding_width = width
         self.head = None
-        self.embedding = nn.Embedding(vocab_size, width)
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        if vocab_size is not None:
+            self.embedding = nn.Embedding(vocab_size, width)
+            nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
 
     @property
     def embedding_scale(self) -> float:
@@ -47,7 +49,7 @@ class TransformerText(_Scratch):
 
     packs = True
 
-    def __init__(self, config: TransformerConfig, vocab_size: int, *, causal: bool = True) -> None:
+    def __init__(self, config: TransformerConfig, vocab_size: int | None, *, causal: bool = True) -> None:
         super().__init__(config.width, vocab_size)
         self.causal = causal
         self.num_layers = config.layers
@@ -97,7 +99,7 @@ class RecurrentText(_Scratch):
     num_layers = 0
     packs = True
 
-    def __init__(self, config: LSTMConfig | GRUConfig, vocab_size: int) -> None:
+    def __init__(self, config: LSTMConfig | GRUConfig, vocab_size: int | None) -> None:
         super().__init__(config.width, vocab_size)
         cell = nn.LSTM if isinstance(config, LSTMConfig) else nn.GRU
         between = config.dropout if config.layers > 1 else 0.0

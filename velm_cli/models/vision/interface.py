@@ -1,6 +1,7 @@
 """What every vision encoder is: image_BCHW -> tokens_BSD and pooled_BD.
 
-Shapes: B images, C channels, H x W pixels, S image positions (or regions), D width.
+Shapes: B images, C channels, H x W pixels, S image positions (or regions), D width. Where examples share images: X
+images, B examples, I images of an example.
 """
 
 from __future__ import annotations
@@ -19,15 +20,43 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True, slots=True)
 class ImageFeatures:
-    """What an encoder says of a batch of images."""
+    """What an encoder says of a batch of images; with `context.py` also of the text that goes in with them."""
 
     tokens_BSD: Tensor
     pooled_BD: Tensor
     visible_BS: Tensor | None = None  # False where a row has fewer positions than others; None: all have S
+    of_image: int | None = None  # so many positions, the first ones, are the image's, the others a text's; None: all
 
     def select(self, index: Tensor) -> ImageFeatures:
         visible_BS = None if self.visible_BS is None else self.visible_BS[index]
-        return ImageFeatures(self.tokens_BSD[index], self.pooled_BD[index], visible_BS)
+        return ImageFeatures(self.tokens_BSD[index], self.pooled_BD[index], visible_BS, self.of_image)
+
+    def of_examples(self, image_of_BI: Tensor) -> ImageFeatures:
+        """From X images to B examples: row `image_of` of X for each.
+
+        Several images of an example stand side by side along S, and `pooled` is their mean. There -1 is no image, whose
+        positions are not visible; of an example without any, one position of zeros is. Where I = 1 every example has
+        its image: -1 raises IndexError.
+        """
+        B, images = image_of_BI.shape
+        rows = image_of_BI.flatten()
+        there_BI = image_of_BI >= 0
+        if images > 1:
+            rows = rows.clamp(min=0)
+        tokens_RSD, pooled_RD = self.tokens_BSD.index_select(0, rows), self.pooled_BD.index_select(0, rows)
+        visible_RS = None if self.visible_BS is None else self.visible_BS.index_select(0, rows)
+        if images == 1:
+            return ImageFeatures(tokens_RSD, pooled_RD, visible_RS)
+        tokens_BSD = (tokens_RSD * there_BI.view(-1, 1, 1)).view(B, -1, tokens_RSD.shape[-1])
+        pooled_BD = (pooled_RD.view(B, images, -1) * there_BI[:, :, None]).sum(1) / there_BI.sum(1).clamp(min=1)[
+            :, None
+        ]
+        visible_BIS = there_BI[:, :, None].expand(-1, -1, tokens_RSD.shape[1])
+        if visible_RS is not None:
+            visible_BIS = visible_BIS & visible_RS.view_as(visible_BIS)
+        visible_BS = visible_BIS.flatten(1)
+        nothing_B1 = ~visible_BS.any(dim=1, keepdim=True)
+        return ImageFeatures(tokens_BSD, pooled_BD, torch.cat([visible_BS[:, :1] | nothing_B1, visible_BS[:, 1:]], 1))
 
     @staticmethod
     def joined(parts: list[ImageFeatures]) -> ImageFeatures:
@@ -36,7 +65,7 @@ class ImageFeatures:
             return parts[0]
         assert all(part.visible_BS is None for part in parts), "encoders give every image the same number of tokens"
         return ImageFeatures(
-            *(torch.cat([getattr(part, name) for part in parts]) for name in ("tokens_BSD", "pooled_BD"))
+            torch.cat([part.tokens_BSD for part in parts]), torch.cat([part.pooled_BD for part in parts])
         )
 
     def packed(self) -> Tensor:
