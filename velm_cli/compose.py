@@ -40,10 +40,11 @@ STAGES_FROM_CHECKPOINT = ("finetune", "evaluate")
 FROM_CHECKPOINT = ("dataset", "tokenizer", "data", "vision", "text", "fusion", "task", "loss")
 
 
-def register(stage: str, checkpoint: str | None = None) -> None:
+def register(stage: str, args: Sequence[str] = ()) -> None:
     """Give Hydra the dataclasses that `stage` needs: its root as `_STAGE`, variants as `_kind/GROUP/KIND`.
 
-    For `finetune` and `evaluate` the choices of the run `checkpoint` become the option `_checkpoint` of their groups.
+    For `finetune` and `evaluate` the choices of the run that `checkpoint=` in `args` names become the option
+    `_checkpoint` of their groups. With another `task=` than the run's, the loss is that of the task.
     """
     guard(conf_dir())
     hydra_store = ConfigStore.instance()
@@ -53,7 +54,12 @@ def register(stage: str, checkpoint: str | None = None) -> None:
             hydra_store.store(group=f"_kind/{group}", name=kind, node=node)
     if stage not in STAGES_FROM_CHECKPOINT:
         return
+    checkpoint = checkpoint_argument(stage, args)
     saved = load_run_config(checkpoint) if checkpoint else None
+    task = next((arg.partition("=")[2] for arg in reversed(args) if arg.startswith("task=")), None)
+    if saved is not None and task not in (None, saved.task.kind) and (conf_dir() / f"loss/{task}.yaml").is_file():
+        values = OmegaConf.load(conf_dir() / f"loss/{task}.yaml")
+        saved.loss = OmegaConf.to_object(OmegaConf.merge(schema.LossConfig, values))  # type: ignore[assignment]
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:

@@ -34,7 +34,7 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
     values = [arg.partition("=")[2] for arg in args if arg.startswith("config=")]
     given = [unquoted(value) for value in values]
     if not given or values[-1].lower() == "null" or stage not in compose.STAGES_FROM_CHECKPOINT + STAGES:
-        compose.register(stage, compose.checkpoint_argument(stage, args))
+        compose.register(stage, args)
         return args
     if stage not in STAGES:
         raise UserError(f"config: velm {stage} takes its options from checkpoint=; config= is for train and finetune")
@@ -46,7 +46,7 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
     checkpoint = saved.get("checkpoint")
     if stage == "finetune" and isinstance(checkpoint, str) and not any(arg.startswith("checkpoint=") for arg in args):
         args.append(f"checkpoint={quote(checkpoint)}")
-    compose.register(stage, compose.checkpoint_argument(stage, args))
+    compose.register(stage, args)
     try:
         return [*args, *_choices(stage, file, saved, args)]  # flags stay in front
     except OmegaConfBaseException as error:
@@ -117,7 +117,7 @@ def _choices(stage: str, file: Path, saved: DictConfig, args: list[str]) -> list
         if group in (*schema.KINDS, *compose.PLAIN_GROUPS) and isinstance(value, str):
             choices[group] = value
             continue
-        usual = _usual(group, stage, args) if group in compose.PLAIN_GROUPS else None
+        usual = _usual(group, stage, args, saved) if group in compose.PLAIN_GROUPS else None
         setattr(taken, group, _typed(file, group, value, usual))
         if group in (*schema.KINDS, *compose.PLAIN_GROUPS):
             choices[group] = "_checkpoint"
@@ -150,10 +150,14 @@ def _typed(file: Path, group: str, value: Any, usual: DictConfig | None) -> Any:
     return OmegaConf.to_object(merged) if OmegaConf.is_config(merged) else merged
 
 
-def _usual(group: str, stage: str, args: list[str]) -> DictConfig:
+def _usual(group: str, stage: str, args: list[str], saved: DictConfig) -> DictConfig:
     """The options of a group as a command without `config=` has them."""
     lines = yaml.safe_load((compose.conf_dir() / f"{stage}.yaml").read_text(encoding="utf-8"))["defaults"]
     choice = next(line[group] for line in lines if isinstance(line, dict) and group in line)
+    if choice == "${task}":
+        told = [arg.partition("=")[2] for arg in args if arg.startswith("task=")]
+        of_file = saved.get("task", "caption")
+        choice = told[-1] if told else of_file if isinstance(of_file, str) else of_file.get("kind")
     if choice == "_checkpoint":
         checkpoint = compose.checkpoint_argument(stage, args)
         known = getattr(configs.load_run_config(checkpoint), group) if checkpoint else compose.PLAIN_GROUPS[group]

@@ -6,7 +6,6 @@ import io
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -16,10 +15,12 @@ from velm_cli.files import write_bytes
 CELL, MARGIN, TEXT_LINES, COLUMNS = 200, 10, 4, 4
 
 
-def stored_images(store: Store, indices: Iterable[int], captions: dict[Any, str]) -> list[tuple[Image.Image, str]]:
-    """The records' images, each with its caption by image id."""
-    records = [int(index) for index in indices]
-    return [(Image.open(io.BytesIO(store.image_bytes(i))), captions[store.image_id(i)]) for i in records]
+def stored_images(store: Store, numbers: Iterable[int], texts: Sequence[str]) -> list[tuple[Image.Image, str]]:
+    """The images of these examples, the first of each, with the text below it."""
+    return [
+        (Image.open(io.BytesIO(store.image_bytes(int(number)))), text)
+        for number, text in zip(numbers, texts, strict=True)
+    ]
 
 
 def contact_sheet(pictures: Sequence[tuple[Image.Image, str]], path: Path) -> None:

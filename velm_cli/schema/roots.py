@@ -153,6 +153,7 @@ class EvaluateRoot:
     fresh: bool = False  # evaluate again in a new folder
     dry_run: bool = False  # check everything, caption nothing
     dataset: DatasetConfig = MISSING
+    task: TaskConfig = MISSING
     vision: ModelFolder = field(default_factory=ModelFolder)
     text: ModelFolder = field(default_factory=ModelFolder)
     run: RunConfig = field(default_factory=RunConfig)

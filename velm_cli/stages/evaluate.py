@@ -32,6 +32,7 @@ from velm_cli.stages.showing import write_report
 from velm_cli.stages.starting import open_store, same_weights
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.interface import ExampleId
+from velm_cli.tasks.spaces import read_spaces
 
 
 def run(config: EvaluateRoot) -> float | None:
@@ -103,6 +104,7 @@ def _evaluate(
                 task,
                 learner,
                 store,
+                read_spaces(home),
                 tokenizer,
                 indices,
                 decoding=config.decode,

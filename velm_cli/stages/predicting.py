@@ -31,12 +31,16 @@ from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision, TrainRoot
 from velm_cli.tasks import Task
 from velm_cli.tasks.interface import ExampleId, Session
+from velm_cli.tasks.spaces import Spaces
+
+SHOWN = 12  # examples in a validation's picture
 
 
 def predict_split(
     task: Task[Any],
     learner: Learner,
     store: Store,
+    spaces: Spaces,
     tokenizer: Tokenizer,
     indices: np.ndarray,
     *,
@@ -72,7 +76,7 @@ def predict_split(
                 features=features,
             )
             with autocast(ranks.device, precision):
-                found = task.predict(learner, batches, tokenizer, decoding, Session(ranks.device, seed))
+                found = task.predict(learner, batches, spaces, tokenizer, decoding, Session(ranks.device, seed))
                 for example, prediction in takewhile(lambda _: not stop, found):
                     assert example not in own, "an example was predicted twice"
                     own[example] = prediction
@@ -95,7 +99,14 @@ def _examples_together(examples: int, batch_size: int) -> int:
 
 
 def validation(
-    run: Run, task: Task[Any], learner: Learner, store: Store, tokens: Tokens, step: int, stop: StopRequest
+    run: Run,
+    task: Task[Any],
+    learner: Learner,
+    store: Store,
+    spaces: Spaces,
+    tokens: Tokens,
+    step: int,
+    stop: StopRequest,
 ) -> Validation:
     """Losses (`_validation_losses`) and the task's quick figures of greedy predictions on the validation examples."""
     config = run.config
@@ -111,6 +122,7 @@ def validation(
             task,
             learner,
             store,
+            spaces,
             tokens.tokenizer,
             indices,
             decoding=greedy,
@@ -123,9 +135,9 @@ def validation(
         )
         if not run.ranks.any_stopped(stop):
             quick = task.quick(store, indices, predicted)
-            if run.ranks.first and (shown := task.shown(predicted)):
-                pictures = stored_images(store, indices[:12], shown)
-                contact_sheet(pictures, run.folder / "samples" / f"step-{step:08d}.png")
+            first = indices[:SHOWN]
+            if run.ranks.first and (texts := task.shown(store, first, predicted)):
+                contact_sheet(stored_images(store, first, texts), run.folder / "samples" / f"step-{step:08d}.png")
             return Validation(figures | quick, next(iter(quick.values())))
     return Validation(figures, -figures.get("loss", 0.0))
 

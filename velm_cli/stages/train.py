@@ -58,7 +58,7 @@ from velm_cli.stages.starting import (
     word_vectors,
 )
 from velm_cli.tasks import Task, task_of
-from velm_cli.tasks.spaces import write_spaces
+from velm_cli.tasks.spaces import Spaces, write_spaces
 
 
 def run(config: TrainRoot) -> float | None:
@@ -196,7 +196,7 @@ def _train(
 
     def validate(learner: Learner, step: int, stop: StopRequest) -> Validation:
         with as_written(config.run.compile):
-            return validation(run, task, learner, store, tokens, step, stop)
+            return validation(run, task, learner, store, spaces, tokens, step, stop)
 
     batches = loader.batches(start=run.progress.step * config.run.accumulation)
     try:
@@ -220,11 +220,11 @@ def _train(
             print(f"stopped by {signal} at step {run.progress.step}; {again(config, path)} goes on from there")
         return run.progress.best
     with as_written(config.run.compile):
-        _finish(run, task, store, tokens)
+        _finish(run, task, store, spaces, tokens)
     return run.progress.best
 
 
-def _finish(run: Run, task: Task[Any], store: Store, tokens: Tokens) -> None:
+def _finish(run: Run, task: Task[Any], store: Store, spaces: Spaces, tokens: Tokens) -> None:
     """Last weights under their final name, the validation split scored with the best ones, DONE."""
     path, config, ranks = run.folder, run.config, run.ranks
     run.opened.refuse_if_gone()
@@ -241,6 +241,7 @@ def _finish(run: Run, task: Task[Any], store: Store, tokens: Tokens) -> None:
                 task,
                 learner,
                 store,
+                spaces,
                 tokens.tokenizer,
                 indices,
                 decoding=config.decode,

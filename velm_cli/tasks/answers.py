@@ -28,7 +28,7 @@ def answer_list(answers: Iterable[Sequence[str]], *, most: int, at_least: int) -
     An answer's frequency is the sum of the accuracies that it would have; it is an answer to `at_least` so many
     questions. Ties go by the alphabet.
     """
-    weight: Counter[str] = Counter()
+    weight: dict[str, float] = defaultdict(float)
     questions: Counter[str] = Counter()
     spellings: dict[str, Counter[str]] = defaultdict(Counter)
     for given in answers:

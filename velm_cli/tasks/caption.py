@@ -73,7 +73,13 @@ class CaptionTask(Task[str]):
         )
 
     def predict(
-        self, learner: Learner, batches: Iterable[Batch], tokenizer: Tokenizer, how: DecodeConfig, session: Session
+        self,
+        learner: Learner,
+        batches: Iterable[Batch],
+        spaces: Spaces,
+        tokenizer: Tokenizer,
+        how: DecodeConfig,
+        session: Session,
     ) -> Iterator[tuple[ExampleId, str]]:
         from velm_cli.learners.writing import WritingLearner
 
@@ -121,8 +127,8 @@ class CaptionTask(Task[str]):
         print(f"\nfacts that the captions assert, against the drawn scenes\n{facts_table(facts)}")
         return facts
 
-    def shown(self, predicted: Predicted[str]) -> dict[ExampleId, str]:
-        return dict(predicted)
+    def shown(self, store: Store, numbers: Iterable[int], predicted: Predicted[str]) -> list[str]:
+        return [predicted[store.image_id(int(number))] for number in numbers]
 
     def write_results(self, folder: Path, predicted: Predicted[str]) -> list[str]:
         write_json(

@@ -17,7 +17,7 @@ from velm_cli.schema import DecodeConfig, EvaluateRoot, MetricsConfig, TaskConfi
 if TYPE_CHECKING:
     import torch
 
-    from velm_cli.data.batch import Batch
+    from velm_cli.data.batch import Batch, Labels
     from velm_cli.data.store import Store
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.learners.interface import Learner
@@ -71,6 +71,14 @@ class Task(ABC, Generic[P]):
         """The label spaces of a learner that is trained on `store`."""
         return {"concepts": store.concept_names}
 
+    def labels(self, store: Store, spaces: Spaces) -> dict[str, Labels]:
+        """What a batch has of the label spaces that it predicts, beside the concepts."""
+        return {}
+
+    def fitting(self, store: Store, spaces: Spaces) -> Iterator[str]:
+        """A line for everything that the task cannot do with this store."""
+        return iter(())
+
     @abstractmethod
     def learner(
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
@@ -97,7 +105,13 @@ class Task(ABC, Generic[P]):
 
     @abstractmethod
     def predict(
-        self, learner: Learner, batches: Iterable[Batch], tokenizer: Tokenizer, how: DecodeConfig, session: Session
+        self,
+        learner: Learner,
+        batches: Iterable[Batch],
+        spaces: Spaces,
+        tokenizer: Tokenizer,
+        how: DecodeConfig,
+        session: Session,
     ) -> Iterator[tuple[ExampleId, P]]:
         """A prediction for every example of the batches, as they come; it depends on these batches alone."""
 
@@ -120,9 +134,9 @@ class Task(ABC, Generic[P]):
         """Figures beside the scores, written into the evaluation's folder and printed."""
         return {}
 
-    def shown(self, predicted: Predicted[P]) -> dict[ExampleId, str]:
-        """The texts under the pictures of a validation's samples."""
-        return {}
+    def shown(self, store: Store, numbers: Iterable[int], predicted: Predicted[P]) -> list[str]:
+        """The text under the picture of each example, in a validation's samples; none: nothing is shown."""
+        return []
 
     # ------------------------------------------------------------------------------------- files
 
