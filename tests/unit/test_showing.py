@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
+from velm_cli.data.pixels import Pixels
 from velm_cli.stages import showing
 
 WORDS = {5: " ", 6: "a", 7: " dog", 8: "\n"}
@@ -22,18 +23,18 @@ class Tokenizer:
 
 
 class Task(torch.nn.Linear):
-    image_mean = image_std = image_resizing = None
+    pixels = Pixels(8)
     model = SimpleNamespace(encode_image=lambda image, feature: image)
 
 
 def test_a_caption_of_blanks_has_no_words_to_look_for(monkeypatch):
     captions = {1: " ", 2: "a dog", 3: "", 4: "\n \n"}
-    batch = SimpleNamespace(image_ids=list(captions), indices=[0, 1, 2, 3], image_BCHW=torch.zeros(1), feature_BSD=None)
+    batch = SimpleNamespace(ids=list(captions), examples=[0, 1, 2, 3], image_XCHW=torch.zeros(1), feature_XSD=None)
     batch.to = lambda device: batch
     monkeypatch.setattr(showing, "eval_batches", lambda *_, **__: [batch])
     monkeypatch.setattr(showing, "looks", lambda model, rows, image: torch.ones(*rows.shape, 2, 2))
     monkeypatch.setattr(showing, "kept_box", lambda *_: (0.0, 0.0, 1.0, 1.0))
     store = SimpleNamespace(image_bytes=lambda record: b"")
-    found = dict(showing._attention(Task(1, 1), store, Tokenizer(), range(4), captions, 8, None))
+    found = dict(showing._attention(Task(1, 1), store, Tokenizer(), range(4), captions, None))
     assert list(found) == [2]
     assert found[2].words == ["a", "dog"] and found[2].maps_THW.shape == (2, 2, 2)

@@ -35,8 +35,8 @@ class Learner(nn.Module):
     log_variance: nn.ParameterDict  # s of each term whose weight exp(-s) is learned
 
     @property
-    def pixels(self) -> Pixels:
-        """What it takes of an image."""
+    def pixels(self) -> Pixels | None:
+        """What it takes of an image; None where it looks at none."""
         raise NotImplementedError
 
     def counts(self, batch: Batch) -> dict[str, int]:

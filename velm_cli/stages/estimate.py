@@ -110,8 +110,8 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
                 f"note: vision.freeze={config.vision.freeze} computes the same features again and again: with "
                 f"data.cache=bf16 about {_duration(lasts(with_cache + once))}"
             )
-    if task.model.vision is not None and store.has_images:
-        for note in task.image_resizing.enlarges(store.image_size, config.vision.image_size):
+    if task.pixels is not None and store.has_images:
+        for note in task.pixels.resizing.enlarges(store.image_size, task.pixels.size):
             print(note)
     for note in [*said, *notes(config, store, tokens, loader), *metric_notes(config.metrics.names)]:
         print(note)
@@ -165,6 +165,7 @@ def _one_step(task: CaptionTask, config: TrainRoot, K: int, length: int, images:
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
             packing=Packing(every_M, every_M, every_M[:length], every_M, N, length, B, K * length),
+            predicted_M=every_M,
             labels={CONCEPTS: torch.empty(B, task.concepts)} if images else {},
             num_targets=N,
         )

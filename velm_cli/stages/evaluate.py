@@ -93,7 +93,7 @@ def _evaluate(
             write_json(path / "weights.json", sealed(about))
         tokenizer = run_tokenizer(compose.run_folder_of(config.checkpoint))
         task = _load_task(trained, store, tokenizer, Path(about["file"]), state, device)
-        for note in task.image_resizing.enlarges(store.image_size, trained.vision.image_size):
+        for note in task.pixels.resizing.enlarges(store.image_size, task.pixels.size) if task.pixels else ():
             print(note)
         captions: Captions = {}
         features = None
@@ -106,7 +106,6 @@ def _evaluate(
                 tokenizer,
                 indices,
                 decoding=config.decode,
-                image_size=trained.vision.image_size,
                 ranks=ranks,
                 precision=precision,
                 seed=config.seed,
@@ -144,7 +143,6 @@ def _evaluate(
                 np.array([index for index in indices if store.image_id(int(index)) in scores.per_image]),
                 captions,
                 attention=config.report.attention,
-                image_size=trained.vision.image_size,
                 features=features,
                 facts=facts,
             )

@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from velm_cli.data.batch import Columns
 from velm_cli.data.concepts import MIN_IMAGES
 from velm_cli.data.coverage import coverage_lines
 from velm_cli.data.loader import TrainLoader
+from velm_cli.data.order import Share
+from velm_cli.data.pixels import Pixels
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import StreamLoader, training_loader
 from velm_cli.errors import UserError
@@ -89,6 +92,9 @@ def notes(config: TrainRoot, store: Store, tokens: Tokens, loader: TrainLoader |
     asked, most = config.data.captions_per_image, loader.captions_per_image
     if asked > most and asked != DataConfig().captions_per_image:
         yield f"note: data.captions_per_image={asked}: no training image has more than {most}"
+    together = config.data.examples_per_image
+    if store.one_image_each and together != DataConfig().examples_per_image:
+        yield f"note: data.examples_per_image={together} has no effect: no two examples of this store share an image"
     if store.has_images and not config.run.overfit_images and not len(store.split("val")):
         yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
     yield from _lengths(config, store, tokens)
@@ -99,19 +105,14 @@ def loader_of(config: TrainRoot, store: Store, tokens: Tokens) -> TrainLoader | 
     here = place()
     return training_loader(
         store,
-        tokens,
+        Columns(tokens, config.data.captions_per_image),
         config.data,
         max_tokens=config.tokenizer.max_tokens,
         batch_size=config.run.batch_size,
-        image_size=None if isinstance(config.vision, NoVisionConfig) else config.vision.image_size,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        num_concepts=0,
+        pixels=None if isinstance(config.vision, NoVisionConfig) else Pixels(config.vision.image_size),
         seed=config.seed,
         limit=config.run.overfit_images,
-        rank=here.rank,
-        world=here.world,
-        even=_active(config, "gamma"),
+        share=Share(here.rank, here.world, even=_active(config, "gamma")),
     )
 
 

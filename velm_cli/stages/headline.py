@@ -24,8 +24,8 @@ def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Strea
     if run.ranks.world > 1:
         where = f"{run.ranks.world} processes ({config.run.parallel.value}), {run.device.type}"
     enlarged: list[str] = []
-    if run.task.model.vision is not None and store.has_images:
-        enlarged = run.task.image_resizing.enlarges(store.image_size, config.vision.image_size)
+    if (pixels := run.task.pixels) is not None and store.has_images:
+        enlarged = pixels.resizing.enlarges(store.image_size, pixels.size)
     return [
         f"run         {run.folder}",
         f"data        {store.path}  {store.counts['train']:,} training images, "

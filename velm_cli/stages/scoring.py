@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from velm_cli.data.batch import Columns, concept_labels
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import eval_batches
+from velm_cli.data.order import Share
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transfer import on_device
@@ -42,7 +44,6 @@ def caption_split(
     indices: np.ndarray,
     *,
     decoding: DecodeConfig,
-    image_size: int,
     ranks: Ranks,
     precision: Precision,
     seed: int,
@@ -63,15 +64,7 @@ def caption_split(
     with ready(task.model), tqdm(total=len(indices), unit="image", desc="captions", disable=disable) as bar:
         for number in range(ranks.rank, len(groups), ranks.world):
             batches = eval_batches(
-                store,
-                None,
-                groups[number],
-                batch_size=decoding.batch_size,
-                image_size=image_size,
-                mean=task.image_mean,
-                std=task.image_std,
-                resizing=task.image_resizing,
-                features=features,
+                store, Columns(), groups[number], batch_size=decoding.batch_size, pixels=task.pixels, features=features
             )
             with autocast(ranks.device, precision):
                 found = task.describe(batches, tokenizer, decoding, device=ranks.device, seed=seed)
@@ -119,7 +112,6 @@ def validation_figures(
             tokens.tokenizer,
             indices,
             decoding=greedy,
-            image_size=config.vision.image_size,
             ranks=run.ranks,
             precision=run.precision,
             seed=config.seed,
@@ -146,18 +138,12 @@ def _validation_losses(
     own: dict[int, dict[str, tuple[float, int]]] = {}  # by the number of the batch
     batches = eval_batches(
         store,
-        tokens,
+        Columns(tokens, run.config.data.captions_per_image, labels=concept_labels(store, task.concepts)),
         indices,
         batch_size=run.config.run.batch_size,
-        image_size=run.config.vision.image_size,
-        mean=task.image_mean,
-        std=task.image_std,
-        resizing=task.image_resizing,
-        num_concepts=task.concepts,
-        captions_per_image=run.config.data.captions_per_image,
+        pixels=task.pixels,
         features=run.features,
-        rank=run.ranks.rank,
-        world=run.ranks.world,
+        share=Share(run.ranks.rank, run.ranks.world),
     )
     for number, batch in zip(count(run.ranks.rank, run.ranks.world), on_device(batches, run.device)):
         if stop:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from velm_cli.data.batch import Columns, concept_labels
+from velm_cli.data.order import Share
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import training_loader
 from velm_cli.data.tokenizer import Tokenizer
@@ -129,23 +131,18 @@ def _train(
     replica = Replica(task, ranks, config.run.parallel)
     if ranks.rank:  # the weights were the same everywhere; dropout is each rank's own
         torch.manual_seed(seed_of(config.seed, ranks.rank))
+    even = "joint" in weights and not weights["joint"].always_zero  # it puts the ranks' rows together
     loader = training_loader(
         store,
-        tokens,
+        Columns(tokens, config.data.captions_per_image, labels=concept_labels(store, task.concepts)),
         config.data,
         max_tokens=config.tokenizer.max_tokens,
         batch_size=config.run.batch_size,
-        image_size=config.vision.image_size if task.model.vision else None,
-        mean=task.image_mean,
-        std=task.image_std,
-        resizing=task.image_resizing,
-        num_concepts=task.concepts,
+        pixels=task.pixels,
         seed=config.seed,
         limit=config.run.overfit_images,
         features=views,
-        rank=ranks.rank,
-        world=ranks.world,
-        even="joint" in weights and not weights["joint"].always_zero,  # it puts the ranks' rows together
+        share=Share(ranks.rank, ranks.world, even),
     )
     run = Run(
         config=config,
@@ -237,7 +234,6 @@ def _finish(run: Run, store: Store, tokens: Tokens) -> None:
                 tokens.tokenizer,
                 store.split("val")[: config.run.validate_images or None],
                 decoding=config.decode,
-                image_size=config.vision.image_size,
                 ranks=ranks,
                 precision=run.precision,
                 seed=config.seed,

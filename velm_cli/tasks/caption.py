@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.data.batch import CONCEPTS, Batch
-from velm_cli.data.resizing import CENTRE_CROP, Resizing
+from velm_cli.data.pixels import Pixels
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transfer import on_device
 from velm_cli.errors import UserError
@@ -84,16 +84,9 @@ class CaptionTask(nn.Module):
         self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in sorted(learned & active)})
 
     @property
-    def image_mean(self) -> tuple[float, ...]:
-        return self.model.vision.mean if self.model.vision else (0.0, 0.0, 0.0)
-
-    @property
-    def image_std(self) -> tuple[float, ...]:
-        return self.model.vision.std if self.model.vision else (1.0, 1.0, 1.0)
-
-    @property
-    def image_resizing(self) -> Resizing:
-        return self.model.vision.resizing if self.model.vision else CENTRE_CROP
+    def pixels(self) -> Pixels | None:
+        vision = self.model.vision
+        return Pixels(self.model.image_size, vision.mean, vision.std, vision.resizing) if vision else None
 
     def after_step(self) -> None:
         """Bring parameters that have a limit back to it, after each step of the optimiser."""
