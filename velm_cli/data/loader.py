@@ -29,7 +29,7 @@ from velm_cli.data.order import AUGMENT, RUNS, VIEW, Share, bucket, draw_targets
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.reading import (
     Showing,
-    alone,
+    by_itself,
     filled,
     read_augmented,
     reading_features,
@@ -88,7 +88,8 @@ class TrainLoader:
     ) -> None:
         self._store, self._columns, self._data, self._seed, self._share = store, columns, data, seed, share
         self._examples = store.split(split)[: limit or None]
-        examples, noun = len(self._examples), "images" if store.one_image_each else "examples"
+        alone = store.one_image_each or not store.has_images
+        examples, noun = len(self._examples), "images" if alone else "examples"
         if examples == 0:
             raise UserError(f"the {split} split has no {noun} to train on")
         self._batch_size = share.batch_size(batch_size, examples, noun, f"the {split} split has {examples} {noun}")
@@ -97,12 +98,12 @@ class TrainLoader:
         if columns.targets is not None:
             self._ranges = store.target_ranges(self._examples)
             if np.array_equal(self._ranges[:, 0], self._ranges[:, 1]):
-                texts = "captions" if store.one_image_each else "targets"
+                texts = "captions" if alone else "targets"
                 raise UserError(f"the {split} split has no {texts} to train on")
             self._slots = slots_of(self._ranges, columns.per_example)
             if limit:  # to learn a few examples by heart, each must keep the same targets
                 self._ranges[:, 1] = np.minimum(self._ranges[:, 1], self._ranges[:, 0] + self._slots)
-        self._images_N = None if store.one_image_each else _first_images(store, self._examples)
+        self._images_N = None if alone else _first_images(store, self._examples)
         pixels = pixels if store.has_images else None
         self._image_size = pixels.size if pixels else None
         self._features = features
@@ -145,7 +146,7 @@ class TrainLoader:
     def _showing(self, together: np.ndarray) -> Showing:
         """Of the examples of a global batch, so that no number of ranks changes what is mirrored."""
         if self._images_N is None or not self._transform.flip or self._image_size is None or self._features:
-            return alone
+            return by_itself
         return showing_in(self._store, self._examples[together])
 
     def _plan(self, number: int) -> _Epoch:
@@ -237,7 +238,7 @@ def image_batches(
     number, data = view
     transform = train_transform(pixels, data)
     # A view is kept for all examples that there are, so none of them may name a side.
-    showing = showing_in(store, np.arange(len(store))) if transform.flip else alone
+    showing = showing_in(store, np.arange(len(store))) if transform.flip else by_itself
 
     def read(image: int, epoch: int, out_CHW: Tensor) -> None:
         read_augmented(store, transform, image, showing(image), (VIEW, number, image), out_CHW)

@@ -35,14 +35,14 @@ def train_transform(pixels: Pixels, data: DataConfig) -> TrainTransform:
     return TrainTransform(size, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing)
 
 
-def alone(image: int) -> Sequence[int]:
+def by_itself(image: int) -> Sequence[int]:
     return (image,)
 
 
 def showing_in(store: Store, examples: np.ndarray) -> Showing:
     """Which of `examples` show an image."""
     if store.one_image_each:
-        return alone
+        return by_itself
     images_X, image_of_BI = store.images_of(examples)
     shown: dict[int, list[int]] = {image: [] for image in images_X.tolist()}
     names = images_X.tolist()

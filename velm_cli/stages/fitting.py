@@ -93,7 +93,7 @@ def notes(config: TrainRoot, store: Store, tokens: Tokens, loader: TrainLoader |
     if asked > most and asked != DataConfig().captions_per_image:
         yield f"note: data.captions_per_image={asked}: no training image has more than {most}"
     together = config.data.examples_per_image
-    if store.one_image_each and together != DataConfig().examples_per_image:
+    if (store.one_image_each or not store.has_images) and together != DataConfig().examples_per_image:
         yield f"note: data.examples_per_image={together} has no effect: no two examples of this store share an image"
     if store.has_images and not config.run.overfit_images and not len(store.split("val")):
         yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
