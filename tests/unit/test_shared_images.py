@@ -335,13 +335,27 @@ def test_labels_alone_need_no_targets():
 
 
 def test_batches_hold_texts_of_like_length():
+    """Of source and longest target together, where each run is a single example; by the longest of it otherwise."""
     store = Questions(2000, seed=12)
-    spread = [int(b.source_lengths_B.max() - b.source_lengths_B.min()) for b in epoch(loader(store, batch_size=10))]
-    mixed = [
-        int(b.source_lengths_B.max() - b.source_lengths_B.min())
-        for b in eval_batches(store, store.columns(), range(len(store)), batch_size=10, pixels=None)
-    ]
-    assert np.mean(spread) < np.mean(mixed)
+
+    def spread(most: int) -> float:
+        batches = epoch(loader(store, batch_size=10, examples_per_image=most))
+        lengths = [b.lengths_BK.amax(1) + b.source_lengths_B.clamp(min=2) for b in batches]
+        return float(np.mean([int(of_B.max() - of_B.min()) for of_B in lengths]))
+
+    assert spread(1) < 1 < spread(3)
+
+
+def test_texts_without_images_share_nothing():
+    store = Questions(20, seed=14)
+    options = {"share": Share(1, 2), "batch_size": 10}
+    store.has_images = False
+    batches = epoch(loader(store, **options))
+    store.one_image_each = True
+    assert [b.examples for b in batches] == [b.examples for b in epoch(loader(store, **options))]
+    assert [b.examples for b in batches] == [
+        b.examples[1::2] for b in epoch(loader(store, batch_size=10))
+    ]  # as in captioning
 
 
 def test_what_is_predicted_may_be_less_than_the_text():
@@ -365,7 +379,7 @@ def test_too_few_examples_are_explained():
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_features_are_computed_once_per_image(tmp_path, flip):
-    store = Questions(20, seed=13)
+    store = Questions(20, each=(20, 20), seed=13)
     store.path, store.hash = tmp_path, "a"
     config = schema.TrainRoot(
         dataset=schema.ManifestConfig(),
@@ -379,7 +393,7 @@ def test_features_are_computed_once_per_image(tmp_path, flip):
     model = VelmModel(vision=config.vision, text=config.text, fusion=config.fusion, vocab_size=30).eval()
     learner = torch.nn.Module()
     learner.model, learner.pixels = model, PIXELS
-    some = np.array([example for example, shown in enumerate(store.shows) if shown[0] < 7])
+    some = np.array([example for example, shown in enumerate(store.shows) if shown[0] < 7 and example > 256])
     cache = cached_features(
         config, store, some, learner, torch.device("cpu"), schema.Precision.fp32, Ranks(Place(), torch.device("cpu")),
         StopRequest(), view=int(flip),

@@ -37,7 +37,8 @@ class Learner(nn.Module):
     @property
     def pixels(self) -> Pixels | None:
         """What it takes of an image; None where it looks at none."""
-        raise NotImplementedError
+        vision = self.model.vision
+        return Pixels(self.model.image_size, vision.mean, vision.std, vision.resizing) if vision else None
 
     def counts(self, batch: Batch) -> dict[str, int]:
         """By term, the number of items that its sum runs over; known before any computing."""
