@@ -31,7 +31,7 @@ import benching
 import torch
 
 from velm_cli import schema
-from velm_cli.data.batch import Batch
+from velm_cli.data.batch import Batch, Columns
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import TrainLoader
 from velm_cli.data.store import Store
@@ -70,13 +70,10 @@ def make_run(config: schema.TrainRoot, vocab: int) -> Run:
 def loader_of(run: Run, store: Store, workers: int, features: list[FeatureCache]) -> TrainLoader:
     return TrainLoader(
         store,
-        store.tokens(schema.TokenizerConfig()),
+        Columns(store.tokens(schema.TokenizerConfig()), schema.DataConfig().captions_per_image),
         schema.DataConfig(workers=workers),
         batch_size=BATCH,
-        image_size=run.config.vision.image_size,
-        mean=run.learner.pixels.mean,
-        std=run.learner.pixels.std,
-        num_concepts=0,
+        pixels=run.learner.pixels,
         seed=0,
         features=features,
     )

@@ -196,18 +196,17 @@ def preparing(paths: Sequence[Path], workers: int) -> dict[str, Callable[[int], 
 
 def velm_epochs(store: Store, workers: int) -> Callable[[int], None]:
     """Reads epoch number n."""
+    from velm_cli.data.batch import Columns
     from velm_cli.data.loader import TrainLoader
+    from velm_cli.data.pixels import Pixels
     from velm_cli.schema import DataConfig, TokenizerConfig
 
     loader = TrainLoader(
         store,
-        store.tokens(TokenizerConfig()),
+        Columns(store.tokens(TokenizerConfig()), DataConfig().captions_per_image),
         DataConfig(crop_scale=CROP_SCALE, flip=True, workers=workers),
         batch_size=BATCH,
-        image_size=CROP_SIDE,
-        mean=MEAN,
-        std=STD,
-        num_concepts=0,
+        pixels=Pixels(CROP_SIDE, MEAN, STD),
         seed=0,
     )
 

@@ -109,6 +109,7 @@ def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
     from bench_cache import make_run
 
     from velm_cli import schema
+    from velm_cli.data.batch import Columns
     from velm_cli.data.loader import TrainLoader
     from velm_cli.data.store import Store
 
@@ -125,8 +126,8 @@ def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
     began = time.perf_counter()
     store = Store.open(path)
     loader = TrainLoader(
-        store, store.encode(tokenizer, MAX_TOKENS), schema.DataConfig(), batch_size=BATCH, image_size=SIDE,
-        mean=run.learner.pixels.mean, std=run.learner.pixels.std, num_concepts=0, seed=0,
+        store, Columns(store.encode(tokenizer, MAX_TOKENS), schema.DataConfig().captions_per_image),
+        schema.DataConfig(), batch_size=BATCH, pixels=run.learner.pixels, seed=0,
     )  # fmt: skip
     times, anonymous = [began], 0
     for batch in islice(loader.batches(), WARM_UP + steps):

@@ -25,8 +25,9 @@ import torch
 from benching import run_of, step
 from PIL import Image, ImageOps
 
-from velm_cli.data.batch import Batch
+from velm_cli.data.batch import Batch, Columns
 from velm_cli.data.images import check_image, normalise_image
+from velm_cli.data.pixels import Pixels
 from velm_cli.data.sources import open_source
 from velm_cli.data.store import Store
 from velm_cli.data.stream_store import StreamStore, build_stream
@@ -154,15 +155,15 @@ def shard_rates(images: Path, captions: list[str], rounds: int) -> dict[str, flo
         scanned = 4000 / (cpu_seconds() - began)
         store = Store.open(folder / "store", config)
         assert isinstance(store, StreamStore)
-        tokenizer = store.tokens(TokenizerConfig()).tokenizer
+        columns = Columns(store.tokens(TokenizerConfig()), DataConfig().captions_per_image)
+        pixels = Pixels(224, (0.5,) * 3, (0.5,) * 3)
         loader = StreamLoader(
-            store, tokenizer, DataConfig(crop_scale=0.5), max_tokens=40, batch_size=64, image_size=224,
-            mean=(0.5,) * 3, std=(0.5,) * 3, num_concepts=0, seed=0,
-        )  # fmt: skip
+            store, columns, DataConfig(crop_scale=0.5), max_tokens=40, batch_size=64, pixels=pixels, seed=0
+        )
         batches = loader.batches()
 
         def stream() -> float:
-            return sum(len(next(batches).image_ids) for _ in range(32))  # a block
+            return sum(len(next(batches).ids) for _ in range(32))  # a block
 
         streamed = rate(stream, rounds)
         batches.close()

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli import schema
-from velm_cli.data.batch import Batch, assemble
+from velm_cli.data.batch import Batch, Columns, assemble
 from velm_cli.data.transfer import on_device
 from velm_cli.engine import loop
 from velm_cli.engine.device import autocast, pick_precision, prepare
@@ -132,11 +132,13 @@ def transfer(report: Report, device: torch.device) -> None:
 def _unpinned() -> int:
     """Batches that the loader's own function assembles outside of pinned memory."""
 
-    class NoConcepts:
-        def image_id(self, i: int) -> int:
+    class OneImageEach:
+        one_image_each = True
+
+        def example_id(self, i: int) -> int:
             return i
 
-    batch = assemble(NoConcepts(), None, np.arange(2), np.full((2, 1), -1), features=None, image_size=8, num_concepts=0)
+    batch = assemble(OneImageEach(), Columns(), np.arange(2), np.full((2, 1), -1), 8, None)
     assert batch.image_XCHW is not None
     return int(not batch.image_XCHW.is_pinned())
 

@@ -91,6 +91,13 @@ def test_training_from_cached_features_beside_encoding(tmp_path):
     assert against_encoding["median"] > 0 and against_memory["median"] > 0
 
 
+def test_questions_that_share_an_image(tmp_path):
+    pytest.importorskip("velm_cli.learners.judging")
+    found = bench("bench_questions.py", "--small", "--rounds", "1", out=tmp_path / "questions.json")
+    assert found["apart"] < 1e-5 and found["seconds"].keys() == {"shared", "alone"}
+    assert found["rows"][0]["median"] > 0
+
+
 def test_start_and_growth(tmp_path):
     found = bench("bench_start.py", "--small", "--rounds", "1", out=tmp_path / "start.json")
     assert found["start"]["seconds"]["velm train"][0] > found["start"]["seconds"]["import torch"][0]

@@ -285,6 +285,7 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
     from torch.utils.flop_counter import FlopCounterMode
 
     from velm_cli import configs
+    from velm_cli.data.batch import Columns, concept_labels
     from velm_cli.data.loader import TrainLoader
     from velm_cli.data.store import Store
     from velm_cli.learners.interface import Moment
@@ -296,8 +297,8 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
     tokens = store.tokens(config.tokenizer)
     task = new_learner(config, {"concepts": store.concept_names}, tokens.tokenizer)
     batch = next(
-        TrainLoader(store, tokens, config.data, batch_size=4, image_size=64, mean=task.pixels.mean,
-                    std=task.pixels.std, num_concepts=task.concepts, seed=0).batches()
+        TrainLoader(store, Columns(tokens, config.data.captions_per_image, labels=concept_labels(store, task.concepts)),
+                    config.data, batch_size=4, pixels=task.pixels, seed=0).batches()
     )  # fmt: skip
     with FlopCounterMode(display=False) as counter:
         sum(term.sum for term in task(batch, Moment(frozenset({"text", "image", "joint"}))).values()).backward()

@@ -102,13 +102,15 @@ def test_a_required_score_without_its_program_is_refused_before_training(capsys,
 
 
 def test_what_is_legal_and_surprising_is_said(capsys, place):
-    longer = ["optim.warmup_steps=8", "loss.beta=linear(0,1,9ep)", "loss.gamma=0", "data.captions_per_image=9"]
+    longer = ["optim.warmup_steps=8", "loss.beta=linear(0,1,9ep)", "loss.gamma=0", "data.captions_per_image=9",
+              "data.examples_per_image=4"]  # fmt: skip
     out = train(capsys, *VIT, *longer, "run.overfit_images=50", "run.batch_size=8", "decode.max_length=5")[1]
     for line in (
         "note: optim.warmup_steps=8 lasts longer than the 2 steps of training: the learning rate ends at 0.00025",
         "note: loss.beta=linear(0,1,9ep) moves for 27 steps, and training ends after 2",
         "note: run.overfit_images=50: there are 24 training images",
         "note: data.captions_per_image=9: no training image has more than 5",
+        "note: data.examples_per_image=4 has no effect: no two examples of this store share an image",
         "note: decode.max_length=5: 100% of the captions have more tokens",
         "coverage    0.0% of the words unknown (<unk>), 0 of 200 captions cut at tokenizer.max_tokens=40",
     ):

@@ -234,14 +234,14 @@ def test_features_of_other_records_stores_and_encoders_do_not_pass(tmp_path):
 
     for name in ("part-00000.npy", "part-00000.crc32.npy"):  # a part of another store
         shutil.copy(theirs.folder / name, ours.folder / name)
-    with pytest.raises(UserError, match=r"part-00000.npy cannot be read \(the features of record 255 have changed"):
+    with pytest.raises(UserError, match=r"part-00000.npy cannot be read \(the features of image 255 have changed"):
         read(again(), same)
     for name in ("part-00000.npy", "part-00000.crc32.npy"):  # rows of one store that change places
         rows = np.load(theirs.folder / name)
         rows[[0, 1]] = rows[[1, 0]]
         np.save(theirs.folder / name, rows)
     other = FeatureCache(tmp_path / "theirs", RECORDS, FeatureCaching.fp32, {"encoder": "a", "store": "theirs"})
-    with pytest.raises(UserError, match="the features of record 0 have changed"):
+    with pytest.raises(UserError, match="the features of image 0 have changed"):
         read(other, same)
     shutil.copy(theirs.folder / "about.json", ours.folder / "about.json")  # all of another's, under our name
     with pytest.raises(UserError, match="it is of other images or of another encoder"):

@@ -15,15 +15,19 @@ import pytest
 import torch
 from PIL import Image
 
-from velm_cli.data.batch import Batch
-from velm_cli.data.loader import TrainLoader, eval_batches, filled, view_batches
+from velm_cli.data.batch import Batch, Columns, concept_labels
+from velm_cli.data.loader import TrainLoader, eval_batches, image_batches
 from velm_cli.data.making import build_store
+from velm_cli.data.order import Share
+from velm_cli.data.pixels import Pixels
+from velm_cli.data.reading import filled
 from velm_cli.data.records import Corpus, Record
-from velm_cli.data.transforms import EvalTransform, TrainTransform
+from velm_cli.data.transforms import EvalTransform
 from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig, ManifestConfig, PreprocessConfig
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+PIXELS = Pixels(16, MEAN, STD)
 PAD, BOS, EOS = 7, 8, 9
 
 
@@ -47,16 +51,27 @@ class FakeStore:
     def split(self, name: str) -> np.ndarray:
         return {"val": np.arange(self.held_out), "train": np.arange(self.held_out, len(self))}[name]
 
-    def image_id(self, i: int) -> str:
+    one_image_each = True
+
+    def example_id(self, i: int) -> str:
         return f"image{i}"
 
-    def caption_range(self, i: int) -> tuple[int, int]:
+    def image_name(self, x: int) -> str:
+        return f"image{x}"
+
+    def images_of(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return examples, np.arange(len(examples))[:, None]
+
+    def target_range(self, i: int) -> tuple[int, int]:
         return self.starts[i], self.starts[i + 1]
 
-    def caption_ranges(self, records: np.ndarray) -> np.ndarray:
-        return np.array([self.caption_range(record) for record in records.tolist()], np.int64)
+    def target_ranges(self, examples: np.ndarray) -> np.ndarray:
+        return np.array([self.target_range(example) for example in examples.tolist()], np.int64)
 
-    def captions(self, i: int) -> list[str]:
+    def source(self, i: int) -> str | None:
+        return None
+
+    def targets(self, i: int) -> list[str]:
         return ["a dog to the left" if i in self.sides else "a dog"] * self.counts[i]
 
     def concepts(self, i: int) -> np.ndarray:
@@ -80,10 +95,13 @@ class FakeStore:
 
 def loader(store: FakeStore, **options) -> TrainLoader:
     names = {field.name for field in fields(DataConfig)}
-    data = {"captions_per_image": 4, "crop_scale": 0.6, "flip": True}
+    data = {"crop_scale": 0.6, "flip": True}
     data |= {name: options.pop(name) for name in names & options.keys()}
-    settings = {"batch_size": 6, "image_size": 16, "mean": MEAN, "std": STD, "num_concepts": 10, "seed": 3}
-    return TrainLoader(store, store.tokens, DataConfig(**data), **{**settings, **options})
+    labels = concept_labels(store, options.pop("concepts", 10))
+    columns = Columns(store.tokens, options.pop("per_example", 4), options.pop("source", None), labels)
+    share = Share(**{name: options.pop(name) for name in ("rank", "world", "even") & options.keys()})
+    settings = {"batch_size": 6, "pixels": PIXELS, "seed": 3, "share": share}
+    return TrainLoader(store, columns, DataConfig(**data), **{**settings, **options})
 
 
 def take(batches, count: int) -> list[Batch]:
@@ -162,7 +180,7 @@ def test_ranks_share_each_global_batch(world):
 @pytest.mark.parametrize(("images", "batch_size"), [(60, 6), (61, 6), (1000, 3), (5, 6), (1, 6)])
 def test_an_epoch_visits_every_image_once(images, batch_size):
     store = FakeStore(images)
-    one = loader(store, batch_size=batch_size, image_size=None)
+    one = loader(store, batch_size=batch_size, pixels=None)
     size = min(images, batch_size)
     assert one.batches_per_epoch == images // size
     for epoch in range(2):
@@ -176,7 +194,7 @@ def test_an_epoch_visits_every_image_once(images, batch_size):
 
 def test_the_rest_that_an_epoch_leaves_out_is_random():
     store = FakeStore(20)
-    one = loader(store, image_size=None)
+    one = loader(store, pixels=None)
     left_out = Counter()
     for epoch in range(60):
         batches = take(one.batches(epoch * 3), 3)
@@ -187,7 +205,7 @@ def test_the_rest_that_an_epoch_leaves_out_is_random():
 
 def test_batches_hold_captions_of_like_length_in_random_order():
     store = FakeStore(3000, captions=(5, 5))
-    one = loader(store, batch_size=10, image_size=None)
+    one = loader(store, batch_size=10, pixels=None)
     batches = take(one.batches(), one.batches_per_epoch)
     longest = np.array([batch.lengths_BK.max(dim=1).values.numpy() for batch in batches])
     assert (longest.max(axis=1) - longest.min(axis=1)).mean() < 1
@@ -202,7 +220,7 @@ def test_tokens_and_concepts_equal_a_slow_reference():
         assert batch.tokens_BKT.dtype == batch.lengths_BK.dtype == torch.int64
         rows = []
         for row, record in enumerate(batch.examples):
-            start, stop = store.caption_range(record)
+            start, stop = store.target_range(record)
             slots = []
             for tokens, length in zip(batch.tokens_BKT[row].tolist(), batch.lengths_BK[row].tolist(), strict=True):
                 assert set(tokens[length:]) <= {PAD}
@@ -231,7 +249,7 @@ def test_captions_and_their_slots_are_drawn_anew_each_epoch_whatever_the_batches
     seen = {}
     for size in (4, 12):
         for epoch in range(40):
-            one = loader(store, batch_size=size, image_size=None, captions_per_image=2)
+            one = loader(store, batch_size=size, pixels=None, per_example=2)
             for batch in take(one.batches(epoch * one.batches_per_epoch), one.batches_per_epoch):
                 for record, tokens, lengths in zip(batch.examples, batch.tokens_BKT, batch.lengths_BK, strict=True):
                     drawn = [t[:n].tolist() for t, n in zip(tokens, lengths, strict=True)]
@@ -243,7 +261,7 @@ def test_captions_and_their_slots_are_drawn_anew_each_epoch_whatever_the_batches
 def test_captions_drawn_in_pieces_are_those_drawn_at_once(monkeypatch):
     store = FakeStore(40)
     whole = take(loader(store).batches(), 12)
-    monkeypatch.setattr("velm_cli.data.loader.TOGETHER", 7)
+    monkeypatch.setattr("velm_cli.data.order.TOGETHER", 7)
     assert all_same(whole, take(loader(store).batches(), 12))
 
 
@@ -256,7 +274,7 @@ def test_a_store_says_the_captions_of_many_records_as_it_says_those_of_one(tmp_p
 
 
 def test_no_more_slots_than_some_image_can_fill():
-    batch = take(loader(FakeStore(20, captions=(1, 2)), captions_per_image=5).batches(), 1)[0]
+    batch = take(loader(FakeStore(20, captions=(1, 2)), per_example=5).batches(), 1)[0]
     assert batch.tokens_BKT.shape[1] == 2
 
 
@@ -332,11 +350,12 @@ def test_an_epoch_takes_one_of_the_cached_views_of_each_image():
 
 def test_a_view_of_an_image_is_the_same_in_every_run_and_another_in_every_view():
     store = FakeStore(12)
-    transform = TrainTransform(16, MEAN, STD, 0.6, True)
+    view_of = DataConfig(crop_scale=0.6, flip=True)
     records = store.split("train")
 
     def images(view: int, **options) -> torch.Tensor:
-        return torch.cat([batch.image_XCHW for batch in view_batches(store, records, transform, view, **options)])
+        batches = image_batches(store, records, PIXELS, view=(view, view_of), **options)
+        return torch.cat([batch.image_XCHW for batch in batches])
 
     first = images(1, batch_size=5)
     assert first.shape == (12, 3, 16, 16)
@@ -384,7 +403,7 @@ def test_splits_that_cannot_be_trained_on_are_explained():
 
 
 def test_limit_keeps_the_first_images():
-    one = loader(FakeStore(40), limit=8, batch_size=4, image_size=None)
+    one = loader(FakeStore(40), limit=8, batch_size=4, pixels=None)
     batches = take(one.batches(), one.batches_per_epoch)
     assert sorted(index for batch in batches for index in batch.examples) == list(range(3, 11))
 
@@ -393,7 +412,7 @@ def test_text_only_stores_and_models_read_no_images():
     store = FakeStore(20)
     with_images = take(loader(store).batches(), 2)
     store.image_bytes = None
-    blind = take(loader(store, image_size=None, num_concepts=0).batches(), 2)
+    blind = take(loader(store, pixels=None, concepts=0).batches(), 2)
     store.has_images = False
     text_only = take(loader(store).batches(), 2)
     for a, b, c in zip(with_images, blind, text_only, strict=True):
@@ -420,15 +439,16 @@ def test_to_moves_every_tensor():
 def test_eval_sees_every_record_once_in_order(workers):
     store = FakeStore(23)
     indices = random.Random(1).sample(range(len(store)), 20)
-    options = {"batch_size": 6, "image_size": 16, "mean": MEAN, "std": STD, "workers": workers}
-    batches = list(eval_batches(store, store.tokens, indices, num_concepts=12, captions_per_image=3, **options))
+    options = {"batch_size": 6, "pixels": PIXELS, "workers": workers}
+    columns = Columns(store.tokens, 3, labels=concept_labels(store, 12))
+    batches = list(eval_batches(store, columns, indices, **options))
     assert [index for batch in batches for index in batch.examples] == indices
     assert [len(batch.examples) for batch in batches] == [6, 6, 6, 2]
     transform = EvalTransform(16, MEAN, STD)
     for batch in batches:
         for row, record in enumerate(batch.examples):
             assert torch.equal(batch.image_XCHW[row], transform(store.image_bytes(record)))
-            start, stop = store.caption_range(record)
+            start, stop = store.target_range(record)
             slots = zip(batch.tokens_BKT[row].tolist(), batch.lengths_BK[row].tolist(), strict=True)
             captions = [tokens[1 : length - 1] for tokens, length in slots if length]
             assert captions == store.words[start : min(stop, start + 3)]
@@ -437,17 +457,17 @@ def test_eval_sees_every_record_once_in_order(workers):
 
 def test_eval_without_tokens_or_records():
     store = FakeStore(5)
-    options = {"batch_size": 4, "image_size": 16, "mean": MEAN, "std": STD}
-    (first, second) = eval_batches(store, None, store.split("train"), **options)
+    options = {"batch_size": 4, "pixels": PIXELS}
+    (first, second) = eval_batches(store, Columns(), store.split("train"), **options)
     assert first.tokens_BKT.shape == (4, 0, 0)
     assert second.lengths_BK.shape == (1, 0)
     assert second.image_XCHW.shape == (1, 3, 16, 16)
-    assert list(eval_batches(store, store.tokens, [], captions_per_image=5, **options)) == []
+    assert list(eval_batches(store, Columns(store.tokens, 5), [], **options)) == []
 
 
 def test_eval_of_images_without_captions():
     store = FakeStore(5, captions=(0, 0))
-    options = {"batch_size": 8, "image_size": 16, "mean": MEAN, "std": STD, "captions_per_image": 5}
-    (batch,) = eval_batches(store, store.tokens, range(8), **options)
+    options = {"batch_size": 8, "pixels": PIXELS}
+    (batch,) = eval_batches(store, Columns(store.tokens, 5), range(8), **options)
     assert batch.tokens_BKT.tolist() == [[[PAD, PAD]]] * 8
     assert batch.num_targets == batch.num_tokens == int(batch.lengths_BK.sum()) == 0

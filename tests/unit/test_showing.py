@@ -35,6 +35,6 @@ def test_a_caption_of_blanks_has_no_words_to_look_for(monkeypatch):
     monkeypatch.setattr(showing, "looks", lambda model, rows, image: torch.ones(*rows.shape, 2, 2))
     monkeypatch.setattr(showing, "kept_box", lambda *_: (0.0, 0.0, 1.0, 1.0))
     store = SimpleNamespace(image_bytes=lambda record: b"")
-    found = dict(showing._attention(Task(1, 1), store, Tokenizer(), range(4), captions, 8, None))
+    found = dict(showing._attention(Task(1, 1), store, Tokenizer(), range(4), captions, None))
     assert list(found) == [2]
     assert found[2].words == ["a", "dog"] and found[2].maps_THW.shape == (2, 2, 2)

@@ -19,8 +19,10 @@ from PIL import Image
 from test_loader import all_same, take
 
 from velm_cli.data import sources, tars
-from velm_cli.data.batch import Batch
+from velm_cli.data.batch import Batch, Columns, concept_labels
 from velm_cli.data.making import build_store
+from velm_cli.data.order import Share
+from velm_cli.data.pixels import Pixels
 from velm_cli.data.records import Corpus, Record
 from velm_cli.data.sources import SourceError, list_shards, open_source
 from velm_cli.data.store import Store
@@ -97,10 +99,12 @@ def reopened(store: StreamStore, **options) -> StreamStore:
 
 
 def loader(store: StreamStore, **options) -> StreamLoader:
-    settings = {"batch_size": 6, "image_size": 16, "mean": (0.5,) * 3, "std": (0.5,) * 3, "num_concepts": 10, "seed": 3}
+    share = Share(**{name: options.pop(name) for name in ("rank", "world", "even") & options.keys()})
+    settings = {"batch_size": 6, "pixels": Pixels(16, (0.5,) * 3, (0.5,) * 3), "seed": 3, "share": share}
     data = DataConfig(crop_scale=0.6, flip=True, workers=options.pop("workers", 0))
-    tokenizer = store.tokens(TokenizerConfig(min_count=1)).tokenizer
-    return StreamLoader(store, tokenizer, data, max_tokens=40, **{**settings, **options})
+    tokens = store.tokens(TokenizerConfig(min_count=1))
+    columns = Columns(tokens, DataConfig().captions_per_image, labels=concept_labels(store, 10))
+    return StreamLoader(store, columns, data, max_tokens=40, **{**settings, **options})
 
 
 def ids(batches: list[Batch]) -> list[str]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from velm_cli.data.concepts import ConceptLabels, HasConcepts
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.models.packing import Packing
@@ -24,6 +25,7 @@ PARTS = (
     "tokens_BKT",
     "lengths_BK",
     "packing",
+    "predicted_M",
     "source_BL",
     "source_lengths_B",
     "labels",
@@ -35,19 +37,54 @@ CONCEPTS = "concepts"  # the labels that L_image predicts
 
 
 class Examples(Protocol):
-    """What a batch asks of a Store, or of samples that stream by, about record i."""
+    """What a batch asks of a Store, or of samples that stream by, about examples by their numbers."""
 
-    def image_id(self, i: int) -> int | str: ...
+    @property
+    def one_image_each(self) -> bool: ...
 
-    def concepts(self, i: int) -> np.ndarray: ...
+    def example_id(self, i: int) -> int | str: ...
+
+    def images_of(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def source(self, i: int) -> str | None: ...
 
 
-class Captions(Protocol):
-    """Captions as `Tokens` holds them: number c is `ids[offsets[c]:offsets[c + 1]]`."""
+class Texts(Protocol):
+    """Texts as `Tokens` holds them: number c is `ids[offsets[c]:offsets[c + 1]]`."""
 
     tokenizer: Tokenizer
     ids: np.ndarray
     offsets: np.ndarray
+
+
+class Labels(Protocol):
+    """Labels of one kind, by the number of the example."""
+
+    @property
+    def width(self) -> int: ...  # C
+
+    def row(self, example: int) -> tuple[np.ndarray, np.ndarray]:
+        """Its labels (unsigned, each once) and their weights (float32); all others are 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What of the store a batch has next to images: the task decides.
+
+    `targets`: texts to learn or to judge, up to `per_example` of each example; without, batches have K = T = 0.
+    `source`: text that goes in with the image, whose number is that of the example.
+    """
+
+    targets: Texts | None = None
+    per_example: int = 1
+    source: Texts | None = None
+    labels: Mapping[str, Labels] = field(default_factory=dict)
+
+
+def concept_labels(store: HasConcepts, width: int) -> dict[str, Labels]:
+    """The labels of L_image, by their name; nothing where it predicts none."""
+    return {CONCEPTS: ConceptLabels(store, width)} if width else {}
 
 
 @dataclass
@@ -62,7 +99,10 @@ class Batch:
     examples: list[int]  # their numbers in the store, or in a stream by the order of its shards
     tokens_BKT: Tensor  # int64: BOS, words, EOS, then pad_id
     lengths_BK: Tensor  # int64
-    packing: Packing  # of the inputs (B * K, T-1): where text is that something is predicted of
+    packing: Packing  # of the inputs (B * K, T-1): where text is
+    predicted_M: (
+        Tensor  # int64, in the flat (B * K * (T-1)) inputs: where a token is predicted; all of the text, mostly
+    )
     num_targets: int  # slots that are not empty
     image_XCHW: Tensor | None = None  # float32, normalised; None without images or with features
     feature_XSD: Tensor | None = None  # instead of images: cached output of frozen layers (`VelmModel.kept`)
@@ -85,21 +125,18 @@ class Batch:
             parts["num_sources"] = int((source_lengths_B > 0).sum())
             parts["num_source_tokens"] = int((source_lengths_B - 1).clamp(min=0).sum())
         parts["labelled"] = {name: int((of_BC > 0).any(1).sum()) for name, of_BC in parts.get("labels", {}).items()}
+        packing = Packing.of((lengths_BK - 1).clamp(min=0).numpy(), max(T, 1) - 1)
         return cls(
             ids=list(numbers if ids is None else ids),
             examples=parts.pop("examples", numbers),
             tokens_BKT=tokens_BKT,
             lengths_BK=lengths_BK,
-            packing=Packing.of((lengths_BK - 1).clamp(min=0).numpy(), max(T, 1) - 1),
+            packing=packing,
+            predicted_M=parts.pop("predicted_M", packing.positions_M),
             num_targets=int((lengths_BK > 0).sum()),
             images=parts.pop("images", numbers),
             **parts,
         )
-
-    @property
-    def predicted_M(self) -> Tensor:
-        """int64: where in the flat (B * K * (T-1)) inputs a token is to be predicted."""
-        return self.packing.positions_M
 
     @property
     def num_tokens(self) -> int:
@@ -113,7 +150,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """This batch with its tensors on `device`; the copy may still be under way (pinned memory)."""
-        return replace(self, **{name: _moved(getattr(self, name), device) for name in PARTS})
+        moved = {name: _moved(getattr(self, name), device) for name in PARTS if name != "predicted_M"}
+        same = self.predicted_M is self.packing.positions_M  # one tensor, which moves once
+        moved["predicted_M"] = moved["packing"].positions_M if same else _moved(self.predicted_M, device)
+        return replace(self, **moved)
 
     def tensors(self) -> Iterator[Tensor]:
         """All of them that `to` has moved."""
@@ -135,58 +175,71 @@ def _moved(part, device: torch.device | str):
 
 def assemble(
     store: Examples,
-    tokens: Captions | None,
-    records: np.ndarray,
-    captions_BK: np.ndarray,
-    num_concepts: int,
+    columns: Columns,
+    examples: np.ndarray,
+    targets_BK: np.ndarray,
     image_size: int | None,
     features: FeatureCache | None,
 ) -> Batch:
-    """The batch of `records` with the captions number `captions_BK` (-1: none), images or features to be read."""
-    numbers = records.tolist()
-    tokens_BKT, lengths_BK = _fill_tokens(tokens, captions_BK)
+    """The batch of `examples` with the targets number `targets_BK` (-1: none), images or features to be read."""
+    numbers = examples.tolist()
+    tokens_BKT, lengths_BK = _fill_tokens(columns.targets, targets_BK)
     parts: dict[str, Tensor] = {}
+    images = numbers
+    looks = features is not None or image_size is not None
+    if looks and not store.one_image_each:
+        images_X, image_of_BI = store.images_of(examples)
+        images = images_X.tolist()
+        parts["image_of_BI"] = torch.from_numpy(np.ascontiguousarray(image_of_BI, np.int64))
     if features is not None:
-        parts["feature_XSD"] = features.empty(len(numbers))
+        parts["feature_XSD"] = features.empty(len(images))
     elif image_size is not None:
-        shape = (len(numbers), 3, image_size, image_size)
+        shape = (len(images), 3, image_size, image_size)
         parts["image_XCHW"] = torch.empty(shape, pin_memory=torch.cuda.is_available())
-    labels = {}
-    if num_concepts:
-        flags_BC = np.zeros((len(numbers), num_concepts), np.float32)
-        for row, record in enumerate(numbers):
-            named = store.concepts(record)
-            flags_BC[row, named[named < num_concepts]] = 1
-        labels[CONCEPTS] = torch.from_numpy(flags_BC)
+    if columns.source is not None:
+        # A question of no known character is still a question, so a source without words has BOS and EOS.
+        there_B = np.array([store.source(number) is not None for number in numbers], bool)
+        source_B1L, lengths_B1 = _fill_tokens(columns.source, np.where(there_B, examples, -1)[:, None])
+        parts["source_BL"] = torch.from_numpy(source_B1L[:, 0])
+        parts["source_lengths_B"] = torch.from_numpy(lengths_B1[:, 0])
     return Batch.of(
         torch.from_numpy(tokens_BKT),
         torch.from_numpy(lengths_BK),
-        ids=[store.image_id(record) for record in numbers],
+        ids=[store.example_id(number) for number in numbers],
         examples=numbers,
-        images=numbers,
-        labels=labels,
+        images=images if looks or store.one_image_each else [],
+        labels={name: _fill_labels(labels, numbers) for name, labels in columns.labels.items()},
         **parts,
     )
 
 
-def _fill_tokens(tokens: Captions | None, captions_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [B, K, T] and [B, K]; T is that of the longest caption, at least 2."""
+def _fill_labels(labels: Labels, examples: Sequence[int]) -> Tensor:
+    """float32 [B, C]"""
+    weights_BC = np.zeros((len(examples), labels.width), np.float32)
+    for row, example in enumerate(examples):
+        named, weights = labels.row(example)
+        weights_BC[row, named] = weights
+    return torch.from_numpy(weights_BC)
+
+
+def _fill_tokens(tokens: Texts | None, texts_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [B, K, T] and [B, K]; T is that of the longest text, at least 2."""
     if tokens is None:
-        return np.zeros((*captions_BK.shape, 0), np.int64), np.zeros(captions_BK.shape, np.int64)
+        return np.zeros((*texts_BK.shape, 0), np.int64), np.zeros(texts_BK.shape, np.int64)
     tokenizer = tokens.tokenizer
-    captions_N = captions_BK.reshape(-1)
-    present_N = captions_N >= 0
-    begins_N = np.where(present_N, tokens.offsets[captions_N], 0)
-    words_N = np.where(present_N, tokens.offsets[captions_N + 1] - begins_N, 0)
+    texts_N = texts_BK.reshape(-1)
+    present_N = texts_N >= 0
+    begins_N = np.where(present_N, tokens.offsets[texts_N], 0)
+    words_N = np.where(present_N, tokens.offsets[texts_N + 1] - begins_N, 0)
     lengths_N = np.where(present_N, words_N + 2, 0)
 
     T = max(int(lengths_N.max(initial=0)), 2)
-    tokens_NT = np.full((len(captions_N), T), tokenizer.pad_id, np.int64)
+    tokens_NT = np.full((len(texts_N), T), tokenizer.pad_id, np.int64)
     rows = np.flatnonzero(present_N)
     tokens_NT[rows, 0] = tokenizer.bos_id
     tokens_NT[rows, lengths_N[rows] - 1] = tokenizer.eos_id
     column_T = np.arange(T)
-    # Row by row, the words' places in `tokens.ids`: each caption's begin, moved back by the words before it.
+    # Row by row, the words' places in `tokens.ids`: each text's begin, moved back by the words before it.
     places = np.repeat(begins_N - (np.cumsum(words_N) - words_N), words_N) + np.arange(words_N.sum())
     tokens_NT[(column_T >= 1) & (column_T <= words_N[:, None])] = tokens.ids[places]
-    return tokens_NT.reshape(*captions_BK.shape, T), lengths_N.reshape(captions_BK.shape)
+    return tokens_NT.reshape(*texts_BK.shape, T), lengths_N.reshape(texts_BK.shape)

@@ -10,6 +10,7 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -56,6 +57,24 @@ def concept_words(captions: Iterable[Sequence[str]], train: Iterable[bool], n: i
 def labels_of(captions: Sequence[str], numbers: Mapping[str, int]) -> np.ndarray:
     """Labels (uint16, rising) of an image with these captions; `numbers` are those of the concept words."""
     return np.array(sorted([numbers[word] for word in numbers.keys() & _content_words(captions)]), np.uint16)
+
+
+class HasConcepts(Protocol):
+    """A Store, or samples that stream by."""
+
+    def concepts(self, i: int) -> np.ndarray: ...
+
+
+class ConceptLabels:
+    """The first `width` concept words, as `Labels` of a batch: all that an example's captions hold have weight 1."""
+
+    def __init__(self, store: HasConcepts, width: int) -> None:
+        self.width, self._store = width, store
+
+    def row(self, example: int) -> tuple[np.ndarray, np.ndarray]:
+        named = self._store.concepts(example)
+        named = named[named < self.width]
+        return named, np.ones(len(named), np.float32)
 
 
 def _content_words(captions: Sequence[str]) -> set[str]:

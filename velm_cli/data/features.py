@@ -1,6 +1,6 @@
 """What frozen layers say of the images: computed once, mapped into memory ever after.
 
-`STORE/features/KEY/part-00003.npy` holds the features of records 3 * PART to 4 * PART - 1, and `.crc32.npy` beside it
+`STORE/features/KEY/part-00003.npy` holds the features of images 3 * PART to 4 * PART - 1, and `.crc32.npy` beside it
 the CRC-32 of each. KEY is a hash of all that they depend on (images, layers, weights, transform, precision), so other
 weights or another image size find a folder of their own, and nothing stale is ever read. A part appears when it is
 whole; a run that was killed goes on with the next, and runs that start together wait for the one that computes.
@@ -30,25 +30,25 @@ from velm_cli.errors import UserError
 from velm_cli.files import locked, read_sealed, refuse_links, remove_temporary, sealed, write_json
 from velm_cli.schema import FeatureCaching
 
-PART = 256  # records; what a kill can cost, and what lies in memory while features are computed
+PART = 256  # images; what a kill can cost, and what lies in memory while features are computed
 OPEN_PARTS = 256  # an open map holds a file descriptor
 ROOM_LEFT = 1 << 30  # bytes that stay free on the disk
 LOCK = ".writing"
-NAMED = "rows_named"  # in about.json: checksums say which record a row is of; those of older velms do not
+NAMED = "rows_named"  # in about.json: checksums say which image a row is of; those of older velms do not
 
-Encode = Callable[[np.ndarray], Iterator[Tensor]]  # records -> their features, in order, in pieces of any size
+Encode = Callable[[np.ndarray], Iterator[Tensor]]  # images -> their features, in order, in pieces of any size
 
 
 class FeatureCache:
-    """Features of the records of one store by one encoder: [S, D] each, in bfloat16 or float32.
+    """Features of the images of one store by one encoder: [S, D] each, in bfloat16 or float32.
 
     What the rows mean is the encoder's business; here they are numbers.
     """
 
-    def __init__(self, store: Path, records: int, kind: FeatureCaching, about: Mapping[str, Any]) -> None:
+    def __init__(self, store: Path, images: int, kind: FeatureCaching, about: Mapping[str, Any]) -> None:
         """`about`: everything that the features depend on, as plain JSON values; `store` is the hash of its content."""
         assert kind is not FeatureCaching.none
-        self.records = records
+        self.images = images
         self.dtype = torch.bfloat16 if kind is FeatureCaching.bf16 else torch.float32
         self.about = {**about, "dtype": kind.value, "part": PART}
         self.folder = store / "features" / _key(self.about)
@@ -60,7 +60,7 @@ class FeatureCache:
 
     @functools.cached_property
     def shape(self) -> tuple[int, int]:
-        """(S, D), the same for all records."""
+        """(S, D), the same for all images."""
         return self._kept[0]
 
     @functools.cached_property
@@ -75,29 +75,29 @@ class FeatureCache:
             raise UserError(f"{self.folder} is damaged ({error}): delete it, and it is made again") from error
         return (positions, width), bool(named)
 
-    def _sum(self, record: int, row: np.ndarray, named: bool) -> int:
-        """CRC-32 of a row, beginning with whose it is: so rows do not pass for those of other records or folders."""
-        return zlib.crc32(row.data, zlib.crc32(f"{self.folder.name} {record}".encode()) if named else 0)
+    def _sum(self, image: int, row: np.ndarray, named: bool) -> int:
+        """CRC-32 of a row, beginning with whose it is: so rows do not pass for those of other images or folders."""
+        return zlib.crc32(row.data, zlib.crc32(f"{self.folder.name} {image}".encode()) if named else 0)
 
     def empty(self, images: int) -> Tensor:
         """Room for the features of so many images."""
         return torch.empty((images, *self.shape), dtype=self.dtype, pin_memory=torch.cuda.is_available())
 
-    def read_into(self, record: int, out_SD: Tensor) -> None:
-        """Copy the features of a record; they are checked when they are read for the first time in a process."""
-        part, row = divmod(record, PART)
+    def read_into(self, image: int, out_SD: Tensor) -> None:
+        """Copy the features of an image; they are checked when they are read for the first time in a process."""
+        part, row = divmod(image, PART)
         rows_BSD, sums = self._part(part)
         _bits(out_SD)[...] = rows_BSD[row]
         if sums is None or self._checked[part][row]:
             return
-        if self._sum(record, _bits(out_SD), self._kept[1]) != sums[row]:
-            raise self._damaged(part, f"the features of record {record} have changed")
+        if self._sum(image, _bits(out_SD), self._kept[1]) != sums[row]:
+            raise self._damaged(part, f"the features of image {image} have changed")
         self._checked[part][row] = True
 
     @contextmanager
-    def missing(self, records: np.ndarray) -> Iterator[list[int]]:
-        """The parts with `records` that are not there, while no other run writes any."""
-        parts = sorted(set((np.asarray(records) // PART).tolist()))
+    def missing(self, images: np.ndarray) -> Iterator[list[int]]:
+        """The parts with `images` that are not there, while no other run writes any."""
+        parts = sorted(set((np.asarray(images) // PART).tolist()))
         if not self._absent(parts):
             yield []
             return
@@ -110,9 +110,9 @@ class FeatureCache:
             yield self._absent(parts)  # another process may have written some meanwhile
 
     def write(self, parts: Sequence[int], encode: Encode) -> int:
-        """Compute these parts; how many records they have. Several processes may share what is `missing`. Shows its
+        """Compute these parts; how many images they have. Several processes may share what is `missing`. Shows its
         progress."""
-        wanted = [np.arange(part * PART, min((part + 1) * PART, self.records)) for part in parts]
+        wanted = [np.arange(part * PART, min((part + 1) * PART, self.images)) for part in parts]
         count = sum(map(len, wanted))
         if count:
             with tqdm(total=count, desc="features", unit="image", disable=None, mininterval=0.5) as bar:
@@ -158,7 +158,7 @@ class FeatureCache:
             sums = read_array(self._sums(part)) if self._sums(part).exists() else None
         except Exception as error:  # numpy raises nearly every type on a damaged header
             raise self._damaged(part, str(error)) from error
-        count = min(PART, self.records - part * PART)
+        count = min(PART, self.images - part * PART)
         dtype = _bits(torch.empty(0, dtype=self.dtype)).dtype
         if rows_BSD.shape != (count, *self.shape) or rows_BSD.dtype != dtype or not rows_BSD.flags.c_contiguous:
             raise self._damaged(part, f"it holds {rows_BSD.dtype} {rows_BSD.shape}")

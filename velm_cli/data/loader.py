@@ -1,343 +1,261 @@
 """From a store to Batches, in an order that is a pure function of (seed, epoch).
 
 Training has to continue where it stopped, on another number of processes or threads, bit for bit. So
-nothing here remembers anything: batch n is computed from n. Every random number comes from a counter-based
-stream named by what it is for: the order of an epoch and the captions that it draws by (seed, epoch), an
-image's crop by (seed, epoch, record). Raw 64-bit numbers are sorted rather than shuffled with numpy's
-methods, whose results may change between releases.
+nothing here remembers anything: batch n is computed from n. The order of an epoch and the texts that it draws are
+functions of (seed, epoch), an image's crop of (seed, epoch, image).
+
+Examples that share an image stand side by side in a batch, so that it is read and encoded once for all of them.
 
 Images are read by threads: Pillow and numpy work outside Python's lock, the store is memory-mapped, and no
 process has to be forked, fed, or saved from SIGTERM.
 
-Suffixes: B images, K captions an image, T tokens, C concepts; in image_BCHW, CHW is channels, height, width.
+Suffixes: N examples of the split; the others are those of `batch.py`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from velm_cli.data.batch import Batch, assemble
+from velm_cli.data.batch import Batch, Columns, assemble
 from velm_cli.data.features import FeatureCache
-from velm_cli.data.resizing import CENTRE_CROP, Resizing
+from velm_cli.data.order import AUGMENT, RUNS, VIEW, Share, bucket, draw_targets, random_of, runs_of, slots_of
+from velm_cli.data.pixels import Pixels
+from velm_cli.data.reading import (
+    Showing,
+    by_itself,
+    filled,
+    read_augmented,
+    reading_features,
+    reading_plainly,
+    showing_in,
+    train_transform,
+)
 from velm_cli.data.store import Store
-from velm_cli.data.tokens import Tokens
-from velm_cli.data.transforms import EvalTransform, TrainTransform, may_flip
 from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig
-
-TOGETHER = 8192  # images whose captions are drawn at once: sorting needs several times their memory
-WINDOW = 50  # batches whose images are sorted by caption length together: the more, the less padding
-CAPTIONS, ORDER, BATCHES, AUGMENT, VIEW = range(5)  # names of the random streams
-
-From = TypeVar("From")
-Read = Callable[[int, From, Tensor], object]  # record, epoch (or what else it comes from), its row of the batch to fill
 
 
 @dataclass(frozen=True)
 class _Epoch:
-    """What an epoch does: `batches` holds positions in the split, `drawn` caption numbers or -1."""
+    """What an epoch does: `batches` holds positions in the split, `drawn` numbers of targets or -1."""
 
     number: int
     batches: np.ndarray  # [batches, B]
-    drawn: np.ndarray  # [images of the split, K]
+    drawn: np.ndarray  # [N, K]
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """When an image is read, and who shows it in the global batch."""
+
+    epoch: int
+    showing: Showing
 
 
 class TrainLoader:
     """Endless training batches of a split, for one of `world` processes.
 
-    `batch_size` is that of a global batch, of which rank r gets the rows r::world, all of them equally many when the
-    shares must be `even`. An epoch visits every
-    image at most once and leaves out a random rest smaller than a batch; a split smaller than a batch is
-    one batch. `image_size=None` reads no images; with `features` these are read instead, in each epoch from one
-    of the views of an image. `limit` keeps the first so many images of the split, each with its first captions
-    only.
-    Raises UserError when the split has no images, no captions, or too few for the processes.
+    `batch_size` is that of a global batch, in examples. An epoch visits every example at most once and leaves out a
+    random rest smaller than a batch; a split smaller than a batch is one batch. `pixels=None` reads no images; with
+    `features` these are read instead, in each epoch from one of the views of an image. `limit` keeps the first
+    examples of the split only, each with its first targets.
+
+    Where every example has an image of its own, rank r gets the rows r::world of a global batch. Otherwise up to
+    `data.examples_per_image` examples of an image stand side by side, and a rank gets rows side by side.
+    Raises UserError when the split has no examples, no targets, or too few for the processes.
     """
 
     def __init__(
         self,
         store: Store,
-        tokens: Tokens,
+        columns: Columns,
         data: DataConfig,
         *,
         batch_size: int,
-        image_size: int | None,
-        mean: Sequence[float],
-        std: Sequence[float],
-        resizing: Resizing = CENTRE_CROP,
-        num_concepts: int,
+        pixels: Pixels | None,
         seed: int,
         split: str = "train",
         limit: int = 0,
         features: Sequence[FeatureCache] = (),
-        rank: int = 0,
-        world: int = 1,
-        even: bool = False,
+        share: Share = Share(),  # noqa: B008, it cannot change
     ) -> None:
-        self._store, self._tokens, self._data = store, tokens, data
-        self._num_concepts, self._seed, self._rank, self._world = num_concepts, seed, rank, world
-        self._records = store.split(split)[: limit or None]
-        images = len(self._records)
-        if images == 0:
-            raise UserError(f"the {split} split has no images to train on")
-        self._batch_size = min(batch_size, images)
-        if self._batch_size < world or (even and self._batch_size % world):
-            how = "shared evenly" if even else "shared"
-            raise UserError(
-                f"batches of {self._batch_size} images cannot be {how} by {world} processes: "
-                f"change run.batch_size={batch_size} or the number of processes (the {split} split has {images} images)"
-            )
-        self._ranges = store.caption_ranges(self._records)
-        if np.array_equal(self._ranges[:, 0], self._ranges[:, 1]):
-            raise UserError(f"the {split} split has no captions to train on")
-        self._captions_per_image = _slots(self._ranges, data.captions_per_image)
-        if limit:  # to learn a few images by heart, each must keep the same captions
-            self._ranges[:, 1] = np.minimum(self._ranges[:, 1], self._ranges[:, 0] + self._captions_per_image)
-        self._image_size = image_size if store.has_images else None
+        self._store, self._columns, self._data, self._seed, self._share = store, columns, data, seed, share
+        self._examples = store.split(split)[: limit or None]
+        alone = store.one_image_each or not store.has_images
+        examples, noun = len(self._examples), "images" if alone else "examples"
+        if examples == 0:
+            raise UserError(f"the {split} split has no {noun} to train on")
+        self._batch_size = share.batch_size(batch_size, examples, noun, f"the {split} split has {examples} {noun}")
+        self._ranges = np.zeros((examples, 2), np.int64)
+        self._slots = 0
+        if columns.targets is not None:
+            self._ranges = store.target_ranges(self._examples)
+            if np.array_equal(self._ranges[:, 0], self._ranges[:, 1]):
+                texts = "captions" if alone else "targets"
+                raise UserError(f"the {split} split has no {texts} to train on")
+            self._slots = slots_of(self._ranges, columns.per_example)
+            if limit:  # to learn a few examples by heart, each must keep the same targets
+                self._ranges[:, 1] = np.minimum(self._ranges[:, 1], self._ranges[:, 0] + self._slots)
+        self._images_N = None if alone else _first_images(store, self._examples)
+        pixels = pixels if store.has_images else None
+        self._image_size = pixels.size if pixels else None
         self._features = features
-        self._transform = TrainTransform(
-            self._image_size or 1, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing
-        )
+        self._transform = train_transform(pixels or Pixels(1), data)
         self._epoch: _Epoch | None = None
 
     @property
     def batch_size(self) -> int:
-        """Images of a global batch: no more than there are."""
+        """Examples of a global batch: no more than there are."""
         return self._batch_size
 
     @property
     def captions_per_image(self) -> int:
-        """K: captions drawn an image."""
-        return self._captions_per_image
+        """K: targets drawn per example."""
+        return self._slots
 
     @property
     def batches_per_epoch(self) -> int:
         """Global batches an epoch."""
-        return len(self._records) // self._batch_size
+        return len(self._examples) // self._batch_size
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches number `start`, `start + 1`, ... since the beginning of training, without end."""
         return filled(self._planned(start), self._read_view if self._features else self._read_image, self._data.workers)
 
-    def _planned(self, start: int) -> Iterator[tuple[int, Batch]]:
-        """(epoch, batch) with room for the images or features instead of these."""
+    def _planned(self, start: int) -> Iterator[tuple[_Moment, Batch]]:
+        """(when, batch) with room for the images or features instead of these."""
+        rows = (self._share.every if self._images_N is None else self._share.together)(self._batch_size)
+        features = self._features[0] if self._features else None
         for number in count(start):
             epoch_number, within = divmod(number, self.batches_per_epoch)
             epoch = self._plan(epoch_number)
-            mine = epoch.batches[within, self._rank :: self._world]
-            yield (
-                epoch_number,
-                assemble(
-                    self._store,
-                    self._tokens,
-                    self._records[mine],
-                    epoch.drawn[mine],
-                    self._num_concepts,
-                    self._image_size,
-                    self._features[0] if self._features else None,
-                ),
+            together = epoch.batches[within]
+            mine = together[rows]
+            batch = assemble(
+                self._store, self._columns, self._examples[mine], epoch.drawn[mine], self._image_size, features
             )
+            yield _Moment(epoch_number, self._showing(together)), batch
+
+    def _showing(self, together: np.ndarray) -> Showing:
+        """Of the examples of a global batch, so that no number of ranks changes what is mirrored."""
+        if self._images_N is None or not self._transform.flip or self._image_size is None or self._features:
+            return by_itself
+        return showing_in(self._store, self._examples[together])
 
     def _plan(self, number: int) -> _Epoch:
-        """Order and captions of epoch `number`; the last one asked for is kept."""
+        """Order and targets of epoch `number`; the last one asked for is kept."""
         if self._epoch is None or self._epoch.number != number:
             random = partial(_random, self._seed, number)
-            drawn = _draw_captions(self._ranges, self._captions_per_image, random)
-            words = np.diff(self._tokens.offsets)
-            longest = np.where(drawn >= 0, words[drawn], 0).max(axis=1)
-            batches = _bucket(longest, self._batch_size, random)
+            drawn = draw_targets(self._ranges, self._slots, random)
+            longest = np.zeros(len(drawn), np.int64)
+            if self._columns.targets is not None:
+                words = np.diff(self._columns.targets.offsets)
+                longest = np.where(drawn >= 0, words[drawn], 0).max(axis=1)
+            if self._columns.source is not None:
+                longest = longest + np.diff(self._columns.source.offsets)[self._examples]
+            runs = None
+            if self._images_N is not None:
+                runs = runs_of(self._images_N, random(RUNS, len(longest)), self._data.examples_per_image)
+            batches = bucket(longest, self._batch_size, random, runs)
             self._epoch = _Epoch(number, batches, drawn)
         return self._epoch
 
-    def _read_view(self, record: int, epoch: int, out_SD: Tensor) -> None:
+    def _read_view(self, image: int, when: _Moment, out_SD: Tensor) -> None:
         view = 0
         if len(self._features) > 1:
-            seeds = np.random.SeedSequence([self._seed, epoch, VIEW, record])
-            view = int(np.random.Philox(seeds).random_raw() % len(self._features))
-        self._features[view].read_into(record, out_SD)
+            view = int(random_of(1, self._seed, when.epoch, VIEW, image)[0] % len(self._features))
+        self._features[view].read_into(image, out_SD)
 
-    def _read_image(self, record: int, epoch: int, out_CHW: Tensor) -> None:
-        _read_augmented(self._store, self._transform, record, [self._seed, epoch, AUGMENT, record], out_CHW)
+    def _read_image(self, image: int, when: _Moment, out_CHW: Tensor) -> None:
+        name = (self._seed, when.epoch, AUGMENT, image)
+        read_augmented(self._store, self._transform, image, when.showing(image), name, out_CHW)
 
 
 def eval_batches(
     store: Store,
-    tokens: Tokens | None,
-    indices: Sequence[int] | np.ndarray,
+    columns: Columns,
+    examples: Sequence[int] | np.ndarray,
     *,
     batch_size: int,
-    image_size: int | None,
-    mean: Sequence[float],
-    std: Sequence[float],
-    resizing: Resizing = CENTRE_CROP,
-    num_concepts: int = 0,
-    captions_per_image: int = 0,
+    pixels: Pixels | None,
     workers: int = 0,
     features: FeatureCache | None = None,
-    rank: int = 0,
-    world: int = 1,
+    share: Share = Share(),  # noqa: B008, it cannot change
 ) -> Iterator[Batch]:
-    """Every record of `indices` exactly once, in that order, with its first captions.
+    """Every one of `examples` exactly once, in that order, with its first targets.
 
     Of `world` processes each gets every `world`-th batch, from its `rank` on: batches are the same ones however
-    many share them.
-
-    Without `tokens` (to describe images) batches have K = T = 0. `image_size=None` reads no images; with
-    `features` these are read instead.
+    many share them. `pixels=None` reads no images; with `features` these are read instead.
     """
-    records = np.asarray(indices, np.int64)
-    image_size = image_size if store.has_images else None
-    first = np.zeros((len(records), 0), np.int64)
-    if tokens is not None and len(records):
-        ranges = store.caption_ranges(records)
-        first = ranges[:, :1] + np.arange(_slots(ranges, captions_per_image))
+    numbers = np.asarray(examples, np.int64)
+    image_size = pixels.size if pixels and store.has_images else None
+    first = np.zeros((len(numbers), 0), np.int64)
+    if columns.targets is not None and len(numbers):
+        ranges = store.target_ranges(numbers)
+        first = ranges[:, :1] + np.arange(slots_of(ranges, columns.per_example))
         first[first >= ranges[:, 1:]] = -1
 
     def planned() -> Iterator[tuple[int, Batch]]:
-        for start in range(rank * batch_size, len(records), world * batch_size):
+        for start in range(share.rank * batch_size, len(numbers), share.world * batch_size):
             rows = slice(start, start + batch_size)
-            yield 0, assemble(store, tokens, records[rows], first[rows], num_concepts, image_size, features)
+            yield 0, assemble(store, columns, numbers[rows], first[rows], image_size, features)
 
-    def read_image(record: int, epoch: int, out_CHW: Tensor) -> None:
-        _read_image(store, record, partial(transform, out_CHW=out_CHW.numpy()))
-
-    transform = EvalTransform(image_size or 1, mean, std, resizing)
-    return filled(planned(), read_image if features is None else _read_features(features), workers)
+    read = reading_plainly(store, pixels or Pixels(1)) if features is None else reading_features(features)
+    return filled(planned(), read, workers)
 
 
-def view_batches(
-    store: Store, records: np.ndarray, transform: TrainTransform, view: int, *, batch_size: int, workers: int = 0
+def image_batches(
+    store: Store,
+    images: Sequence[int] | np.ndarray,
+    pixels: Pixels,
+    *,
+    batch_size: int,
+    view: tuple[int, DataConfig] | None = None,
+    workers: int = 0,
 ) -> Iterator[Batch]:
-    """The images of `records` as `transform` shows them in their view number `view`, the same in every run."""
+    """The images of these numbers in that order, without any example.
+
+    As they are evaluated, or, with `view`, in that view of them as the options augment, the same in every run.
+    """
 
     def planned() -> Iterator[tuple[int, Batch]]:
-        for start in range(0, len(records), batch_size):
-            rows = np.asarray(records[start : start + batch_size], np.int64)
-            none = np.zeros((len(rows), 0), np.int64)
-            yield 0, assemble(store, None, rows, none, 0, transform.image_size, None)
+        tokens_BKT, lengths_BK = torch.zeros(0, 0, 0, dtype=torch.int64), torch.zeros(0, 0, dtype=torch.int64)
+        for start in range(0, len(images), batch_size):
+            numbers = [int(image) for image in images[start : start + batch_size]]
+            shape = (len(numbers), 3, pixels.size, pixels.size)
+            image_XCHW = torch.empty(shape, pin_memory=torch.cuda.is_available())
+            yield 0, Batch.of(tokens_BKT, lengths_BK, images=numbers, image_XCHW=image_XCHW)
 
-    def read(record: int, epoch: int, out_CHW: Tensor) -> None:
-        _read_augmented(store, transform, record, [VIEW, view, record], out_CHW)
+    if view is None:
+        return filled(planned(), reading_plainly(store, pixels), workers)
+    number, data = view
+    transform = train_transform(pixels, data)
+    # A view is kept for all examples that there are, so none of them may name a side.
+    showing = showing_in(store, np.arange(len(store))) if transform.flip else by_itself
+
+    def read(image: int, epoch: int, out_CHW: Tensor) -> None:
+        read_augmented(store, transform, image, showing(image), (VIEW, number, image), out_CHW)
 
     return filled(planned(), read, workers)
 
 
-# ---------------------------------------------------------------------------------------- order
-
-
 def _random(seed: int, epoch: int, stream: int, count: int) -> np.ndarray:
-    """`count` uint64 of the stream; the i-th depends on nothing but these names and i."""
-    return np.random.Philox(np.random.SeedSequence([seed, epoch, stream])).random_raw(count)
+    return random_of(count, seed, epoch, stream)
 
 
-def _slots(ranges: np.ndarray, captions_per_image: int) -> int:
-    """K: as many slots as asked for, but no more than some image can fill."""
-    return max(1, min(captions_per_image, int((ranges[:, 1] - ranges[:, 0]).max())))
-
-
-def _draw_captions(ranges: np.ndarray, slots: int, random: Callable[[int, int], np.ndarray]) -> np.ndarray:
-    """int64 [records, slots]: K captions of each record in random order, -1 where it has no more.
-
-    Each caption of the store has a random number in each epoch; a record's slots are its smallest ones.
-    """
-    keys = random(CAPTIONS, int(ranges[:, 1].max(initial=0)))
-    drawn = np.full((len(ranges), slots), -1, np.int64)
-    for start in range(0, len(ranges), TOGETHER):
-        rows = slice(start, start + TOGETHER)
-        counts = ranges[rows, 1] - ranges[rows, 0]
-        owner = np.repeat(np.arange(len(counts)), counts)
-        rank = np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-        numbers = np.repeat(ranges[rows, 0], counts) + rank
-        numbers = numbers[np.lexsort((keys[numbers], owner))]
-        kept = rank < slots
-        drawn[rows][owner[kept], rank[kept]] = numbers[kept]
-    return drawn
-
-
-def _bucket(lengths: np.ndarray, batch_size: int, random: Callable[[int, int], np.ndarray]) -> np.ndarray:
-    """int64 [batches, batch_size]: a random order in which a batch holds images of like `lengths`."""
-    batches = len(lengths) // batch_size
-    order = np.argsort(random(ORDER, len(lengths)), kind="stable")[: batches * batch_size]
-    window = WINDOW * batch_size
-    parts = [order[start : start + window] for start in range(0, len(order), window)]
-    order = np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
-    return order.reshape(batches, batch_size)[np.argsort(random(BATCHES, batches), kind="stable")]
-
-
-# ---------------------------------------------------------------------------------------- content
-
-
-def _read_image(store: Store, record: int, transform: Callable[[bytes], Tensor]) -> None:
-    try:
-        transform(store.image_bytes(record))
-    except OSError as error:  # it was checked when the store was built, but disks decay
-        raise UserError(
-            f"image {store.image_id(record)} of the store cannot be read ({error}): "
-            "build the store again with velm preprocess ... fresh=true"
-        ) from error
-
-
-def _read_augmented(
-    store: Store, transform: TrainTransform, record: int, seeds: Sequence[int], out_CHW: Tensor
-) -> None:
-    draw = partial(
-        transform,
-        generator=np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds))),
-        may_flip=transform.flip and may_flip(store.captions(record)),
-        out_CHW=out_CHW.numpy(),
-    )
-    _read_image(store, record, draw)
-
-
-def _read_features(features: FeatureCache) -> Read[int]:
-    return lambda record, epoch, out_SD: features.read_into(record, out_SD)
-
-
-def filled(planned: Iterable[tuple[From, Batch]], read: Read[From], workers: int) -> Generator[Batch, None, None]:
-    """The batches of (epoch, batch) pairs in order, images or features read by `workers` threads ahead of use.
-
-    0 workers read each batch when it is asked for. Closing the iterator ends the threads.
-    """
-
-    def jobs(epoch: From, batch: Batch) -> Iterator[tuple[int, From, Tensor]]:
-        if batch.visual is not None:
-            for record, row in zip(batch.examples, batch.visual, strict=True):
-                yield record, epoch, row
-
-    if workers == 0:
-        for epoch, batch in planned:
-            for job in jobs(epoch, batch):
-                read(*job)
-            yield batch
-        return
-
-    # Each thread works alone: how many others torch may start is a setting of the thread that calls it.
-    pool = ThreadPoolExecutor(
-        workers, thread_name_prefix="velm-images", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    waiting: deque = deque()  # (batch, its futures)
-    try:
-        for epoch, batch in planned:
-            waiting.append((batch, [pool.submit(read, *job) for job in jobs(epoch, batch)]))
-            if len(waiting) > max(2, 2 * workers // len(batch.examples)):
-                yield _finished(*waiting.popleft())
-        while waiting:
-            yield _finished(*waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _finished(batch: Batch, reads: list) -> Batch:
-    for read in reads:
-        read.result()  # raises what the thread raised
-    return batch
+def _first_images(store: Store, examples: np.ndarray) -> np.ndarray:
+    """int64 [N]: examples with the same number stand side by side. Their first image; without one, one of their own."""
+    images_X, image_of_NI = store.images_of(examples)
+    alone_N = -1 - np.arange(len(examples))
+    if not image_of_NI.shape[1]:
+        return alone_N
+    first_N = image_of_NI[:, 0]
+    alone_N[first_N >= 0] = images_X[first_N[first_N >= 0]]
+    return alone_N

@@ -218,6 +218,33 @@ class Store:
         """The captions by number, as `caption_range` and Tokens count them."""
         return self._captions
 
+    # An example is an image here, so the numbers of both are the same.
+    one_image_each = True
+
+    @property
+    def num_images(self) -> int:
+        return len(self)
+
+    def example_id(self, i: int) -> int | str:
+        return self.image_id(i)
+
+    def image_name(self, x: int) -> int | str:
+        """The id of image x."""
+        return self.image_id(x)
+
+    def images_of(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct images of `examples` in order of first use; int64 [B, I] rows of these, -1 none."""
+        return np.asarray(examples, np.int64), np.arange(len(examples))[:, None]
+
+    def source(self, i: int) -> str | None:
+        return None
+
+    def targets(self, i: int) -> list[str]:
+        return self.captions(i)
+
+    def target_ranges(self, examples: np.ndarray) -> np.ndarray:
+        return self.caption_ranges(examples)
+
     def image_bytes(self, i: int) -> bytes:
         """JPEG of record i; UserError when it is no longer the one that was stored."""
         assert self.has_images

@@ -22,64 +22,58 @@ import threading
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import count, pairwise
 
 import numpy as np
 from torch import Tensor
 
-from velm_cli.data.batch import Batch, assemble
+from velm_cli.data.batch import CONCEPTS, Batch, Columns, assemble, concept_labels
 from velm_cli.data.concepts import labels_of
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.images import is_plain, normalise_image
-from velm_cli.data.loader import AUGMENT, BATCHES, CAPTIONS, ORDER, TrainLoader, filled
-from velm_cli.data.resizing import CENTRE_CROP, Resizing
+from velm_cli.data.loader import TrainLoader
+from velm_cli.data.order import AUGMENT, BATCHES, CAPTIONS, ORDER, SHARDS, Share, generator_of, random_of
+from velm_cli.data.pixels import Pixels
+from velm_cli.data.reading import filled, train_transform
 from velm_cli.data.store import Store
 from velm_cli.data.stream_lane import Lane, Piece
 from velm_cli.data.stream_scan import Example
 from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.data.tokens import Tokens
-from velm_cli.data.transforms import TrainTransform, may_flip
+from velm_cli.data.transforms import may_flip
 from velm_cli.errors import StageError, UserError
 from velm_cli.schema import DataConfig
 
 LANES = 16  # shards read side by side, where processes and shards allow
-SHARDS = 5  # name of the random stream that orders them, after those of the loader
 Reads = list[Future[list[tuple[int, Example | None]]]]  # what each lane of this process reads
 _PILLOW = threading.Lock()  # normalising changes Pillow's limits for the whole process
 
 
 def training_loader(
     store: Store,
-    tokens: Tokens,
+    columns: Columns,
     data: DataConfig,
     *,
     max_tokens: int,
     batch_size: int,
-    image_size: int | None,
-    mean: Sequence[float],
-    std: Sequence[float],
-    resizing: Resizing = CENTRE_CROP,
-    num_concepts: int,
+    pixels: Pixels | None,
     seed: int,
     limit: int = 0,
     features: Sequence[FeatureCache] = (),
-    rank: int = 0,
-    world: int = 1,
-    even: bool = False,
+    share: Share = Share(),  # noqa: B008, it cannot change
 ) -> TrainLoader | StreamLoader:
     """The batches to train on, from the store itself or from the shards that it stands for."""
     if isinstance(store, StreamStore):
         assert not limit and not features, "validate refuses these for streams"
         return StreamLoader(
-            store, tokens.tokenizer, data, max_tokens=max_tokens, batch_size=batch_size, image_size=image_size or 1,
-            mean=mean, std=std, resizing=resizing, num_concepts=num_concepts, seed=seed, rank=rank, world=world,
-            even=even,
+            store, columns, data, max_tokens=max_tokens, batch_size=batch_size, pixels=pixels or Pixels(1), seed=seed,
+            share=share,
         )  # fmt: skip
     return TrainLoader(
-        store, tokens, data, batch_size=batch_size, image_size=image_size, mean=mean, std=std, resizing=resizing,
-        num_concepts=num_concepts, seed=seed, limit=limit, features=features, rank=rank, world=world, even=even,
+        store, columns, data, batch_size=batch_size, pixels=pixels, seed=seed, limit=limit, features=features,
+        share=share,
     )  # fmt: skip
 
 
@@ -87,52 +81,43 @@ class StreamLoader:
     """Endless training batches of shards, for one of `world` processes; the interface of TrainLoader.
 
     `batch_size` is that of a global batch, of which rank r gets the rows r::world. An epoch visits every sample
-    at most once and leaves out a random rest smaller than a batch. Raises UserError where the batches or
-    `dataset.lanes` cannot be shared by so many processes, and while reading what `dataset.damaged` says.
+    at most once and leaves out a random rest smaller than a batch. Of `columns` it reads the targets' tokenizer, their
+    number, and the width of the concept labels: the texts are those of the shards. Raises UserError where the batches
+    or `dataset.lanes` cannot be shared by so many processes, and while reading what `dataset.damaged` says.
     """
 
     def __init__(
         self,
         store: StreamStore,
-        tokenizer: Tokenizer,
+        columns: Columns,
         data: DataConfig,
         *,
         max_tokens: int,
         batch_size: int,
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        resizing: Resizing = CENTRE_CROP,
-        num_concepts: int,
+        pixels: Pixels,
         seed: int,
-        rank: int = 0,
-        world: int = 1,
-        even: bool = False,
+        share: Share = Share(),  # noqa: B008, it cannot change
     ) -> None:
-        self._store, self._tokenizer, self._max_tokens = store, tokenizer, max_tokens
-        self._num_concepts, self._seed, self._rank, self._world = num_concepts, seed, rank, world
-        self._workers, self._image_size = data.workers, image_size
+        assert columns.targets is not None and columns.source is None and columns.labels.keys() <= {CONCEPTS}
+        self._store, self._columns, self._max_tokens = store, columns, max_tokens
+        self._num_concepts = columns.labels[CONCEPTS].width if columns.labels else 0
+        self._tokenizer = columns.targets.tokenizer
+        self._seed, self._rank, self._world = seed, share.rank, share.world
+        self._workers, self._image_size = data.workers, pixels.size
         self._shards = store.shards
         self._counts = np.array([shard.train for shard in self._shards], np.int64)
         self._firsts = np.cumsum(self._counts) - self._counts  # samples in the shards before
         total = int(self._counts.sum())
-        self.batch_size = min(batch_size, total)
-        if self.batch_size < world or (even and self.batch_size % world):
-            how = "shared evenly" if even else "shared"
-            raise UserError(
-                f"batches of {self.batch_size} images cannot be {how} by {world} processes: change "
-                f"run.batch_size={batch_size} or the number of processes (there are {total:,} training images)"
-            )
+        where = f"there are {total:,} training images"
+        self.batch_size = share.batch_size(batch_size, total, "images", where)
         self.batches_per_epoch = total // self.batch_size
-        self.lanes = _lanes(store.dataset.lanes, self.batch_size, len(self._shards), world)
+        self.lanes = _lanes(store.dataset.lanes, self.batch_size, len(self._shards), share.world)
         rows = [len(range(lane, self.batch_size, self.lanes)) for lane in range(self.lanes)]
         self._rows = np.array(rows)  # of a batch that come from each lane
         self._starts = (np.cumsum(self._rows) - self._rows) * self.batches_per_epoch  # of each lane in the epoch
         self._per_block = max(1, store.dataset.shuffle // self.batch_size)  # batches
-        self.captions_per_image = max(1, min(data.captions_per_image, store.most_captions))
-        self._transform = TrainTransform(
-            image_size, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing
-        )
+        self.captions_per_image = max(1, min(columns.per_example, store.most_captions))
+        self._transform = train_transform(pixels, data)
 
     def batches(self, start: int = 0) -> Generator[Batch, None, None]:
         """Batches number `start`, `start + 1`, ... since the beginning of training, without end."""
@@ -145,9 +130,11 @@ class StreamLoader:
         first_block, skipped = divmod(within, self._per_block)
         with closing(self._blocks(epoch, first_block)) as blocks:
             for block in blocks:
+                labels = concept_labels(block, self._num_concepts)
+                columns = replace(self._columns, targets=block, labels=labels)
                 for rows in block.rows[skipped:]:
                     drawn = block.drawn[[block.row_of[number] for number in rows.tolist()]]
-                    yield block, assemble(block, block, rows, drawn, self._num_concepts, self._image_size, None)
+                    yield block, assemble(block, columns, rows, drawn, self._image_size, None)
                 skipped = 0
 
     def _blocks(self, epoch: int, block: int) -> Generator[_Block, None, None]:
@@ -178,7 +165,7 @@ class StreamLoader:
 
     def _pieces(self, epoch: int, block: int) -> list[list[Piece]]:
         """Of which shards the lanes of this process read which samples."""
-        order = np.argsort(_random(len(self._shards), self._seed, epoch, SHARDS), kind="stable")
+        order = np.argsort(random_of(len(self._shards), self._seed, epoch, SHARDS), kind="stable")
         stops = np.cumsum(self._counts[order])
         out = []
         for lane in range(self._rank, self.lanes, self._world):
@@ -204,12 +191,12 @@ class StreamLoader:
         block = _Block(epoch, examples, self._store.concept_numbers)
         block.tokenise(self._tokenizer, self._max_tokens, self.captions_per_image, self._seed)
         batches = self._batches_in(number)
-        turn = np.argsort(_random(batches, self._seed, epoch, BATCHES, number), kind="stable")
+        turn = np.argsort(random_of(batches, self._seed, epoch, BATCHES, number), kind="stable")
         rows = np.empty((batches, len(range(self._rank, self.batch_size, self._world))), np.int64)
         for mine, lane in enumerate(range(self._rank, self.lanes, self._world)):
             samples_L = np.array([at for at, _ in lanes[mine]], np.int64)
             samples_L = samples_L[
-                np.argsort(_random(len(samples_L), self._seed, epoch, ORDER, number, lane), kind="stable")
+                np.argsort(random_of(len(samples_L), self._seed, epoch, ORDER, number, lane), kind="stable")
             ]
             lengths_L = block.lengths[[block.row_of[at] for at in samples_L.tolist()]]
             alike = samples_L[np.argsort(lengths_L, kind="stable")].reshape(batches, -1)
@@ -219,9 +206,7 @@ class StreamLoader:
 
     def _read(self, record: int, block: _Block, out_CHW: Tensor) -> None:
         example = block.examples[record]
-        generator = np.random.Generator(
-            np.random.Philox(np.random.SeedSequence([self._seed, block.epoch, AUGMENT, record]))
-        )
+        generator = generator_of(self._seed, block.epoch, AUGMENT, record)
         draw = partial(
             self._transform,
             generator=generator,
@@ -248,11 +233,6 @@ class StreamLoader:
                 quality=dataset.image_quality,
                 max_pixels=dataset.max_pixels,
             ).jpeg
-
-
-def _random(values: int, *names: int) -> np.ndarray:
-    """`values` uint64 of the stream of that name; the i-th depends on nothing but the name and i."""
-    return np.random.Philox(np.random.SeedSequence(names)).random_raw(values)
 
 
 def _lanes(asked: int, batch_size: int, shards: int, world: int) -> int:
@@ -303,14 +283,24 @@ class _Block:
             captions = len(example.captions)
             turn = [0]
             if captions > 1:
-                turn = np.argsort(_random(captions, seed, self.epoch, CAPTIONS, number), kind="stable")[:slots].tolist()
+                turn = np.argsort(random_of(captions, seed, self.epoch, CAPTIONS, number), kind="stable")[
+                    :slots
+                ].tolist()
             self.drawn[row, : len(turn)] = [first + caption for caption in turn]
             first += captions
         words = np.diff(self.offsets)
         self.lengths = np.where(self.drawn >= 0, words[self.drawn], 0).max(axis=1)  # of the longest caption drawn
 
-    def image_id(self, i: int) -> int | str:
+    one_image_each = True
+
+    def example_id(self, i: int) -> int | str:
         return self.examples[i].image_id
+
+    def images_of(self, examples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return examples, np.arange(len(examples))[:, None]
+
+    def source(self, i: int) -> str | None:
+        return None
 
     def concepts(self, i: int) -> np.ndarray:
         return labels_of(self.examples[i].captions, self._concept_numbers)

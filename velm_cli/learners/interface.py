@@ -37,10 +37,10 @@ class Learner(nn.Module):
     concepts: int = 0  # labels that L_image predicts
 
     @property
-    def pixels(self) -> Pixels:
-        """What it takes of an image."""
-        vision, side = self.model.vision, self.model.image_size
-        return Pixels(side) if vision is None else Pixels(side, vision.mean, vision.std, vision.resizing)
+    def pixels(self) -> Pixels | None:
+        """What it takes of an image; None where it looks at none."""
+        vision = self.model.vision
+        return Pixels(self.model.image_size, vision.mean, vision.std, vision.resizing) if vision else None
 
     @property
     def active(self) -> frozenset[str]:

@@ -163,6 +163,9 @@ class DataConfig:
     captions_per_image: int = within(
         5, least=1, most=10**6
     )  # captions drawn an image and step; the image is encoded once for all
+    examples_per_image: int = within(
+        8, least=1, most=10**6
+    )  # examples of one image (its questions) that stand side by side in a batch and share its encoding
     crop_scale: float = within(
         1.0, above=0, most=1
     )  # smallest share of the area a random crop keeps; 1 = no random crop

@@ -11,13 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from velm_cli.data.batch import Batch
 from velm_cli.data.features import Encode, FeatureCache
-from velm_cli.data.loader import eval_batches, view_batches
+from velm_cli.data.loader import image_batches
 from velm_cli.data.resizing import CENTRE_CROP
 from velm_cli.data.store import Store
 from velm_cli.data.transfer import on_device
-from velm_cli.data.transforms import TrainTransform
 from velm_cli.engine.device import autocast
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import Stopped, StopRequest
@@ -32,7 +30,7 @@ READERS = 2  # threads that read images meanwhile
 def cached_features(
     config: TrainRoot,
     store: Store,
-    records: np.ndarray,
+    examples: np.ndarray,
     learner: Learner,
     device: torch.device,
     precision: Precision,
@@ -41,57 +39,50 @@ def cached_features(
     *,
     view: int = 0,
 ) -> FeatureCache | None:
-    """Features of `records` by the encoder of the run `config`, computed now where they are not yet there, a share by
-    each rank.
+    """Features of the images of `examples` by the encoder of the run `config`, computed now where they are not yet
+    there, a share by each rank. They are the same whatever the task: nothing of it is in their key.
 
     `view` 0 is the image as it is evaluated, the others are augmented by the options of `data`. None without
     `data.cache`. Leaves the learner in evaluation mode. Raises Stopped on all ranks when one of them is told to stop.
     """
     model, data = learner.model, config.data
-    if data.cache is FeatureCaching.none or model.vision is None or not store.has_images:
+    pixels = learner.pixels
+    if data.cache is FeatureCaching.none or model.vision is None or pixels is None or not store.has_images:
         return None
     learner.eval()
-    side = config.vision.image_size
+    side = pixels.size
     about = {"encoder": _fingerprint(model.vision), "one_token": model.one_token, "image_size": side}
     if model.frozen_stages:
         about = {"stages": _fingerprint(_first(model.vision, model.frozen_stages)), "image_size": side}
-    about |= {"mean": list(learner.pixels.mean), "std": list(learner.pixels.std), "precision": precision.value}
-    if learner.pixels.resizing != CENTRE_CROP:  # which older caches know nothing of
-        about |= {"resizing": learner.pixels.resizing._asdict()}
+    about |= {"mean": list(pixels.mean), "std": list(pixels.std), "precision": precision.value}
+    if pixels.resizing != CENTRE_CROP:  # which older caches know nothing of
+        about |= {"resizing": pixels.resizing._asdict()}
     if view:
         about |= {"view": view, "crop": data.crop_scale, "flip": data.flip, "jitter": data.colour_jitter}
     about |= {"store": store.hash}  # another store may be put in this one's place meanwhile
-    cache = FeatureCache(store.path, len(store), data.cache, about)
+    cache = FeatureCache(store.path, store.num_images, data.cache, about)
+    augmented = (view, data) if view else None
 
-    def images(records: np.ndarray) -> Iterator[Batch]:
-        mean, std, resizing = learner.pixels.mean, learner.pixels.std, learner.pixels.resizing
-        if view:
-            transform = TrainTransform(side, mean, std, data.crop_scale, data.flip, data.colour_jitter, resizing)
-            return view_batches(store, records, transform, view, batch_size=TOGETHER, workers=READERS)
-        return eval_batches(
-            store, None, records, batch_size=TOGETHER, image_size=side, mean=mean, std=std, resizing=resizing,
-            workers=READERS,
-        )  # fmt: skip
-
-    def encode(records: np.ndarray) -> Iterator[Tensor]:
-        for batch in on_device(images(records), device):
+    def encode(images: np.ndarray) -> Iterator[Tensor]:
+        batches = image_batches(store, images, pixels, batch_size=TOGETHER, view=augmented, workers=READERS)
+        for batch in on_device(batches, device):
             with torch.inference_mode(), autocast(device, precision):
                 assert batch.image_XCHW is not None
                 yield model.kept(batch.image_XCHW)
 
-    count = _fill(cache, records, encode, ranks, stop)
+    count = _fill(cache, _images_of(store, examples), encode, ranks, stop)
     which = f"view {view + 1} of {data.views}  " if view else ""
     print(f"features    {cache.folder}  {which}{f'computed for {count:,} images' if count else 'complete'}", flush=True)
     return cache
 
 
-def _fill(cache: FeatureCache, records: np.ndarray, encode: Encode, ranks: Ranks, stop: StopRequest) -> int:
-    """Compute what is missing of `records`, every n-th part by each of n ranks; how many records that were."""
+def _fill(cache: FeatureCache, images: np.ndarray, encode: Encode, ranks: Ranks, stop: StopRequest) -> int:
+    """Compute what is missing of `images`, every n-th part by each of n ranks; how many images that were."""
     with contextlib.ExitStack() as writing:
         missing: list[int] | None = None
         if ranks.first:
             with contextlib.suppress(Stopped), stop.at_once():  # another run may be writing for hours
-                missing = writing.enter_context(cache.missing(records))
+                missing = writing.enter_context(cache.missing(images))
         parts = ranks.same(missing)
         if parts is None:
             raise Stopped
@@ -115,7 +106,9 @@ def training_views(
     stop: StopRequest,
 ) -> list[FeatureCache]:
     """`cached_features` of all images that the run trains and validates on, and of the former's further views."""
-    first = cached_features(config, store, images_of_training(config, store), learner, device, precision, ranks, stop)
+    first = cached_features(
+        config, store, _examples_of_training(config, store), learner, device, precision, ranks, stop
+    )
     if first is None:
         return []
     train = store.split("train")[: config.run.overfit_images or None]
@@ -127,9 +120,17 @@ def training_views(
 
 
 def images_of_training(config: TrainRoot, store: Store) -> np.ndarray:
-    """The records that a run trains and validates on."""
+    """The images that a run trains and validates on, each once."""
+    return _images_of(store, _examples_of_training(config, store))
+
+
+def _examples_of_training(config: TrainRoot, store: Store) -> np.ndarray:
     train = store.split("train")[: config.run.overfit_images or None]
     return np.concatenate([train, store.split("val")[: config.run.validate_images or None]])
+
+
+def _images_of(store: Store, examples: np.ndarray) -> np.ndarray:
+    return examples if store.one_image_each else store.images_of(examples)[0]
 
 
 def _first(encoder: VisionEncoder, stages: int) -> nn.Module:

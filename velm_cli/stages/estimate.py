@@ -29,7 +29,7 @@ from velm_cli.stages.fitting import loader_of, metric_notes, notes, problems
 from velm_cli.stages.opening import opened_files
 from velm_cli.stages.resuming import would_find
 from velm_cli.stages.starting import built, keepers, new_learner
-from velm_cli.tasks import task_of
+from velm_cli.stages.task_data import TaskData
 
 WORTH_A_CACHE = 0.7  # of the time without one: more, and the line is noise
 REACHED = 0.3  # share of the matrix-multiply peak that a training step of a small model reaches, roughly
@@ -40,17 +40,15 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     device = pick_device(config.run.device)
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads)
-    tokens = (
-        store.tokens(config.tokenizer) if tokenizer is None else store.encode(tokenizer, config.tokenizer.max_tokens)
-    )
-    faults = list(problems(config, store, tokens))
+    data = TaskData.of(config, store, tokenizer)
+    tokens = data.targets
+    faults = list(problems(config, data))
     said: list[str] = []
     try:
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of layers for no concepts, which is one of the problems
             keeper = keepers(config, None)
-            spaces = task_of(config.task).spaces(config, store)
-            learner = built(config, lambda config: new_learner(config, spaces, tokens.tokenizer), keeper).train()
+            learner = built(config, lambda config: new_learner(config, data.spaces, data.tokenizer), keeper).train()
         said += opened_files(config, learner, tokens.tokenizer)
     except UserError as error:
         faults.append(str(error))
@@ -60,7 +58,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         faults.append(str(error))
     if faults:
         raise UserError("\n".join(faults))
-    loader = loader_of(config, store, tokens)
+    loader = loader_of(config, data)
     captions = store.counts["train"]
     mean_length = _mean_length(store, tokens)
     per_image = loader.captions_per_image
@@ -110,10 +108,10 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
                 f"note: vision.freeze={config.vision.freeze} computes the same features again and again: with "
                 f"data.cache=bf16 about {_duration(lasts(with_cache + once))}"
             )
-    if learner.model.vision is not None and store.has_images:
-        for note in learner.pixels.resizing.enlarges(store.image_size, config.vision.image_size):
+    if learner.pixels is not None and store.has_images:
+        for note in learner.pixels.resizing.enlarges(store.image_size, learner.pixels.size):
             print(note)
-    for note in [*said, *notes(config, store, tokens, loader), *metric_notes(config.metrics.names)]:
+    for note in [*said, *notes(config, data, loader), *metric_notes(config.metrics.names)]:
         print(note)
 
 
@@ -165,6 +163,7 @@ def _one_step(learner: Learner, config: TrainRoot, K: int, length: int, images: 
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
             packing=Packing(every_M, every_M, every_M[:length], every_M, N, length, B, K * length),
+            predicted_M=every_M,
             labels={CONCEPTS: torch.empty(B, learner.concepts)} if images else {},
             num_targets=N,
         )

@@ -30,6 +30,7 @@ from velm_cli.stages.opening import opened_judge, opened_run
 from velm_cli.stages.predicting import predict_split, score_and_save
 from velm_cli.stages.showing import write_report
 from velm_cli.stages.starting import open_store, same_weights
+from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.interface import ExampleId
 from velm_cli.tasks.spaces import read_spaces
@@ -93,7 +94,7 @@ def _evaluate(
         home, file = configs.run_folder_of(config.checkpoint), Path(about["file"])
         tokenizer = run_tokenizer(home)
         learner = trained_learner(trained, task, tokenizer, home, file, state).to(device)
-        for note in learner.pixels.resizing.enlarges(store.image_size, trained.vision.image_size):
+        for note in learner.pixels.resizing.enlarges(store.image_size, learner.pixels.size) if learner.pixels else ():
             print(note)
         predicted: dict[ExampleId, Any] = {}
         features = None
@@ -101,11 +102,8 @@ def _evaluate(
             features = cached_features(trained, store, indices, learner, device, precision, ranks, stop)
         if not ranks.any_stopped(stop):
             predicted = predict_split(
-                task,
+                TaskData.to_predict(trained, task, store, tokenizer, read_spaces(home)),
                 learner,
-                store,
-                read_spaces(home),
-                tokenizer,
                 indices,
                 decoding=config.decode,
                 ranks=ranks,
@@ -147,7 +145,6 @@ def _evaluate(
                 np.array([index for index in indices if store.image_id(int(index)) in scores.per_image]),
                 predicted,
                 attention=config.report.attention,
-                image_size=trained.vision.image_size,
                 features=features,
                 facts=facts,
             )

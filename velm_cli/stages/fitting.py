@@ -16,6 +16,8 @@ import torch
 from velm_cli.data.concepts import MIN_IMAGES
 from velm_cli.data.coverage import coverage_lines
 from velm_cli.data.loader import TrainLoader
+from velm_cli.data.order import Share
+from velm_cli.data.pixels import Pixels
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import StreamLoader, training_loader
 from velm_cli.errors import UserError
@@ -34,32 +36,33 @@ from velm_cli.schema import (
     TrainRoot,
 )
 from velm_cli.stages.starting import new_learner
-from velm_cli.tasks import task_of
+from velm_cli.stages.task_data import TaskData
 
 NOT_WRITTEN = 0.1  # share of the training captions longer than decode.max_length that is worth a note
 ENDLESS = 10  # times the longest caption: more words than this only a model that never ends would write
 OF_JAVA = ("meteor", "spice")
 
 
-def refuse_unfit(config: TrainRoot, store: Store, tokens: Tokens) -> None:
+def refuse_unfit(config: TrainRoot, data: TaskData) -> None:
     """UserError with a line for every problem."""
-    if lines := list(problems(config, store, tokens)):
+    if lines := list(problems(config, data)):
         raise UserError("\n".join(lines))
 
 
-def problems(config: TrainRoot, store: Store, tokens: Tokens) -> Iterator[str]:
+def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
     """A line for everything in `config` that fails with this data and on this machine."""
+    store = data.store
     if not isinstance(config.vision, NoVisionConfig) and not store.has_images:
         yield (
             f"{store.path} holds captions only, and vision={config.vision.kind} needs images: say vision=none "
             "fusion=none dataset.images=false, or name another store"
         )
     try:
-        loader = loader_of(config, store, tokens)
+        loader = loader_of(config, data)
     except UserError as error:
         yield str(error)
     else:
-        yield from _too_few_images(config, store, tokens, loader)
+        yield from _too_few_images(config, data, loader)
     if _active(config, "beta") and config.loss.image is ImageLoss.concepts and not store.concept_names:
         yield (
             f"loss.beta={config.loss.beta}: there is no concept to predict, since no content word is in the captions "
@@ -67,11 +70,13 @@ def problems(config: TrainRoot, store: Store, tokens: Tokens) -> Iterator[str]:
         )
     if config.run.patience and not config.run.overfit_images and not len(store.split("val")):
         yield f"run.patience={config.run.patience}: {store.path} has no validation images: set run.patience=0"
+    yield from data.task.fitting(store, data.spaces)
     yield from metric_problems(config.metrics.required, config.metrics.df)
 
 
-def notes(config: TrainRoot, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader) -> Iterator[str]:
+def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader) -> Iterator[str]:
     """A line for everything that is legal, and that whoever typed the command may not have meant."""
+    store, tokens = data.store, data.targets
     brought = isinstance(config.text, PretrainedTextConfig) or config.init.text or getattr(config, "checkpoint", None)
     yield from coverage_lines(tokens, store.all_captions, config.tokenizer, own=not brought)
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
@@ -91,29 +96,27 @@ def notes(config: TrainRoot, store: Store, tokens: Tokens, loader: TrainLoader |
     asked, most = config.data.captions_per_image, loader.captions_per_image
     if asked > most and asked != DataConfig().captions_per_image:
         yield f"note: data.captions_per_image={asked}: no training image has more than {most}"
+    together = config.data.examples_per_image
+    if (store.one_image_each or not store.has_images) and together != DataConfig().examples_per_image:
+        yield f"note: data.examples_per_image={together} has no effect: no two examples of this store share an image"
     if store.has_images and not config.run.overfit_images and not len(store.split("val")):
         yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
     yield from _lengths(config, store, tokens)
 
 
-def loader_of(config: TrainRoot, store: Store, tokens: Tokens) -> TrainLoader | StreamLoader:
+def loader_of(config: TrainRoot, data: TaskData) -> TrainLoader | StreamLoader:
     """The batches of this process as training makes them, but for how images are normalised."""
     here = place()
     return training_loader(
-        store,
-        tokens,
+        data.store,
+        data.to_learn(config.data.captions_per_image, 0),
         config.data,
         max_tokens=config.tokenizer.max_tokens,
         batch_size=config.run.batch_size,
-        image_size=None if isinstance(config.vision, NoVisionConfig) else config.vision.image_size,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        num_concepts=0,
+        pixels=None if isinstance(config.vision, NoVisionConfig) else Pixels(config.vision.image_size),
         seed=config.seed,
         limit=config.run.overfit_images,
-        rank=here.rank,
-        world=here.world,
-        even=_active(config, "gamma"),
+        share=Share(here.rank, here.world, even=_active(config, "gamma")),
     )
 
 
@@ -168,9 +171,7 @@ def _active(config: TrainRoot, name: str) -> bool:
     return not parse_weight(f"loss.{name}", getattr(config.loss, name)).always_zero
 
 
-def _too_few_images(
-    config: TrainRoot, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader
-) -> Iterator[str]:
+def _too_few_images(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader) -> Iterator[str]:
     """What needs two images at a time and gets one: statistics of a batch, negatives."""
     together, world = loader.batch_size, place().world
     own = together // world
@@ -188,7 +189,7 @@ def _too_few_images(
     compares = config.loss.joint is JointLoss.matching or together == 1
     if joint and compares and config.run.batch_size > 1:
         yield f"loss.gamma={config.loss.gamma} compares the images of a batch, and {cause}: take two or more"
-    if store.has_images and _needs_a_batch(config, store, tokens):
+    if data.store.has_images and _needs_a_batch(config, data):
         name = getattr(config.vision, "net", config.vision.kind)
         frozen = ", or vision.freeze=all" if config.vision.weights != "none" else ""
         yield (
@@ -197,12 +198,11 @@ def _too_few_images(
         )
 
 
-def _needs_a_batch(config: TrainRoot, store: Store, tokens: Tokens) -> bool:
+def _needs_a_batch(config: TrainRoot, data: TaskData) -> bool:
     """Whether the encoder refuses to train on a single image: tried with sizes alone."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers for no concepts, which is another problem
-        spaces = task_of(config.task).spaces(config, store)
-        learner = new_learner(config, spaces, tokens.tokenizer).train()
+        learner = new_learner(config, data.spaces, data.tokenizer).train()
         side = config.vision.image_size
         try:
             learner.model.encode_image(torch.empty(1, 3, side, side))

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from velm_cli.data.loader import TrainLoader
-from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import StreamLoader
 from velm_cli.engine.loop import Run
 from velm_cli.models.velm import count_parameters
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import JointLoss, TrainRoot
 from velm_cli.stages.fitting import notes as fitting_notes
+from velm_cli.stages.task_data import TaskData
 
 
-def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | StreamLoader) -> list[str]:
+def headline(run: Run, data: TaskData, loader: TrainLoader | StreamLoader) -> list[str]:
     """What is about to happen, in figures."""
-    config = run.config
+    config, store = run.config, data.store
     trainable, total = count_parameters(run.learner, trainable=True), count_parameters(run.learner)
     parts = {name: getattr(run.learner.model, name) for name in ("vision", "text", "fusion")}
     sizes = ", ".join(f"{name} {count_parameters(part) / 1e6:.2f} M" for name, part in parts.items() if part)
@@ -24,19 +24,19 @@ def headline(run: Run, store: Store, tokens: Tokens, loader: TrainLoader | Strea
     if run.ranks.world > 1:
         where = f"{run.ranks.world} processes ({config.run.parallel.value}), {run.device.type}"
     enlarged: list[str] = []
-    if run.learner.model.vision is not None and store.has_images:
-        enlarged = run.learner.pixels.resizing.enlarges(store.image_size, config.vision.image_size)
+    if (pixels := run.learner.pixels) is not None and store.has_images:
+        enlarged = pixels.resizing.enlarges(store.image_size, pixels.size)
     return [
         f"run         {run.folder}",
         f"data        {store.path}  {store.counts['train']:,} training images, "
-        f"vocabulary {tokens.tokenizer.vocab_size:,}",
+        f"vocabulary {data.tokenizer.vocab_size:,}",
         f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
         f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
         *enlarged,
         *(run.learner.model.vision.notes if run.learner.model.vision is not None else ()),
         *implications(config, run.learner.weights, run.ranks.world),
-        *fitting_notes(config, store, tokens, loader),
+        *fitting_notes(config, data, loader),
     ]
 
 

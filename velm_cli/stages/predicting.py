@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import eval_batches
-from velm_cli.data.store import Store, Tokens
-from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.data.order import Share
+from velm_cli.data.store import Store
 from velm_cli.data.transfer import on_device
 from velm_cli.engine.device import autocast, drawing_from
 from velm_cli.engine.loop import Run, Validation
@@ -29,19 +29,16 @@ from velm_cli.models.decoding import converted_once, laid_out_for_steps
 from velm_cli.objectives.weights import Weight
 from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision, TrainRoot
+from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks import Task
 from velm_cli.tasks.interface import ExampleId, Session
-from velm_cli.tasks.spaces import Spaces
 
 SHOWN = 12  # examples in a validation's picture
 
 
 def predict_split(
-    task: Task[Any],
+    data: TaskData,
     learner: Learner,
-    store: Store,
-    spaces: Spaces,
-    tokenizer: Tokenizer,
     indices: np.ndarray,
     *,
     decoding: DecodeConfig,
@@ -57,6 +54,7 @@ def predict_split(
     The ranks share out groups of batches, within which examples that end make room for others. Which examples are
     predicted together, and so what is written of them, does not depend on how many ranks there are.
     """
+    task, store = data.task, data.store
     own: dict[ExampleId, Any] = {}
     together = _examples_together(len(indices), decoding.batch_size)
     groups = [indices[start : start + together] for start in range(0, len(indices), together)]
@@ -66,17 +64,16 @@ def predict_split(
         for number in range(ranks.rank, len(groups), ranks.world):
             batches = eval_batches(
                 store,
-                None,
+                data.given(),
                 groups[number],
                 batch_size=decoding.batch_size,
-                image_size=learner.pixels.size,
-                mean=learner.pixels.mean,
-                std=learner.pixels.std,
-                resizing=learner.pixels.resizing,
+                pixels=learner.pixels,
                 features=features,
             )
             with autocast(ranks.device, precision):
-                found = task.predict(learner, batches, spaces, tokenizer, decoding, Session(ranks.device, seed))
+                found = task.predict(
+                    learner, batches, data.spaces, data.tokenizer, decoding, Session(ranks.device, seed)
+                )
                 for example, prediction in takewhile(lambda _: not stop, found):
                     assert example not in own, "an example was predicted twice"
                     own[example] = prediction
@@ -98,32 +95,20 @@ def _examples_together(examples: int, batch_size: int) -> int:
     return batch_size * min(16, max(1, batches // 16))
 
 
-def validation(
-    run: Run,
-    task: Task[Any],
-    learner: Learner,
-    store: Store,
-    spaces: Spaces,
-    tokens: Tokens,
-    step: int,
-    stop: StopRequest,
-) -> Validation:
+def validation(run: Run, data: TaskData, learner: Learner, step: int, stop: StopRequest) -> Validation:
     """Losses (`_validation_losses`) and the task's quick figures of greedy predictions on the validation examples."""
-    config = run.config
+    config, task, store = run.config, data.task, data.store
     part = "train" if config.run.overfit_images else "val"
     limit = config.run.overfit_images or config.run.validate_images or None
     indices = store.split(part)[:limit]
     if not len(indices):
         return Validation({})
-    figures = _validation_losses(run, learner, store, tokens, indices, stop)
+    figures = _validation_losses(run, data, learner, indices, stop)
     if store.has_images and predicts(task, config, learner):
         greedy = DecodeConfig(batch_size=config.decode.batch_size, max_length=config.decode.max_length)
         predicted = predict_split(
-            task,
+            data,
             learner,
-            store,
-            spaces,
-            tokens.tokenizer,
             indices,
             decoding=greedy,
             ranks=run.ranks,
@@ -148,7 +133,7 @@ def predicts(task: Task[Any], config: TrainRoot, learner: Learner) -> bool:
 
 
 def _validation_losses(
-    run: Run, learner: Learner, store: Store, tokens: Tokens, indices: np.ndarray, stop: StopRequest
+    run: Run, data: TaskData, learner: Learner, indices: np.ndarray, stop: StopRequest
 ) -> dict[str, float]:
     """The mean of each objective over the images; `loss` is the text's (nats per token, without label smoothing).
 
@@ -157,19 +142,13 @@ def _validation_losses(
     active = learner.active
     own: dict[int, dict[str, tuple[float, int]]] = {}  # by the number of the batch
     batches = eval_batches(
-        store,
-        tokens,
+        data.store,
+        data.to_learn(run.config.data.captions_per_image, learner.concepts),
         indices,
         batch_size=run.config.run.batch_size,
-        image_size=learner.pixels.size,
-        mean=learner.pixels.mean,
-        std=learner.pixels.std,
-        resizing=learner.pixels.resizing,
-        num_concepts=learner.concepts,
-        captions_per_image=run.config.data.captions_per_image,
+        pixels=learner.pixels,
         features=run.features,
-        rank=run.ranks.rank,
-        world=run.ranks.world,
+        share=Share(run.ranks.rank, run.ranks.world),
     )
     for number, batch in zip(count(run.ranks.rank, run.ranks.world), on_device(batches, run.device)):
         if stop:

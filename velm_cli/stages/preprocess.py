@@ -80,19 +80,18 @@ def _preview(store: Store, tokens: Tokens, config: PreprocessRoot) -> Path:
     """A picture of training samples as a run with the same `data` options sees them."""
     from PIL import Image
 
+    from velm_cli.data.batch import Columns
+    from velm_cli.data.pixels import Pixels
     from velm_cli.data.streaming import training_loader
     from velm_cli.report.samples import contact_sheet
 
     loader = training_loader(
         store,
-        tokens,
+        Columns(tokens, config.data.captions_per_image),
         config.data,
         max_tokens=config.tokenizer.max_tokens,
         batch_size=PREVIEWED,
-        image_size=min(PREVIEW_SIDE, config.dataset.image_size),
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        num_concepts=0,
+        pixels=Pixels(min(PREVIEW_SIDE, config.dataset.image_size)),
         seed=0,
     )
     with closing(loader.batches()) as batches:

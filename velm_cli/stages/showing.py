@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from velm_cli.data.batch import Columns
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.store import Store
@@ -38,7 +39,6 @@ def write_report(
     captions: Mapping[ExampleId, str],
     *,
     attention: int,
-    image_size: int,
     features: FeatureCache | None,
     facts: Mapping[str, float | None] | None = None,
 ) -> Path:
@@ -49,7 +49,7 @@ def write_report(
     about = about_folder(folder) | _made_by(folder)
     evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves_behind(folder))
     chosen = _chosen(evaluated, store, indices, attention)
-    maps = dict(_attention(learner, store, tokenizer, chosen, captions, image_size, features))
+    maps = dict(_attention(learner, store, tokenizer, chosen, captions, features))
     pictures = {
         store.image_id(int(index)): _picture(store.image_bytes(int(index)), large=store.image_id(int(index)) in maps)
         for index in indices
@@ -89,22 +89,13 @@ def _attention(
     tokenizer: Tokenizer,
     indices: np.ndarray,
     captions: Mapping[ExampleId, str],
-    image_size: int,
     features: FeatureCache | None,
 ) -> Iterator[tuple[ImageId, Attention]]:
     """(image id, where the model looked) of each image with a caption; nothing where the fusion attends to no grid."""
-    device = next(learner.parameters()).device
-    batches = eval_batches(
-        store,
-        None,
-        indices,
-        batch_size=AT_ONCE,
-        image_size=image_size,
-        mean=learner.pixels.mean,
-        std=learner.pixels.std,
-        resizing=learner.pixels.resizing,
-        features=features,
-    )
+    device, pixels = next(learner.parameters()).device, learner.pixels
+    if pixels is None:
+        return
+    batches = eval_batches(store, Columns(), indices, batch_size=AT_ONCE, pixels=pixels, features=features)
     for batch in batches:
         batch = batch.to(device)
         ids = tokenizer.encode_batch([captions[image_id] for image_id in batch.ids])
@@ -124,7 +115,7 @@ def _attention(
                         tokenizer,
                         row,
                         weights_Thw.float().cpu(),
-                        kept_box(store.image_bytes(record), image_size, learner.pixels.resizing),
+                        kept_box(store.image_bytes(record), pixels.size, pixels.resizing),
                     ),
                 )
 

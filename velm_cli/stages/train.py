@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from velm_cli.data.order import Share
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import training_loader
 from velm_cli.engine.checkpoint import Checkpoints
@@ -57,8 +56,8 @@ from velm_cli.stages.starting import (
     same_weights,
     word_vectors,
 )
-from velm_cli.tasks import Task, task_of
-from velm_cli.tasks.spaces import Spaces, write_spaces
+from velm_cli.stages.task_data import TaskData
+from velm_cli.tasks.spaces import write_spaces
 
 
 def run(config: TrainRoot) -> float | None:
@@ -72,12 +71,8 @@ def run(config: TrainRoot) -> float | None:
         return None
     with together(config.run.device) as ranks:
         with ranks.first_goes_first():
-            tokens = (
-                store.tokens(config.tokenizer)
-                if tokenizer is None
-                else store.encode(tokenizer, config.tokenizer.max_tokens)
-            )
-        refuse_unfit(config, store, tokens)
+            data = TaskData.of(config, store, tokenizer)
+        refuse_unfit(config, data)
         path = ranks.same(run_path(config))
         config.vision.resize = ranks.same(resize_of(path, config))
         checkpoints = Checkpoints(
@@ -87,7 +82,7 @@ def run(config: TrainRoot) -> float | None:
             keep_every=config.run.keep_every,
             background=config.run.async_checkpoints,
             run=ranks.same(identity_of(path, config)),
-            made_of={"store": store.hash, "tokenizer": tokens.tokenizer.digest},
+            made_of={"store": store.hash, "tokenizer": data.tokenizer.digest},
         )
         notes: list[str] = []
 
@@ -95,13 +90,12 @@ def run(config: TrainRoot) -> float | None:
             notes.extend(checked_to_go_on(path, config, store, checkpoints))
 
         with open_run(path, config, writes=ranks.first, check=check) as opened, stop_on_signals() as stop:
-            return _train(config, store, tokens, opened, checkpoints, stop, ranks, notes)
+            return _train(config, data, opened, checkpoints, stop, ranks, notes)
 
 
 def _train(
     config: TrainRoot,
-    store: Store,
-    tokens: Tokens,
+    data: TaskData,
     opened: OpenRun,
     checkpoints: Checkpoints,
     stop: StopRequest,
@@ -113,16 +107,15 @@ def _train(
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads, deterministic=config.run.deterministic)
     torch.manual_seed(config.seed)
-    task = task_of(config.task)
+    task, store, tokenizer = data.task, data.store, data.tokenizer
     keeper = keepers(config, path if ranks.same(checkpoints.found) else None)
-    spaces = task.spaces(config, store)
-    learner = built(config, lambda config: new_learner(config, spaces, tokens.tokenizer), keeper)
+    learner = built(config, lambda config: new_learner(config, data.spaces, tokenizer), keeper)
     sources, lines = initial_weights(config, learner, lambda file: same_weights(file, ranks))
-    notes = [*word_vectors(config, learner, tokens.tokenizer), *lines]
+    notes = [*word_vectors(config, learner, tokenizer), *lines]
     learner.to(device)
     if config.loss.text is TextLoss.self_critical:
         assert isinstance(learner, WritingLearner)
-        learner.critic = critic(config, store, tokens, device)
+        learner.critic = critic(config, store, data.targets, device)
     try:
         views = training_views(config, store, learner, device, precision, ranks, stop)
     except Stopped:
@@ -135,23 +128,18 @@ def _train(
     replica = Replica(learner, ranks, config.run.parallel)
     if ranks.rank:  # the weights were the same everywhere; dropout is each rank's own
         torch.manual_seed(seed_of(config.seed, ranks.rank))
+    even = "joint" in learner.active  # it puts the ranks' rows together
     loader = training_loader(
         store,
-        tokens,
+        data.to_learn(config.data.captions_per_image, learner.concepts),
         config.data,
         max_tokens=config.tokenizer.max_tokens,
         batch_size=config.run.batch_size,
-        image_size=learner.pixels.size if learner.model.vision else None,
-        mean=learner.pixels.mean,
-        std=learner.pixels.std,
-        resizing=learner.pixels.resizing,
-        num_concepts=learner.concepts,
+        pixels=learner.pixels,
         seed=config.seed,
         limit=config.run.overfit_images,
         features=views,
-        rank=ranks.rank,
-        world=ranks.world,
-        even="joint" in learner.active,  # it puts the ranks' rows together
+        share=Share(ranks.rank, ranks.world, even),
     )
     run = Run(
         config=config,
@@ -175,12 +163,12 @@ def _train(
         notes = [f"resumed at step {progress.step}", *of_resuming]
     if ranks.first:
         note = write_sources if progress is None else complete_sources
-        note(path, sources, store.hash, tokens.tokenizer.digest, checkpoints.run or "")
+        note(path, sources, store.hash, tokenizer.digest, checkpoints.run or "")
         keep_models(config, path, keeper)
         keep_lines_until(path / "metrics.jsonl", run.progress.step)
-        tokens.tokenizer.save(path / "tokenizer")
-        write_spaces(path, {name: spaces[name] for name in task.predicted})
-    for line in [*headline(run, store, tokens, loader), *damaged, *notes]:
+        tokenizer.save(path / "tokenizer")
+        write_spaces(path, {name: data.spaces[name] for name in task.predicted})
+    for line in [*headline(run, data, loader), *damaged, *notes]:
         print(line, flush=True)
 
     observer = Observer(
@@ -196,7 +184,7 @@ def _train(
 
     def validate(learner: Learner, step: int, stop: StopRequest) -> Validation:
         with as_written(config.run.compile):
-            return validation(run, task, learner, store, spaces, tokens, step, stop)
+            return validation(run, data, learner, step, stop)
 
     batches = loader.batches(start=run.progress.step * config.run.accumulation)
     try:
@@ -220,13 +208,14 @@ def _train(
             print(f"stopped by {signal} at step {run.progress.step}; {again(config, path)} goes on from there")
         return run.progress.best
     with as_written(config.run.compile):
-        _finish(run, task, store, spaces, tokens)
+        _finish(run, data)
     return run.progress.best
 
 
-def _finish(run: Run, task: Task[Any], store: Store, spaces: Spaces, tokens: Tokens) -> None:
+def _finish(run: Run, data: TaskData) -> None:
     """Last weights under their final name, the validation split scored with the best ones, DONE."""
     path, config, ranks = run.folder, run.config, run.ranks
+    task, store = data.task, data.store
     run.opened.refuse_if_gone()
     if run.ema is not None:
         run.ema.swap()
@@ -238,11 +227,8 @@ def _finish(run: Run, task: Task[Any], store: Store, spaces: Spaces, tokens: Tok
         indices = store.split("val")[: config.run.validate_images or None]
         with run.replica.undivided() as learner:
             predicted = predict_split(
-                task,
+                data,
                 learner,
-                store,
-                spaces,
-                tokens.tokenizer,
                 indices,
                 decoding=config.decode,
                 ranks=ranks,

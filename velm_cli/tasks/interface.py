@@ -35,8 +35,7 @@ class Needs:
     """What of the store goes into a batch."""
 
     source: bool = False  # text that goes in with the images
-    targets: bool = True  # texts to learn from; in an evaluation those to compare with are never given to the model
-    labels: tuple[str, ...] = ("concepts",)  # label spaces
+    targets_given: bool = False  # predictions are made of the targets too, as captions are found by images
 
 
 @dataclass(frozen=True, slots=True)

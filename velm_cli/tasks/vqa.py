@@ -49,7 +49,7 @@ class VqaTask(Task[Answered]):
         super().__init__(options)
         self.judges = options.answer is Answer.classify
         self.predicted = () if options.answer is Answer.generate else (ANSWERS,)
-        self.needs = Needs(source=True, targets=not self.judges)
+        self.needs = Needs(source=True)
 
     def spaces(self, config: TrainRoot, store: Store) -> dict[str, list[str]]:
         spaces = super().spaces(config, store)

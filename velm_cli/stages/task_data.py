@@ -1,0 +1,63 @@
+"""What a task reads of a store: its texts as tokens, its label spaces, and from them the columns of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from velm_cli.data.batch import Columns, concept_labels
+from velm_cli.data.store import Store
+from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.data.tokens import Tokens
+from velm_cli.schema import TrainRoot
+from velm_cli.tasks import Task, task_of
+from velm_cli.tasks.spaces import Spaces
+
+EVERY = 1 << 20  # targets of an example, where it needs all of them
+
+
+@dataclass(frozen=True, slots=True)
+class TaskData:
+    """A store as one task sees it."""
+
+    task: Task[Any]
+    store: Store
+    spaces: Spaces
+    targets: Tokens
+    sources: Tokens | None  # None where the task takes no source
+
+    @classmethod
+    def of(cls, config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> TaskData:
+        """For training. `tokenizer`: one that exists already; None: its vocabulary is learned from the store."""
+        task, options = task_of(config.task), config.tokenizer
+        targets = store.tokens(options) if tokenizer is None else store.encode(tokenizer, options.max_tokens)
+        return cls(task, store, task.spaces(config, store), targets, _sources(task, store, targets.tokenizer, config))
+
+    @classmethod
+    def to_predict(
+        cls, config: TrainRoot, task: Task[Any], store: Store, tokenizer: Tokenizer, spaces: Spaces
+    ) -> TaskData:
+        """For a trained model with this tokenizer and these label spaces."""
+        targets = store.encode(tokenizer, config.tokenizer.max_tokens)
+        return cls(task, store, spaces, targets, _sources(task, store, tokenizer, config))
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.targets.tokenizer
+
+    def to_learn(self, per_example: int, concepts: int) -> Columns:
+        """Of batches that losses are computed of: up to `per_example` targets an example."""
+        labels = concept_labels(self.store, concepts) | self.task.labels(self.store, self.spaces)
+        return Columns(self.targets, per_example, self.sources, labels)
+
+    def given(self) -> Columns:
+        """Of batches that predictions are made of: no target, but where it is part of what is given."""
+        if self.task.needs.targets_given:
+            return Columns(self.targets, EVERY, self.sources)
+        return Columns(source=self.sources)
+
+
+def _sources(task: Task[Any], store: Store, tokenizer: Tokenizer, config: TrainRoot) -> Tokens | None:
+    if not task.needs.source:
+        return None
+    return store.encode(tokenizer, config.tokenizer.max_source_tokens, "sources")
