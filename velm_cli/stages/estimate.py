@@ -41,7 +41,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     precision = pick_precision(config.run.precision, device)
     prepare(device, config.run.threads)
     data = TaskData.of(config, store, tokenizer)
-    tokens = data.targets
+    tokens = data.texts
     faults = list(problems(config, data))
     said: list[str] = []
     try:

@@ -76,7 +76,7 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
 
 def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader) -> Iterator[str]:
     """A line for everything that is legal, and that whoever typed the command may not have meant."""
-    store, tokens = data.store, data.targets
+    store, tokens = data.store, data.texts
     brought = isinstance(config.text, PretrainedTextConfig) or config.init.text or getattr(config, "checkpoint", None)
     yield from coverage_lines(tokens, store.all_captions, config.tokenizer, own=not brought)
     steps, warmup = config.run.max_steps, config.optim.warmup_steps

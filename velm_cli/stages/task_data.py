@@ -23,7 +23,8 @@ class TaskData:
     task: Task[Any]
     store: Store
     spaces: Spaces
-    targets: Tokens
+    tokenizer: Tokenizer
+    targets: Tokens | None  # None where they are not needed to predict
     sources: Tokens | None  # None where the task takes no source
 
     @classmethod
@@ -31,19 +32,23 @@ class TaskData:
         """For training. `tokenizer`: one that exists already; None: its vocabulary is learned from the store."""
         task, options = task_of(config.task), config.tokenizer
         targets = store.tokens(options) if tokenizer is None else store.encode(tokenizer, options.max_tokens)
-        return cls(task, store, task.spaces(config, store), targets, _sources(task, store, targets.tokenizer, config))
+        tokenizer = targets.tokenizer
+        sources = _sources(task, store, tokenizer, config)
+        return cls(task, store, task.spaces(config, store), tokenizer, targets, sources)
 
     @classmethod
     def to_predict(
         cls, config: TrainRoot, task: Task[Any], store: Store, tokenizer: Tokenizer, spaces: Spaces
     ) -> TaskData:
         """For a trained model with this tokenizer and these label spaces."""
-        targets = store.encode(tokenizer, config.tokenizer.max_tokens)
-        return cls(task, store, spaces, targets, _sources(task, store, tokenizer, config))
+        targets = store.encode(tokenizer, config.tokenizer.max_tokens) if task.needs.targets_given else None
+        return cls(task, store, spaces, tokenizer, targets, _sources(task, store, tokenizer, config))
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        return self.targets.tokenizer
+    def texts(self) -> Tokens:
+        """The targets, which there are where a run is trained."""
+        assert self.targets is not None
+        return self.targets
 
     def to_learn(self, per_example: int, concepts: int) -> Columns:
         """Of batches that losses are computed of: up to `per_example` targets an example."""

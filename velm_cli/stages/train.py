@@ -115,7 +115,7 @@ def _train(
     learner.to(device)
     if config.loss.text is TextLoss.self_critical:
         assert isinstance(learner, WritingLearner)
-        learner.critic = critic(config, store, data.targets, device)
+        learner.critic = critic(config, store, data.texts, device)
     try:
         views = training_views(config, store, learner, device, precision, ranks, stop)
     except Stopped:
