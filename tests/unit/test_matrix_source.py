@@ -14,6 +14,7 @@ from test_matrix import BOS, EOS, FUSION, PAD, REFUSED, TEXT, VISION, images, op
 from tiny_models import VOCAB
 
 from velm_cli import schema
+from velm_cli.models.context import BothWays
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 
@@ -99,6 +100,24 @@ def test_a_source_is_memory(vision, text, fusion):
         assert (parameter.grad is not None) is parameter.requires_grad, name
         assert parameter.grad is None or parameter.grad.isfinite().all(), name
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.source.parameters())
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_a_recurrent_source_is_read_from_both_ends(cell):
+    """As torch's bidirectional nets do, on texts without their padding."""
+    torch.manual_seed(0)
+    config = {"lstm": schema.LSTMConfig, "gru": schema.GRUConfig}[cell](width=8)
+    both = BothWays(config).eval()
+    reference = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](8, 8, batch_first=True, bidirectional=True)
+    weights = dict(both.forth.cells.named_parameters())
+    weights |= {f"{name}_reverse": part for name, part in both.back.cells.named_parameters()}
+    reference.load_state_dict(weights)
+    embedded, lengths = torch.randn(4, 6, 8), torch.tensor([6, 3, 1, 5])
+    with torch.no_grad():
+        found, _ = both.run(embedded, lengths_N=lengths)
+        for row, length in enumerate(lengths.tolist()):
+            expected, _ = reference(embedded[row : row + 1, :length])
+            torch.testing.assert_close(found[row, :length], expected[0])
 
 
 @pytest.mark.parametrize(("text", "fusion"), [("transformer", "cross_modal"), ("gru", "attention"), ("gpt2", "prefix")])

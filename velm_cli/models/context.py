@@ -124,8 +124,7 @@ class BothWays(TextEncoder):
         """(N, T, D). What stands behind a text is read after it, so it changes none of its states."""
         assert lengths_N is not None and state is None and before_layer is None
         position_T = torch.arange(embedded_NTE.shape[1], device=embedded_NTE.device)
-        from_end_NT = lengths_N[:, None] - 1 - position_T
-        from_end_NT = torch.where(from_end_NT >= 0, from_end_NT, position_T)  # which undoes itself
+        from_end_NT = (lengths_N[:, None] - 1 - position_T).clamp(min=0)  # which undoes itself within a text
         forth_NTD, _ = self.forth.run(embedded_NTE)
         back_NTD, _ = self.back.run(_taken(embedded_NTE, from_end_NT))
         return torch.cat([forth_NTD, _taken(back_NTD, from_end_NT)], dim=-1), ()
