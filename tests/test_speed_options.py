@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from velm import TINY, TINY_MODEL, call
 
+from velm_cli.data.packing import Packing
 from velm_cli.engine.compiling import _keep_compiled_code_private, compile_model
 from velm_cli.engine.meter import Meter, _with_all_heads, matrix_peak
 from velm_cli.engine.profile import PARTS
 from velm_cli.errors import UserError
 from velm_cli.models.layers import Block
-from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel
 from velm_cli.schema import (
     Compile,

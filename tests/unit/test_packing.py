@@ -10,9 +10,9 @@ from tiny_models import VOCAB, batch_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli import schema
+from velm_cli.data.packing import Packing
 from velm_cli.learners.interface import Moment
 from velm_cli.learners.writing import WritingLearner
-from velm_cli.models.packing import Packing
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.weights import constant
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from velm_cli import schema
-from velm_cli.models.packing import Packing, spread
+from velm_cli.data.packing import Packing, spread
 from velm_cli.models.text.recurrent import packed_layer
 from velm_cli.models.text.scratch import RecurrentText
 

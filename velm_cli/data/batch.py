@@ -17,8 +17,8 @@ from torch import Tensor
 
 from velm_cli.data.concepts import ConceptLabels, HasConcepts
 from velm_cli.data.features import FeatureCache
+from velm_cli.data.packing import Packing
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.models.packing import Packing
 
 # What a device gets, in this order: a small tensor is not in pinned memory, and would be waited for behind a large one.
 PARTS = (

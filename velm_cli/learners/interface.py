@@ -61,8 +61,9 @@ class Learner(nn.Module):
 
     def wrapped(self) -> Iterable[nn.Module]:
         """The layers of its encoders, which repeat: each is sharded (fsdp) by itself."""
-        vision = self.model.vision
-        return [*(vision.stages() if vision else ()), *layers_in(self.model.text)]
+        model = self.model
+        layers = [*(model.vision.stages() if model.vision else ()), *layers_in(model.text)]
+        return layers if model.source is None else [*layers, *layers_in(model.source)]
 
     def rates(self) -> Iterable[tuple[str, Iterable[nn.Parameter]]]:
         """Parts that may learn at a rate of their own, by the name of the option that scales it."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from velm_cli.data.packing import Packing
 from velm_cli.models.attention import attend
-from velm_cli.models.packing import Packing
 from velm_cli.models.state import ImageItself, ImageKeys, KeyValue, Layer
 
 

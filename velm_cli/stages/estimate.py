@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli.data.batch import CONCEPTS, Batch
+from velm_cli.data.packing import Packing
 from velm_cli.data.store import Store
 from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.tokenizer import Tokenizer
@@ -20,7 +21,6 @@ from velm_cli.engine.device import pick_device, pick_precision, prepare
 from velm_cli.engine.meter import matrix_peak
 from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner, Moment
-from velm_cli.models.packing import Packing
 from velm_cli.models.velm import count_parameters
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import FeatureCaching, ImageLoss, Precision, RegionsConfig, TrainRoot

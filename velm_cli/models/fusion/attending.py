@@ -10,10 +10,10 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
+from velm_cli.data.packing import Packing
 from velm_cli.models.fusion.additive import AdditiveAttention
 from velm_cli.models.fusion.interface import Fusion
 from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, product_dtype, within
-from velm_cli.models.packing import Packing
 from velm_cli.models.state import Past
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from velm_cli.data.packing import Packing
 from velm_cli.models.fusion.interface import Fusion
 from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, product_dtype
-from velm_cli.models.packing import Packing
 from velm_cli.models.state import ImageItself, ImageKeys
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures

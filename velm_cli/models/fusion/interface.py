@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from velm_cli.models.packing import Packing
+from velm_cli.data.packing import Packing
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from velm_cli.data.packing import Packing
 from velm_cli.models.fusion.interface import Fusion
 from velm_cli.models.layers import Dropout
-from velm_cli.models.packing import Packing
 from velm_cli.models.vision.interface import ImageFeatures
 from velm_cli.schema import AddConfig, ConcatConfig, MultiplyConfig, SumWeights, WeightedSumConfig
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from velm_cli.models.packing import Packing
+from velm_cli.data.packing import Packing
 
 BeforeLayer = Callable[[int, Tensor], Tensor]  # (number of the layer, its input) -> what it gets instead
 

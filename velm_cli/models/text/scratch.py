@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from velm_cli.data.packing import Packing, spread
 from velm_cli.models.layers import Block, Dropout, initialise, sinusoids, within
-from velm_cli.models.packing import Packing, spread
 from velm_cli.models.state import Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.models.text.recurrent import packed_layer
