@@ -16,7 +16,6 @@ from velm_cli.metrics.scores import ImageId
 from velm_cli.metrics.significance import Summands
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.report.page import Picture, thumbnail, write_page
-from velm_cli.schema.metric_names import LABELS
 
 
 def compare_page(evaluations: Mapping[Path, Evaluated], names: Sequence[str], path: Path) -> list[str]:
@@ -29,11 +28,15 @@ def compare_page(evaluations: Mapping[Path, Evaluated], names: Sequence[str], pa
     for run in runs[1:]:
         found, untested = _differences(run, runs[0])
         compared.append(dataclasses.replace(run, differences=found))
-        said += [*([verdict(run.name, runs[0].name, found)] if found else []), *untested]
+        said += [*([_verdict(run, runs[0], found)] if found else []), *untested]
     wanted = {image for run in runs for image in run.per_image}
     title = f"{len(runs)} runs" if len(runs) > 2 else " against ".join(run.name for run in reversed(runs))
     write_page(path, compared, _pictures(next(iter(evaluations)), wanted), title=title, notes=said)
     return said
+
+
+def _verdict(ours: Evaluated, theirs: Evaluated, found: Mapping[str, Difference]) -> str:
+    return verdict(ours.name, theirs.name, found, columns=ours.columns, primary=ours.primary)
 
 
 def _differences(ours: Evaluated, theirs: Evaluated) -> tuple[dict[str, Difference], list[str]]:
@@ -45,9 +48,9 @@ def _differences(ours: Evaluated, theirs: Evaluated) -> tuple[dict[str, Differen
     place = {image: number for number, image in enumerate(ours.per_image)}
     order = [place[image] for image in theirs.per_image]
     aligned = {name: Summands(one.rows_IS[order], one.score) for name, one in ours.summands.items()}
-    found = differences(aligned, theirs.summands)
+    found = differences(aligned, theirs.summands, columns=ours.columns)
     both = [name for name, value in ours.scores.items() if value is not None and theirs.scores.get(name) is not None]
-    untested = ", ".join(LABELS[name] for name in both if name not in found)
+    untested = ", ".join(column.label for column in ours.columns if column.key in both and column.key not in found)
     return found, [f"no test of {untested}: an older velm scored one of them; evaluate again"] if untested else []
 
 

@@ -24,9 +24,10 @@ import numpy as np
 from velm_cli.data.images import read_rgb
 from velm_cli.files import write_bytes
 from velm_cli.metrics.comparison import Difference
-from velm_cli.metrics.scores import LABELS, NAMES, NOT_REQUESTED, ImageId
+from velm_cli.metrics.scores import NOT_REQUESTED, ImageId
 from velm_cli.report.about import MEANINGS
 from velm_cli.report.evaluations import Attention, Curves, Evaluated, Point
+from velm_cli.schema.metric_names import Column
 
 SIGN = b"velm report</p>"  # in every page, and how velm knows its own
 WEB = Path(__file__).with_name("web")
@@ -34,24 +35,6 @@ SCRIPTS = ("elements.js", "overview.js", "view.js", "gallery.js")
 THUMBNAIL_SIDE = 160  # pixels of the longer side
 THUMBNAIL_QUALITY = 60  # about 5 kB for a photo
 CURVE_POINTS = 400  # more than a chart a few hundred pixels wide can show
-
-_SHORT = {name: name.replace("Bleu_", "B@") if name.startswith("Bleu") else name[0] for name in NAMES}
-_SHORT |= {"CLIPScore": "CLIP", "RefCLIPScore": "RefCLIP"}
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How a score is shown: times `scale`, with `digits` decimals, under its label (in tables: `short`)."""
-
-    name: str
-    label: str
-    short: str
-    scale: float = 100.0  # as the field prints fractions
-    digits: int = 1
-    lower_is_better: bool = False
-
-
-METRICS = tuple(Metric(name, LABELS[name], _SHORT[name]) for name in NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +59,18 @@ def write_page(
     *,
     title: str = "Evaluation",
     notes: Sequence[str] = (),
-    metrics: Sequence[Metric] = METRICS,
+    columns: Sequence[Column] | None = None,
 ) -> None:
     """Replace `path` by the page of `runs`, whole or not at all; with two or more it compares them to the first.
 
     `notes` are sentences above the table.
 
     The images are those that any run has scored, in the order of the runs; `pictures` may lack some or all.
-    A metric is shown when some run has a value of it or a reason for having none.
+    Of the columns (of the first run, if not given) those are shown of which some run has a value or a reason for none.
     """
     assert runs, "a page needs at least one run"
-    shown = [metric for metric in metrics if any(_is_told(run, metric.name) for run in runs)] or metrics
+    columns = runs[0].columns if columns is None else columns
+    shown = [column for column in columns if any(_is_told(run, column.key) for run in runs)] or columns
     images = list(dict.fromkeys(image for run in runs for image in run.per_image))
     write_bytes(path, _parts(runs, shown, images, pictures or {}, title, notes))
 
@@ -104,7 +88,7 @@ def _is_told(run: Evaluated, name: str) -> bool:
 
 def _parts(
     runs: Sequence[Evaluated],
-    metrics: Sequence[Metric],
+    columns: Sequence[Column],
     images: Sequence[ImageId],
     pictures: Mapping[ImageId, Picture],
     title: str,
@@ -122,7 +106,7 @@ def _parts(
         if number % 2 == 0:
             yield text.encode()
         elif text == "DATA":
-            yield _block("data", _data(runs, metrics, images, pictures, title, said))
+            yield _block("data", _data(runs, columns, images, pictures, title, said))
         elif text == "BLOCKS":
             yield from _blocks(runs, images, pictures)
         else:
@@ -179,7 +163,7 @@ def _attention(attention: Attention) -> dict[str, Any]:
 
 def _data(
     runs: Sequence[Evaluated],
-    metrics: Sequence[Metric],
+    columns: Sequence[Column],
     images: Sequence[ImageId],
     pictures: Mapping[ImageId, Picture],
     title: str,
@@ -192,26 +176,28 @@ def _data(
     ]
     return {
         "title": title,
+        "task": runs[0].task,
+        "primary": runs[0].primary,
         "verdicts": list(said),
-        "meanings": MEANINGS,
+        "meanings": MEANINGS | {column.label: column.meaning for column in columns if column.meaning},
         "notes": notes,
         "metrics": [
             {
-                "name": metric.name,
-                "label": metric.label,
-                "short": metric.short,
-                "scale": metric.scale,
-                "digits": metric.digits,
-                "lowerIsBetter": metric.lower_is_better,
+                "name": column.key,
+                "label": column.label,
+                "short": column.short or column.label,
+                "scale": column.scale,
+                "digits": column.digits,
+                "lowerIsBetter": not column.higher_is_better,
             }
-            for metric in metrics
+            for column in columns
         ],
         "images": {
             "ids": [str(image) for image in images],
             "references": references,
             "pictures": [number for number, image in enumerate(images) if image in pictures],
         },
-        "runs": [_run(run, metrics, images) for run in runs],
+        "runs": [_run(run, columns, images) for run in runs],
     }
 
 
@@ -228,9 +214,9 @@ def _references(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> tuple[l
     return chosen, other
 
 
-def _run(run: Evaluated, metrics: Sequence[Metric], images: Sequence[ImageId]) -> dict[str, Any]:
-    names = [metric.name for metric in metrics]
-    reasons = {metric.label: run.reasons[metric.name] for metric in metrics if metric.name in run.reasons}
+def _run(run: Evaluated, columns: Sequence[Column], images: Sequence[ImageId]) -> dict[str, Any]:
+    names = [column.key for column in columns]
+    reasons = {column.label: run.reasons[column.key] for column in columns if column.key in run.reasons}
     return {
         "name": run.name,
         "count": len(run.per_image),
@@ -268,7 +254,7 @@ def _curves(curves: Curves) -> dict[str, list[Point]]:
     return {
         "trainLoss": _thinned(curves.train_loss),
         "validationLoss": _thinned(curves.validation_loss),
-        "validationCider": _thinned(curves.validation_cider),
+        "validationScore": _thinned(curves.validation_score),
     }
 
 

@@ -23,7 +23,7 @@ from velm_cli.engine.sources import noted_store, weight_file
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, sha256, write_json
 from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
-from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, read_summary, table
+from velm_cli.metrics.scores import missing_scores, read_summary, scores_of_summary, table
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
 from velm_cli.models.weights import Undrawn, fitted, refuse_not_finite
 from velm_cli.objectives.weights import Weight
@@ -156,7 +156,7 @@ def _evaluate(
         return None
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
-    return scores.corpus["CIDEr"]
+    return scores.headline
 
 
 def _learned_to_write(config: TrainRoot) -> bool:
@@ -310,12 +310,9 @@ def _report_again(path: Path) -> float | None:
         print(f"{path} is complete (fresh=true captions again): {path / 'predictions.json'}")
         return None
     saved = _read(path, lambda: read_summary(path))
-    corpus = {name: saved.get(name) for name in NAMES}
-    intervals = {name: saved["intervals"].get(name) for name in NAMES}
-    reasons = dict.fromkeys(NAMES, NOT_REQUESTED) | saved["reasons"]
-    scores = Scores(corpus, intervals, reasons, {}, saved["signature"], saved["warnings"], {}, {})
+    scores = scores_of_summary(saved)
     print(f"{path} is complete (fresh=true evaluates again)\n{table(scores)}")
-    return corpus["CIDEr"]
+    return scores.headline
 
 
 def _check_facts(config: EvaluateRoot, captions: Captions, path: Path) -> dict[str, float | None]:

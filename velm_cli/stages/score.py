@@ -119,7 +119,7 @@ def _run(
         print(f"{verb}: {config.out}  (look at {page})")
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
-    return scores.corpus["CIDEr"]
+    return scores.headline
 
 
 def _score(

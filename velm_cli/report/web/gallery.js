@@ -9,7 +9,7 @@ const scored = metrics.map((_, column) => column).filter((column) => runs.some((
 
 const gallery = {
   order: several ? "differ" : "best",
-  metric: scored.find((column) => metrics[column].name === "CIDEr") ?? scored[0] ?? 0,
+  metric: scored.find((column) => metrics[column].name === data.primary) ?? scored[0] ?? 0,
   run: runs.length - 1,
   low: null, // as the page writes scores; null: no bound
   high: null,

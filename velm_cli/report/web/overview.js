@@ -152,12 +152,14 @@ function drawCurves() {
     { run, number, points: run.curves?.trainLoss ?? [], style: "faint", what: "training" },
     { run, number, points: run.curves?.validationLoss ?? [], style: "strong", what: "validation" },
   ]);
-  const ciderLines = runs.map((run, number) => ({
-    run, number, points: (run.curves?.validationCider ?? []).map(([step, value]) => [step, 100 * value]), style: "strong",
+  const primary = metrics.find((metric) => metric.name === data.primary);
+  const scale = primary?.scale ?? 100;
+  const scoreLines = runs.map((run, number) => ({
+    run, number, points: (run.curves?.validationScore ?? []).map(([step, value]) => [step, scale * value]), style: "strong",
   }));
   const charts = [
-    chart("Loss, nats a token", "Thin: training. Bold: validation.", lossLines),
-    chart("CIDEr in validation, times 100", "Greedy captions.", ciderLines),
+    chart(captions ? "Loss, nats a token" : "Loss", "Thin: training. Bold: validation.", lossLines),
+    chart(`${primary?.label ?? data.primary} in validation${scale === 1 ? "" : `, times ${scale}`}`, captions ? "Greedy captions." : "", scoreLines),
   ].filter(Boolean);
   byId("curves").replaceChildren(...charts);
 }
