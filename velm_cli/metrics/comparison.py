@@ -6,14 +6,14 @@ page. Differences of scores have their own interval: two intervals that overlap 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from velm_cli.metrics import meteor
+from velm_cli.metrics import meteor, recall
 from velm_cli.metrics.overlap import bleu_of_order
 from velm_cli.metrics.significance import RESAMPLES, Interval, Summands, mean_of, paired_bootstrap, paired_permutation
 from velm_cli.schema.metric_names import CAPTION_COLUMNS, CAPTION_PRIMARY, COLUMNS, Column
@@ -22,7 +22,8 @@ from velm_cli.schema.metric_names import CAPTION_COLUMNS, CAPTION_PRIMARY, COLUM
 FIRST = ("SPICE", "METEOR", "ROUGE_L", "Bleu_4", "CLIPScore", "Bleu_3", "Bleu_2", "Bleu_1", "RefCLIPScore")
 SURE = 0.05  # p below it: the difference is called one
 COUNTS = {**dict.fromkeys(COLUMNS["bleu"], "bleu"), "METEOR": "meteor"}  # scores that are no means: what they are of
-WIDTHS = {"bleu": 10, "meteor": 23}  # numbers that an image adds to each
+COUNTS |= dict.fromkeys((*recall.RECALLS, recall.RSUM), "recall")
+WIDTHS = {"bleu": 10, "meteor": 23, "recall": recall.WIDTH}  # numbers that an image adds to each
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,5 +151,9 @@ def summands_of(images: Sequence[Mapping[str, Any]], name: str) -> Summands | No
     rows = [image.get("counts", {}).get(kind) for image in images]
     if not rows or any(row is None or len(row) != WIDTHS[kind] for row in rows):  # an older velm's
         return None
-    score = meteor.score_of_sums if kind == "meteor" else partial(bleu_of_order, order=COLUMNS["bleu"].index(name))
-    return Summands(np.array(rows, dtype=float), score)
+    scores: dict[str, Callable[..., Callable[[np.ndarray], np.ndarray]]] = {
+        "bleu": lambda: partial(bleu_of_order, order=COLUMNS["bleu"].index(name)),
+        "meteor": lambda: meteor.score_of_sums,
+        "recall": lambda: partial(recall.recall_of_sums, name=name),
+    }
+    return Summands(np.array(rows, dtype=float), scores[kind]())

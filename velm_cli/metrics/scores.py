@@ -210,7 +210,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
         raise ValueError("task is no text")
     if summary.setdefault("primary", CAPTION_PRIMARY) not in {column.key for column in columns}:
         raise ValueError("primary is none of the columns")
-    _of("floors", summary, lambda value: isinstance(value, dict) and all(map(_is_figure, value.values())))
+    _of("floors", summary, _are_named_figures)
+    _of("groups", summary, lambda value: isinstance(value, dict) and all(map(_are_named_figures, value.values())))
     if (folder / "weights.json").exists():
         weights = read_sealed(_plain_file(folder / "weights.json")).get("sha256")
         if summary.get("weights", weights) != weights:  # an older velm's does not say
@@ -303,6 +304,10 @@ def _is_figure(value: Any) -> bool:
 
 def _are_figures(value: Any) -> bool:
     return isinstance(value, list) and all(each is not None and _is_figure(each) for each in value)
+
+
+def _are_named_figures(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_figure, value.values()))
 
 
 def _is_interval(value: Any) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -49,6 +50,7 @@ def _contractions() -> dict[str, str]:
 CONTRACTIONS = _contractions()
 
 
+@lru_cache(maxsize=1 << 16)  # few answers are different
 def normalised(answer: str) -> str:
     """An answer without punctuation, articles and capitals, numbers as digits: `The T-Shirt.` -> `t shirt`."""
     number = COMMA_IN_NUMBER.search(answer) is not None

@@ -144,7 +144,10 @@ def evaluated_of(
         reasons=scores.reasons,
         warnings=scores.warnings,
         about=about or {},
-        details=_details({"language": scores.language, "spice_categories": scores.spice_categories}) | told,
+        details=_details(
+            {"language": scores.language, "spice_categories": scores.spice_categories, "groups": scores.groups}
+        )
+        | told,
         signature=scores.signature,
         curves=curves,
         task=scores.task,
@@ -156,14 +159,21 @@ def evaluated_of(
 
 
 def _details(summary: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of the captions' language as they are, and SPICE's categories times 100 as scores are shown."""
+    """The figures of the captions' language as they are; SPICE's categories and the scores of groups times 100."""
     language = {
         name.replace("_", " "): f"{value:,.4g}"
         for name, value in summary.get("language", {}).items()
         if value is not None
     }
     categories = summary.get("spice_categories", {}).items()
-    return language | {f"SPICE, {name}": f"{100 * value:.1f}" for name, value in categories if value is not None}
+    found = language | {f"SPICE, {name}": f"{100 * value:.1f}" for name, value in categories if value is not None}
+    for heading, groups in summary.get("groups", {}).items():
+        for name, figures in groups.items():
+            scores = (
+                f"{key} {100 * value:.1f}" for key, value in figures.items() if key != "count" and value is not None
+            )
+            found[f"{heading}: {name}"] = f"{', '.join(scores)} ({figures.get('count') or 0:,.0f})"
+    return found
 
 
 def read_curves(folder: Path, primary: str = CAPTION_PRIMARY) -> Curves:
