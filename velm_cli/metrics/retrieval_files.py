@@ -28,6 +28,8 @@ from velm_cli.metrics.retrieval_scores import folds_of
 from velm_cli.metrics.scores import ExampleId
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from velm_cli.metrics.retrieval import Ranks
 
 ARRAYS = ("image_ids", "image", "text_image_ids", "text")
@@ -73,14 +75,21 @@ def read_embeddings(path: Path, option: str, references: References | None, *, f
     )
     fold_of_I = folds_of(len(images), fold)
     text_C, image_I = np.zeros(len(own_ids)), np.zeros(len(images))
+    texts_I: list[np.ndarray] = []
+    images_C: list[np.ndarray] = [np.zeros(0, int)] * len(own_ids)
     for number in range(int(fold_of_I.max()) + 1):
         own_I, own_C = np.flatnonzero(fold_of_I == number), np.flatnonzero(fold_of_I[image_of_C] == number)
         within = np.searchsorted(own_I, image_of_C[own_C])
+        image_own, text_own = image_unit_ID[own_I], text_unit_CD[own_C]
         try:
-            ranks = rank_both_ways(image_unit_ID[own_I], text_unit_CD[own_C], torch.from_numpy(within))
+            ranks = rank_both_ways(image_own, text_own, torch.from_numpy(within))
         except ValueError as error:
             raise UserError(f"{named}: {error}") from error
         text_C[own_C], image_I[own_I] = ranks.text_C, ranks.image_I
+        best_I, best_C = (best(*each) for each in ((image_own, text_own), (text_own, image_own)))
+        texts_I.extend(own_C[best_I.numpy()])
+        for caption, found in zip(own_C, own_I[best_C.numpy()], strict=True):
+            images_C[caption] = found
     if references is not None:
         captions = _texts(references, images, image_of_C, named)
     return Retrieved(
@@ -91,8 +100,42 @@ def read_embeddings(path: Path, option: str, references: References | None, *, f
         digest=_digest(path),
         source=f"cosine of embeddings of {image_ID.shape[1]} dimensions",
         files={} if references is None else references.files,
+        about=_about(images, image_of_C, captions, texts_I, images_C),
         notes=notes,
     )
+
+
+def best(query_QD: Tensor, candidate_CD: Tensor) -> Tensor:
+    """[Q, BEST] numbers of the nearest candidates, in blocks of fixed memory."""
+    import torch
+
+    step = max(1, (1 << 24) // len(candidate_CD))
+    parts = (query_QD[start : start + step] @ candidate_CD.T for start in range(0, len(query_QD), step))
+    return torch.cat([part.topk(min(BEST, len(candidate_CD)), dim=1).indices for part in parts])
+
+
+def _about(
+    images: list[ExampleId],
+    image_of_C: np.ndarray,
+    captions: list[str] | None,
+    texts_I: Sequence[np.ndarray],
+    images_C: Sequence[np.ndarray],
+) -> list[dict[str, Any]]:
+    """What the page shows of each image: the captions that it found, and the images that its captions found."""
+
+    def name(caption: int) -> str:
+        return captions[caption] if captions is not None else f"a caption of {images[image_of_C[caption]]}"
+
+    own_C: list[list[list[ExampleId]]] = [[] for _ in images]
+    for caption, image in enumerate(image_of_C.tolist()):
+        own_C[image].append([images[int(found)] for found in images_C[caption]])
+    return [
+        {
+            "retrieved": [[name(int(caption)), bool(image_of_C[caption] == image)] for caption in texts_I[image]],
+            "found_images": own_C[image],
+        }
+        for image in range(len(images))
+    ]
 
 
 def _arrays(
@@ -164,7 +207,7 @@ def read_rankings(path: Path, option: str, references: References, file: str) ->
         caption_of.setdefault(annotation, caption_of[name])
     text_C, image_I = np.zeros(len(captions)), np.zeros(len(images))
     found_at = {"text": (caption_of, place, text_C), "image": (place, caption_of, image_I)}
-    about: list[dict[str, Any]] = [{} for _ in images]
+    best_of = {"text": [np.zeros(0, int)] * len(captions), "image": [np.zeros(0, int)] * len(images)}
     missed = 0
     refused: Refused = []
     for number, line in json_lines(path, refused):
@@ -184,9 +227,7 @@ def read_rankings(path: Path, option: str, references: References, file: str) ->
         own = [image_of_C[query]] if kind == "text" else np.flatnonzero(image_of_C == query).tolist()
         ranks[query] = next((at for at, each in enumerate(ranked, 1) if each in own), 0) or among
         missed += not any(each in own for each in ranked)
-        best = [each for each in ranked[:BEST] if each is not None]
-        if kind == "image":
-            about[query]["retrieved"] = [[captions[each], each in own] for each in best]
+        best_of[kind][query] = np.array(ranked[:BEST])
     if refused:
         raise UserError(f"{option}={refused[0][0]}: {refused[0][1]}")
     for kind, ranks in (("images", image_I), ("captions", text_C)):
@@ -206,7 +247,7 @@ def read_rankings(path: Path, option: str, references: References, file: str) ->
         digest=_digest(path),
         source="ranked lists",
         files=references.files,
-        about=about,
+        about=_about(images, image_of_C, captions, best_of["image"], best_of["text"]),
         notes=notes,
     )
 

@@ -81,7 +81,7 @@ def score_vqa(
         corpus=corpus,
         intervals=intervals,
         reasons={name: "no question has this answer type" for name, value in corpus.items() if value is None},
-        per_image={number: {"VQA": official[number], "VQA_always": always[number]} for number in truth},
+        per_image={number: _own_scores(truth[number], official[number], always[number]) for number in truth},
         signature=_signature(truth, training, rules),
         warnings=[*_empty_answers(answers), *_unlike_people(corpus)],
         references={number: list(question.answers) for number, question in truth.items()},
@@ -137,6 +137,11 @@ def _summands(truth: Mapping[ExampleId, Question], official: Mapping[ExampleId, 
         if any(value is not None for value in values):
             found[f"VQA_{kind}"] = mean_of(values)
     return found
+
+
+def _own_scores(question: Question, official: float, always: float) -> dict[str, float | None]:
+    of_type: dict[str, float | None] = {f"VQA_{question.answer_type}": official}
+    return {"VQA": official, "VQA_always": always, **(of_type if question.answer_type in ANSWER_TYPES else {})}
 
 
 def _groups(

@@ -27,11 +27,12 @@ from velm_cli.metrics.comparison import Difference
 from velm_cli.metrics.scores import NOT_REQUESTED, ImageId
 from velm_cli.report.about import MEANINGS
 from velm_cli.report.evaluations import Attention, Curves, Evaluated, Point
+from velm_cli.report.items import answer_of, item_of
 from velm_cli.schema.metric_names import Column
 
 SIGN = b"velm report</p>"  # in every page, and how velm knows its own
 WEB = Path(__file__).with_name("web")
-SCRIPTS = ("elements.js", "overview.js", "view.js", "gallery.js")
+SCRIPTS = ("elements.js", "items.js", "overview.js", "view.js", "gallery.js")
 THUMBNAIL_SIDE = 160  # pixels of the longer side
 THUMBNAIL_QUALITY = 60  # about 5 kB for a photo
 CURVE_POINTS = 400  # more than a chart a few hundred pixels wide can show
@@ -127,14 +128,25 @@ def _blocks(
     runs: Sequence[Evaluated], images: Sequence[ImageId], pictures: Mapping[ImageId, Picture]
 ) -> Iterator[bytes]:
     """What the page reads one by one when it needs it, under the number of the image."""
+    owners = _blocks_of(images, pictures)
     for number, image in enumerate(images):
         for place, run in enumerate(runs):
             if image in run.attention:
                 yield _block(f"attention-{place}-{number}", _attention(run.attention[image]))
-        if picture := pictures.get(image):
+        picture = pictures.get(image)
+        if picture and owners[number] == number:
             yield _block(f"thumbnail-{number}", _base64(picture.thumbnail))
             if picture.large is not None:
                 yield _block(f"large-{number}", _base64(picture.large))
+
+
+def _blocks_of(images: Sequence[ImageId], pictures: Mapping[ImageId, Picture]) -> list[int]:
+    """For each example the number whose block has its picture: examples of one image share a `Picture`."""
+    first: dict[int, int] = {}
+    return [
+        first.setdefault(id(pictures[image]), number) if image in pictures else number
+        for number, image in enumerate(images)
+    ]
 
 
 def _base64(content: bytes) -> str:
@@ -174,6 +186,14 @@ def _data(
     notes = [
         f"{name} has other references than are shown here for {count:,} of the images" for name, count in other.items()
     ]
+    shown: dict[str, Any] = {
+        "ids": [str(image) for image in images],
+        "references": references,
+        "pictures": [number for number, image in enumerate(images) if image in pictures],
+    }
+    if runs[0].task != "caption":
+        shown |= {"items": _items(runs, images), "blocks": _blocks_of(images, pictures)}
+        shown["references"] = [list(dict.fromkeys(texts)) for texts in references]
     return {
         "title": title,
         "task": runs[0].task,
@@ -192,13 +212,30 @@ def _data(
             }
             for column in columns
         ],
-        "images": {
-            "ids": [str(image) for image in images],
-            "references": references,
-            "pictures": [number for number, image in enumerate(images) if image in pictures],
-        },
+        "images": shown,
         "runs": [_run(run, columns, images) for run in runs],
     }
+
+
+def _items(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> list[dict[str, Any]]:
+    """What the page shows of each example, from the first run that has it."""
+    place = {image: number for number, image in enumerate(images)}
+    by_image = {image: run for run in reversed(runs) for image in run.per_image}
+    items = [item_of(by_image[image], image) for image in images]
+    return [
+        {
+            "prompt": item.prompt,
+            "truth": list(item.truth),
+            "group": item.group,
+            "found": [[place[each] for each in found if each in place] for found in item.found],
+        }
+        for item in items
+    ]
+
+
+def _answers(run: Evaluated, images: Sequence[ImageId]) -> list[dict[str, Any]]:
+    found = (answer_of(run, image) for image in images)
+    return [{"right": _finite(answer.right), "candidates": list(answer.candidates)} for answer in found]
 
 
 def _references(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> tuple[list[list[str]], dict[str, int]]:
@@ -217,7 +254,12 @@ def _references(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> tuple[l
 def _run(run: Evaluated, columns: Sequence[Column], images: Sequence[ImageId]) -> dict[str, Any]:
     names = [column.key for column in columns]
     reasons = {column.label: run.reasons[column.key] for column in columns if column.key in run.reasons}
+    more: dict[str, Any] = {} if run.task == "caption" else {"answers": _answers(run, images)}
+    if run.floors:
+        floors = run.floors.items()
+        more["floors"] = [[floor, [_finite(values.get(name)) for name in names]] for floor, values in floors]
     return {
+        **more,
         "name": run.name,
         "count": len(run.per_image),
         "scores": [_finite(run.scores.get(name)) for name in names],

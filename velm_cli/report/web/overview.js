@@ -4,8 +4,12 @@ function describePage() {
   document.title = `${data.title} · velm report`;
   byId("title").textContent = data.title;
   const references = images.references.reduce((sum, captions) => sum + captions.length, 0);
-  const parts = [[images.ids.length, "image"], [references, "reference"]];
+  const parts = [[images.ids.length, noun], [references, data.task === "vqa" ? "different answer" : "reference"]];
   if (several) parts.push([runs.length, "run"]);
+  if (!captions) {
+    byId("details").firstElementChild.textContent = "More figures";
+    byId("images-heading").textContent = `${noun[0].toUpperCase()}${noun.slice(1)}s`;
+  }
   const counted = parts.map(([count, noun]) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`);
   byId("summary").textContent = counted.join(" · ");
 }
@@ -24,6 +28,8 @@ function showScores() {
   const best = metrics.map((metric, column) => bestScore(metric, column));
   runs.forEach((run, number) => {
     body.append(scoreRow(run, number, best));
+    const known = number > 0 && JSON.stringify(run.floors) === JSON.stringify(runs[0].floors);
+    for (const [name, values] of known ? [] : run.floors ?? []) body.append(floorRow(name, values));
     if (number > 0) body.append(differenceRow(run));
   });
   table.append(body);
@@ -66,6 +72,19 @@ function scoreRow(run, number, best) {
       cell.append(element("span", { class: "interval" }, text));
       if (several) cell.append(whisker(column, value, ends, number));
     }
+    row.append(cell);
+  });
+  return row;
+}
+
+// What a rule that looks at nothing scores.
+function floorRow(name, values) {
+  const row = element("tr", { role: "row", class: "difference floor" });
+  const label = element("span", { class: "muted" }, `floor: ${name}`);
+  if (several) row.append(element("th", { role: "rowheader", scope: "row" }, label));
+  metrics.forEach((metric, column) => {
+    const cell = element("td", { role: "cell", "data-label": metric.label }, formatted(values[column], metric));
+    if (!several && column === 0) cell.append(element("span", { class: "interval" }, label));
     row.append(cell);
   });
   return row;
