@@ -65,11 +65,20 @@ def normalised(answer: str) -> str:
 
 def accuracy(answers: Sequence[str], prediction: str, *, always: bool = False) -> float:
     """VQA accuracy of one prediction, 0 to 1; `answers` are those of all annotators, equal ones included."""
-    given = [_one_line(answer) for answer in answers]
-    predicted = _one_line(prediction)
-    if always or len(set(given)) > 1:
-        given, predicted = [normalised(answer) for answer in given], normalised(predicted)
-    return _agreement(given.count(predicted), len(given))
+    return accuracies(answers, [prediction])[0][always]
+
+
+def accuracies(answers: Sequence[str], predictions: Iterable[str]) -> list[tuple[float, float]]:
+    """(official, always) VQA accuracy of each of several predictions of one question."""
+    given = Counter(map(_one_line, answers))
+    always: Counter[str] = Counter()
+    for answer, count in given.items():
+        always[normalised(answer)] += count
+    found = []
+    for prediction in map(_one_line, predictions):
+        strict = _agreement(always[normalised(prediction)], len(answers))
+        found.append((strict if len(given) > 1 else _agreement(given[prediction], len(answers)), strict))
+    return found
 
 
 def soft_targets(answers: Iterable[str]) -> dict[str, float]:

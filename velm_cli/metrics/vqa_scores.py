@@ -16,7 +16,7 @@ from velm_cli.errors import UserError
 from velm_cli.metrics.floors import warn_of_floors
 from velm_cli.metrics.scores import ExampleId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all, mean_of
-from velm_cli.metrics.vqa import accuracy
+from velm_cli.metrics.vqa import accuracies
 from velm_cli.schema import MetricsConfig
 from velm_cli.schema.metric_names import Column
 
@@ -69,14 +69,16 @@ def score_vqa(
     """
     _check(truth, predicted)
     answers = {number: predicted[number] for number in truth}
-    official, always = (_accuracies(truth, answers, always=rule) for rule in (False, True))
-    summands = _summands(truth, official) | {"VQA_always": mean_of(list(always.values()))}
-    summands = {column.key: summands[column.key] for column in VQA_COLUMNS if column.key in summands}
+    rules = _rules(training or truth.values())
+    judged = {
+        number: accuracies(question.answers, [answers[number], *(rule(question) for rule in rules.values())])
+        for number, question in truth.items()
+    }
+    official, always = ({number: found[0][version] for number, found in judged.items()} for version in (0, 1))
+    summands = _summands(truth, official, always)
     corpus = {column.key: summands[column.key].total() if column.key in summands else None for column in VQA_COLUMNS}
     intervals: dict[str, tuple[float, float] | None] = dict.fromkeys(corpus)
     intervals |= bootstrap_all(summands, resamples=config.resamples)
-    rules = _rules(training or truth.values())
-    of_rules = {name: {number: rule(truth[number]) for number in truth} for name, rule in rules.items()}
     scores = Scores(
         corpus=corpus,
         intervals=intervals,
@@ -96,10 +98,9 @@ def score_vqa(
             for number, question in truth.items()
         },
     )
-    for name, given in of_rules.items():
-        rule_always = _accuracies(truth, given, always=True)
-        made_of = _summands(truth, _accuracies(truth, given)) | {"VQA_always": mean_of(list(rule_always.values()))}
-        scores.floor_summands[name] = made_of
+    for place, name in enumerate(rules, 1):
+        versions = ({number: found[place][version] for number, found in judged.items()} for version in (0, 1))
+        made_of = scores.floor_summands[name] = _summands(truth, *versions)
         scores.floors[name] = {key: made_of[key].total() if key in made_of else None for key in corpus}
     warn_of_floors(scores, config.resamples)
     return scores
@@ -123,15 +124,12 @@ def questions_listed(ids: Sequence[ExampleId]) -> str:
     return f"{len(ids):,} question{'s' * (len(ids) > 1)} ({shown}{', ...' * (len(ids) > 5)})"
 
 
-def _accuracies(
-    truth: Mapping[ExampleId, Question], answers: Mapping[ExampleId, str], *, always: bool = False
-) -> dict[ExampleId, float]:
-    return {number: accuracy(truth[number].answers, answer, always=always) for number, answer in answers.items()}
-
-
-def _summands(truth: Mapping[ExampleId, Question], official: Mapping[ExampleId, float]) -> dict[str, Summands]:
-    """Of the official accuracy, over all and over each type of answer that there is; rows in the order of `truth`."""
+def _summands(
+    truth: Mapping[ExampleId, Question], official: Mapping[ExampleId, float], always: Mapping[ExampleId, float]
+) -> dict[str, Summands]:
+    """Of each column, without the types of answer that no question has; rows in the order of `truth`."""
     found = {"VQA": mean_of([official[number] for number in truth])}
+    found["VQA_always"] = mean_of([always[number] for number in truth])
     for kind in ANSWER_TYPES:
         values = [official[number] if question.answer_type == kind else None for number, question in truth.items()]
         if any(value is not None for value in values):

@@ -29,9 +29,16 @@ def compare_page(evaluations: Mapping[Path, Evaluated], names: Sequence[str], pa
         found, untested = _differences(run, runs[0])
         compared.append(dataclasses.replace(run, differences=found))
         said += [*([_verdict(run, runs[0], found)] if found else []), *untested]
-    wanted = {image for run in runs for image in run.per_image}
+    # Where several examples share an image, they name it; of captions the example is the image.
+    image_of = {}
+    for run in runs:
+        for example in run.per_image:
+            image = run.examples.get(example, {}).get("image")
+            image_of[example] = image if isinstance(image, (int, str)) else example
     title = f"{len(runs)} runs" if len(runs) > 2 else " against ".join(run.name for run in reversed(runs))
-    write_page(path, compared, _pictures(next(iter(evaluations)), wanted), title=title, notes=said)
+    pictures = _pictures(next(iter(evaluations)), set(image_of.values()))
+    shown = {example: pictures[image] for example, image in image_of.items() if image in pictures}
+    write_page(path, compared, shown, title=title, notes=said)
     return said
 
 
@@ -43,7 +50,8 @@ def _differences(ours: Evaluated, theirs: Evaluated) -> tuple[dict[str, Differen
     """Of the scores on the images of both, if these are all; and notes on the scores that are not tested."""
     if ours.per_image.keys() != theirs.per_image.keys():
         shared = len(ours.per_image.keys() & theirs.per_image.keys())
-        counts = f"{len(ours.per_image):,} and {len(theirs.per_image):,} images, {shared:,} of them in both"
+        what = "images" if ours.task == "caption" else "examples"
+        counts = f"{len(ours.per_image):,} and {len(theirs.per_image):,} {what}, {shared:,} of them in both"
         return {}, [f"{ours.name} and {theirs.name} are not tested against each other: they have {counts}"]
     place = {image: number for number, image in enumerate(ours.per_image)}
     order = [place[image] for image in theirs.per_image]
