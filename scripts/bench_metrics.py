@@ -44,9 +44,9 @@ from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.java import cache_home
 from velm_cli.metrics.overlap import Corpus, bleu, cider, rouge_l
 from velm_cli.metrics.reward import CiderReward
-from velm_cli.metrics.scores import COLUMNS
 from velm_cli.metrics.spice import find_corenlp
 from velm_cli.schema import MetricsConfig
+from velm_cli.schema.metric_names import COLUMNS
 
 ANNOTATIONS = "coco/annotations/captions_val2014.json"
 REFERENCES, REWARD_IMAGES, SAMPLES, MAX_TOKENS = 5, 64, 5, 20

@@ -21,8 +21,8 @@ import numpy as np
 
 from velm_cli.files import write_json
 from velm_cli.metrics.captions import score_captions
-from velm_cli.metrics.scores import LABELS
 from velm_cli.schema import METRIC_NAMES, MetricsConfig
+from velm_cli.schema.metric_names import LABELS
 
 Judgement = tuple[str, str, list[int]]  # image file, caption, the experts' scores
 

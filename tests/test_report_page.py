@@ -21,9 +21,9 @@ from PIL import Image
 
 from velm_cli.data.images import ImageRefused
 from velm_cli.metrics.comparison import Difference
-from velm_cli.metrics.scores import NAMES
 from velm_cli.report.evaluations import Attention, Curves, Evaluated
-from velm_cli.report.page import METRICS, Metric, Picture, thumbnail, write_page
+from velm_cli.report.page import Picture, thumbnail, write_page
+from velm_cli.schema.metric_names import CAPTION_COLUMNS, NAMES, Column
 
 _TEXT = "red green blue small large dog cat catalogue bus horse above below left of a the two three"
 WORDS = _TEXT.split()
@@ -481,7 +481,7 @@ def hostile(tmp_path_factory):
         reasons={"SPICE": HOSTILE["handler"]},
         warnings=list(HOSTILE.values())[:8],
         signature={HOSTILE["handler"]: HOSTILE["ends the script"]},
-        curves=Curves(validation_cider=[(1, 0.1)]),
+        curves=Curves(validation_score=[(1, 0.1)]),
         attention={name: Attention([text[:2000], ""], np.ones((2, 2, 2))) for name, text in texts.items()},
     )
     pictures = {name: Picture(picture(np.random.default_rng())) for name in names}
@@ -615,16 +615,16 @@ def test_the_data_is_strict_json_without_nan(small):
 
 
 def test_a_metric_is_shown_when_it_has_a_value_or_a_reason(tmp_path):
-    def shown(metrics=METRICS, **run):
+    def shown(columns=CAPTION_COLUMNS, **run):
         evaluated = Evaluated("a", per_image={1: {}}, hypotheses={1: "x"}, references={1: ["y"]}, **run)
-        write_page(tmp_path / "page.html", [evaluated], metrics=metrics)
+        write_page(tmp_path / "page.html", [evaluated], columns=columns)
         block = re.search(r'id="data">(.*?)</script>', (tmp_path / "page.html").read_text("utf-8")).group(1)
         return [metric["name"] for metric in json.loads(block)["metrics"]]
 
     reasons = {"SPICE": "not requested", "METEOR": "no Java"}
     assert shown(scores={"CIDEr": 0.1, "SPICE": None, "METEOR": None}, reasons=reasons) == ["METEOR", "CIDEr"]
-    chair = Metric("CHAIRi", "CHAIR-i", "CHi", lower_is_better=True)
-    assert shown(scores={"CHAIRi": 0.1, "CIDEr": math.nan}, metrics=[*METRICS, chair]) == ["CHAIRi"]
+    chair = Column("CHAIRi", "CHAIR-i", "CHi", higher_is_better=False)
+    assert shown(scores={"CHAIRi": 0.1, "CIDEr": math.nan}, columns=[*CAPTION_COLUMNS, chair]) == ["CHAIRi"]
 
 
 def test_runs_need_not_have_the_same_images_or_references(tmp_path, show):

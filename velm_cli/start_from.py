@@ -35,7 +35,7 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
     given = [unquoted(value) for value in values]
     if not given or values[-1].lower() == "null" or stage not in compose.STAGES_FROM_CHECKPOINT + STAGES:
         compose.register(stage, args)
-        return args
+        return _task_of_score(args) if stage == "score" else args
     if stage not in STAGES:
         raise UserError(f"config: velm {stage} takes its options from checkpoint=; config= is for train and finetune")
     if any(arg.startswith("experiment=") for arg in args):
@@ -51,6 +51,18 @@ def register(stage: str, args: Sequence[str]) -> list[str]:
         return [*args, *_choices(stage, file, saved, args)]  # flags stay in front
     except OmegaConfBaseException as error:
         raise UserError(f"{file}: {_said(error)}") from None
+
+
+def _task_of_score(args: Sequence[str]) -> list[str]:
+    """The arguments without `task=`, which becomes the default: to Hydra `task` is the group of what a run learns."""
+    typed = [unquoted(arg.partition("=")[2]) for arg in args if arg.startswith("task=")]
+    tasks = {task.value: task for task in schema.ScoredTask}
+    if typed and typed[-1] not in tasks:
+        near = did_you_mean(typed[-1], tasks) or f": expected {', '.join(tasks)}"
+        raise UserError(f"task={typed[-1]}{near}")
+    if typed:
+        ConfigStore.instance().store(name="_score", node=schema.ScoreRoot(task=tasks[typed[-1]]))
+    return [arg for arg in args if not arg.startswith("task=")]
 
 
 def _file(config: str) -> Path:

@@ -340,7 +340,8 @@ def _killed_at_the_end(slots: Iterable[_Slot]) -> Iterator[None]:
 
 def _summary(points: list[Point]) -> None:
     """The table of `velm report` of those points that have scores."""
-    from velm_cli.report.runs import compare, read_run, table
+    from velm_cli.report.runs import read_run
+    from velm_cli.report.tables import compare, text
 
     scored = []
     for point in points:
@@ -348,4 +349,4 @@ def _summary(points: list[Point]) -> None:
             if (point.folder / "DONE").exists():
                 scored.append(read_run(point.folder))
     if scored:
-        print(table(*compare(scored)))
+        print(text(compare(scored)))

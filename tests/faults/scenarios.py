@@ -347,7 +347,7 @@ def main() -> int:
     import velm_cli.metrics.captions
     import velm_cli.stages.evaluate
     import velm_cli.stages.preprocess
-    import velm_cli.stages.score
+    import velm_cli.stages.score_captions
     import velm_cli.stages.train  # noqa: F401
 
     torch.set_num_threads(1)

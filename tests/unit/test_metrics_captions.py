@@ -19,8 +19,9 @@ from velm_cli.metrics import captions as metrics
 from velm_cli.metrics import ptb
 from velm_cli.metrics.captions import _number, fast_cider, score_captions
 from velm_cli.metrics.document_frequency import DocumentFrequency
-from velm_cli.metrics.scores import NAMES, save, table
+from velm_cli.metrics.scores import save, table
 from velm_cli.schema import MetricsConfig
+from velm_cli.schema.metric_names import NAMES
 
 CLIP = ["CLIPScore", "RefCLIPScore"]
 ORDER = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr", "SPICE", *CLIP]

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from velm_cli.metrics.domains import by_domain, domain_table
-from velm_cli.metrics.scores import NAMES, Scores
+from velm_cli.metrics.scores import Scores
 from velm_cli.metrics.significance import mean_of
+from velm_cli.schema.metric_names import NAMES
 
 
 def test_undefined_scores_of_a_domain_are_none():

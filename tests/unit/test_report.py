@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from velm import TINY, TINY_MODEL, call, velm
 
-from velm_cli.report.runs import ScoredRun, bootstrap, compare, table
+from velm_cli.report.runs import ScoredRun
+from velm_cli.report.tables import bootstrap, compare, text
 from velm_cli.schema.metric_names import COLUMNS
 
 
@@ -28,24 +29,26 @@ def test_seeds_are_averaged_and_only_what_differs_is_named(tmp_path):
         scored("b", options | {"seed": 1}, [2.0, 3.0, 4.0], tmp_path),
         scored("c", options | {"fusion.kind": "cross_modal", "fusion.layers": 2}, [5.0, 5.0, 5.0], tmp_path),
     ]
-    differing, rows = compare(runs)
+    found = compare(runs)
+    differing, rows = found.differing, found.rows
     assert differing == ["fusion"]
     assert [row.label for row in rows] == [("cross_modal",), ("add",)], "the best first"
     assert [row.runs for row in rows] == [1, 2]
     assert rows[1].scores["CIDEr"] == 2.5
     assert rows[0].intervals["CIDEr"] == (5.0, 5.0)
     assert rows[1].intervals["CIDEr"][0] < 2.5 < rows[1].intervals["CIDEr"][1]
-    lines = table(differing, rows).splitlines()
+    lines = text(found).splitlines()
     assert lines[0].split() == ["fusion", "runs", "CIDEr", "CIDEr", "95", "%", "trained", "captions/s"]
     assert lines[2].split()[:3] == ["add", "2", "250.0"]
 
 
 def test_runs_that_differ_in_nothing_are_told_apart_by_their_names(tmp_path):
     runs = [scored(name, {"fusion.kind": "add", "seed": 0}, [1.0], tmp_path) for name in "ab"]
-    assert compare(runs)[0] == ["run"]
-    assert compare(runs[:1])[0] == []
+    assert compare(runs).differing == ["run"]
+    assert compare(runs[:1]).differing == []
     seeds = [scored(f"s{seed}", {"fusion.kind": "add", "seed": seed}, [1.0 + seed], tmp_path) for seed in range(2)]
-    differing, (row,) = compare(seeds)
+    found = compare(seeds)
+    differing, (row,) = found.differing, found.rows
     assert (differing, row.runs, row.scores["CIDEr"]) == ([], 2, 1.5)
 
 
@@ -59,7 +62,8 @@ def test_a_run_and_its_evaluations_are_never_averaged(tmp_path):
         scored("b", options | {"optim.lr": 1e-2}, [4.0], tmp_path),
         scored("again/a", options, [5.0], tmp_path),
     ]
-    differing, rows = compare(runs)
+    found = compare(runs)
+    differing, rows = found.differing, found.rows
     assert differing == ["optim.lr", "run"] and all(row.runs == 1 for row in rows)
     assert [row.label[1] for row in rows] == [str(tmp_path / "again/a"), "b", "a-test", "a-val", str(tmp_path / "a")]
 
@@ -69,7 +73,7 @@ def test_a_metric_that_is_no_mean_over_images_gets_no_interval(tmp_path):
     run.scores["Bleu_4"] = 0.3
     for scores in run.per_image.values():
         scores["Bleu_4"] = 0.1  # their mean, 0.1, says nothing of the corpus score
-    (row,) = compare([run], "Bleu_4")[1]
+    (row,) = compare([run], "Bleu_4").rows
     assert row.scores["Bleu_4"] == 0.3 and row.intervals["Bleu_4"] is None
     assert row.intervals["CIDEr"] is not None
 
@@ -125,6 +129,9 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     assert done.returncode == 0 and (tmp_path / "unbothered.png").exists(), done.stderr
     assert call("report", *folders, "out=picture.xyz") == 2
     assert "a picture's name ends in one of png, svg, pdf" in capsys.readouterr().err
+    assert call("report", *folders, "metric=Ciderr") == 2
+    expected = "velm: report metric=Ciderr: no score of that name; did you mean 'cider'?; BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE, CLIPScore, RefCLIPScore"  # fmt: skip
+    assert expected in capsys.readouterr().err
     start = json.loads((tmp_path / "runs/train").joinpath(folders[0], "metrics.jsonl").read_text().splitlines()[0])
     assert start["kind"] == "start"
     assert 0 < start["trained"] <= start["parameters"]
@@ -135,9 +142,8 @@ def test_a_sweep_becomes_a_table_and_a_picture(tmp_path, monkeypatch, capsys):
     [
         (["nowhere"], "velm: report: nowhere does not exist"),
         (["empty"], "velm: empty: it is not a run folder"),
-        (["empty", "metric=Ciderr"], "velm: report metric=Ciderr: no score of that name; did you mean 'cider'?; BLEU-1, BLEU-2, BLEU-3, BLEU-4, METEOR, ROUGE-L, CIDEr, SPICE, CLIPScore, RefCLIPScore"),
         (["empty", "metric=CIDER"], "velm: empty: it is not a run folder"),
-        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=CIDEr] [out=TABLE.csv | TABLE.md | TABLE.tex | PICTURE.png | PAGE.html]"),
+        (["empty", "ot=a.png"], "velm: report: no option 'ot'; did you mean 'out'?; velm report FOLDER... [metric=NAME] [out=TABLE.csv | TABLE.md | TABLE.tex | PICTURE.png | PAGE.html]"),
         (["empty", "out=a.csv", "out=b.csv"], "velm: report: out= is given twice: leave one"),
         (["metric=CIDEr"], "velm: report: give one or more run folders, such as runs/train/*"),
     ],

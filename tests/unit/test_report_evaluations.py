@@ -10,10 +10,11 @@ from velm import call
 
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed
-from velm_cli.metrics.scores import NAMES, Scores, save
+from velm_cli.metrics.scores import Scores, save
 from velm_cli.report.evaluations import Curves, read_evaluation
 from velm_cli.report.page import write_page
 from velm_cli.report.runs import read_run
+from velm_cli.schema.metric_names import NAMES
 
 
 def saved(folder, name="eval", **extra):

@@ -10,7 +10,8 @@ import pytest
 
 from velm_cli.report.exports import FORMATS, is_table, write_table
 from velm_cli.report.plot import wrapped
-from velm_cli.report.runs import ScoredRun, compare, names_of
+from velm_cli.report.runs import ScoredRun, names_of
+from velm_cli.report.tables import compare
 
 NASTY = r"a_b & 50 % {x} #1 $5 ~^\ <b>|*"
 
@@ -37,7 +38,7 @@ def rows(tmp_path):
 
 
 def test_a_csv_has_every_digit_and_the_intervals_ends(tmp_path, rows):
-    write_table(*rows, tmp_path / "t.csv")
+    write_table(rows, tmp_path / "t.csv")
     plain, nasty = csv.DictReader((tmp_path / "t.csv").open(newline=""))
     assert list(plain) == ["name", "runs", "CIDEr", "CIDEr_low", "CIDEr_high", "trained", "captions_per_s"]
     assert nasty["name"] == NASTY.replace("\\", "\\") and float(nasty["CIDEr"]) == 1.0 / 3
@@ -47,14 +48,14 @@ def test_a_csv_has_every_digit_and_the_intervals_ends(tmp_path, rows):
 
 
 def test_markdown_has_a_row_a_line_whatever_the_options_are(tmp_path, rows):
-    write_table(*rows, tmp_path / "t.md")
+    write_table(rows, tmp_path / "t.md")
     lines = (tmp_path / "t.md").read_text().splitlines()[2:]
     assert lines[:2] == ["| name | runs | CIDEr | trained |", "| --- | ---: | ---: | ---: |"]
     assert lines[3] == r"| a_b & 50 % {x} #1 $5 ~^\\ &lt;b>\|\* | 1 | 33.3 (30.0 to 40.0) | 1.23 M |"
 
 
 def test_latex_compiles_with_any_option(tmp_path, rows):
-    write_table(*rows, tmp_path / "t.tex")
+    write_table(rows, tmp_path / "t.tex")
     text = (tmp_path / "t.tex").read_text()
     assert (
         r"  a\_b \& 50 \% \{x\} \#1 \$5 \textasciitilde{}\textasciicircum{}\textbackslash{} <b>|* & 1 & 33.3 [30.0, 40.0]"
@@ -71,7 +72,7 @@ def test_latex_compiles_with_any_option(tmp_path, rows):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_only_velms_own_tables_are_replaced(tmp_path, rows, kind):
     own, foreign = tmp_path / f"own.{kind}", tmp_path / f"foreign.{kind}"
-    write_table(*rows, own)
+    write_table(rows, own)
     foreign.write_text("name,score\na,1\n")
     assert is_table(own) and not is_table(foreign)
 
@@ -86,7 +87,7 @@ def test_runs_are_called_as_the_table_calls_them(tmp_path):
 
 def test_a_single_runs_interval_is_that_of_its_page(tmp_path):
     scored = run(tmp_path, "a", {}, 0.5, intervals={"CIDEr": (0.1, 0.9), "Bleu_4": (0.2, 0.3)})
-    (row,) = compare([scored])[1]
+    (row,) = compare([scored]).rows
     assert row.intervals["CIDEr"] == (0.1, 0.9) and row.intervals["Bleu_4"] == (0.2, 0.3)
 
 

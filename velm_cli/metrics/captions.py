@@ -29,11 +29,12 @@ from velm_cli.metrics.java import JavaError, Launcher, cache_home
 from velm_cli.metrics.matching import listing
 from velm_cli.metrics.overlap import Corpus, bleu_of_order, bleu_scores, bleu_summands, cider, rouge_l
 from velm_cli.metrics.paraphrases import ParaphraseTable
-from velm_cli.metrics.scores import COLUMNS, NAMES, NOT_REQUESTED, ImageId, Scores
+from velm_cli.metrics.scores import NOT_REQUESTED, ImageId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all, mean_of
 from velm_cli.metrics.tokenize import PtbTokenizer, flatten, unflatten
 from velm_cli.metrics.workspace import work_folder
 from velm_cli.schema import MetricsConfig
+from velm_cli.schema.metric_names import COLUMNS, NAMES
 
 __all__ = ["fast_cider", "score_captions"]
 

@@ -6,23 +6,24 @@ page. Differences of scores have their own interval: two intervals that overlap 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from velm_cli.metrics import meteor
+from velm_cli.metrics import meteor, recall
 from velm_cli.metrics.overlap import bleu_of_order
 from velm_cli.metrics.significance import RESAMPLES, Interval, Summands, mean_of, paired_bootstrap, paired_permutation
-from velm_cli.schema.metric_names import COLUMNS, LABELS, NAMES
+from velm_cli.schema.metric_names import CAPTION_COLUMNS, CAPTION_PRIMARY, COLUMNS, Column
 
-# The score that the sentence is about: the first that both have.
-FIRST = ("CIDEr", "SPICE", "METEOR", "ROUGE_L", "Bleu_4", "CLIPScore", "Bleu_3", "Bleu_2", "Bleu_1", "RefCLIPScore")
+# Of captions without the score that runs are compared by, the sentence is about the first of these.
+FIRST = ("SPICE", "METEOR", "ROUGE_L", "Bleu_4", "CLIPScore", "Bleu_3", "Bleu_2", "Bleu_1", "RefCLIPScore")
 SURE = 0.05  # p below it: the difference is called one
 COUNTS = {**dict.fromkeys(COLUMNS["bleu"], "bleu"), "METEOR": "meteor"}  # scores that are no means: what they are of
-WIDTHS = {"bleu": 10, "meteor": 23}  # numbers that an image adds to each
+COUNTS |= dict.fromkeys((*recall.RECALLS, recall.RSUM), "recall")
+WIDTHS = {"bleu": 10, "meteor": 23, "recall": recall.WIDTH}  # numbers that an image adds to each
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,15 @@ class Difference:
 
 
 def differences(
-    ours: Mapping[str, Summands], theirs: Mapping[str, Summands], resamples: int = RESAMPLES
+    ours: Mapping[str, Summands],
+    theirs: Mapping[str, Summands],
+    resamples: int = RESAMPLES,
+    *,
+    columns: Sequence[Column] = CAPTION_COLUMNS,
 ) -> dict[str, Difference]:
-    """By the name of each score that both systems have; their rows are of the same images in the same order."""
-    totals = {name: (ours[name].total(), theirs[name].total()) for name in NAMES if name in ours and name in theirs}
+    """By the key of each score that both systems have; their rows are of the same examples in the same order."""
+    shared = [column.key for column in columns if column.key in ours and column.key in theirs]
+    totals = {name: (ours[name].total(), theirs[name].total()) for name in shared}
     totals = {name: both for name, both in totals.items() if np.isfinite(both).all()}
     intervals = paired_bootstrap(
         {name: ours[name] for name in totals}, {name: theirs[name] for name in totals}, resamples=resamples
@@ -54,43 +60,62 @@ def differences(
     }
 
 
-def verdict(ours: str, theirs: str, found: Mapping[str, Difference]) -> str:
+def verdict(
+    ours: str,
+    theirs: str,
+    found: Mapping[str, Difference],
+    *,
+    columns: Sequence[Column] = CAPTION_COLUMNS,
+    primary: str = CAPTION_PRIMARY,
+) -> str:
     """`B is worse than A: CIDEr 13.3 lower, 95 % interval of the difference -20.1 to -6.9, p = 0.0001`."""
-    name = next((name for name in FIRST if name in found), None)
+    by_key = {column.key: column for column in columns}
+    name = next((name for name in (primary, *FIRST, *by_key) if name in found), None)
     if name is None:
         return f"{ours} and {theirs} have no score in common"
-    one = found[name]
+    one, column = found[name], by_key[name]
     if one.p < SURE:
-        begin = f"{ours} is {'better' if one.value > 0 else 'worse'} than {theirs}"
+        better = (one.value > 0) == column.higher_is_better
+        begin = f"{ours} is {'better' if better else 'worse'} than {theirs}"
     else:
         begin = f"{ours} and {theirs} do not differ by more than chance explains"
-    size = f"{LABELS[name]} {100 * abs(one.value):.1f} {'higher' if one.value >= 0 else 'lower'}"
-    between = "" if one.interval is None else f", 95 % interval of the difference {interval_text(one.interval)}"
+    size = f"{column.label} {column.shown(abs(one.value))} {'higher' if one.value >= 0 else 'lower'}"
+    between = "" if one.interval is None else f", 95 % interval of the difference {interval_text(one.interval, column)}"
     return f"{begin}: {size}{between}, p = {one.p:.4f}"
 
 
-def interval_text(interval: Interval) -> str:
-    """Of a difference, times 100: `-20.1 to -6.9`."""
-    return " to ".join(f"{100 * end:+.1f}" for end in interval)
+def interval_text(interval: Interval, column: Column) -> str:
+    """Of a difference, as the column is shown: `-20.1 to -6.9`."""
+    return " to ".join(f"{column.scale * end:+.{column.digits}f}" for end in interval)
 
 
-def comparison_table(found: Mapping[str, Difference]) -> str:
-    """The differences as aligned text, times 100, this minus that; p of the paired permutation test."""
-    width = max([8, *(len(LABELS[name]) + 1 for name in found)])
+def comparison_table(found: Mapping[str, Difference], columns: Sequence[Column] = CAPTION_COLUMNS) -> str:
+    """The differences as aligned text, this minus that; p of the paired permutation test."""
+    by_key = {column.key: column for column in columns}
+    width = max([8, *(len(by_key[name].label) + 1 for name in found)])
     rows = [f"{'against':<{width}}{'this':>7}{'that':>7}{'diff':>7}{'p':>9}   95 % of the difference"]
     for name, one in found.items():
-        interval = "" if one.interval is None else f"   {interval_text(one.interval)}"
-        figures = f"{100 * one.ours:>7.1f}{100 * one.theirs:>7.1f}{100 * one.value:>+7.1f}{one.p:>9.4f}"
-        rows.append(f"{LABELS[name]:<{width}}{figures}{interval}")
+        column = by_key[name]
+        interval = "" if one.interval is None else f"   {interval_text(one.interval, column)}"
+        change = f"{column.scale * one.value:+.{column.digits}f}"
+        figures = f"{column.shown(one.ours):>7}{column.shown(one.theirs):>7}{change:>7}{one.p:>9.4f}"
+        rows.append(f"{column.label:<{width}}{figures}{interval}")
     return "\n".join(rows)
 
 
-def as_json(ours: str, theirs: str, found: Mapping[str, Difference]) -> dict[str, Any]:
+def as_json(
+    ours: str,
+    theirs: str,
+    found: Mapping[str, Difference],
+    *,
+    columns: Sequence[Column] = CAPTION_COLUMNS,
+    primary: str = CAPTION_PRIMARY,
+) -> dict[str, Any]:
     """What `scores.json` keeps of a comparison: all as fractions, the difference is this minus that."""
     return {
         "this": ours,
         "that": theirs,
-        "verdict": verdict(ours, theirs, found),
+        "verdict": verdict(ours, theirs, found, columns=columns, primary=primary),
         "differences": {
             name: {
                 "this": one.ours,
@@ -126,5 +151,9 @@ def summands_of(images: Sequence[Mapping[str, Any]], name: str) -> Summands | No
     rows = [image.get("counts", {}).get(kind) for image in images]
     if not rows or any(row is None or len(row) != WIDTHS[kind] for row in rows):  # an older velm's
         return None
-    score = meteor.score_of_sums if kind == "meteor" else partial(bleu_of_order, order=COLUMNS["bleu"].index(name))
-    return Summands(np.array(rows, dtype=float), score)
+    scores: dict[str, Callable[..., Callable[[np.ndarray], np.ndarray]]] = {
+        "bleu": lambda: partial(bleu_of_order, order=COLUMNS["bleu"].index(name)),
+        "meteor": lambda: meteor.score_of_sums,
+        "recall": lambda: partial(recall.recall_of_sums, name=name),
+    }
+    return Summands(np.array(rows, dtype=float), scores[kind]())

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from velm_cli.errors import on_one_line
-from velm_cli.metrics.scores import LABELS, NAMES, ImageId, Scores
+from velm_cli.metrics.scores import ImageId, Scores
 from velm_cli.metrics.significance import Summands
+from velm_cli.schema.metric_names import CAPTION_COLUMNS
 
 
 def by_domain(scores: Scores, domains: Mapping[ImageId, str]) -> dict[str, dict[str, float | None]]:
@@ -34,12 +35,11 @@ def by_domain(scores: Scores, domains: Mapping[ImageId, str]) -> dict[str, dict[
 
 def domain_table(domains: Mapping[str, Mapping[str, float | None]]) -> str:
     """One line a domain, scores times 100."""
-    shown = [name for name in NAMES if all(name in scores for scores in domains.values())]
+    shown = [column for column in CAPTION_COLUMNS if all(column.key in scores for scores in domains.values())]
     named = [(on_one_line(domain), scores) for domain, scores in domains.items()]  # as a stranger's file has them
     width = max(map(len, ["domain", *(domain for domain, _ in named)]))
-    rows = [f"{'domain':<{width}}{'images':>8}" + "".join(f"{LABELS[name]:>9}" for name in shown)]
+    rows = [f"{'domain':<{width}}{'images':>8}" + "".join(f"{column.label:>9}" for column in shown)]
     for domain, scores in named:
-        values = (scores[name] for name in shown)
-        cells = "".join(f"{'-':>9}" if value is None else f"{100 * value:>9.1f}" for value in values)
+        cells = "".join(f"{column.shown(scores[column.key]):>9}" for column in shown)
         rows.append(f"{domain:<{width}}{scores['images']:>8,}{cells}")
     return "\n".join(rows)

@@ -13,21 +13,34 @@ from velm_cli.errors import UserError, on_one_line
 from velm_cli.files import check_crc32, crc32, read_sealed, sealed, write_bytes, write_json
 from velm_cli.metrics.comparison import counts_of
 from velm_cli.metrics.significance import Summands
-from velm_cli.schema.metric_names import COLUMNS, LABELS, NAMES
+from velm_cli.schema.metric_names import (
+    CAPTION_COLUMNS,
+    CAPTION_PRIMARY,
+    COLUMNS,
+    Column,
+    columns_as_json,
+    columns_of_json,
+)
 
 ImageId = int | str
+ExampleId = int | str
 NOT_REQUESTED = "not requested"
+CAPTIONS_FILE, EXAMPLES_FILE = "per_image.jsonl", "per_example.jsonl"
 
 
 @dataclass(slots=True)
 class Scores:
-    """What `score_captions` found. All scores are fractions; None means not computed.
+    """The scores of a task's predictions, by the id of the example. None means not computed.
 
-    `corpus` has all of NAMES; `reasons` says for each None why and what to do. `intervals` (95 %, bootstrap over
-    images) and `per_image` have the same names. `signature` is what the numbers depend on; `warnings` is what to
-    know about them. `reference_tokens` are the references as they were compared, `summands` what the scores
-    are made of; `language` describes the captions themselves, `spice_categories` has SPICE's score of each kind of
-    tuple.
+    `corpus` has a value for each of `columns`, `primary` names the one that runs are compared by; `reasons` says for
+    each None why and what to do. `intervals` (95 %, bootstrap over examples) and `per_image` have the same names.
+    `signature` is what the numbers depend on; `warnings` is what to know about them. `reference_tokens` are the
+    references as they were compared, `summands` what the scores are made of. `floors` has what trivial rules score, by
+    their name, and `floor_summands` of those whose score of each example is known, of what it is made.
+
+    Of captions, `language` describes them and `spice_categories` has SPICE's score of each kind of tuple. Of other
+    tasks, `groups` has the scores of kinds of examples (heading -> kind -> `count` and scores), `about` what else is
+    known of an example, and `truth` its answers as the page shows them, with counts.
     """
 
     corpus: dict[str, float | None]
@@ -42,21 +55,49 @@ class Scores:
     summands: dict[str, Summands] = field(default_factory=dict, repr=False, compare=False)
     language: dict[str, float | None] = field(default_factory=dict)
     spice_categories: dict[str, float | None] = field(default_factory=dict)
+    task: str = "caption"
+    columns: tuple[Column, ...] = CAPTION_COLUMNS
+    primary: str = CAPTION_PRIMARY
+    floors: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    floor_summands: dict[str, dict[str, Summands]] = field(default_factory=dict, repr=False, compare=False)
+    groups: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
+    about: dict[ExampleId, dict[str, Any]] = field(default_factory=dict, repr=False)
+
+    @property
+    def headline(self) -> float | None:
+        """The score that the run is compared by."""
+        return self.corpus.get(self.primary)
 
 
 def table(scores: Scores) -> str:
-    """The requested scores as aligned text: name, fraction, percent, its 95 % interval; or `-` and a reason."""
+    """The requested scores as aligned text: name, fraction, percent, its 95 % interval; or `-` and a reason.
+
+    Below them stand the floors: what trivial rules have of the primary score.
+    """
     rows = []
-    shown = [name for name in NAMES if scores.corpus[name] is not None or scores.reasons[name] != NOT_REQUESTED]
-    width = max([8, *(len(LABELS[name]) + 1 for name in shown)])
-    for name in shown:
-        value, interval = scores.corpus[name], scores.intervals.get(name)
+    shown = [
+        column
+        for column in scores.columns
+        if scores.corpus[column.key] is not None or scores.reasons.get(column.key) != NOT_REQUESTED
+    ]
+    width = max([8, *(len(column.label) + 1 for column in shown)])
+    for column in shown:
+        value, interval = scores.corpus[column.key], scores.intervals.get(column.key)
         if value is not None:
-            error_bars = f"   {100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
-            rows.append(f"{LABELS[name]:<{width}}{value:>7.3f}{100 * value:>8.1f}{error_bars}")
+            error_bars = f"   {' to '.join(column.ends(interval))}" if interval else ""
+            fraction = f"{value:.3f}" if column.scale != 1 else ""
+            rows.append(f"{column.label:<{width}}{fraction:>7}{column.shown(value):>8}{error_bars}")
         else:
-            rows.append(f"{LABELS[name]:<{width}}{'-':>7}{'-':>8}   {on_one_line(scores.reasons[name])}")
-    return "\n".join(rows)
+            rows.append(f"{column.label:<{width}}{'-':>7}{'-':>8}   {on_one_line(scores.reasons[column.key])}")
+    return "\n".join([*rows, *_floor_lines(scores)])
+
+
+def _floor_lines(scores: Scores) -> list[str]:
+    """What trivial rules score, by the primary score: `floor   18.1  majority answer "no"`."""
+    column = next(column for column in scores.columns if column.key == scores.primary)
+    width = max(8, len(column.label) + 1)
+    found = [(values[column.key], name) for name, values in scores.floors.items() if values.get(column.key) is not None]
+    return [f"{'floor':<{width}}{'':>7}{column.shown(value):>8}   {on_one_line(name)}" for value, name in found]
 
 
 def language_line(language: Mapping[str, float | None]) -> str:
@@ -79,7 +120,7 @@ def language_line(language: Mapping[str, float | None]) -> str:
 
 def missing_scores(scores: Scores, required: Sequence[str]) -> str:
     """Those of the required metrics that have no number, each with the reason; empty when all have."""
-    missing = [COLUMNS[name][-1] for name in required if scores.corpus[COLUMNS[name][-1]] is None]
+    missing = [COLUMNS[name][-1] for name in required if scores.corpus.get(COLUMNS[name][-1]) is None]
     return "; ".join(f"{name}: {scores.reasons[name]}" for name in missing)
 
 
@@ -90,18 +131,21 @@ def save(
     weights: str | None = None,
     comparison: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes `scores.json` (corpus, images, reasons, warnings, signature) and `per_image.jsonl`.
+    """Writes `scores.json` (corpus, counts, reasons, warnings, signature) and a line an example.
 
-    `scores.json` holds checksums of the latter and of the files `beside`: formats of lists, which have no room for one;
-    the `comparison` with another system (`comparison.as_json`); and the SHA-256 of the `weights` that wrote the
-    captions, as the evaluation's `weights.json` does.
+    The latter is `per_image.jsonl` for captions, `per_example.jsonl` for any other task. `scores.json` holds checksums
+    of it and of the files `beside`: formats of lists, which have no room for one; the `comparison` with another system
+    (`comparison.as_json`); and the SHA-256 of the `weights` that made the predictions, as the evaluation's
+    `weights.json` does.
     """
-    summary: dict[str, Any] = {
-        **scores.corpus,
-        "intervals": scores.intervals,
-        "spice_categories": scores.spice_categories,
-        "language": scores.language,
-        "images": len(scores.per_image),
+    captions = scores.task == "caption"
+    summary: dict[str, Any] = {**scores.corpus, "intervals": scores.intervals}
+    if captions:
+        summary |= {"spice_categories": scores.spice_categories, "language": scores.language}
+    else:
+        summary |= {"floors": scores.floors, "groups": scores.groups}
+    summary |= {
+        "images" if captions else "examples": len(scores.per_image),
         "reasons": scores.reasons,
         "warnings": scores.warnings,
         "signature": scores.signature,
@@ -110,21 +154,38 @@ def save(
         summary["weights"] = weights
     if comparison is not None:
         summary["comparison"] = comparison
+    summary |= {"task": scores.task, "primary": scores.primary, "columns": columns_as_json(scores.columns)}
     lines = (
-        {
-            "image_id": image,
-            "hypothesis": scores.hypotheses[image],
-            "references": scores.references[image],
-            "scores": values,
-            "counts": counts_of(scores.summands, number),
-        }
-        for number, (image, values) in enumerate(scores.per_image.items())
+        (_caption_line if captions else _example_line)(scores, example, values, counts_of(scores.summands, number))
+        for number, (example, values) in enumerate(scores.per_image.items())
     )
     folder.mkdir(parents=True, exist_ok=True)
     # ASCII: captions may hold lone surrogates, which JSON's escapes can carry and UTF-8 cannot.
-    write_bytes(folder / "per_image.jsonl", ((json.dumps(line, allow_nan=False) + "\n").encode() for line in lines))
-    summary["crc32_of"] = {name: crc32(folder / name) for name in ("per_image.jsonl", *beside)}
+    name = CAPTIONS_FILE if captions else EXAMPLES_FILE
+    write_bytes(folder / name, ((json.dumps(line, allow_nan=False) + "\n").encode() for line in lines))
+    summary["crc32_of"] = {each: crc32(folder / each) for each in (name, *beside)}
     write_json(folder / "scores.json", sealed(summary))
+
+
+def _caption_line(scores: Scores, image: ImageId, values: Mapping[str, Any], counts: Mapping[str, Any]) -> dict:
+    return {
+        "image_id": image,
+        "hypothesis": scores.hypotheses[image],
+        "references": scores.references[image],
+        "scores": values,
+        "counts": counts,
+    }
+
+
+def _example_line(scores: Scores, example: ExampleId, values: Mapping[str, Any], counts: Mapping[str, Any]) -> dict:
+    return {
+        "id": example,
+        "prediction": scores.hypotheses[example],
+        "truth": scores.references[example],
+        "about": scores.about.get(example, {}),
+        "scores": values,
+        "counts": counts,
+    }
 
 
 # Folders of scores may come from strangers: every type is checked where they are read, and not where they are used.
@@ -141,9 +202,16 @@ def read_summary(folder: Path) -> dict[str, Any]:
         if Path(name).name != name:
             raise ValueError(f"scores.json vouches for {name!r}")
         check_crc32(_plain_file(folder / name), expected)
-    for name in NAMES:
-        if not _is_figure(summary.get(name)):
-            raise ValueError(f"{name} is no number")
+    columns = columns_of_json(summary.get("columns"))
+    for column in columns:
+        if not _is_figure(summary.get(column.key)):
+            raise ValueError(f"{column.key} is no number")
+    if not isinstance(summary.setdefault("task", "caption"), str):
+        raise ValueError("task is no text")
+    if summary.setdefault("primary", CAPTION_PRIMARY) not in {column.key for column in columns}:
+        raise ValueError("primary is none of the columns")
+    _of("floors", summary, _are_named_figures)
+    _of("groups", summary, lambda value: isinstance(value, dict) and all(map(_are_named_figures, value.values())))
     if (folder / "weights.json").exists():
         weights = read_sealed(_plain_file(folder / "weights.json")).get("sha256")
         if summary.get("weights", weights) != weights:  # an older velm's does not say
@@ -158,12 +226,45 @@ def read_summary(folder: Path) -> dict[str, Any]:
     return summary
 
 
+def scores_of_summary(summary: Mapping[str, Any]) -> Scores:
+    """The scores in a `read_summary`, without the examples: for a table that is printed again."""
+    columns = columns_of_json(summary.get("columns"))
+    keys = [column.key for column in columns]
+    return Scores(
+        corpus={key: summary.get(key) for key in keys},
+        intervals={key: tuple(ends) if (ends := summary["intervals"].get(key)) else None for key in keys},
+        reasons=dict.fromkeys(keys, NOT_REQUESTED) | summary["reasons"],
+        per_image={},
+        signature=summary["signature"],
+        warnings=summary["warnings"],
+        references={},
+        hypotheses={},
+        task=summary["task"],
+        columns=columns,
+        primary=summary["primary"],
+        floors=summary.get("floors", {}),
+    )
+
+
 def read_images(folder: Path) -> list[dict[str, Any]]:
-    """The lines of `per_image.jsonl`, as `save` wrote them. OSError or ValueError when they are damaged."""
+    """The lines of `per_image.jsonl`, as `save` wrote them. OSError or ValueError when they are damaged.
+
+    Those of `per_example.jsonl`, where the folder is of another task, in the same form, and `about`.
+    """
+    name = EXAMPLES_FILE if (folder / EXAMPLES_FILE).exists() else CAPTIONS_FILE
     images = []
-    for number, line in enumerate(_plain_file(folder / "per_image.jsonl").read_bytes().splitlines(), 1):
+    for number, line in enumerate(_plain_file(folder / name).read_bytes().splitlines(), 1):
         try:
             image = json.loads(line)
+            if name == EXAMPLES_FILE:
+                image = {
+                    "image_id": image["id"],
+                    "hypothesis": image["prediction"],
+                    "references": image["truth"],
+                    **{key: image[key] for key in ("about", "scores", "counts")},
+                }
+                if not isinstance(image["about"], dict):
+                    raise ValueError
             whole = (
                 isinstance(image["image_id"], (int, str))
                 and isinstance(image["hypothesis"], str)
@@ -174,7 +275,7 @@ def read_images(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:
-            raise ValueError(f"line {number} of per_image.jsonl is damaged")
+            raise ValueError(f"line {number} of {name} is damaged")
         images.append(image)
     return images
 
@@ -203,6 +304,10 @@ def _is_figure(value: Any) -> bool:
 
 def _are_figures(value: Any) -> bool:
     return isinstance(value, list) and all(each is not None and _is_figure(each) for each in value)
+
+
+def _are_named_figures(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_figure, value.values()))
 
 
 def _is_interval(value: Any) -> bool:

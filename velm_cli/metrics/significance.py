@@ -18,6 +18,7 @@ import numpy as np
 RESAMPLES = 1000  # Koehn 2004; the interval's ends are then known to about 3 % of its width
 PERMUTATIONS = 10_000
 AT_ONCE = 256  # resamples held in memory together: 10 MB for 5,000 images
+MOST_AT_ONCE = 1 << 23  # of their draws: of the 214,354 questions of VQA v2 39 resamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,9 @@ def _resampled(columns: Mapping[Key, Summands], seed: int, resamples: int) -> It
         return
     random = np.random.default_rng(seed)
     scores: dict[Key, list[np.ndarray]] = {key: [] for key in columns}
-    for start in range(0, resamples, AT_ONCE):
-        count = min(AT_ONCE, resamples - start)
+    step = max(1, min(AT_ONCE, MOST_AT_ONCE // images))
+    for start in range(0, resamples, step):
+        count = min(step, resamples - start)
         row_R1 = images * np.arange(count)[:, None]
         drawn = (random.integers(images, size=(count, images), dtype=np.int32) + row_R1).ravel()
         drawn_RI = np.bincount(drawn, minlength=count * images).reshape(count, images).astype(float)

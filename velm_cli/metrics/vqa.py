@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -49,6 +50,7 @@ def _contractions() -> dict[str, str]:
 CONTRACTIONS = _contractions()
 
 
+@lru_cache(maxsize=1 << 16)  # few answers are different
 def normalised(answer: str) -> str:
     """An answer without punctuation, articles and capitals, numbers as digits: `The T-Shirt.` -> `t shirt`."""
     number = COMMA_IN_NUMBER.search(answer) is not None
@@ -63,11 +65,20 @@ def normalised(answer: str) -> str:
 
 def accuracy(answers: Sequence[str], prediction: str, *, always: bool = False) -> float:
     """VQA accuracy of one prediction, 0 to 1; `answers` are those of all annotators, equal ones included."""
-    given = [_one_line(answer) for answer in answers]
-    predicted = _one_line(prediction)
-    if always or len(set(given)) > 1:
-        given, predicted = [normalised(answer) for answer in given], normalised(predicted)
-    return _agreement(given.count(predicted), len(given))
+    return accuracies(answers, [prediction])[0][always]
+
+
+def accuracies(answers: Sequence[str], predictions: Iterable[str]) -> list[tuple[float, float]]:
+    """(official, always) VQA accuracy of each of several predictions of one question."""
+    given = Counter(map(_one_line, answers))
+    always: Counter[str] = Counter()
+    for answer, count in given.items():
+        always[normalised(answer)] += count
+    found = []
+    for prediction in map(_one_line, predictions):
+        strict = _agreement(always[normalised(prediction)], len(answers))
+        found.append((strict if len(given) > 1 else _agreement(given[prediction], len(answers)), strict))
+    return found
 
 
 def soft_targets(answers: Iterable[str]) -> dict[str, float]:

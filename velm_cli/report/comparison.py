@@ -16,7 +16,6 @@ from velm_cli.metrics.scores import ImageId
 from velm_cli.metrics.significance import Summands
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.report.page import Picture, thumbnail, write_page
-from velm_cli.schema.metric_names import LABELS
 
 
 def compare_page(evaluations: Mapping[Path, Evaluated], names: Sequence[str], path: Path) -> list[str]:
@@ -29,25 +28,37 @@ def compare_page(evaluations: Mapping[Path, Evaluated], names: Sequence[str], pa
     for run in runs[1:]:
         found, untested = _differences(run, runs[0])
         compared.append(dataclasses.replace(run, differences=found))
-        said += [*([verdict(run.name, runs[0].name, found)] if found else []), *untested]
-    wanted = {image for run in runs for image in run.per_image}
+        said += [*([_verdict(run, runs[0], found)] if found else []), *untested]
+    # Where several examples share an image, they name it; of captions the example is the image.
+    image_of = {}
+    for run in runs:
+        for example in run.per_image:
+            image = run.examples.get(example, {}).get("image")
+            image_of[example] = image if isinstance(image, (int, str)) else example
     title = f"{len(runs)} runs" if len(runs) > 2 else " against ".join(run.name for run in reversed(runs))
-    write_page(path, compared, _pictures(next(iter(evaluations)), wanted), title=title, notes=said)
+    pictures = _pictures(next(iter(evaluations)), set(image_of.values()))
+    shown = {example: pictures[image] for example, image in image_of.items() if image in pictures}
+    write_page(path, compared, shown, title=title, notes=said)
     return said
+
+
+def _verdict(ours: Evaluated, theirs: Evaluated, found: Mapping[str, Difference]) -> str:
+    return verdict(ours.name, theirs.name, found, columns=ours.columns, primary=ours.primary)
 
 
 def _differences(ours: Evaluated, theirs: Evaluated) -> tuple[dict[str, Difference], list[str]]:
     """Of the scores on the images of both, if these are all; and notes on the scores that are not tested."""
     if ours.per_image.keys() != theirs.per_image.keys():
         shared = len(ours.per_image.keys() & theirs.per_image.keys())
-        counts = f"{len(ours.per_image):,} and {len(theirs.per_image):,} images, {shared:,} of them in both"
+        what = "images" if ours.task == "caption" else "examples"
+        counts = f"{len(ours.per_image):,} and {len(theirs.per_image):,} {what}, {shared:,} of them in both"
         return {}, [f"{ours.name} and {theirs.name} are not tested against each other: they have {counts}"]
     place = {image: number for number, image in enumerate(ours.per_image)}
     order = [place[image] for image in theirs.per_image]
     aligned = {name: Summands(one.rows_IS[order], one.score) for name, one in ours.summands.items()}
-    found = differences(aligned, theirs.summands)
+    found = differences(aligned, theirs.summands, columns=ours.columns)
     both = [name for name, value in ours.scores.items() if value is not None and theirs.scores.get(name) is not None]
-    untested = ", ".join(LABELS[name] for name in both if name not in found)
+    untested = ", ".join(column.label for column in ours.columns if column.key in both and column.key not in found)
     return found, [f"no test of {untested}: an older velm scored one of them; evaluate again"] if untested else []
 
 

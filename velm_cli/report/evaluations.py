@@ -18,10 +18,11 @@ from omegaconf import OmegaConf
 from velm_cli import configs
 from velm_cli.errors import UserError
 from velm_cli.metrics.comparison import Difference, summands_of
-from velm_cli.metrics.scores import NAMES, ImageId, Scores, read_images, read_summary
+from velm_cli.metrics.scores import ImageId, Scores, read_images, read_summary
 from velm_cli.metrics.significance import Summands
 from velm_cli.report.about import about_folder
-from velm_cli.report.logs import read_figures
+from velm_cli.report.logs import is_number, read_figures
+from velm_cli.schema.metric_names import CAPTION_COLUMNS, CAPTION_PRIMARY, Column, columns_of_json
 
 Point = tuple[int, float]  # optimisation step, value
 Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides
@@ -29,11 +30,11 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """The learning curves of the training run: losses in nats a token, CIDEr of greedy captions as a fraction."""
+    """The learning curves of the training run: losses, and the task's primary score (CIDEr of greedy captions)."""
 
     train_loss: Sequence[Point] = ()
     validation_loss: Sequence[Point] = ()
-    validation_cider: Sequence[Point] = ()
+    validation_score: Sequence[Point] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One model's captions of a split and their scores. Scores are fractions; None means not computed.
+    """One model's predictions of a split and their scores. Scores are as in `Scores`; None means not computed.
 
     `scores` and `intervals` (95 %) are of the corpus; `differences` are to the first run of the page, with the
     interval of the difference and p of the paired test. `reasons` says why a score is None. `references` are those
@@ -73,6 +74,11 @@ class Evaluated:
     signature: Mapping[str, Any] = field(default_factory=dict)
     curves: Curves | None = None
     attention: Mapping[ImageId, Attention] = field(default_factory=dict)
+    task: str = "caption"
+    columns: Sequence[Column] = CAPTION_COLUMNS
+    primary: str = CAPTION_PRIMARY
+    floors: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # what trivial rules score
+    examples: Mapping[ImageId, Mapping[str, Any]] = field(default_factory=dict)  # what else is known of each
 
 
 def read_evaluation(folder: Path) -> Evaluated:
@@ -84,9 +90,11 @@ def read_evaluation(folder: Path) -> Evaluated:
     try:
         summary = read_summary(folder)
         images = read_images(folder)
+        columns, primary = columns_of_json(summary.get("columns")), summary["primary"]
+        keys = [column.key for column in columns]
         return Evaluated(
             name=folder.resolve().name,
-            scores={name: summary.get(name) for name in NAMES},
+            scores={key: summary.get(key) for key in keys},
             per_image={image["image_id"]: image["scores"] for image in images},
             hypotheses={image["image_id"]: image["hypothesis"] for image in images},
             references={image["image_id"]: image["references"] for image in images},
@@ -96,8 +104,13 @@ def read_evaluation(folder: Path) -> Evaluated:
             about=about_folder(folder),
             details=_details(summary),
             signature=summary["signature"],
-            curves=curves_behind(folder),
-            summands={name: one for name in NAMES if (one := summands_of(images, name)) is not None},
+            curves=curves_behind(folder, primary),
+            summands={key: one for key in keys if (one := summands_of(images, key)) is not None},
+            task=summary["task"],
+            columns=columns,
+            primary=primary,
+            floors=summary.get("floors", {}),
+            examples={image["image_id"]: image.get("about", {}) for image in images},
         )
     except FileNotFoundError as error:
         raise UserError(
@@ -131,36 +144,53 @@ def evaluated_of(
         reasons=scores.reasons,
         warnings=scores.warnings,
         about=about or {},
-        details=_details({"language": scores.language, "spice_categories": scores.spice_categories}) | told,
+        details=_details(
+            {"language": scores.language, "spice_categories": scores.spice_categories, "groups": scores.groups}
+        )
+        | told,
         signature=scores.signature,
         curves=curves,
+        task=scores.task,
+        columns=scores.columns,
+        primary=scores.primary,
+        floors=scores.floors,
+        examples=scores.about,
     )
 
 
 def _details(summary: Mapping[str, Any]) -> dict[str, str]:
-    """The figures of the captions' language as they are, and SPICE's categories times 100 as scores are shown."""
+    """The figures of the captions' language as they are; SPICE's categories and the scores of groups times 100."""
     language = {
         name.replace("_", " "): f"{value:,.4g}"
         for name, value in summary.get("language", {}).items()
         if value is not None
     }
     categories = summary.get("spice_categories", {}).items()
-    return language | {f"SPICE, {name}": f"{100 * value:.1f}" for name, value in categories if value is not None}
+    found = language | {f"SPICE, {name}": f"{100 * value:.1f}" for name, value in categories if value is not None}
+    for heading, groups in summary.get("groups", {}).items():
+        for name, figures in groups.items():
+            scores = (
+                f"{key} {100 * value:.1f}" for key, value in figures.items() if key != "count" and value is not None
+            )
+            found[f"{heading}: {name}"] = f"{', '.join(scores)} ({figures.get('count') or 0:,.0f})"
+    return found
 
 
-def read_curves(folder: Path) -> Curves:
+def read_curves(folder: Path, primary: str = CAPTION_PRIMARY) -> Curves:
     """The curves of the run in `folder`. A step that was done twice, after a resumption, counts as it was last.
 
     The loss is the text's, or the plain sum of the others where the text has none.
     """
-    train_loss, validation_loss, validation_cider = {}, {}, {}
+    train_loss, validation_loss, validation_score = {}, {}, {}
+    logged = "cider" if primary == CAPTION_PRIMARY else primary  # the captions' is logged in small letters
     for line in read_figures(folder):
         if line["kind"] == "train":
             train_loss[line["step"]] = _loss_of(line)
         elif line["kind"] == "validation":
             validation_loss[line["step"]] = _loss_of(line)
-            validation_cider[line["step"]] = line.get("cider")
-    return Curves(_points(train_loss), _points(validation_loss), _points(validation_cider))
+            score = line.get(logged)
+            validation_score[line["step"]] = score if is_number(score) else None
+    return Curves(_points(train_loss), _points(validation_loss), _points(validation_score))
 
 
 def _loss_of(line: Mapping[str, float]) -> float | None:
@@ -172,7 +202,7 @@ def _points(values: Mapping[int, float | None]) -> list[Point]:
     return [(step, value) for step, value in sorted(values.items()) if value is not None and math.isfinite(value)]
 
 
-def curves_behind(folder: Path) -> Curves | None:
+def curves_behind(folder: Path, primary: str = CAPTION_PRIMARY) -> Curves | None:
     """Those of the run itself, or of the run that it evaluates; None when that is gone or never was."""
     home = folder
     if (folder / "config.yaml").is_file():
@@ -183,4 +213,4 @@ def curves_behind(folder: Path) -> Curves | None:
                 home = configs.run_folder_of(config["checkpoint"])
             except UserError:
                 return None
-    return read_curves(home) if (home / "metrics.jsonl").is_file() else None
+    return read_curves(home, primary) if (home / "metrics.jsonl").is_file() else None

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from velm_cli.errors import on_one_line
 from velm_cli.files import write_text
-from velm_cli.report.runs import Row, shown_scores
-from velm_cli.schema.metric_names import LABELS
+from velm_cli.report.tables import BLIND, Row, Table, control_text, floor_text
+from velm_cli.schema.metric_names import Column
 
 MARKDOWN_SIGN, LATEX_SIGN = "<!-- written by velm report -->\n", "% written by velm report\n"
 LAST_COLUMNS = ("trained", "captions_per_s")  # of the CSV, by which velm knows its own
@@ -22,9 +22,9 @@ SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasc
 SPECIAL |= {character: f"\\{character}" for character in "&%$#_{}"}
 
 
-def write_table(differing: list[str], rows: list[Row], path: Path, metric: str = "CIDEr") -> None:
+def write_table(table: Table, path: Path) -> None:
     """Writes the rows in the format that the path's extension names, whole or not at all."""
-    write_text(path, FORMATS[path.suffix.lower().removeprefix(".")](differing, rows, shown_scores(rows, metric)))
+    write_text(path, FORMATS[path.suffix.lower().removeprefix(".")](table))
 
 
 def is_table(path: Path) -> bool:
@@ -35,58 +35,80 @@ def is_table(path: Path) -> bool:
     return {".md": first == MARKDOWN_SIGN, ".tex": first == LATEX_SIGN}.get(path.suffix.lower(), ours)
 
 
-def _csv(differing: list[str], rows: list[Row], shown: list[str]) -> str:
+def _csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    columns = [column for name in shown for column in (name, f"{name}_low", f"{name}_high")]
-    writer.writerow([*map(on_one_line, differing), "runs", *columns, *LAST_COLUMNS])
-    for row in rows:
+    keys = [column.key for column in table.shown]
+    controls = [f"{table.metric.key}_{part}" for kind in table.blind for part in (kind, f"{kind}_drop")]
+    floors = ["floor", f"{table.metric.key}_floor"] if _floored(table) else []
+    columns = [name for key in keys for name in (key, f"{key}_low", f"{key}_high")]
+    writer.writerow([*map(on_one_line, table.differing), "runs", *columns, *controls, *floors, *LAST_COLUMNS])
+    for row in table.rows:
         cells: list[object] = [*map(on_one_line, row.label), row.runs]
-        for name in shown:
-            cells += [row.scores[name], *(row.intervals[name] or (None, None))]
+        for key in keys:
+            cells += [row.scores.get(key), *(row.intervals.get(key) or (None, None))]
+        for kind in table.blind:
+            cells += table.control(row, kind) or (None, None)
+        if floors:
+            cells += row.floor or (None, None)
         writer.writerow([*cells, row.trained, row.captions_per_s])
     return out.getvalue()
 
 
-def _markdown(differing: list[str], rows: list[Row], shown: list[str]) -> str:
+def _floored(table: Table) -> bool:
+    return any(row.floor for row in table.rows)
+
+
+def _lines(table: Table, cell: Callable[[str], str], with_interval: str) -> list[list[str]]:
+    """The header and the rows, for texts."""
+    floored = _floored(table)
+    header = [*map(cell, table.differing), "runs", *(cell(column.label) for column in table.shown)]
+    header += [*(BLIND[kind] for kind in table.blind), *["floor"] * floored, "trained"]
+    lines = [header]
+    for row in table.rows:
+        scores = [_score(row, column, with_interval) for column in table.shown]
+        more = [control_text(table, row, kind) for kind in table.blind] + [cell(floor_text(table, row))] * floored
+        lines.append([*map(cell, row.label), str(row.runs), *scores, *more, _trained(row)])
+    return lines
+
+
+def _markdown(table: Table) -> str:
     def cell(text: str) -> str:
         return on_one_line(text).replace("\\", "\\\\").replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")
 
-    header = [*map(cell, differing), "runs", *(LABELS[name] for name in shown), "trained"]
-    lines = [header, ["---"] * len(differing) + ["---:"] * (len(header) - len(differing))]
-    lines += [
-        [*map(cell, row.label), str(row.runs), *(_score(row, name, "{} ({} to {})") for name in shown), _trained(row)]
-        for row in rows
-    ]
+    lines = _lines(table, cell, "{} ({} to {})")
+    left = len(table.differing)
+    lines.insert(1, ["---"] * left + ["---:"] * (len(lines[0]) - left))
     return MARKDOWN_SIGN + "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _latex(differing: list[str], rows: list[Row], shown: list[str]) -> str:
+def _latex(table: Table) -> str:
     def cell(text: str) -> str:
         return "".join(SPECIAL.get(character, character) for character in on_one_line(text))
 
-    header = [*map(cell, differing), "runs", *(LABELS[name] for name in shown), "trained"]
-    lines = [
-        [*map(cell, row.label), str(row.runs), *(_score(row, name, "{} [{}, {}]") for name in shown), _trained(row)]
-        for row in rows
-    ]
-    body = [f"  {' & '.join(line)} \\\\\n" for line in (header, *lines)]
-    columns = "l" * len(differing) + "r" * (len(header) - len(differing))
+    lines = _lines(table, cell, "{} [{}, {}]")
+    left = len(table.differing)
+    body = [f"  {' & '.join(line)} \\\\\n" for line in lines]
+    columns = "l" * left + "r" * (len(lines[0]) - left)
     begin = f"\\begin{{tabular}}{{{columns}}}\n  \\hline\n"
-    note = "% scores times 100, in brackets their 95 % intervals\n"
+    note = f"% {_scales(table)}, in brackets their 95 % intervals\n"
     return LATEX_SIGN + note + begin + body[0] + "  \\hline\n" + "".join(body[1:]) + "  \\hline\n\\end{tabular}\n"
 
 
-def _score(row: Row, name: str, with_interval: str) -> str:
-    value, interval = row.scores[name], row.intervals[name]
-    if value is None:
-        return "-"
-    shown = f"{100 * value:.1f}"
-    return shown if interval is None else with_interval.format(shown, *(f"{100 * end:.1f}" for end in interval))
+def _scales(table: Table) -> str:
+    """Which scores are times what: `scores times 100` where all are."""
+    plain = [column.label for column in table.shown if column.scale != 100]
+    return "scores times 100" + (f" but {', '.join(plain)}" if plain else "")
+
+
+def _score(row: Row, column: Column, with_interval: str) -> str:
+    value, interval = row.scores.get(column.key), row.intervals.get(column.key)
+    shown = column.shown(value)
+    return shown if value is None or interval is None else with_interval.format(shown, *column.ends(interval))
 
 
 def _trained(row: Row) -> str:
     return "-" if row.trained is None else f"{row.trained / 1e6:.2f} M"
 
 
-FORMATS: dict[str, Callable[[list[str], list[Row], list[str]], str]] = {"csv": _csv, "md": _markdown, "tex": _latex}
+FORMATS: dict[str, Callable[[Table], str]] = {"csv": _csv, "md": _markdown, "tex": _latex}

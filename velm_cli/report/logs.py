@@ -20,7 +20,7 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
             if not isinstance(line.get("kind"), str) or not _is_step(line.get("step")):
                 raise ValueError(f"line {number} of metrics.jsonl has no kind or step")
             shown = [value for key, value in line.items() if key in SHOWN or key.startswith("loss")]
-            if not all(value is None or _is_number(value) for value in shown):
+            if not all(value is None or is_number(value) for value in shown):
                 raise ValueError(f"line {number} of metrics.jsonl holds a figure that is no number")
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: its log is damaged ({error})") from error
@@ -28,9 +28,9 @@ def read_figures(folder: Path) -> list[dict[str, Any]]:
 
 
 def _is_step(value: Any) -> bool:
-    return isinstance(value, int) and _is_number(value)
+    return isinstance(value, int) and is_number(value)
 
 
-def _is_number(value: Any) -> bool:
-    """NaN and infinity are numbers of a log."""
+def is_number(value: Any) -> bool:
+    """Whether it is a figure of a log, as NaN and infinity are."""
     return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST)

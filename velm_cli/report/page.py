@@ -24,34 +24,18 @@ import numpy as np
 from velm_cli.data.images import read_rgb
 from velm_cli.files import write_bytes
 from velm_cli.metrics.comparison import Difference
-from velm_cli.metrics.scores import LABELS, NAMES, NOT_REQUESTED, ImageId
+from velm_cli.metrics.scores import NOT_REQUESTED, ImageId
 from velm_cli.report.about import MEANINGS
 from velm_cli.report.evaluations import Attention, Curves, Evaluated, Point
+from velm_cli.report.items import answer_of, item_of
+from velm_cli.schema.metric_names import Column
 
 SIGN = b"velm report</p>"  # in every page, and how velm knows its own
 WEB = Path(__file__).with_name("web")
-SCRIPTS = ("elements.js", "overview.js", "view.js", "gallery.js")
+SCRIPTS = ("elements.js", "items.js", "overview.js", "view.js", "gallery.js")
 THUMBNAIL_SIDE = 160  # pixels of the longer side
 THUMBNAIL_QUALITY = 60  # about 5 kB for a photo
 CURVE_POINTS = 400  # more than a chart a few hundred pixels wide can show
-
-_SHORT = {name: name.replace("Bleu_", "B@") if name.startswith("Bleu") else name[0] for name in NAMES}
-_SHORT |= {"CLIPScore": "CLIP", "RefCLIPScore": "RefCLIP"}
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How a score is shown: times `scale`, with `digits` decimals, under its label (in tables: `short`)."""
-
-    name: str
-    label: str
-    short: str
-    scale: float = 100.0  # as the field prints fractions
-    digits: int = 1
-    lower_is_better: bool = False
-
-
-METRICS = tuple(Metric(name, LABELS[name], _SHORT[name]) for name in NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +60,18 @@ def write_page(
     *,
     title: str = "Evaluation",
     notes: Sequence[str] = (),
-    metrics: Sequence[Metric] = METRICS,
+    columns: Sequence[Column] | None = None,
 ) -> None:
     """Replace `path` by the page of `runs`, whole or not at all; with two or more it compares them to the first.
 
     `notes` are sentences above the table.
 
     The images are those that any run has scored, in the order of the runs; `pictures` may lack some or all.
-    A metric is shown when some run has a value of it or a reason for having none.
+    Of the columns (of the first run, if not given) those are shown of which some run has a value or a reason for none.
     """
     assert runs, "a page needs at least one run"
-    shown = [metric for metric in metrics if any(_is_told(run, metric.name) for run in runs)] or metrics
+    columns = runs[0].columns if columns is None else columns
+    shown = [column for column in columns if any(_is_told(run, column.key) for run in runs)] or columns
     images = list(dict.fromkeys(image for run in runs for image in run.per_image))
     write_bytes(path, _parts(runs, shown, images, pictures or {}, title, notes))
 
@@ -104,7 +89,7 @@ def _is_told(run: Evaluated, name: str) -> bool:
 
 def _parts(
     runs: Sequence[Evaluated],
-    metrics: Sequence[Metric],
+    columns: Sequence[Column],
     images: Sequence[ImageId],
     pictures: Mapping[ImageId, Picture],
     title: str,
@@ -122,7 +107,7 @@ def _parts(
         if number % 2 == 0:
             yield text.encode()
         elif text == "DATA":
-            yield _block("data", _data(runs, metrics, images, pictures, title, said))
+            yield _block("data", _data(runs, columns, images, pictures, title, said))
         elif text == "BLOCKS":
             yield from _blocks(runs, images, pictures)
         else:
@@ -143,14 +128,25 @@ def _blocks(
     runs: Sequence[Evaluated], images: Sequence[ImageId], pictures: Mapping[ImageId, Picture]
 ) -> Iterator[bytes]:
     """What the page reads one by one when it needs it, under the number of the image."""
+    owners = range(len(images)) if runs[0].task == "caption" else _blocks_of(images, pictures)
     for number, image in enumerate(images):
         for place, run in enumerate(runs):
             if image in run.attention:
                 yield _block(f"attention-{place}-{number}", _attention(run.attention[image]))
-        if picture := pictures.get(image):
+        picture = pictures.get(image)
+        if picture and owners[number] == number:
             yield _block(f"thumbnail-{number}", _base64(picture.thumbnail))
             if picture.large is not None:
                 yield _block(f"large-{number}", _base64(picture.large))
+
+
+def _blocks_of(images: Sequence[ImageId], pictures: Mapping[ImageId, Picture]) -> list[int]:
+    """For each example the number whose block has its picture: examples of one image share a `Picture`."""
+    first: dict[int, int] = {}
+    return [
+        first.setdefault(id(pictures[image]), number) if image in pictures else number
+        for number, image in enumerate(images)
+    ]
 
 
 def _base64(content: bytes) -> str:
@@ -179,7 +175,7 @@ def _attention(attention: Attention) -> dict[str, Any]:
 
 def _data(
     runs: Sequence[Evaluated],
-    metrics: Sequence[Metric],
+    columns: Sequence[Column],
     images: Sequence[ImageId],
     pictures: Mapping[ImageId, Picture],
     title: str,
@@ -190,29 +186,56 @@ def _data(
     notes = [
         f"{name} has other references than are shown here for {count:,} of the images" for name, count in other.items()
     ]
+    shown: dict[str, Any] = {
+        "ids": [str(image) for image in images],
+        "references": references,
+        "pictures": [number for number, image in enumerate(images) if image in pictures],
+    }
+    if runs[0].task != "caption":
+        shown |= {"items": _items(runs, images), "blocks": _blocks_of(images, pictures)}
+        shown["references"] = [list(dict.fromkeys(texts)) for texts in references]
     return {
         "title": title,
+        "task": runs[0].task,
+        "primary": runs[0].primary,
         "verdicts": list(said),
-        "meanings": MEANINGS,
+        "meanings": MEANINGS | {column.label: column.meaning for column in columns if column.meaning},
         "notes": notes,
         "metrics": [
             {
-                "name": metric.name,
-                "label": metric.label,
-                "short": metric.short,
-                "scale": metric.scale,
-                "digits": metric.digits,
-                "lowerIsBetter": metric.lower_is_better,
+                "name": column.key,
+                "label": column.label,
+                "short": column.short or column.label,
+                "scale": column.scale,
+                "digits": column.digits,
+                "lowerIsBetter": not column.higher_is_better,
             }
-            for metric in metrics
+            for column in columns
         ],
-        "images": {
-            "ids": [str(image) for image in images],
-            "references": references,
-            "pictures": [number for number, image in enumerate(images) if image in pictures],
-        },
-        "runs": [_run(run, metrics, images) for run in runs],
+        "images": shown,
+        "runs": [_run(run, columns, images) for run in runs],
     }
+
+
+def _items(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> list[dict[str, Any]]:
+    """What the page shows of each example, from the first run that has it."""
+    place = {image: number for number, image in enumerate(images)}
+    by_image = {image: run for run in reversed(runs) for image in run.per_image}
+    items = [item_of(by_image[image], image) for image in images]
+    return [
+        {
+            "prompt": item.prompt,
+            "truth": list(item.truth),
+            "group": item.group,
+            "found": [[place[each] for each in found if each in place] for found in item.found],
+        }
+        for item in items
+    ]
+
+
+def _answers(run: Evaluated, images: Sequence[ImageId]) -> list[dict[str, Any]]:
+    found = (answer_of(run, image) for image in images)
+    return [{"right": _finite(answer.right), "candidates": list(answer.candidates)} for answer in found]
 
 
 def _references(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> tuple[list[list[str]], dict[str, int]]:
@@ -228,10 +251,15 @@ def _references(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> tuple[l
     return chosen, other
 
 
-def _run(run: Evaluated, metrics: Sequence[Metric], images: Sequence[ImageId]) -> dict[str, Any]:
-    names = [metric.name for metric in metrics]
-    reasons = {metric.label: run.reasons[metric.name] for metric in metrics if metric.name in run.reasons}
+def _run(run: Evaluated, columns: Sequence[Column], images: Sequence[ImageId]) -> dict[str, Any]:
+    names = [column.key for column in columns]
+    reasons = {column.label: run.reasons[column.key] for column in columns if column.key in run.reasons}
+    more: dict[str, Any] = {} if run.task == "caption" else {"answers": _answers(run, images)}
+    if run.floors:
+        floors = run.floors.items()
+        more["floors"] = [[floor, [_finite(values.get(name)) for name in names]] for floor, values in floors]
     return {
+        **more,
         "name": run.name,
         "count": len(run.per_image),
         "scores": [_finite(run.scores.get(name)) for name in names],
@@ -268,7 +296,7 @@ def _curves(curves: Curves) -> dict[str, list[Point]]:
     return {
         "trainLoss": _thinned(curves.train_loss),
         "validationLoss": _thinned(curves.validation_loss),
-        "validationCider": _thinned(curves.validation_cider),
+        "validationScore": _thinned(curves.validation_score),
     }
 
 

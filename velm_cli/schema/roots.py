@@ -65,6 +65,12 @@ class Mismatch(Enum):
     ignore = "ignore"
 
 
+class ScoredTask(Enum):
+    caption = "caption"
+    vqa = "vqa"
+    retrieve = "retrieve"
+
+
 class Submission(Enum):
     none = "none"
     coco = "coco"
@@ -167,12 +173,21 @@ class EvaluateRoot:
 @dataclass
 class ScoreRoot:
     stage: str = "score"
-    predictions: str = path(MISSING)  # a system's captions: COCO's results, {"id": "caption"}, CSV, text by line ...
-    references: str = path(MISSING)  # COCO's or Karpathy's file, CSV, text by line (a.txt,b.txt) ...
+    task: ScoredTask = ScoredTask.caption  # what is scored: caption | vqa (answers) | retrieve (embeddings or rankings)
+    predictions: str = path(
+        MISSING
+    )  # captions or answers: COCO's or VQA's results, {"id": "text"}, CSV ...; retrieve: .npz or .jsonl
+    references: str = path(
+        MISSING
+    )  # captions: COCO's or Karpathy's file, CSV, text by line (a.txt,b.txt) ...; vqa: VQA's annotations
     vs: str | None = path(None)  # another system's predictions: paired tests against it
-    out: str | None = path(None)  # folder for scores.json, per_image.jsonl and report.html; nothing else is replaced
-    mismatch: Mismatch = Mismatch.error  # images not exactly once in each file: error | ignore
-    training: str | None = path(None)  # captions that the system learned from, as in `references`: how many are new?
+    out: str | None = path(None)  # folder for scores.json, a line for each example, report.html; replaces its own only
+    mismatch: Mismatch = Mismatch.error  # images (questions) not exactly once in each file: error | ignore
+    training: str | None = path(
+        None
+    )  # as `references`, what the system learned from. caption: how many are new? vqa: the floors
+    questions: str | None = path(None)  # vqa: VQA's questions file, for the text of the questions in the report
+    fold: int = within(0, least=0)  # retrieve: images of a fold, whose scores are averaged (COCO 1k: 1000); 0 = all
     instances: str | None = path(None)  # COCO's instances_*.json: which named objects are not in the image (CHAIR)?
     images: str | None = path(None)  # folder of the images, for report and metrics.clip; found by name, id or number
     save_df: str | None = path(None)  # write the references' document frequencies to this .npz (for metrics.df=FILE)

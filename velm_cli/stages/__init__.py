@@ -22,7 +22,7 @@ from velm_cli.lineage import refuse_other_sources
 from velm_cli.place import place
 from velm_cli.quiet import quiet
 from velm_cli.relocating import store_path
-from velm_cli.schema import PretrainedTextConfig
+from velm_cli.schema import PretrainedTextConfig, ScoredTask
 from velm_cli.validate import validate
 
 
@@ -69,7 +69,11 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     if stage == "score":
         for key in ("predictions", "references"):
             if OmegaConf.is_missing(config, key):
-                raise UserError(f"{key} is not set: velm score predictions=FILE references=FILE")
+                if key == "references" and config.task is ScoredTask.retrieve:
+                    config.references = ""  # embeddings need none
+                    continue
+                task = "" if config.task is ScoredTask.caption else f"task={config.task.value} "
+                raise UserError(f"{key} is not set: velm score {task}predictions=FILE references=FILE")
     typed = compose.to_dataclass(config)
     if getattr(typed, "name", None) is not None:
         naming.refuse_name(typed.name)

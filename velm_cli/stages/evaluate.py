@@ -21,7 +21,7 @@ from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, sealed, sha256, write_json
 from velm_cli.lineage import noted_store, weight_file
 from velm_cli.loading import KEPT, run_tokenizer, trained_learner, with_kept_models
-from velm_cli.metrics.scores import NAMES, NOT_REQUESTED, Scores, missing_scores, read_summary, table
+from velm_cli.metrics.scores import missing_scores, read_summary, scores_of_summary, table
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
 from velm_cli.schema import EvaluateRoot, Submission, TrainRoot
 from velm_cli.stages.encoding import cached_features
@@ -67,7 +67,7 @@ def run(config: EvaluateRoot) -> float | None:
             about["df"] = sha256(Path(config.metrics.df))
         path = ranks.same(_result_path(config, about))
         if (path / "DONE").exists():
-            return _report_again(path, task)
+            return _report_again(path)
         return _evaluate(config, trained, task, store, indices, path, ranks, about, state, submission)
 
 
@@ -156,7 +156,7 @@ def _evaluate(
         return None
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
-    return scores.corpus[task.primary]
+    return scores.headline
 
 
 def _is_learned(task: Task[Any], config: TrainRoot) -> bool:
@@ -257,23 +257,27 @@ def _holds_another(path: Path, config: EvaluateRoot, about: dict[str, str]) -> b
     asked = OmegaConf.to_container(OmegaConf.create(configs.to_yaml(config)))
     assert isinstance(saved, dict) and isinstance(asked, dict)
     options = ("split", "limit", "seed", "dataset", "decode", "metrics", "eval")
-    differs = any(saved.get(key, asked[key]) != asked[key] for key in options)
+    differs = any(key in saved and _differs(saved[key], asked[key]) for key in options)
     # An older velm's does not say of which data it is.
     other_data = any(before.get(key, about.get(key)) != about.get(key) for key in ("data", "df"))
     return before.get("sha256") != about["sha256"] or other_data or differs
 
 
-def _report_again(path: Path, task: Task[Any]) -> float | None:
+def _differs(saved: Any, asked: Any) -> bool:
+    """Whether the options of an older evaluation are others; those that its velm did not have are not."""
+    if isinstance(saved, dict) and isinstance(asked, dict):
+        return any(_differs(saved.get(key), value) for key, value in asked.items() if key in saved)
+    return bool(saved != asked)
+
+
+def _report_again(path: Path) -> float | None:
     if not (path / "scores.json").exists():
         print(f"{path} is complete (fresh=true captions again): {path / 'predictions.json'}")
         return None
     saved = _read(path, lambda: read_summary(path))
-    corpus = {name: saved.get(name) for name in NAMES}
-    intervals = {name: saved["intervals"].get(name) for name in NAMES}
-    reasons = dict.fromkeys(NAMES, NOT_REQUESTED) | saved["reasons"]
-    scores = Scores(corpus, intervals, reasons, {}, saved["signature"], saved["warnings"], {}, {})
+    scores = scores_of_summary(saved)
     print(f"{path} is complete (fresh=true evaluates again)\n{table(scores)}")
-    return corpus[task.primary]
+    return scores.headline
 
 
 def _read(path: Path, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -16,7 +16,15 @@ from velm_cli.errors import UserError, on_one_line
 from velm_cli.files import read_sealed, refused_by_the_system, sealed, write_json
 
 INPUTS = "inputs.json"  # what a folder of scores was made from, sealed; also the sign that velm made it
-SCORE_FILES = {"scores.json", "per_image.jsonl", "report.html", "chair.json", "domains.json", ".lock"}
+SCORE_FILES = {
+    "scores.json",
+    "per_image.jsonl",
+    "per_example.jsonl",
+    "report.html",
+    "chair.json",
+    "domains.json",
+    ".lock",
+}
 
 
 def output_file(option: str, value: str, is_own: Callable[[Path], bool], kind: str) -> Path:

@@ -72,10 +72,10 @@ def _picture(jpeg: bytes, *, large: bool) -> Picture:
 
 
 def _chosen(evaluated: Evaluated, store: Store, indices: np.ndarray, count: int) -> np.ndarray:
-    """So many of the images: a third of the best, a third of the worst by CIDEr, the others spread evenly."""
+    """So many of the images: a third of the best, a third of the worst, the others spread evenly."""
     if len(indices) <= count:
         return indices
-    scores = [evaluated.per_image[store.image_id(int(index))]["CIDEr"] or 0.0 for index in indices]
+    scores = [evaluated.per_image[store.image_id(int(index))][evaluated.primary] or 0.0 for index in indices]
     order = indices[np.argsort(scores, kind="stable")]
     extreme = count // 3
     middle = order[extreme : len(order) - extreme]

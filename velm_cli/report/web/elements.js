@@ -6,6 +6,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const { metrics, runs, images } = data;
 const several = runs.length > 1;
+const captions = data.task === "caption";
 const pictured = new Set(images.pictures);
 
 const byId = (id) => document.getElementById(id);

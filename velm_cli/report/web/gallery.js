@@ -9,11 +9,12 @@ const scored = metrics.map((_, column) => column).filter((column) => runs.some((
 
 const gallery = {
   order: several ? "differ" : "best",
-  metric: scored.find((column) => metrics[column].name === "CIDEr") ?? scored[0] ?? 0,
+  metric: scored.find((column) => metrics[column].name === data.primary) ?? scored[0] ?? 0,
   run: runs.length - 1,
   low: null, // as the page writes scores; null: no bound
   high: null,
   seed: 1,
+  group: "", // of the examples shown; empty: all
   pattern: null,
   shown: [], // indices of images, filtered and in order
   made: 0, // how many of them have a card
@@ -34,7 +35,8 @@ const haystacks = {};
 function haystack(where) {
   haystacks[where] ??= images.ids.map((id, index) => {
     const hypotheses = runs.map((run) => run.hypotheses[index] ?? "");
-    const parts = { hypotheses, references: images.references[index], all: [id, ...hypotheses, ...images.references[index]] };
+    const asked = images.items ? [images.items[index].prompt, ...runs.flatMap((run) => run.answers[index].candidates.map(([text]) => text))] : [];
+    const parts = { hypotheses, references: images.references[index], all: [id, ...asked, ...hypotheses, ...images.references[index]] };
     return parts[where].map(searchable).join("\n");
   });
   return haystacks[where];
@@ -87,6 +89,7 @@ function select() {
   const key = sortKey();
   const found = [];
   for (let index = 0; index < images.ids.length; index += 1) {
+    if (gallery.group && images.items[index].group !== gallery.group) continue;
     if (inRange(index) && (!texts || terms.every((term) => texts[index].includes(term)))) found.push([key(index), index]);
   }
   // Images without a score come last in every order.
@@ -101,8 +104,8 @@ function select() {
 
 function showCards() {
   const [shown, all] = [gallery.shown.length, images.ids.length];
-  const text = shown === all ? `${all.toLocaleString("en")} images` : `${shown.toLocaleString("en")} of ${all.toLocaleString("en")} images`;
-  byId("count").textContent = shown ? text : "No image fits. Try fewer words or a wider range.";
+  const text = shown === all ? `${all.toLocaleString("en")} ${noun}s` : `${shown.toLocaleString("en")} of ${all.toLocaleString("en")} ${noun}s`;
+  byId("count").textContent = shown ? text : `No ${noun} fits. Try fewer words or a wider range.`;
   byId("reset").hidden = shown === all;
   byId("shuffle").hidden = gallery.order !== "random";
   gallery.made = 0;
@@ -128,7 +131,7 @@ const nearEnd = new IntersectionObserver(
 
 function card(index, position) {
   const id = images.ids[index];
-  const opener = element("button", { type: "button", class: "opener", "aria-label": `Open image ${id}`, tabindex: position ? "-1" : "0" });
+  const opener = element("button", { type: "button", class: "opener", "aria-label": `Open ${noun} ${id}`, tabindex: position ? "-1" : "0" });
   if (pictured.has(index)) {
     const picture = element("img", { alt: "", decoding: "async", "data-image": index });
     opener.append(picture);
@@ -137,18 +140,18 @@ function card(index, position) {
   const attended = runs.some((run) => attendedBy(run).has(index));
   opener.append(element("span", { class: "id" }, `#${id}`));
   if (attended) opener.append(element("span", { class: "badge" }, "attention"));
-  const hypotheses = runs.map((run, number) => {
+  const hypotheses = images.items ? [...promptOf(index), ...runs.map((run, number) => answerOf(run, number, index, CARD_TEXT))] : runs.map((run, number) => {
     const text = caption("p", run.hypotheses[index], gallery.pattern, CARD_TEXT);
     if (several) text.prepend(runDot(run, number));
     return text;
   });
-  const references = images.references[index].map((one) => caption("li", one, gallery.pattern, CARD_TEXT));
+  const references = images.items ? truthOf(index, CARD_TEXT, false) : images.references[index].map((one) => caption("li", one, gallery.pattern, CARD_TEXT));
   return element(
     "li",
     { class: "card", "data-position": position },
     opener,
     element("div", { class: "hypotheses" }, ...hypotheses),
-    element("ul", { class: "references", "aria-label": "References" }, ...references),
+    element("ul", { class: "references", "aria-label": TRUTH }, ...references),
     scoreTable(index),
   );
 }
@@ -161,7 +164,7 @@ function attendedBy(run) {
 }
 
 function showThumbnail(picture) {
-  const address = imageAddress(block(`thumbnail-${picture.dataset.image}`));
+  const address = imageAddress(block(`thumbnail-${pictureOf(picture.dataset.image)}`));
   if (address) picture.src = address;
 }
 
@@ -304,12 +307,16 @@ for (const name of ["metric", "run"]) {
   });
 }
 for (const end of ["low", "high"]) byId(end).addEventListener("input", (event) => moveRange(event.target));
+byId("group").addEventListener("change", (event) => {
+  gallery.group = event.target.value;
+  select();
+});
 byId("shuffle").addEventListener("click", () => {
   gallery.seed += 1;
   select();
 });
 byId("reset").addEventListener("click", () => {
-  byId("search").value = "";
+  byId("search").value = byId("group").value = gallery.group = "";
   setUpRange();
   select();
 });
@@ -326,6 +333,7 @@ function setUpControls() {
 }
 
 setUpControls();
+setUpGroups();
 setUpRange();
 select();
 document.addEventListener("DOMContentLoaded", () => {

@@ -4,8 +4,12 @@ function describePage() {
   document.title = `${data.title} · velm report`;
   byId("title").textContent = data.title;
   const references = images.references.reduce((sum, captions) => sum + captions.length, 0);
-  const parts = [[images.ids.length, "image"], [references, "reference"]];
+  const parts = [[images.ids.length, noun], [references, data.task === "vqa" ? "different answer" : "reference"]];
   if (several) parts.push([runs.length, "run"]);
+  if (!captions) {
+    byId("details").firstElementChild.textContent = "More figures";
+    byId("images-heading").textContent = `${noun[0].toUpperCase()}${noun.slice(1)}s`;
+  }
   const counted = parts.map(([count, noun]) => `${count.toLocaleString("en")} ${noun}${count === 1 ? "" : "s"}`);
   byId("summary").textContent = counted.join(" · ");
 }
@@ -24,6 +28,8 @@ function showScores() {
   const best = metrics.map((metric, column) => bestScore(metric, column));
   runs.forEach((run, number) => {
     body.append(scoreRow(run, number, best));
+    const known = number > 0 && JSON.stringify(run.floors) === JSON.stringify(runs[0].floors);
+    for (const [name, values] of known ? [] : run.floors ?? []) body.append(floorRow(name, values));
     if (number > 0) body.append(differenceRow(run));
   });
   table.append(body);
@@ -66,6 +72,19 @@ function scoreRow(run, number, best) {
       cell.append(element("span", { class: "interval" }, text));
       if (several) cell.append(whisker(column, value, ends, number));
     }
+    row.append(cell);
+  });
+  return row;
+}
+
+// What a rule that looks at nothing scores.
+function floorRow(name, values) {
+  const row = element("tr", { role: "row", class: "difference floor" });
+  const label = element("span", { class: "muted" }, `floor: ${name}`);
+  if (several) row.append(element("th", { role: "rowheader", scope: "row" }, label));
+  metrics.forEach((metric, column) => {
+    const cell = element("td", { role: "cell", "data-label": metric.label }, formatted(values[column], metric));
+    if (!several && column === 0) cell.append(element("span", { class: "interval" }, label));
     row.append(cell);
   });
   return row;
@@ -152,12 +171,14 @@ function drawCurves() {
     { run, number, points: run.curves?.trainLoss ?? [], style: "faint", what: "training" },
     { run, number, points: run.curves?.validationLoss ?? [], style: "strong", what: "validation" },
   ]);
-  const ciderLines = runs.map((run, number) => ({
-    run, number, points: (run.curves?.validationCider ?? []).map(([step, value]) => [step, 100 * value]), style: "strong",
+  const primary = metrics.find((metric) => metric.name === data.primary);
+  const scale = primary?.scale ?? 100;
+  const scoreLines = runs.map((run, number) => ({
+    run, number, points: (run.curves?.validationScore ?? []).map(([step, value]) => [step, scale * value]), style: "strong",
   }));
   const charts = [
-    chart("Loss, nats a token", "Thin: training. Bold: validation.", lossLines),
-    chart("CIDEr in validation, times 100", "Greedy captions.", ciderLines),
+    chart(captions ? "Loss, nats a token" : "Loss", "Thin: training. Bold: validation.", lossLines),
+    chart(`${primary?.label ?? data.primary} in validation${scale === 1 ? "" : `, times ${scale}`}`, captions ? "Greedy captions." : "", scoreLines),
   ].filter(Boolean);
   byId("curves").replaceChildren(...charts);
 }

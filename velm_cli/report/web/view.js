@@ -23,14 +23,14 @@ function moveView(by) {
 function fillView() {
   const index = gallery.shown[viewed];
   const place = `${(viewed + 1).toLocaleString("en")} of ${gallery.shown.length.toLocaleString("en")}`;
-  byId("view-title").replaceChildren(`Image ${images.ids[index]} `, element("span", { class: "muted" }, place));
+  byId("view-title").replaceChildren(`${noun[0].toUpperCase()}${noun.slice(1)} ${images.ids[index]} `, element("span", { class: "muted" }, place));
   byId("previous").disabled = viewed === 0;
   byId("next").disabled = viewed === gallery.shown.length - 1;
   words = [];
   const pattern = gallery.pattern;
   const stage = element("div", { class: "stage" });
   const text = element("div", { class: "told" });
-  const address = imageAddress(block(`large-${index}`) ?? block(`thumbnail-${index}`));
+  const address = imageAddress(block(`large-${pictureOf(index)}`) ?? block(`thumbnail-${pictureOf(index)}`));
   let overlay = null;
   if (address) {
     overlay = element("canvas", { "aria-hidden": "true" });
@@ -39,11 +39,13 @@ function fillView() {
     stage.append(element("div", { class: "frame" }, picture, overlay));
   }
   const looked = element("p", { class: "muted small looked", role: "status" });
+  if (images.items) text.append(...promptOf(index));
   runs.forEach((run, number) => {
     const attention = run.attended.includes(index) && address ? block(`attention-${number}-${index}`) : null;
     const part = element("section", { class: "hypothesis" });
-    part.append(element("h3", {}, several ? runLabel(run, number) : "Hypothesis"));
-    if (!attention || !spells(attention.words, run.hypotheses[index])) part.append(caption("p", run.hypotheses[index], pattern));
+    part.append(element("h3", {}, several ? runLabel(run, number) : ANSWER));
+    if (images.items) part.append(answerOf(run, number, index));
+    else if (!attention || !spells(attention.words, run.hypotheses[index])) part.append(caption("p", run.hypotheses[index], pattern));
     if (attention) part.append(wordStrip(run, attention, overlay, looked));
     text.append(part);
   });
@@ -51,8 +53,8 @@ function fillView() {
     stage.append(looked);
     looked.textContent = "Point at a word, or use ← and →, to see where the model looked.";
   }
-  text.append(element("h3", {}, "References"));
-  text.append(element("ul", { class: "references" }, ...images.references[index].map((one) => caption("li", one, pattern))));
+  const truth = images.items ? truthOf(index, Infinity, true) : images.references[index].map((one) => caption("li", one, pattern));
+  text.append(element("h3", {}, TRUTH), element("ul", { class: "references" }, ...truth));
   text.append(element("h3", {}, "Scores"), element("div", { class: "scroll" }, detailedScores(index)));
   byId("view-body").replaceChildren(...(address ? [stage, text] : [text]));
   byId("view-body").scrollTop = 0;

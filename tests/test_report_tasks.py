@@ -1,0 +1,107 @@
+"""report.html of questions and of retrieval, in a real headless Chromium."""
+
+import random
+
+import numpy as np
+import pytest
+from test_report_page import HOSTILE, browser, picture, show  # noqa: F401
+
+from velm_cli.metrics.retrieval import Ranks
+from velm_cli.metrics.retrieval_scores import score_retrieval
+from velm_cli.metrics.vqa import accuracy
+from velm_cli.metrics.vqa_scores import Question, score_vqa
+from velm_cli.report.evaluations import evaluated_of
+from velm_cli.report.page import Picture, thumbnail, write_page
+from velm_cli.schema import MetricsConfig
+
+METRICS = MetricsConfig(resamples=50)
+NASTY = list(HOSTILE.values())[:6]
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory):
+    """Thirty questions on ten images, three types, some texts hostile."""
+    rng = random.Random()
+    truth, predicted, alternatives = {}, {}, {}
+    for number in range(30):
+        answers = tuple(rng.choices(["yes", "no", "two", "red"], k=10))
+        text = NASTY[number] if number < len(NASTY) else f"what is number {number}?"
+        kind = ("is there", "how many", "what")[number % 3]
+        truth[number] = Question(answers, text, "other", kind, image=f"image-{number % 10}")
+        predicted[number] = rng.choice(["yes", "no", "blue"])
+        alternatives[number] = [(predicted[number], 0.5), ("green </script>", 0.25)]
+    scores = score_vqa(truth, predicted, METRICS, alternatives=alternatives)
+    own = {f"image-{n}": Picture(thumbnail(picture(np.random.default_rng(n)))) for n in range(10)}
+    path = tmp_path_factory.mktemp("page") / "vqa.html"
+    write_page(path, [evaluated_of(scores, "model")], {number: own[q.image] for number, q in truth.items()})
+    return path, truth, predicted, scores
+
+
+def test_a_question_stands_with_its_image_answers_and_probabilities(questions, show):  # noqa: F811
+    path, truth, predicted, scores = questions
+    assert path.read_text("utf-8").count('id="thumbnail-') == 10, "an image of three questions is there once"
+    page = show(path)
+    assert page.find("#summary").text.startswith("30 questions")
+    assert page.load_all() != list(truth), "the best first"
+    for card in page.all(".card"):
+        number = int(card.find_element("css selector", ".id").text[1:])
+        question = truth[number]
+        prompt = page.js("arguments[0].querySelector('.prompt').textContent", card)
+        assert prompt == question.text
+        value = accuracy(question.answers, predicted[number])
+        mark = "right" if value >= 1 else "partly" if value > 0 else "wrong"
+        answer = card.find_element("css selector", ".answer > .caption")
+        assert mark in answer.get_attribute("class").split()
+        assert page.js("arguments[0].textContent", answer) == f"{predicted[number]} ({mark})"
+        shares = [node.text for node in card.find_elements("css selector", ".share")]
+        assert shares == ["50.0 %", "25.0 %"]
+        widths = page.js("[...arguments[0].querySelectorAll('.bar rect')].map(bar => bar.getAttribute('width'))", card)
+        assert widths == ["50", "25"]
+        people = {node.text for node in card.find_elements("css selector", ".references li")}
+        assert people == {f"{answer} × {question.answers.count(answer)}" for answer in question.answers}
+        assert page.js("arguments[0].querySelector('img').src.startsWith('data:image/jpeg')", card)
+    floors = page.texts(".floor td:first-child")
+    assert [text.partition("floor: ")[2] for text in floors] == list(scores.floors)
+    shown = [float(text.partition("floor")[0]) for text in floors]
+    assert shown == pytest.approx([100 * values["VQA"] for values in scores.floors.values()], abs=0.01)
+
+
+def test_questions_are_filtered_by_type(questions, show):  # noqa: F811
+    path, truth, *_ = questions
+    page = show(path)
+    assert page.texts("#group option") == ["all", "how many (10)", "is there (10)", "what (10)"]
+    page.choose("#group", "how many (10)")
+    assert {truth[number].question_type for number in page.load_all()} == {"how many"}
+    assert page.find("#count").text == "10 of 30 questions"
+    page.find("#reset").click()
+    assert page.find("#count").text == "30 questions"
+    page.type("#search", "number 17")
+    page.until("gallery.shown.length === 1")
+    page.find(".opener").click()
+    assert "what is number 17?" in page.find("#view-body").text and "Answers by people" in page.find("#view-body").text
+
+
+def test_an_image_stands_with_what_it_found_and_what_found_it(tmp_path, show):  # noqa: F811
+    image_of_C = np.repeat(np.arange(4), 2)
+    ranks = Ranks(text_C=np.array([1, 2, 1, 1, 4, 3, 1, 1.5]), image_I=np.array([1, 3, 1, 2.0]))
+    captions = [f"caption {number}" for number in range(8)]
+    about = [
+        {"retrieved": [["caption 0", True], ["caption 5", False]], "found_images": [["a", "b"], ["c", "a"]]}
+        for _ in range(4)
+    ]
+    scores = score_retrieval(ranks, image_of_C, METRICS, images=list("abcd"), captions=captions, about=about)
+    pictures = {image: Picture(thumbnail(picture(np.random.default_rng(n)))) for n, image in enumerate("abc")}
+    write_page(tmp_path / "page.html", [evaluated_of(scores, "model")], pictures)
+    page = show(tmp_path / "page.html")
+    page.choose("#order", "as stored")
+    first = page.find(".card")
+    assert [node.text for node in first.find_elements("css selector", ".references li")] == [
+        "caption 0 rank 1",
+        "caption 1 rank 2",
+    ]
+    marks = page.js("[...arguments[0].querySelectorAll('.candidates li')].map(row => row.className)", first)
+    assert marks == ["right", "wrong"]
+    page.find(".opener").click()
+    found = page.js("[...document.querySelectorAll('.found')].map(row => [...row.children].map(n => n.className))")
+    assert found == [["right", ""], ["", "right"]]
+    assert len(page.all("#view-body .found img")) == 4
