@@ -110,9 +110,9 @@ def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
 
     from velm_cli import schema
     from velm_cli.data.loader import TrainLoader
-    from velm_cli.data.store import Store
+    from velm_cli.data.opening import open_store
 
-    tokenizer = words_of(Store.open(words))
+    tokenizer = words_of(open_store(words))
     config = schema.TrainRoot(
         dataset=schema.ManifestConfig(),
         vision=schema.ViTConfig(image_size=SIDE, width=32, layers=1, heads=2),
@@ -123,7 +123,7 @@ def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
     run = make_run(config, tokenizer.vocab_size)
 
     began = time.perf_counter()
-    store = Store.open(path)
+    store = open_store(path)
     loader = TrainLoader(
         store, store.encode(tokenizer, MAX_TOKENS), schema.DataConfig(), batch_size=BATCH, image_size=SIDE,
         mean=run.task.image_mean, std=run.task.image_std, num_concepts=0, seed=0,

@@ -133,7 +133,7 @@ def _unpinned() -> int:
     """Batches that the loader's own function assembles outside of pinned memory."""
 
     class NoConcepts:
-        def image_id(self, i: int) -> int:
+        def example_id(self, i: int) -> int:
             return i
 
     batch = assemble(NoConcepts(), None, np.arange(2), np.full((2, 1), -1), features=None, image_size=8, num_concepts=0)

@@ -286,12 +286,12 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
 
     from velm_cli import compose
     from velm_cli.data.loader import TrainLoader
-    from velm_cli.data.store import Store
+    from velm_cli.data.opening import open_store
     from velm_cli.stages import estimate as stage
     from velm_cli.stages.train import build_task, term_weights
 
     config = compose.load_run_config(place / "runs/train/first")
-    store = Store.open(place / "stores/shapes")
+    store = open_store(place / "stores/shapes")
     tokens = store.tokens(config.tokenizer)
     task = build_task(config, store, tokens.tokenizer, term_weights(config))
     batch = next(

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from velm_cli.data.batch import Batch
+from velm_cli.data.examples import Corpus, captioned
 from velm_cli.data.loader import TrainLoader, eval_batches, filled, view_batches
 from velm_cli.data.making import build_store
-from velm_cli.data.records import Corpus, Record
 from velm_cli.data.transforms import EvalTransform, TrainTransform
 from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig, ManifestConfig, PreprocessConfig
@@ -47,14 +47,14 @@ class FakeStore:
     def split(self, name: str) -> np.ndarray:
         return {"val": np.arange(self.held_out), "train": np.arange(self.held_out, len(self))}[name]
 
-    def image_id(self, i: int) -> str:
+    def example_id(self, i: int) -> str:
         return f"image{i}"
 
-    def caption_range(self, i: int) -> tuple[int, int]:
+    def target_range(self, i: int) -> tuple[int, int]:
         return self.starts[i], self.starts[i + 1]
 
-    def caption_ranges(self, records: np.ndarray) -> np.ndarray:
-        return np.array([self.caption_range(record) for record in records.tolist()], np.int64)
+    def target_ranges(self, records: np.ndarray) -> np.ndarray:
+        return np.array([self.target_range(record) for record in records.tolist()], np.int64)
 
     def captions(self, i: int) -> list[str]:
         return ["a dog to the left" if i in self.sides else "a dog"] * self.counts[i]
@@ -202,7 +202,7 @@ def test_tokens_and_concepts_equal_a_slow_reference():
         assert batch.tokens_BKT.dtype == batch.lengths_BK.dtype == torch.int64
         rows = []
         for row, record in enumerate(batch.examples):
-            start, stop = store.caption_range(record)
+            start, stop = store.target_range(record)
             slots = []
             for tokens, length in zip(batch.tokens_BKT[row].tolist(), batch.lengths_BK[row].tolist(), strict=True):
                 assert set(tokens[length:]) <= {PAD}
@@ -248,11 +248,11 @@ def test_captions_drawn_in_pieces_are_those_drawn_at_once(monkeypatch):
 
 
 def test_a_store_says_the_captions_of_many_records_as_it_says_those_of_one(tmp_path):
-    records = [Record(number, "train", None, ("a dog",) * (number % 4)) for number in range(30)]
+    records = [captioned(number, "train", None, ("a dog",) * (number % 4)) for number in range(30)]
     dataset = ManifestConfig(images=False)
     store = build_store(Corpus(records), dataset, PreprocessConfig(), tmp_path / "store", progress=False)
     some = np.array([3, 0, 29, 17])
-    assert store.caption_ranges(some).tolist() == [list(store.caption_range(record)) for record in some.tolist()]
+    assert store.target_ranges(some).tolist() == [list(store.target_range(record)) for record in some.tolist()]
 
 
 def test_no_more_slots_than_some_image_can_fill():
@@ -428,7 +428,7 @@ def test_eval_sees_every_record_once_in_order(workers):
     for batch in batches:
         for row, record in enumerate(batch.examples):
             assert torch.equal(batch.image_XCHW[row], transform(store.image_bytes(record)))
-            start, stop = store.caption_range(record)
+            start, stop = store.target_range(record)
             slots = zip(batch.tokens_BKT[row].tolist(), batch.lengths_BK[row].tolist(), strict=True)
             captions = [tokens[1 : length - 1] for tokens, length in slots if length]
             assert captions == store.words[start : min(stop, start + 3)]

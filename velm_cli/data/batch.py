@@ -37,7 +37,7 @@ CONCEPTS = "concepts"  # the labels that L_image predicts
 class Examples(Protocol):
     """What a batch asks of a Store, or of samples that stream by, about record i."""
 
-    def image_id(self, i: int) -> int | str: ...
+    def example_id(self, i: int) -> int | str: ...
 
     def concepts(self, i: int) -> np.ndarray: ...
 
@@ -153,7 +153,7 @@ def assemble(
     return Batch.of(
         torch.from_numpy(tokens_BKT),
         torch.from_numpy(lengths_BK),
-        ids=[store.image_id(record) for record in numbers],
+        ids=[store.example_id(record) for record in numbers],
         examples=numbers,
         images=numbers,
         labels=labels,

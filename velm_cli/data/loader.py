@@ -97,7 +97,7 @@ class TrainLoader:
                 f"batches of {self._batch_size} images cannot be {how} by {world} processes: "
                 f"change run.batch_size={batch_size} or the number of processes (the {split} split has {images} images)"
             )
-        self._ranges = store.caption_ranges(self._records)
+        self._ranges = store.target_ranges(self._records)
         if np.array_equal(self._ranges[:, 0], self._ranges[:, 1]):
             raise UserError(f"the {split} split has no captions to train on")
         self._captions_per_image = _slots(self._ranges, data.captions_per_image)
@@ -199,7 +199,7 @@ def eval_batches(
     image_size = image_size if store.has_images else None
     first = np.zeros((len(records), 0), np.int64)
     if tokens is not None and len(records):
-        ranges = store.caption_ranges(records)
+        ranges = store.target_ranges(records)
         first = ranges[:, :1] + np.arange(_slots(ranges, captions_per_image))
         first[first >= ranges[:, 1:]] = -1
 
@@ -282,7 +282,7 @@ def _read_image(store: Store, record: int, transform: Callable[[bytes], Tensor])
         transform(store.image_bytes(record))
     except OSError as error:  # it was checked when the store was built, but disks decay
         raise UserError(
-            f"image {store.image_id(record)} of the store cannot be read ({error}): "
+            f"image {store.example_id(record)} of the store cannot be read ({error}): "
             "build the store again with velm preprocess ... fresh=true"
         ) from error
 
@@ -293,7 +293,7 @@ def _read_augmented(
     draw = partial(
         transform,
         generator=np.random.Generator(np.random.Philox(np.random.SeedSequence(seeds))),
-        may_flip=transform.flip and may_flip(store.captions(record)),
+        may_flip=transform.flip and may_flip(store.targets(record)),
         out_CHW=out_CHW.numpy(),
     )
     _read_image(store, record, draw)

@@ -309,7 +309,7 @@ class _Block:
         words = np.diff(self.offsets)
         self.lengths = np.where(self.drawn >= 0, words[self.drawn], 0).max(axis=1)  # of the longest caption drawn
 
-    def image_id(self, i: int) -> int | str:
+    def example_id(self, i: int) -> int | str:
         return self.examples[i].image_id
 
     def concepts(self, i: int) -> np.ndarray:

@@ -19,7 +19,7 @@ CELL, MARGIN, TEXT_LINES, COLUMNS = 200, 10, 4, 4
 def stored_images(store: Store, indices: Iterable[int], captions: dict[Any, str]) -> list[tuple[Image.Image, str]]:
     """The records' images, each with its caption by image id."""
     records = [int(index) for index in indices]
-    return [(Image.open(io.BytesIO(store.image_bytes(i))), captions[store.image_id(i)]) for i in records]
+    return [(Image.open(io.BytesIO(store.image_bytes(i))), captions[store.example_id(i)]) for i in records]
 
 
 def contact_sheet(pictures: Sequence[tuple[Image.Image, str]], path: Path) -> None:

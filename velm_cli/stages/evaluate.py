@@ -141,7 +141,7 @@ def _evaluate(
                 store,
                 task,
                 tokenizer,
-                np.array([index for index in indices if store.image_id(int(index)) in scores.per_image]),
+                np.array([index for index in indices if store.example_id(int(index)) in scores.per_image]),
                 captions,
                 attention=config.report.attention,
                 image_size=trained.vision.image_size,

@@ -85,7 +85,7 @@ def caption_split(
     together = {image: caption for part, _ in parts for image, caption in part.items()}
     assert len(together) == sum(len(part) for part, _ in parts), "an image was captioned twice"
     assert any(stopped for _, stopped in parts) or len(together) == len(indices), "an image was not captioned"
-    ids = (store.image_id(int(index)) for index in indices)
+    ids = (store.example_id(int(index)) for index in indices)
     return {image: together[image] for image in ids if image in together}
 
 
@@ -97,7 +97,7 @@ def _images_together(images: int, batch_size: int) -> int:
 
 
 def references(store: Store, indices: np.ndarray) -> dict[Any, list[str]]:
-    return {store.image_id(int(index)): store.captions(int(index)) for index in indices}
+    return {store.example_id(int(index)): store.targets(int(index)) for index in indices}
 
 
 def validation_figures(
@@ -205,8 +205,8 @@ def score_and_save(
     folder.mkdir(parents=True, exist_ok=True)
     predictions = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
     write_json(folder / "predictions.json", predictions)
-    captioned = [i for i in range(len(store)) if store.image_id(i) in captions]
-    by_id = {store.image_id(i): references for i in captioned if (references := store.captions(i))}
+    captioned = [i for i in range(len(store)) if store.example_id(i) in captions]
+    by_id = {store.example_id(i): references for i in captioned if (references := store.targets(i))}
     if not by_id:
         print(f"\n{title}  {len(captions):,} images without references: see {folder / 'predictions.json'}")
         return None
@@ -214,8 +214,8 @@ def score_and_save(
         print(f"note: {len(captions) - len(by_id):,} images have no references and are captioned only")
     training = None
     if trained_on and len(train := store.split("train")):  # a store of streamed shards has none at hand
-        training = [caption for i in train for caption in store.captions(int(i))]
-    record = {store.image_id(i): i for i in captioned}
+        training = [caption for i in train for caption in store.targets(int(i))]
+    record = {store.example_id(i): i for i in captioned}
     scores = score_captions(
         by_id,
         {image: captions[image] for image in by_id},

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from velm_cli import schema
+from velm_cli.data.examples import Corpus, Examples
 from velm_cli.data.readers.assemble import Entry, Listing, assemble, first_few
 from velm_cli.data.readers.captions_json import Captioned, parse_captions
 from velm_cli.data.readers.splits import Split, read_split
-from velm_cli.data.records import Corpus, Records
 from velm_cli.data.shapes import write_shapes
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, load_json, parse_json
@@ -31,8 +31,8 @@ KARPATHY_COUNTS = {"train": 113_287, "val": 5_000, "test": 5_000}  # train with 
 
 
 def read_coco(config: schema.CocoConfig, root: Path | None) -> Corpus:
-    """Records of COCO under `root` (None only without images); see `CocoSplit` for the parts."""
-    corpus = Corpus(Records())
+    """Examples of COCO under `root` (None only without images); see `CocoSplit` for the parts."""
+    corpus = Corpus(Examples())
     split = None
     if config.split is schema.CocoSplit.karpathy:
         split = read_split(_find_split(config, root), key="cocoid")
@@ -54,7 +54,7 @@ def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
     write_shapes(config, root)
     split = read_split(root / "shapes_split.json", key="cocoid")
     files = _find_annotations(schema.CocoSplit.official2014, root)
-    return _read(Corpus(Records()), root, files, split, images=config.images, missing=config.missing)
+    return _read(Corpus(Examples()), root, files, split, images=config.images, missing=config.missing)
 
 
 def _read(

@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from velm_cli import schema
+from velm_cli.data.examples import Corpus, Examples
 from velm_cli.data.readers.assemble import Entry, Listing, assemble
 from velm_cli.data.readers.columns import Wanted
 from velm_cli.data.readers.finding import Finder, images_below
 from velm_cli.data.readers.parting import check_fractions, hash_part, shares_without_effect
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
-from velm_cli.data.records import Corpus, Records
 from velm_cli.data.spool import Spool
 from velm_cli.errors import UserError, did_you_mean
 
 
 def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) -> Corpus:
-    """Records of the tables that `file` names, in any of the forms that `read_rows` takes.
+    """Examples of the tables that `file` names, in any of the forms that `read_rows` takes.
 
     Paths are relative to `root`, or else to the folder of the table. The image id defaults to the path. Rows about
     the same image add their captions together. The part of an image: what its rows say, else what the name of its
@@ -29,7 +29,7 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
     caption all images are test.
     """
     check_fractions(config.val_fraction, config.test_fraction)
-    corpus = Corpus(Records())
+    corpus = Corpus(Examples())
     files = manifest_files(file)
     listing = Listing() if config.images else None
     rows = _Rows(corpus, named_columns(config))
