@@ -31,7 +31,8 @@ def coverage_lines(
 ) -> Iterator[str]:
     """How much of a column of texts the tokens hold, and a warning with the cure for each that is too little.
 
-    `noun`: what the texts are. `own`: the vocabulary is learned from these captions as `config` says; else a model or a run brings it.
+    `noun`: what the texts are. `own`: the vocabulary is learned from these captions as `config` says; else a model or
+    a run brings it.
     """
     count, words = len(captions), len(tokens.ids)
     if not count or not words:

@@ -102,9 +102,6 @@ class OwnDataConfig(DatasetConfig):
     image_column: str | None = None  # column of a table with the image; null = image, file_name, filepath, path ...
     caption_column: str | None = None  # column with the caption(s), or several, with commas; null = captions, text ...
     split_column: str | None = None  # column with train, val or test; null = split
-    source_column: str | None = (
-        None  # column with a question that goes in with the image; null = source, question, if no column has captions
-    )
 
 
 @dataclass
@@ -113,6 +110,9 @@ class ManifestConfig(OwnDataConfig):
     file: str | None = path(
         None
     )  # JSON lines, JSON, CSV, TSV or parquet; several with * or {train,val,test} in the name
+    source_column: str | None = (
+        None  # column with the question about the image; null = source, question, where no column has captions
+    )
 
 
 @dataclass

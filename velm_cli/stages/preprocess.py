@@ -64,15 +64,10 @@ def run(config: PreprocessRoot) -> float:
         tokens = store.tokens(config.tokenizer)
         longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
         _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
-        _say(
-            "tokens", f"{len(tokens.ids):,}, at most {longest} {'an answer' if len(store.all_sources) else 'a caption'}"
-        )
-        for line in coverage_lines(tokens, store.all_targets, config.tokenizer, own=True):
+        noun = "an answer" if len(store.all_sources) else "a caption"
+        _say("tokens", f"{len(tokens.ids):,}, at most {longest} {noun}")
+        for line in _coverage(store, config.tokenizer):
             print(line)
-        if len(store.all_sources):
-            sources = store.tokens(config.tokenizer, "sources")
-            for line in coverage_lines(sources, store.all_sources, config.tokenizer, own=True, column="sources"):
-                print(line)
         _say("concepts", f"{len(store.concept_names):,}")
         if config.preview:
             _say("preview", str(_preview(store, tokens, config)))
