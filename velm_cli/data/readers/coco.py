@@ -57,8 +57,8 @@ def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
     write_shapes(config, root)
     if config.questions:
         questions, annotations = write_shapes_questions(root, config.draw_seed)
-        files = schema.VqaConfig(questions=questions, annotations=annotations, images_root=str(root))
-        return read_vqa(replace(files, images=config.images, missing=config.missing), None)
+        asked = schema.VqaConfig(questions=questions, annotations=annotations, images_root=str(root))
+        return read_vqa(replace(asked, images=config.images, missing=config.missing), None)
     split = read_split(root / "shapes_split.json", key="cocoid")
     files = _find_annotations(schema.CocoSplit.official2014, root)
     return _read(Corpus(Examples()), root, files, split, images=config.images, missing=config.missing)
