@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,7 @@ from velm_cli.schema import (
     PreprocessConfig,
     TokenizerConfig,
     TokenizerKind,
+    VqaConfig,
 )
 from velm_cli.stages import doctor
 
@@ -433,6 +435,14 @@ def test_store_paths_and_commands():
     assert preprocess_command(FolderConfig(root="photos")) == "velm preprocess dataset=folder dataset.root=photos"
     flickr = FlickrConfig(root="/data/f30k", release="flickr30k")
     assert preprocess_command(flickr) == "velm preprocess dataset=flickr30k dataset.root=/data/f30k"
+
+
+@pytest.mark.parametrize("value", ["a b.json", ["a.json", "b c.json"], {"train": "a, b.json", "val": ["c=.json"]}])
+def test_commands_name_lists_as_hydra_reads_them(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    *_, word = shlex.split(preprocess_command(VqaConfig(questions=value)))
+    assert OverridesParser.create().parse_override(word).value() == value
 
 
 @pytest.mark.parametrize(

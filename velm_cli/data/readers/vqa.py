@@ -96,10 +96,10 @@ def _files(config: schema.VqaConfig, kind: str, root: Path | None, notes: list[s
         part = _part_of(path, (path.absolute().parent.name,)) if name is None else PARTS.get(name)
         if part is None:
             hint = did_you_mean(str(name), PARTS)
-            what = f"{name} is not train, val or test{hint}"
+            what = f"{name} is not train, val or test"
             if name is None:
-                what = f"{text}: neither its folder nor its name says train, val or test"
-            raise UserError(f"dataset.{kind}: {what}; write dataset.{kind}={{train: FILE, val: FILE}}")
+                hint, what = "", f"{text}: neither its folder nor its name says train, val or test"
+            raise UserError(f"dataset.{kind}: {what}; write dataset.{kind}={{train: FILE, val: FILE}}{hint}")
         files.setdefault(part, []).append(path)
     return _in_order(files)
 
