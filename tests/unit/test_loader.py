@@ -56,7 +56,7 @@ class FakeStore:
     def target_ranges(self, records: np.ndarray) -> np.ndarray:
         return np.array([self.target_range(record) for record in records.tolist()], np.int64)
 
-    def captions(self, i: int) -> list[str]:
+    def targets(self, i: int) -> list[str]:
         return ["a dog to the left" if i in self.sides else "a dog"] * self.counts[i]
 
     def concepts(self, i: int) -> np.ndarray:

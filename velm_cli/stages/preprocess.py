@@ -113,10 +113,14 @@ def _preview(store: Store, tokens: Tokens, config: PreprocessRoot) -> Path:
     with closing(loader.batches()) as batches:
         batch = next(batches)
     assert batch.image_XCHW is not None
-    pixels_BHWC = (batch.image_XCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    captions = [tokens.tokenizer.decode(row) for row in batch.tokens_BKT[:, 0].tolist()]
+    pixels_XHWC = (batch.image_XCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    texts = [tokens.tokenizer.decode(row) for row in batch.tokens_BKT[:, 0].tolist()]
+    if batch.source_BL is not None:
+        questions = [tokens.tokenizer.decode(row) for row in batch.source_BL.tolist()]
+        texts = [f"{question}: {answer}" for question, answer in zip(questions, texts, strict=True)]
+    images = range(len(texts)) if batch.image_of_BI is None else batch.image_of_BI[:, 0].tolist()
     path = store.path / "preview.png"
-    contact_sheet([(Image.fromarray(p), c) for p, c in zip(pixels_BHWC, captions, strict=True)], path)
+    contact_sheet([(Image.fromarray(pixels_XHWC[x]), t) for x, t in zip(images, texts, strict=True) if x >= 0], path)
     return path
 
 
