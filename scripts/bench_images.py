@@ -140,12 +140,12 @@ def coco_captions(images: int) -> list[list[str]]:
 
 def make_store(path: Path, pictures: Iterable[Path], captions: Sequence[Sequence[str]], image_size: int) -> Store:
     """velm's store of training images with these captions, one an entry of `captions`."""
+    from velm_cli.data.examples import Corpus, captioned
     from velm_cli.data.making import build_store
-    from velm_cli.data.records import Corpus, Record
     from velm_cli.schema import ManifestConfig, PreprocessConfig
 
     records = [
-        Record(number, "train", picture, tuple(texts))
+        captioned(number, "train", picture, tuple(texts))
         for number, (picture, texts) in enumerate(zip(pictures, captions, strict=True))
     ]
     dataset = ManifestConfig(store=str(path), image_size=image_size)

@@ -111,9 +111,9 @@ def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
     from velm_cli import schema
     from velm_cli.data.batch import Columns
     from velm_cli.data.loader import TrainLoader
-    from velm_cli.data.store import Store
+    from velm_cli.data.opening import open_store
 
-    tokenizer = words_of(Store.open(words))
+    tokenizer = words_of(open_store(words))
     config = schema.TrainRoot(
         dataset=schema.ManifestConfig(),
         vision=schema.ViTConfig(image_size=SIDE, width=32, layers=1, heads=2),
@@ -124,7 +124,7 @@ def train_on(path: Path, words: Path, steps: int) -> dict[str, Any]:
     run = make_run(config, tokenizer.vocab_size)
 
     began = time.perf_counter()
-    store = Store.open(path)
+    store = open_store(path)
     loader = TrainLoader(
         store, Columns(store.encode(tokenizer, MAX_TOKENS), schema.DataConfig().captions_per_image),
         schema.DataConfig(), batch_size=BATCH, pixels=run.learner.pixels, seed=0,

@@ -76,14 +76,14 @@ def access(store: Path, reads: int) -> dict[str, Any]:
     """Open the store and read samples at random."""
     import numpy as np
 
-    from velm_cli.data.store import Store
+    from velm_cli.data.opening import open_store
     from velm_cli.schema import PreprocessConfig
 
     before, began = memory("RssAnon"), time.perf_counter()
-    opened = Store.open(store)
+    opened = open_store(store)
     open_s = time.perf_counter() - began
     began = time.perf_counter()
-    first_id = opened.image_id(len(opened) - 1)
+    first_id = opened.example_id(len(opened) - 1)
     ids_s = time.perf_counter() - began
     numbers = np.random.default_rng(1).integers(0, len(opened), reads).tolist()
     began = time.perf_counter()
@@ -94,7 +94,7 @@ def access(store: Path, reads: int) -> dict[str, Any]:
     for _ in range(2):  # the first time each sample's pages have to be mapped
         began = time.perf_counter()
         for number in numbers:
-            opened.image_bytes(number), opened.captions(number), opened.concepts(number), opened.image_id(number)
+            opened.image_bytes(number), opened.targets(number), opened.concepts(number), opened.example_id(number)
         seconds.append((time.perf_counter() - began) / reads)
     return {
         "samples": len(opened), "last_id": first_id, "open_s": open_s, "ids_s": ids_s, "maps_s": maps_s,

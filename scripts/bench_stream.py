@@ -27,10 +27,11 @@ from PIL import Image, ImageOps
 
 from velm_cli.data.batch import Batch, Columns
 from velm_cli.data.images import check_image, normalise_image
+from velm_cli.data.opening import open_store
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.sources import open_source
-from velm_cli.data.store import Store
-from velm_cli.data.stream_store import StreamStore, build_stream
+from velm_cli.data.stream_building import build_stream
+from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.streaming import StreamLoader
 from velm_cli.data.tars import samples
 from velm_cli.data.tokenizer import Tokenizer
@@ -153,7 +154,7 @@ def shard_rates(images: Path, captions: list[str], rounds: int) -> dict[str, flo
         config = WebDatasetConfig(urls=urls, num_val=0, shuffle=2048)
         store = build_stream(config, PreprocessConfig(workers=1), folder / "store", progress=False)
         scanned = 4000 / (cpu_seconds() - began)
-        store = Store.open(folder / "store", config)
+        store = open_store(folder / "store", config)
         assert isinstance(store, StreamStore)
         columns = Columns(store.tokens(TokenizerConfig()), DataConfig().captions_per_image)
         pixels = Pixels(224, (0.5,) * 3, (0.5,) * 3)

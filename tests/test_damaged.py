@@ -10,7 +10,7 @@ from java_support import needs_spice
 from PIL import Image
 from velm import call
 
-from velm_cli.data.store import Store
+from velm_cli.data.opening import open_store
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 160, 40), "blue": (30, 40, 200), "yellow": (230, 220, 40)}
 GOOD, DAMAGED = range(1, 181), range(181, 201)
@@ -127,8 +127,8 @@ def test_each_refused_one_is_listed_with_its_reason(place):
 
 
 def test_the_good_ones_are_upright_and_rgb(place):
-    store = Store.open(place / "stores/coco-official2014")
-    kept = {store.image_id(i): i for i in range(len(store))}
+    store = open_store(place / "stores/coco-official2014")
+    kept = {store.example_id(i): i for i in range(len(store))}
     gone = {181, 182, 183, 184, 188, 192}
     assert set(kept) == {*GOOD, *DAMAGED} - gone
     for number in {*DAMAGED} - gone - {186, 189}:
@@ -141,8 +141,8 @@ def test_the_good_ones_are_upright_and_rgb(place):
         assert np.abs(right - COLOURS["red"]).max() < 30, (number, right)
     grey = np.asarray(Image.open(io.BytesIO(store.image_bytes(kept[186])))).astype(int)
     assert abs(grey[8:-8, 8:40].mean() - 128) < 6  # 16 bits scaled, not clipped
-    assert store.captions(kept[193]) == ["a red wall beside a grey one", "it is red"]
-    assert store.captions(kept[194]) == ["a red wall 🧱🟥", "🟥"]
+    assert store.targets(kept[193]) == ["a red wall beside a grey one", "it is red"]
+    assert store.targets(kept[194]) == ["a red wall 🧱🟥", "🟥"]
 
 
 @pytest.mark.spice

@@ -287,13 +287,13 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
     from velm_cli import configs
     from velm_cli.data.batch import Columns, concept_labels
     from velm_cli.data.loader import TrainLoader
-    from velm_cli.data.store import Store
+    from velm_cli.data.opening import open_store
     from velm_cli.learners.interface import Moment
     from velm_cli.stages import estimate as stage
     from velm_cli.stages.starting import new_learner
 
     config = configs.load_run_config(place / "runs/train/first")
-    store = Store.open(place / "stores/shapes")
+    store = open_store(place / "stores/shapes")
     tokens = store.tokens(config.tokenizer)
     task = new_learner(config, {"concepts": store.concept_names}, tokens.tokenizer)
     batch = next(

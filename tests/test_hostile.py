@@ -31,6 +31,7 @@ import velm_cli
 from velm_cli import configs
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.images import ImageRefused, normalise_image
+from velm_cli.data.opening import open_store
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine import folder
@@ -358,7 +359,7 @@ def test_arrays_of_pickled_objects_are_refused(store, name):
     object_array(store.path / f"{name}.npy")
     vouch(store)
     with pytest.raises(UserError, match="is damaged") as error:
-        Store.open(store.path)
+        open_store(store.path)
     one_line(error)
 
 
@@ -366,7 +367,7 @@ def test_indexes_tokens_and_features_of_pickled_objects_are_refused(store, tmp_p
     object_array(store.path / "images/shard-00000.idx.npy")
     vouch(store)
     with pytest.raises(UserError, match="cannot be read") as error:
-        Store.open(store.path).image_bytes(0)
+        open_store(store.path).image_bytes(0)
     one_line(error)
 
     words = TokenizerConfig(min_count=1)
@@ -411,14 +412,14 @@ def test_members_of_a_tar_cannot_leave_it(store, tmp_path):
     manifest["shards"][0]["bytes"] = len(out.getvalue())
     (store.path / "manifest.json").write_text(json.dumps(sealed(manifest)))
     vouch(store)
-    assert [Store.open(store.path).image_bytes(i) for i in range(6)] == expected
+    assert [open_store(store.path).image_bytes(i) for i in range(6)] == expected
 
     index["offset"][0], index["length"][1] = 1 << 40, 1 << 40  # beyond the file
     np.save(tar_path.with_suffix(".idx.npy"), index)
     vouch(store)
     for row in (0, 1):
         with pytest.raises(UserError, match="cannot be read"):
-            Store.open(store.path).image_bytes(row)
+            open_store(store.path).image_bytes(row)
 
 
 @pytest.mark.parametrize("name", ["tokens", "tokens/.writing", "features", "features/.writing", "notes"])
@@ -604,7 +605,7 @@ def test_names_of_images_and_runs_reach_no_shell(tmp_path):
         (tmp_path / "photos" / name).with_suffix(".txt").write_text("a photo; mkdir canary; $(mkdir canary)\n")
     words = ["dataset.root=photos", "dataset.val_fraction=0", "dataset.test_fraction=0", "tokenizer.min_count=1"]
     assert call("preprocess", "dataset=folder", "preprocess.workers=1", *words) == 0
-    store = Store.open(tmp_path / "stores/folder")
+    store = open_store(tmp_path / "stores/folder")
     assert set(store.ids) == set(NAMES)
     assert all(Image.open(io.BytesIO(store.image_bytes(i))).size == (16, 16) for i in range(len(store)))
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from velm import TINY, TINY_MODEL, call
 
-from velm_cli.data.store import Store
+from velm_cli.data.opening import open_store
 from velm_cli.data.tokenizer import SpecialIds, Tokenizer
 from velm_cli.files import read_sealed, sealed, sha256
 from velm_cli.models import weights
@@ -93,7 +93,7 @@ def test_an_evaluation_notices_that_its_store_holds_other_data(run, place, capsy
         said = capsys.readouterr().out
         assert "is complete" not in said and "note: stores/shapes has other data now (" in said
         about = read_sealed(place / f"{folder}.2/weights.json")
-        assert about["data"] == Store.open(place / "stores/shapes").hash
+        assert about["data"] == open_store(place / "stores/shapes").hash
         assert (folder / "predictions.json").read_bytes() == kept
     finally:
         for part in ("stores", "data"):
@@ -143,7 +143,7 @@ def test_a_run_from_other_weights_is_another_run(option, run, place, capsys):
 def test_a_run_does_not_go_on_with_other_data(run, place, capsys):
     """By what it notes itself, and where that is gone by its checkpoints; an older velm's, which says nothing, does."""
     command = ["train", *TINY, *TINY_MODEL, f"name={run.name}", "run.max_steps=4", "metrics.names=[bleu]"]
-    saved, now = read_sealed(run / "sources.json"), Store.open(place / "stores/shapes").hash[:12]
+    saved, now = read_sealed(run / "sources.json"), open_store(place / "stores/shapes").hash[:12]
     (run / "sources.json").write_text(json.dumps(sealed(saved | {"store": "0" * 64})))
     assert call(*command) == 2
     line = one_line(capsys)

@@ -8,7 +8,7 @@ from PIL import Image
 from velm import TINY_MODEL, call
 
 from velm_cli import configs, naming
-from velm_cli.data.store import Store
+from velm_cli.data.opening import open_store
 
 PARTS = ["dataset.val_fraction=0.1", "dataset.test_fraction=0.1", "dataset.image_size=32"]
 MODEL = [*TINY_MODEL, "vision.image_size=32", "tokenizer.min_count=1", "metrics.names=[bleu]", "run.validate_images=2"]
@@ -61,7 +61,7 @@ def test_a_run_is_not_continued_on_another_store(steps, place, capsys):
     line = refused(
         capsys, "train", "dataset=folder", "dataset.store=SB", *MODEL, f"run.max_steps={steps}", "name=source"
     )
-    old, new = (Store.open(place / name).hash[:12] for name in ("SA", "SB"))
+    old, new = (open_store(place / name).hash[:12] for name in ("SA", "SB"))
     assert f"begun on other data: the store SA of hash {old}, and SB now has {new}; go on" in line
     assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
 

@@ -16,7 +16,7 @@ from velm import TINY, TINY_MODEL, call
 
 from velm_cli import files, surroundings
 from velm_cli.data import shards
-from velm_cli.data.store import Store
+from velm_cli.data.opening import open_store
 from velm_cli.metrics import workspace
 from velm_cli.surroundings import private_folder, settle_in
 from velm_cli.unexpected import in_one_line
@@ -175,10 +175,10 @@ def test_few_open_files_are_enough_for_many_shards(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("preprocess", "dataset=shapes", *TINY, "preprocess.shard_images=1", "dataset.store=many") == 0
     code = (
-        "import os, resource; from pathlib import Path; from velm_cli.data.store import Store\n"
+        "import os, resource; from pathlib import Path; from velm_cli.data.opening import open_store\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))\n"
         "taken = [os.open('/dev/null', 0) for _ in range(12)]\n"
-        "store = Store.open(Path('many'))\n"
+        "store = open_store(Path('many'))\n"
         "assert len(store.manifest['shards']) == 40\n"
         "assert all(len(store.image_bytes(i)) for i in [*range(40), *range(40)])\n"
     )
@@ -189,7 +189,7 @@ def test_few_open_files_are_enough_for_many_shards(tmp_path, monkeypatch):
 def test_shards_that_are_opened_when_there_is_no_room_take_the_place_of_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("preprocess", "dataset=shapes", *TINY, "preprocess.shard_images=8", "dataset.store=few") == 0
-    store = Store.open(Path("few"))
+    store = open_store(Path("few"))
     full, opened = [True], shards._Tar.__init__
 
     def opens(self, path):
@@ -202,7 +202,7 @@ def test_shards_that_are_opened_when_there_is_no_room_take_the_place_of_others(t
     assert len({store.image_bytes(i) for i in range(40)}) > 30
     monkeypatch.setattr(shards._Tar, "__init__", lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, "Too many")))
     with pytest.raises(OSError, match="Too many") as raised:
-        Store.open(Path("few")).image_bytes(0)
+        open_store(Path("few")).image_bytes(0)
     line, code = in_one_line(raised.value)
     assert code == 1 and "ulimit -n" in line and "build the store again" not in line
 

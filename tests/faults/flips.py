@@ -108,7 +108,7 @@ def prepare() -> None:
 
 
 def build_stream_of_shards() -> Any:
-    from velm_cli.data.stream_store import build_stream
+    from velm_cli.data.stream_building import build_stream
     from velm_cli.schema import PreprocessConfig, WebDatasetConfig
 
     dataset = WebDatasetConfig(urls=str(SHARDS), image_size=32)
@@ -122,8 +122,8 @@ def kinds() -> list[Kind]:
     from velm_cli.data.building import ARRAYS
     from velm_cli.data.features import FeatureCache
     from velm_cli.data.making import build_store
+    from velm_cli.data.opening import open_store
     from velm_cli.data.readers import read
-    from velm_cli.data.store import Store
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.engine.checkpoint import Checkpoints
     from velm_cli.engine.optim import Ema, build_optimizer
@@ -147,7 +147,7 @@ def kinds() -> list[Kind]:
     config = configs.load_run_config(RUN)
     written = read_sealed(SCORED / "inputs.json")
     made, asked = written["inputs"], written["options"]
-    store = Store.open(STORE)
+    store = open_store(STORE)
     corpus = read(config.dataset)
     task = new_learner(config, {"concepts": store.concept_names}, Tokenizer.load(RUN / "tokenizer"))
     optimizer, ema = build_optimizer(task, config.optim), Ema(task, 0.9)
@@ -160,15 +160,15 @@ def kinds() -> list[Kind]:
     about.pop("rows_named")
 
     def whole_store() -> Any:
-        s = Store.open(STORE)
+        s = open_store(STORE)
         records = range(len(s))
         return [
-            s.manifest, list(s.ids), s.concept_names, [s.captions(i) for i in records], [s.concepts(i) for i in records],
+            s.manifest, list(s.ids), s.concept_names, [s.targets(i) for i in records], [s.concepts(i) for i in records],
             [s.split(name) for name in ("train", "val", "test")], _tally(STORE / "rejects.jsonl"),
         ]  # fmt: skip
 
     def images() -> Any:
-        s = Store.open(STORE)
+        s = open_store(STORE)
         return [s.image_bytes(i) for i in range(len(s))]
 
     def opened_by_preprocess() -> Any:
@@ -185,7 +185,7 @@ def kinds() -> list[Kind]:
             manifest.write_bytes(kept)
 
     def tokens() -> Any:
-        found = Store.open(STORE).tokens(config.tokenizer)
+        found = open_store(STORE).tokens(config.tokenizer)
         return [found.ids, found.offsets, found.tokenizer.digest]
 
     def features() -> Any:
@@ -210,7 +210,7 @@ def kinds() -> list[Kind]:
         return checkpoint()
 
     def stream() -> Any:
-        s = Store.open(STREAM)
+        s = open_store(STREAM)
         return [s.manifest, s.shards, [s.scanned(shard) for shard in s.shards], _tally(STREAM / "rejects.jsonl")]
 
     def stream_continued() -> Any:
@@ -307,9 +307,9 @@ def outcome(kind: Kind, expected: str) -> str:
         traceback.print_exc()
         return f"CRASH {type(error).__name__}"
     if same and kind.found_by_doctor:
-        from velm_cli.data.store import Store
+        from velm_cli.data.opening import open_store
 
-        return "harmless" if any(Store.open(STORE).damage()) else "SILENT"
+        return "harmless" if any(open_store(STORE).damage()) else "SILENT"
     return "harmless" if same else "SILENT"
 
 

@@ -3,7 +3,6 @@
 import itertools
 import re
 
-import numpy as np
 import pytest
 
 from velm_cli.data.coverage import coverage_lines
@@ -23,7 +22,7 @@ RARE = [f"the {a}{b} of {b}{c} thing" for a, b, c in itertools.product("xyz", "s
 
 def lines(folder, captions, *, own=True, **options):
     config = TokenizerConfig(**{"min_count": 1, **options})
-    tokens = tokens_in(folder / "tokens", "a store", config, captions, np.arange(len(captions)))
+    tokens = tokens_in(folder / "tokens", "a store", config, captions, captions)
     return list(coverage_lines(tokens, captions, config, own=own))
 
 
@@ -58,14 +57,14 @@ def test_what_is_lost_is_counted_and_too_much_of_it_is_a_warning(captions, optio
 def test_a_vocabulary_that_a_model_brings_cannot_be_changed_here(tmp_path):
     lines(tmp_path, EN)
     config = TokenizerConfig(min_count=2)
-    tokens = tokens_in(tmp_path / "tokens", "a store", config, EN, np.arange(3))
+    tokens = tokens_in(tmp_path / "tokens", "a store", config, EN, EN)
     (_, warning) = coverage_lines(tokens, EN, config, own=False)
     assert "min_count" not in warning and "text model that knows their language" in warning
 
 
 def test_tokens_of_an_older_velm_say_what_they_can(tmp_path):
     config = TokenizerConfig(min_count=2)
-    tokens = tokens_in(tmp_path / "tokens", "a store", config, EN, np.arange(3))
+    tokens = tokens_in(tmp_path / "tokens", "a store", config, EN, EN)
     (tokens.folder / CUT).unlink()
     old = Tokens(tokens.folder, "a store")
     assert old.cut is None
@@ -75,5 +74,5 @@ def test_tokens_of_an_older_velm_say_what_they_can(tmp_path):
 
 def test_no_captions_say_nothing(tmp_path):
     config = TokenizerConfig(min_count=1)
-    tokens = tokens_in(tmp_path / "tokens", "a store", config, EN, np.arange(3))
+    tokens = tokens_in(tmp_path / "tokens", "a store", config, EN, EN)
     assert list(coverage_lines(tokens, [], config, own=True)) == []

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from velm_cli import schema
+from velm_cli.data.examples import Corpus
 from velm_cli.data.readers import read
 from velm_cli.data.readers.levels import find_level
-from velm_cli.data.records import Corpus
 from velm_cli.errors import UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,11 +29,11 @@ def folder(root: Path, **options) -> Corpus:
 
 
 def splits(corpus: Corpus) -> dict[object, str]:
-    return {record.image_id: record.split for record in corpus.records}
+    return {record.id: record.split for record in corpus.examples}
 
 
 def captions(corpus: Corpus) -> dict[object, tuple[str, ...]]:
-    return {record.image_id: record.targets for record in corpus.records}
+    return {record.id: record.targets for record in corpus.examples}
 
 
 ALL = {"val_fraction": 0.0, "test_fraction": 0.0}
@@ -84,14 +84,14 @@ def test_what_systems_leave_behind_is_no_image(tmp_path):
 @pytest.mark.parametrize("names", [["one.jpg"], [f"{n}.jpg" for n in range(10)], ["train/a.jpg", "val/b.jpg"]])
 def test_photos_without_any_caption_are_all_to_be_captioned(tmp_path, names):
     corpus = folder(make(tmp_path, dict.fromkeys(names, b"x")))
-    assert set(splits(corpus).values()) == {"test"} and len(corpus.records) == len(names)
+    assert set(splits(corpus).values()) == {"test"} and len(corpus.examples) == len(names)
     assert corpus.notes == ["no image has a caption: all are test, to be captioned"] and corpus.refused == []
 
 
 def test_among_captioned_photos_one_without_is_refused_wherever_the_hash_puts_it(tmp_path):
     make(tmp_path, {f"{number}.jpg": b"x" for number in range(40)} | {f"{n}.txt": "x" for n in range(20)})
     corpus = folder(tmp_path, test_fraction=0.5)
-    assert len(corpus.records) == 20 and all(record.targets for record in corpus.records)
+    assert len(corpus.examples) == 20 and all(record.targets for record in corpus.examples)
     assert corpus.refused == [(f"{n}.jpg", "no usable caption") for n in sorted(range(20, 40), key=str)]
     make(tmp_path / "2", {"train/a.jpg": b"x", "train/a.txt": "a", "test/b.jpg": b"x"})
     assert splits(folder(tmp_path / "2")) == {"train/a.jpg": "train", "test/b.jpg": "test"}
@@ -189,7 +189,7 @@ def test_a_text_file_that_begins_with_an_image_is_a_table(tmp_path):
     )
     make(tmp_path, {"a.jpg": PNG, "b.jpg": PNG, "Flickr8k.token.txt": rows, "train.txt": "a.jpg\nb.jpg\n"})
     corpus = folder(tmp_path, **ALL)
-    assert captions(corpus)["a.jpg"] == ("a 0 dog, running", "a 1 dog, running") and len(corpus.records) == 2
+    assert captions(corpus)["a.jpg"] == ("a 0 dog, running", "a 1 dog, running") and len(corpus.examples) == 2
     assert [where for where, _ in corpus.refused] == ["train.txt"]
 
 

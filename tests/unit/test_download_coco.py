@@ -92,7 +92,7 @@ def test_what_it_downloads_is_what_the_reader_reads(tmp_path, mirror):
     assert f"dataset.root={folder} dataset.split=official{year}" in result.stdout
     assert sorted(path.name for path in folder.iterdir()) == ["annotations", f"train{year}", f"val{year}"]
     corpus = read(schema.CocoConfig(root=str(folder), split=schema.CocoSplit[f"official{year}"]))
-    assert [(r.image_id, r.split, r.targets) for r in corpus.records] == [
+    assert [(r.id, r.split, r.targets) for r in corpus.examples] == [
         (1, "train", ("image 1",)),
         (2, "train", ("image 2",)),
         (3, "val", ("image 3",)),

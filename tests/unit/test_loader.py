@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from velm_cli.data.batch import Batch, Columns, concept_labels
+from velm_cli.data.examples import Corpus, captioned
 from velm_cli.data.loader import TrainLoader, eval_batches, image_batches
 from velm_cli.data.making import build_store
 from velm_cli.data.order import Share
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.reading import filled
-from velm_cli.data.records import Corpus, Record
 from velm_cli.data.transforms import EvalTransform
 from velm_cli.errors import UserError
 from velm_cli.schema import DataConfig, ManifestConfig, PreprocessConfig
@@ -266,11 +266,11 @@ def test_captions_drawn_in_pieces_are_those_drawn_at_once(monkeypatch):
 
 
 def test_a_store_says_the_captions_of_many_records_as_it_says_those_of_one(tmp_path):
-    records = [Record(number, "train", None, ("a dog",) * (number % 4)) for number in range(30)]
+    records = [captioned(number, "train", None, ("a dog",) * (number % 4)) for number in range(30)]
     dataset = ManifestConfig(images=False)
     store = build_store(Corpus(records), dataset, PreprocessConfig(), tmp_path / "store", progress=False)
     some = np.array([3, 0, 29, 17])
-    assert store.caption_ranges(some).tolist() == [list(store.caption_range(record)) for record in some.tolist()]
+    assert store.target_ranges(some).tolist() == [list(store.target_range(record)) for record in some.tolist()]
 
 
 def test_no_more_slots_than_some_image_can_fill():

@@ -9,9 +9,9 @@ import pytest
 from velm import call
 
 from velm_cli import schema
+from velm_cli.data.examples import Corpus
 from velm_cli.data.readers import check_root, read
 from velm_cli.data.readers.parting import hash_part
-from velm_cli.data.records import Corpus
 from velm_cli.errors import UserError
 
 NAMES = [f"{number}.jpg" for number in range(40)]
@@ -29,7 +29,7 @@ def manifest(file: Path | str, **options) -> Corpus:
 
 
 def splits(corpus: Corpus) -> dict[object, str]:
-    return {record.image_id: record.split for record in corpus.records}
+    return {record.id: record.split for record in corpus.examples}
 
 
 def lines(path: Path, *items: dict) -> Path:
@@ -84,7 +84,7 @@ def test_a_file_that_is_named_after_a_part_is_that_part(root):
 
 def test_a_list_of_images_without_captions_is_all_test(root):
     corpus = manifest(lines(root / "m.jsonl", *({"image": name, "captions": []} for name in NAMES)))
-    assert set(splits(corpus).values()) == {"test"} and len(corpus.records) == 40
+    assert set(splits(corpus).values()) == {"test"} and len(corpus.examples) == 40
     assert corpus.notes == ["no image has a caption: all are test, to be captioned"]
 
 
@@ -98,7 +98,7 @@ def test_paths_of_other_machines(root):
     (root / "deep" / "b\u00e9.JPG").write_bytes(b"x")
     rows = ["./0.jpg", f"file://{root}/1.jpg", "D:\\photos\\2.jpg", "b\u00e9.jpg", str(root / "4.jpg")]
     corpus = manifest(lines(root / "m.jsonl", *({"image": name, "caption": "x"} for name in rows)))
-    assert {record.image for record in corpus.records} == {
+    assert {record.image for record in corpus.examples} == {
         *(root / name for name in ("0.jpg", "1.jpg", "2.jpg", "4.jpg")),
         root / "deep" / "b\u00e9.JPG",
     }

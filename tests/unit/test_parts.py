@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from velm_cli import files
+from velm_cli.data.examples import Corpus, captioned
 from velm_cli.data.making import build_part, build_store
 from velm_cli.data.parts import Part, parse_part, sole_writer
-from velm_cli.data.records import Corpus, Record
 from velm_cli.errors import UserError
 from velm_cli.schema import FolderConfig, ManifestConfig, PreprocessConfig, PreprocessRoot, TokenizerConfig
 from velm_cli.stages import preprocess
@@ -44,7 +44,7 @@ def corpus(tmp_path_factory) -> Corpus:
         Image.new("RGB", (40, 30), (3 * i, 0, 99)).save(folder / f"{i}.png")
         if i % 15 == 7:
             (folder / f"{i}.png").write_bytes(b"")
-        records.append(Record(i, "train", folder / f"{i}.png", (f"a dog and number {i}", "a dog")))
+        records.append(captioned(i, "train", folder / f"{i}.png", (f"a dog and number {i}", "a dog")))
     return Corpus(records)
 
 
@@ -225,7 +225,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_is_whole(corpus, whole, tm
     path, bounds = tmp_path / "store", resource.getrlimit(resource.RLIMIT_FSIZE)
     sizes = [len(whole[f"images/shard-{shard:05d}.tar"]) for shard in range(9)]
     large = Corpus([replace(r, targets=(r.targets[0] + " x" * (30_000 if i == 17 else 0),)) for i, r in
-                    enumerate(corpus.records)])  # fmt: skip
+                    enumerate(corpus.examples)])  # fmt: skip
     resource.setrlimit(resource.RLIMIT_FSIZE, (max(sizes) + 20_000, bounds[1]))
     try:
         with pytest.raises(UserError, match=r"cannot write .*shard-00002\.tar: File too large; make room and run the"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from velm_cli.schema import FolderConfig, PreprocessConfig, PreprocessRoot, TokenizerConfig
+from velm_cli.schema import FolderConfig, ManifestConfig, PreprocessConfig, PreprocessRoot, TokenizerConfig
 from velm_cli.stages import preprocess
 
 
@@ -65,3 +67,30 @@ def test_preview_is_a_picture_of_sixteen_samples_as_training_sees_them(config, c
     config.data.colour_jitter = 0.5
     preprocess.run(config)
     assert not np.array_equal(first, np.asarray(Image.open(path))), "it follows the options"
+
+
+def test_questions_are_counted_as_what_they_are(tmp_path, capsys):
+    for i in range(3):
+        Image.fromarray(np.full((32, 48, 3), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    rows = [
+        {"id": n, "image": f"{n % 3}.png", "question": f"what is {n}", "answers": ["a", "b"], "split": "train"}
+        for n in range(7)
+    ]
+    (tmp_path / "2.png").write_bytes(b"")
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = PreprocessRoot(
+        dataset=ManifestConfig(file=str(tmp_path / "q.jsonl"), store=str(tmp_path / "store")),
+        tokenizer=TokenizerConfig(min_count=1, max_source_tokens=2),
+        preprocess=PreprocessConfig(workers=1),
+    )
+    assert preprocess.run(config) == 5
+    out = capsys.readouterr().out
+    said = lines(out)
+    assert said["train"] == " 2 images   5 questions  10 answers"
+    assert said["tokens"] == "10, at most 1 an answer"
+    assert "0 of 10 answers cut at tokenizer.max_tokens=40" in out
+    assert "5 of 5 questions cut at tokenizer.max_source_tokens=2" in out
+    assert said["refused"].startswith("1: empty 1")
+    config.dry_run = True
+    assert preprocess.run(config) == 7
+    assert lines(capsys.readouterr().out)["train"] == " 3 images   7 questions  14 answers"

@@ -10,8 +10,8 @@ import pytest
 
 from velm_cli import schema
 from velm_cli.data import readers
+from velm_cli.data.examples import Corpus
 from velm_cli.data.readers.assemble import Entry, Listing, assemble, clean_captions
-from velm_cli.data.records import Corpus
 from velm_cli.errors import UserError
 
 COCO = "give the folder that holds train2014/, val2014/ and annotations/"
@@ -48,16 +48,16 @@ def test_captions_are_cleaned_and_refusals_are_named():
 def test_assemble_sorts_by_split_then_id_numbers_before_names(tmp_path):
     ids = [("b", "val"), (10, "train"), (9, "train"), ("a", "train"), (1, "test"), ("a2", "val")]
     entries = [Entry(image_id, split, tmp_path / f"{image_id}.jpg", ["x"]) for image_id, split in ids]
-    corpus = assemble(Corpus(records=[]), entries, None, schema.Missing.auto, where="here")
-    assert [r.image_id for r in corpus.records] == [9, 10, "a", "a2", "b", 1]
+    corpus = assemble(Corpus(examples=[]), entries, None, schema.Missing.auto, where="here")
+    assert [r.id for r in corpus.examples] == [9, 10, "a", "a2", "b", 1]
     assert corpus.counts() == {"train": 3, "val": 2, "test": 1}
-    assert all(r.image is None for r in corpus.records)
+    assert all(r.image is None for r in corpus.examples)
 
 
 def test_one_id_for_two_images_is_an_error(tmp_path):
     entries = [Entry(1, "train", tmp_path / "a.jpg", ["x"]), Entry("1", "val", tmp_path / "b.jpg", ["y"])]
     with pytest.raises(UserError, match=r"the image id 1 stands for both .*a\.jpg and .*b\.jpg"):
-        assemble(Corpus(records=[]), entries, None, schema.Missing.auto, where="here")
+        assemble(Corpus(examples=[]), entries, None, schema.Missing.auto, where="here")
 
 
 def test_names_that_cannot_be_written_are_refused(tmp_path):
@@ -65,8 +65,8 @@ def test_names_that_cannot_be_written_are_refused(tmp_path):
         Entry("caf\udce9.jpg", "train", tmp_path / "x", ["x"]),
         Entry("ok.jpg", "train", tmp_path, ["y"]),
     ]
-    corpus = assemble(Corpus(records=[]), entries, None, schema.Missing.auto, where="here")
-    assert [r.image_id for r in corpus.records] == ["ok.jpg"]
+    corpus = assemble(Corpus(examples=[]), entries, None, schema.Missing.auto, where="here")
+    assert [r.id for r in corpus.examples] == ["ok.jpg"]
     assert corpus.refused == [("caf\\udce9.jpg", "its name is not UTF-8: rename the file")]
 
 
@@ -144,9 +144,9 @@ def test_shapes_are_drawn_and_read_with_their_own_parts(tmp_path):
     config = schema.ShapesConfig(root=str(tmp_path / "shapes"), num_train=6, num_val=3, num_test=2)
     corpus = readers.read(config)
     assert corpus.counts() == {"train": 6, "val": 3, "test": 2}
-    assert all(record.image.is_file() and record.targets for record in corpus.records)
+    assert all(record.image.is_file() and record.targets for record in corpus.examples)
     assert (corpus.notes, corpus.refused) == ([], [])
-    assert readers.read(config).records == corpus.records
+    assert readers.read(config).examples == corpus.examples
 
 
 def test_readers_import_no_torch():

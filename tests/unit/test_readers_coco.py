@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from velm_cli import schema
+from velm_cli.data.examples import captioned
 from velm_cli.data.readers import coco, read
-from velm_cli.data.records import Record
 from velm_cli.errors import UserError
 
 CocoSplit, Missing = schema.CocoSplit, schema.Missing
@@ -89,11 +89,11 @@ def test_official_split_gives_captions_in_annotation_order(tmp_path, year):
     corpus = read(schema.CocoConfig(root=str(tmp_path), split=CocoSplit[f"official{year}"]))
     prefix = {"2014": "COCO_{}2014_", "2017": ""}[year]
     expected = [
-        Record(i, part, tmp_path / f"{part}{year}" / f"{prefix.format(part)}{i:012d}.jpg", tuple(texts[i]))
+        captioned(i, part, tmp_path / f"{part}{year}" / f"{prefix.format(part)}{i:012d}.jpg", tuple(texts[i]))
         for part, texts in (("train", train), ("val", val))
         for i in sorted(texts)
     ]
-    assert corpus.records == expected
+    assert corpus.examples == expected
     assert corpus.counts() == {"train": 30, "val": 10, "test": 0}
     assert (corpus.notes, corpus.refused) == ([], [])
 
@@ -104,7 +104,7 @@ def test_karpathy_ids_are_found_and_restval_joins_train(tmp_path, where, name):
     write_coco(tmp_path, some_captions([1, 2]), some_captions([3, 4, 5]))
     write_split(tmp_path / where / name, train=[1, 2], restval=[3], val=[4], test=[5])
     corpus = read(schema.CocoConfig(root=str(tmp_path)))
-    assert [(r.image_id, r.split) for r in corpus.records] == [
+    assert [(r.id, r.split) for r in corpus.examples] == [
         (1, "train"),
         (2, "train"),
         (3, "train"),
@@ -132,8 +132,8 @@ def test_karpathys_own_file_gives_the_same_records_as_a_list_of_ids(tmp_path):
     (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
     by_file = read(schema.CocoConfig(root=str(tmp_path)))
     assert by_file.counts() == {"train": 3, "val": 0, "test": 1}
-    assert by_file.records == read(schema.CocoConfig(root=str(tmp_path), split_file=str(ids))).records
-    assert by_file.records == read(schema.CocoConfig(root=str(tmp_path), split_file="ids.json")).records
+    assert by_file.examples == read(schema.CocoConfig(root=str(tmp_path), split_file=str(ids))).examples
+    assert by_file.examples == read(schema.CocoConfig(root=str(tmp_path), split_file="ids.json")).examples
 
 
 def test_karpathy_reads_2017_annotations_and_images_wherever_they_lie(tmp_path):
@@ -150,21 +150,19 @@ def test_karpathy_reads_2017_annotations_and_images_wherever_they_lie(tmp_path):
         (tmp_path / "a" / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "a" / place).write_bytes(b"x")
     corpus = read(schema.CocoConfig(root=str(tmp_path / "a")))
-    assert {r.image_id: r.image for r in corpus.records} == {i: tmp_path / "a" / p for i, p in places.items()}
+    assert {r.id: r.image for r in corpus.examples} == {i: tmp_path / "a" / p for i, p in places.items()}
 
     write_coco(tmp_path / "b", {i: captions[i] for i in (1, 2, 3)}, {4: captions[4]}, year="2017")
     split_file = str(tmp_path / "a" / "karpathy_split.json")
     moved = read(schema.CocoConfig(root=str(tmp_path / "b"), split_file=split_file))
-    assert [(r.image_id, r.split, r.targets) for r in moved.records] == [
-        (r.image_id, r.split, r.targets) for r in corpus.records
-    ]
+    assert [(r.id, r.split, r.targets) for r in moved.examples] == [(r.id, r.split, r.targets) for r in corpus.examples]
 
 
 def test_images_no_part_names_and_ids_without_annotation_are_noted(tmp_path):
     write_coco(tmp_path, some_captions([1, 2, 30, 4]), some_captions([5]))
     write_split(tmp_path / "karpathy_split.json", train=[1], val=[5], test=[77, 8])
     corpus = read(schema.CocoConfig(root=str(tmp_path)))
-    assert [r.image_id for r in corpus.records] == [1, 5]
+    assert [r.id for r in corpus.examples] == [1, 5]
     assert corpus.notes[1:] == [
         "left out 3 annotated images that karpathy_split.json does not name (first: 2, 4, 30)",
         "2 images of karpathy_split.json have no annotation (first: 8, 77)",
@@ -201,10 +199,10 @@ def test_absent_images_are_an_error_that_names_the_fix(tmp_path):
             "add them, or leave them out with dataset.missing=skip"
         )
     corpus = read(official(tmp_path, missing=Missing.skip))
-    assert [r.image_id for r in corpus.records] == [1, 3, 4]
+    assert [r.id for r in corpus.examples] == [1, 3, 4]
     assert corpus.notes == ["skipped 1 of 4 annotated images whose file is missing (first: 2)"]
     captions_only = read(official(tmp_path, images=False))
-    assert [(r.image_id, r.image) for r in captions_only.records] == [(i, None) for i in (1, 2, 3, 4)]
+    assert [(r.id, r.image) for r in captions_only.examples] == [(i, None) for i in (1, 2, 3, 4)]
 
 
 def test_nothing_left_is_an_error(tmp_path):
@@ -233,9 +231,9 @@ def test_jar_gives_the_records_of_cut_annotation_files(tmp_path, fake_jar):
         write_split(cut / "karpathy_split.json", train=[2, 3, 20], val=[11], test=[29, 28])
         from_jar = read(schema.CocoConfig(root=str(bare), **parts))
         from_cut = read(schema.CocoConfig(root=str(cut), **parts))
-        assert len(from_jar.records) == 5
-        assert from_jar.records == [
-            Record(r.image_id, r.split, bare / r.image.relative_to(cut), r.targets) for r in from_cut.records
+        assert len(from_jar.examples) == 5
+        assert from_jar.examples == [
+            captioned(r.id, r.split, bare / r.image.relative_to(cut), r.targets) for r in from_cut.examples
         ]
     note = "captions: the complete official COCO 2014 set inside pycocoevalcap's jar"
     assert f"{note} (no annotation files in {bare})" in from_jar.notes
@@ -274,15 +272,15 @@ def test_every_official_caption_is_read(tmp_path):
     )
     corpus = read(schema.CocoConfig(images=False, split_file=str(path)))
     assert corpus.counts() == {"train": 113_287, "val": 5_000, "test": 5_000}
-    read_ids = {record.image_id for record in corpus.records}
+    read_ids = {record.id for record in corpus.examples}
     assert len(read_ids & set(ids["train"])) == len(ids["train"]) == 82_783
     assert len(read_ids & set(ids["val"])) == len(ids["val"]) == 40_504
-    assert sum(len(record.targets) for record in corpus.records) == 616_767
+    assert sum(len(record.targets) for record in corpus.examples) == 616_767
     assert corpus.refused == []
     probe, captions = longest
-    (record,) = [record for record in corpus.records if record.image_id == probe]
+    (record,) = [record for record in corpus.examples if record.id == probe]
     assert record.targets == tuple(" ".join(caption.split()) for caption in captions)
-    assert not any("\n" in target for record in corpus.records for target in record.targets)
+    assert not any("\n" in target for record in corpus.examples for target in record.targets)
 
 
 # ----------------------------------------------------------------------------------------- mistakes

@@ -107,7 +107,7 @@ def test_every_form_gives_the_same_records(tmp_path, photos, form, folder):
     if form == "split file":
         config.split_file = "parts.json"
     corpus = read(config)
-    found = [(r.image_id, r.split, r.image, r.targets) for r in corpus.records]
+    found = [(r.id, r.split, r.image, r.targets) for r in corpus.examples]
     assert found == [
         (int(name.split("_")[0]), part, tmp_path / folder / name, tuple(captions))
         for part in PARTS
@@ -146,7 +146,7 @@ def test_absent_images_follow_the_policy(tmp_path, photos):
     with pytest.raises(UserError, match=f"1 of 12 annotated images are missing, first .*{gone}; add them, or"):
         read(schema.FlickrConfig(root=str(tmp_path)))
     corpus = read(schema.FlickrConfig(root=str(tmp_path), missing=schema.Missing.skip))
-    assert len(corpus.records) == 11
+    assert len(corpus.examples) == 11
     number = gone.split("_")[0]
     assert corpus.notes == [f"skipped 1 of 12 annotated images whose file is missing (first: {number})"]
 
@@ -158,7 +158,7 @@ def test_without_lists_a_hash_splits_and_images_without_captions_are_named(tmp_p
     (tmp_path / "Images" / "77_bare.jpg").write_bytes(b"x")
     corpus = read(schema.FlickrConfig(root=str(tmp_path)))
     names = {int(name.split("_")[0]): name for name in photos}
-    assert {r.image_id: r.split for r in corpus.records} == {i: hash_part(n, 0.05, 0.05) for i, n in names.items()}
+    assert {r.id: r.split for r in corpus.examples} == {i: hash_part(n, 0.05, 0.05) for i, n in names.items()}
     bare, split = corpus.notes
     assert bare == f"left out 1 images of {tmp_path / 'Images'} that have no caption (first: 77_bare.jpg)"
     assert split.startswith("split by a hash of the file name (train ") and "dataset.split_file=" in split
@@ -173,7 +173,7 @@ def test_mistakes_say_what_to_add(tmp_path, photos):
     with pytest.raises(UserError, match=r"holds no images: put them into images/"):
         read(config)
     config.images = False
-    assert [r.image for r in read(config).records] == [None] * 12
+    assert [r.image for r in read(config).examples] == [None] * 12
     (tmp_path / "Flickr_8k.testImages.txt").write_text(next(iter(photos)) + "\n")
     with pytest.raises(UserError, match=f"{next(iter(photos))} is in train as well"):
         read(config)

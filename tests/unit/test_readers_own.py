@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from velm_cli import schema
+from velm_cli.data.examples import captioned
 from velm_cli.data.readers import read
 from velm_cli.data.readers.parting import hash_part
-from velm_cli.data.records import Record
 from velm_cli.errors import UserError
 
 
@@ -42,15 +42,15 @@ def test_manifest_gives_records_with_defaults(tmp_path):
         {"image": "a.jpg", "caption": "one more"},
     )
     corpus = read(schema.ManifestConfig(root=str(images), file=str(file)))
-    assert corpus.records == [
-        Record("a.jpg", "train", images / "a.jpg", ("one", "one more")),
-        Record(7, "val", file.parent / "c.JPG", ("beside the list",)),
-        Record("deep/b.png", "test", images / "deep" / "b.png", ("two", "three")),
+    assert corpus.examples == [
+        captioned("a.jpg", "train", images / "a.jpg", ("one", "one more")),
+        captioned(7, "val", file.parent / "c.JPG", ("beside the list",)),
+        captioned("deep/b.png", "test", images / "deep" / "b.png", ("two", "three")),
     ]
     assert corpus.notes == ["1 images whose rows say no part are train, as other rows do say theirs"]
     assert corpus.refused == []
     write_lines(file, {"image": "c.JPG", "caption": "no root given"})
-    assert read(schema.ManifestConfig(file=str(file))).records[0].image == file.parent / "c.JPG"
+    assert read(schema.ManifestConfig(file=str(file))).examples[0].image == file.parent / "c.JPG"
 
 
 def test_a_manifest_may_be_cocos_json_with_or_without_captions(tmp_path):
@@ -59,12 +59,12 @@ def test_a_manifest_may_be_cocos_json_with_or_without_captions(tmp_path):
     file = tmp_path / "image_info_test2014.json"
     file.write_text(json.dumps({"images": images, "categories": []}))
     corpus = read(schema.ManifestConfig(file=str(file)))
-    assert corpus.records == [Record(3, "test", tmp_path / "b.jpg"), Record(7, "test", tmp_path / "a.jpg")]
+    assert corpus.examples == [captioned(3, "test", tmp_path / "b.jpg"), captioned(7, "test", tmp_path / "a.jpg")]
     assert corpus.refused == []
     annotations = [{"id": 1, "image_id": 7, "caption": "one"}]
     file.write_text(json.dumps({"images": images, "annotations": annotations}))
     corpus = read(schema.ManifestConfig(file=str(file)))
-    assert [record.targets for record in corpus.records] == [(), ("one",)]
+    assert [record.targets for record in corpus.examples] == [(), ("one",)]
 
 
 def test_only_images_to_test_on_may_lack_captions(tmp_path):
@@ -76,7 +76,7 @@ def test_only_images_to_test_on_may_lack_captions(tmp_path):
         {"image": "c.jpg", "captions": [" "], "split": "test"},
     )
     corpus = read(schema.ManifestConfig(file=str(file)))
-    assert [record.image_id for record in corpus.records] == ["a.jpg"]
+    assert [record.id for record in corpus.examples] == ["a.jpg"]
     assert [entry for entry in corpus.refused if entry[1] == "no usable caption"] == [
         ("b.jpg", "no usable caption"),
         ("c.jpg", "no usable caption"),
@@ -103,7 +103,7 @@ def test_bad_manifest_lines_are_refused_with_their_place(tmp_path):
     with file.open("ab") as stream:
         stream.write(b'{"image": "b.jpg", "caption": "caf\xe9"}\n')
     corpus = read(schema.ManifestConfig(file=str(file)))
-    assert [r.image_id for r in corpus.records] == ["a.jpg"]
+    assert [r.id for r in corpus.examples] == ["a.jpg"]
     by_place = {place.removeprefix(f"{file}:"): reason for place, reason in corpus.refused if str(file) in place}
     assert by_place == {
         "2": "not JSON: Expecting property name enclosed in double quotes (column 2)",
@@ -136,7 +136,7 @@ def test_manifest_mistakes(tmp_path):
     with pytest.raises(UserError, match=r"1 of 2 annotated images are missing, first .*gone\.jpg"):
         read(schema.ManifestConfig(file=str(file)))
     corpus = read(schema.ManifestConfig(file=str(file), missing=schema.Missing.skip))
-    assert [r.image_id for r in corpus.records] == ["here.jpg"]
+    assert [r.id for r in corpus.examples] == ["here.jpg"]
     with pytest.raises(UserError, match=r"^dataset.root: /nowhere does not exist; give the folder that holds the"):
         read(schema.ManifestConfig(file=str(file), root="/nowhere"))
 
@@ -153,13 +153,13 @@ def test_folder_with_part_folders_sidecars_and_tables(tmp_path):
     write_lines(tmp_path / "captions.jsonl", {"image": "Val/c.png", "captions": ["see"]})
     write_lines(tmp_path / "test" / "captions.txt", "image\tcaption", "d.webp\tdee, indeed")
     corpus = read(schema.FolderConfig(root=str(tmp_path)))
-    assert [(r.image_id, r.split, r.targets) for r in corpus.records] == [
+    assert [(r.id, r.split, r.targets) for r in corpus.examples] == [
         ("train/b.JPEG", "train", ("one, two", "three, four")),
         ("train/x/a.jpg", "train", ("first", "second")),
         ("Val/c.png", "val", ("see",)),
         ("test/d.webp", "test", ("dee, indeed",)),
     ]
-    assert all(r.image == tmp_path / r.image_id for r in corpus.records)
+    assert all(r.image == tmp_path / r.id for r in corpus.examples)
     assert corpus.refused == [
         ("stray.jpg", "not in one of the folders Val, test, train"),
         ("train/bare.jpg", "no usable caption"),
@@ -173,11 +173,11 @@ def test_folder_without_part_folders_is_split_by_a_hash_that_stays(tmp_path):
         write_lines((tmp_path / name).with_suffix(".txt"), f"image {name}")
     config = schema.FolderConfig(root=str(tmp_path), val_fraction=0.2, test_fraction=0.1)
     corpus = read(config)
-    parts = {r.image_id: r.split for r in corpus.records}
+    parts = {r.id: r.split for r in corpus.examples}
     assert parts == {name: hash_part(name, 0.2, 0.1) for name in names}
     touch(tmp_path / "a" / "new.jpg")
     write_lines(tmp_path / "a" / "new.txt", "new")
-    again = {r.image_id: r.split for r in read(config).records}
+    again = {r.id: r.split for r in read(config).examples}
     assert {name: again[name] for name in names} == parts
     (note,) = corpus.notes
     train, val, test = (corpus.counts()[part] for part in ("train", "val", "test"))
@@ -202,7 +202,7 @@ def test_folder_follows_links_and_survives_circles(tmp_path):
     (root / "linked").symlink_to(other, target_is_directory=True)
     (root / "circle").symlink_to(root, target_is_directory=True)
     config = schema.FolderConfig(root=str(root), val_fraction=0, test_fraction=0)
-    assert [r.image_id for r in read(config).records] == ["a.jpg", "linked/b.jpg"]
+    assert [r.id for r in read(config).examples] == ["a.jpg", "linked/b.jpg"]
 
 
 def test_accented_names_match_however_they_are_spelt(tmp_path):
@@ -211,8 +211,8 @@ def test_accented_names_match_however_they_are_spelt(tmp_path):
     touch(tmp_path / decomposed)
     write_lines(tmp_path / "captions.csv", "image,caption", f"{composed},a coffee")
     config = schema.FolderConfig(root=str(tmp_path), val_fraction=0, test_fraction=0)
-    (record,) = read(config).records
-    assert (record.image_id, record.targets) == (composed, ("a coffee",))
+    (record,) = read(config).examples
+    assert (record.id, record.targets) == (composed, ("a coffee",))
     assert record.image.is_file()
 
 
@@ -224,7 +224,7 @@ def test_folder_tables_that_name_absent_images(tmp_path):
         read(config)
     config.missing = schema.Missing.skip
     corpus = read(config)
-    assert [r.image_id for r in corpus.records] == ["a.jpg"]
+    assert [r.id for r in corpus.examples] == ["a.jpg"]
     assert corpus.refused == [
         (f"{tmp_path / 'captions.csv'}:4", "no image or no caption: it has 1 cells"),
     ]
@@ -256,5 +256,5 @@ def test_a_file_name_that_is_not_utf8_is_refused(tmp_path):
     touch(tmp_path / "a.jpg")
     write_lines(tmp_path / "a.txt", "a")
     corpus = read(schema.FolderConfig(root=str(tmp_path), val_fraction=0, test_fraction=0))
-    assert [r.image_id for r in corpus.records] == ["a.jpg"]
+    assert [r.id for r in corpus.examples] == ["a.jpg"]
     assert corpus.refused == [("caf\\udce9.jpg", "its name is not UTF-8: rename the file")]

@@ -1,13 +1,16 @@
 """Answers are right, checked from the drawn facts alone; and the question alone says nothing of them."""
 
 import itertools
+import json
 import random
 from collections import Counter, defaultdict
 
 import pytest
 
-from velm_cli.data.shapes_grammar import HELD_OUT, NOUNS, RELATIONS, make_scene, plural
+from velm_cli.data.readers import read
+from velm_cli.data.shapes_grammar import HELD_OUT, NOUNS, RELATIONS, Scene, make_scene, plural
 from velm_cli.data.shapes_questions import QUESTION_KINDS, write_questions
+from velm_cli.schema import ShapesConfig, VqaConfig
 
 SHAPE_OF = {form: shape for shape, nouns in NOUNS.items() for noun in nouns for form in (noun, plural(noun))}
 
@@ -94,3 +97,40 @@ def test_the_article_fits():
     questions = [question.question for _, question in asked("train", 3000) if question.kind == "exist"]
     assert any("is there an orange" in question for question in questions)
     assert not any("is there a orange" in question or "an red" in question for question in questions)
+
+
+def test_they_are_examples_and_files_of_vqas_form(tmp_path):
+    """The files say what the store holds, and the scenes are drawn as without questions."""
+    sizes = {"num_train": 30, "num_val": 6, "num_test": 6}
+    plain = read(ShapesConfig(root=str(tmp_path / "plain"), **sizes))
+    corpus = read(ShapesConfig(root=str(tmp_path / "asked"), questions=True, **sizes))
+    for file in (tmp_path / "plain").rglob("*"):
+        twin = tmp_path / "asked" / file.relative_to(tmp_path / "plain")
+        assert twin.is_dir() if file.is_dir() else twin.read_bytes() == file.read_bytes()
+    scenes = json.loads((tmp_path / "asked/scenes.json").read_text())
+    splits = {example.id: example.split for example in plain.examples}
+    images = {image.id for example in corpus.examples for image in example.images}
+    assert images == splits.keys() and 6 * len(images) < len(corpus.examples) < 11 * len(images)
+    for example in corpus.examples:
+        (image,) = example.images
+        assert example.split == splits[image.id] and example.id // 100 == image.id
+        assert example.targets == (answer(Scene.from_json(scenes[str(image.id)]), example.source),)
+        kind = {"count": "number", "colour": "other"}.get(example.about["question_type"], "yes/no")
+        assert example.about["answer_type"] == kind and example.about["question_type"] in QUESTION_KINDS
+    official = read(VqaConfig(root=str(tmp_path / "asked")))
+    assert official.examples == corpus.examples and not official.refused
+
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").rglob("*")}
+    assert read(ShapesConfig(root=str(tmp_path / "asked"), questions=True, **sizes)).examples == corpus.examples
+    assert before == {file: file.stat().st_mtime_ns for file in (tmp_path / "asked").rglob("*")}
+
+
+def test_a_scene_has_many_different_questions():
+    rng = random.Random()
+    counts = []
+    for _ in range(500):
+        scene = make_scene("train", rng)
+        asked = [question.question for question in write_questions(scene, "train", rng)]
+        assert len(set(asked)) == len(asked)
+        counts.append(len(asked))
+    assert sum(counts) / len(counts) > 8 and max(counts) <= 11

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import pytest
 from PIL import Image
 
 from velm_cli.data import making
+from velm_cli.data.examples import Corpus, ImageRef, captioned
 from velm_cli.data.making import build_part, build_store
+from velm_cli.data.opening import open_store
 from velm_cli.data.parts import Part
-from velm_cli.data.records import Corpus, Record
 from velm_cli.data.store import Ids, Store, preprocess_command, store_path
 from velm_cli.data.store_folder import strangers
 from velm_cli.errors import StageError, UserError
@@ -36,6 +38,7 @@ from velm_cli.schema import (
     PreprocessConfig,
     TokenizerConfig,
     TokenizerKind,
+    VqaConfig,
 )
 from velm_cli.stages import doctor
 
@@ -60,7 +63,7 @@ def make_corpus(folder: Path, count: int, damaged: int = 0, seed: int = 0) -> Co
         file.write_bytes(damage if i in bad else buffer.getvalue())
         split = "train" if i < 0.8 * count else "val" if i < 0.9 * count else "test"
         captions = tuple(" ".join(rng.choice(WORDS, 8)) + " é" for _ in range(int(rng.integers(0, 6))))
-        records.append(Record(1000 + i if i % 2 else f"name-{i}", split, file, captions))
+        records.append(captioned(1000 + i if i % 2 else f"name-{i}", split, file, captions))
     return Corpus(records)
 
 
@@ -100,14 +103,14 @@ def test_ids_are_found_in_their_file(tmp_path, count):
 
 
 def test_everything_readable_comes_back(corpus, store):
-    kept = [record for record in corpus.records if record.image.stat().st_size > 300]
+    kept = [record for record in corpus.examples if record.image.stat().st_size > 300]
     assert len(kept) == len(store) == 180
-    assert list(store.ids) == [record.image_id for record in kept]
+    assert list(store.ids) == [record.id for record in kept]
     assert store.has_images
     for i, record in enumerate(kept):
-        assert store.image_id(i) == record.image_id
-        assert store.captions(i) == list(record.targets)
-        start, stop = store.caption_range(i)
+        assert store.example_id(i) == record.id
+        assert store.targets(i) == list(record.targets)
+        start, stop = store.target_range(i)
         assert stop - start == len(record.targets)
         original, stored = Image.open(record.image), Image.open(io.BytesIO(store.image_bytes(i)))
         assert (stored.format, stored.size) == ("JPEG", (72, 48))
@@ -121,7 +124,7 @@ def test_everything_readable_comes_back(corpus, store):
 def test_labels_are_the_concept_words_of_the_captions(store):
     assert set(store.concept_names) == set(THINGS)
     for i in range(len(store)):
-        said = set(" ".join(store.captions(i)).split())
+        said = set(" ".join(store.targets(i)).split())
         assert {store.concept_names[label] for label in store.concepts(i)} == said & set(store.concept_names)
 
 
@@ -131,10 +134,10 @@ def test_rejects_name_every_refused_input(corpus, store):
     assert rejects == sorted(rejects, key=lambda reject: (str(reject["image_id"]), str(reject["file"])))
     by_id = {reject["image_id"]: reject for reject in rejects}
     assert by_id.pop("line 7") == {"image_id": "line 7", "file": None, "reason": "not JSON"}
-    for record in corpus.records:
+    for record in corpus.examples:
         size = record.image.stat().st_size
         if size <= 300:
-            reject = by_id.pop(record.image_id)
+            reject = by_id.pop(record.id)
             kind = {0: "empty: ", 300: "truncated: "}.get(size, "not an image: ")
             assert reject["reason"].startswith(kind)
             assert reject["file"] == str(record.image)
@@ -148,7 +151,7 @@ def test_manifest_says_what_is_inside(store):
     assert manifest["options"]["image_size"] == 48
     counts = manifest["counts"]
     assert (counts["records"], counts["images"]) == (180, 180)
-    assert counts["captions"] == sum(len(store.captions(i)) for i in range(180))
+    assert counts["captions"] == sum(len(store.targets(i)) for i in range(180))
     assert counts["splits"]["val"]["records"] == store.counts["val"]
     assert len(manifest["shards"]) == 7
     names = []
@@ -168,8 +171,8 @@ def test_a_second_run_builds_and_writes_nothing(corpus, store, monkeypatch):
 
 def test_hash_is_of_the_content(corpus, store, tmp_path):
     """Not of paths, times, shard sizes or workers; but of every caption, split, pixel and id."""
-    shutil.copytree(corpus.records[0].image.parent, tmp_path / "elsewhere")
-    moved = [replace(r, image=tmp_path / "elsewhere" / r.image.name) for r in corpus.records]
+    shutil.copytree(corpus.examples[0].image.parent, tmp_path / "elsewhere")
+    moved = [captioned(r.id, r.split, tmp_path / "elsewhere" / r.image.name, r.targets) for r in corpus.examples]
     other = PreprocessConfig(workers=1, shard_images=77, num_concepts=20)
     same = build_store(Corpus(moved), DATASET, other, tmp_path / "same", progress=False)
     assert same.hash == store.hash
@@ -180,7 +183,7 @@ def test_hash_is_of_the_content(corpus, store, tmp_path):
     assert not (tmp_path / "text" / "images").exists()
     hashes = {store.hash, plain.hash}
     changes = [
-        replace(moved[0], image_id="other"),
+        replace(moved[0], id="other", images=(ImageRef("other", moved[0].image),)),
         replace(moved[0], split="val"),
         replace(moved[0], targets=("other",)),
     ]
@@ -210,9 +213,11 @@ def children_of(pid: int) -> list[int]:
 def test_a_killed_build_goes_on_from_its_shards(tmp_path):
     corpus = make_corpus(tmp_path / "photos", 20)
     rng = np.random.default_rng()
-    for record in corpus.records:  # large enough to take a while
+    for record in corpus.examples:  # large enough to take a while
         Image.fromarray(rng.integers(0, 256, (450, 600, 3), np.uint8)).save(record.image)
-    many = [replace(r, image_id=10_000 * n + i) for n in range(20) for i, r in enumerate(corpus.records)]
+    many = [
+        captioned(10_000 * n + i, r.split, r.image, r.targets) for n in range(20) for i, r in enumerate(corpus.examples)
+    ]
     corpus = Corpus(many)
     few = PreprocessConfig(workers=2, shard_images=20, num_concepts=20)
     (tmp_path / "arguments").write_bytes(pickle.dumps((corpus, DATASET, few)))
@@ -228,7 +233,7 @@ def test_a_killed_build_goes_on_from_its_shards(tmp_path):
     whole = [name for name in left if name.endswith(".tar")]
     assert 3 <= len(whole) < 20
     with pytest.raises(UserError, match="is not finished; run: velm preprocess"):
-        Store.open(path)
+        open_store(path)
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{worker}").exists() for worker in workers):  # none is left behind
         assert time.monotonic() < deadline
@@ -268,7 +273,7 @@ def test_another_plan_is_refused_and_fresh_replaces(corpus, store, tmp_path):
     before = files_of(path)
     with pytest.raises(UserError, match=r"dataset.image_size=48 \(now 32\); .*fresh=true.*dataset.store="):
         build_store(corpus, smaller, SMALL, path)
-    one_less = replace(corpus, records=corpus.records[1:])
+    one_less = replace(corpus, examples=corpus.examples[1:])
     with pytest.raises(UserError, match="other image ids or splits, other captions, other image files"):
         build_store(one_less, DATASET, SMALL, path)
     assert files_of(path) == before
@@ -360,7 +365,7 @@ def test_places_that_cannot_be_a_store_are_said_in_a_line(corpus, tmp_path, name
             build_store(corpus, DATASET, SMALL, tmp_path / name, fresh=fresh)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError):
-        Store.open(tmp_path / name)
+        open_store(tmp_path / name)
     assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -393,9 +398,9 @@ def test_limits_of_an_image_that_no_system_knows_are_refused(corpus, tmp_path, o
 
 
 def test_captions_may_be_absent(tmp_path):
-    records = [Record(i, "test", None, ()) for i in range(3)]
+    records = [captioned(i, "test", None, ()) for i in range(3)]
     store = build_store(Corpus(records), replace(DATASET, images=False), SMALL, tmp_path / "store")
-    assert [store.captions(i) for i in range(3)] == [[], [], []]
+    assert [store.targets(i) for i in range(3)] == [[], [], []]
     assert store.concepts(1).tolist() == []
     with pytest.raises(UserError, match="captions"):
         store.tokens(TokenizerConfig())
@@ -408,18 +413,18 @@ def test_open_says_what_to_do(store, tmp_path):
     dataset = CocoConfig(root="/data/my coco", split=CocoSplit.official2014, image_size=300)
     command = "velm preprocess dataset=coco 'dataset.root=\"/data/my coco\"' dataset.image_size=300"
     with pytest.raises(UserError, match="does not exist; run: velm preprocess dataset=coco") as error:
-        Store.open(tmp_path / "absent", dataset)
+        open_store(tmp_path / "absent", dataset)
     assert str(error.value).endswith(f"{command} dataset.split=official2014")
     path = tmp_path / "store"
     shutil.copytree(store.path, path)
     manifest = read_sealed(path / "manifest.json")
     (path / "manifest.json").write_text(json.dumps(sealed({**manifest, "format": 99})))
     with pytest.raises(UserError, match=r"has format 99.*fresh=true"):
-        Store.open(path)
+        open_store(path)
     (path / "manifest.json").write_text(json.dumps(sealed(manifest)))
     os.truncate(path / "images" / "shard-00001.tar", 5000)
     with pytest.raises(UserError, match=r"is damaged \(shard-00001.tar .*fresh=true"):
-        Store.open(path)
+        open_store(path)
 
 
 def test_store_paths_and_commands():
@@ -432,6 +437,14 @@ def test_store_paths_and_commands():
     assert preprocess_command(flickr) == "velm preprocess dataset=flickr30k dataset.root=/data/f30k"
 
 
+@pytest.mark.parametrize("value", ["a b.json", ["a.json", "b c.json"], {"train": "a, b.json", "val": ["c=.json"]}])
+def test_commands_name_lists_as_hydra_reads_them(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    *_, word = shlex.split(preprocess_command(VqaConfig(questions=value)))
+    assert OverridesParser.create().parse_override(word).value() == value
+
+
 @pytest.mark.parametrize(
     "content",
     ["[]", '{"name": "app"}', '{"manifest_version": 3, "format": 1}', "[" * 100_000, "no JSON", '{"crc32": "0"}', "7",
@@ -440,7 +453,7 @@ def test_store_paths_and_commands():
 )  # fmt: skip
 def test_a_manifest_of_somebody_else_is_no_store(tmp_path, content, capsys):
     (tmp_path / "manifest.json").write_text(content)
-    for work in (Store.open, lambda path: doctor.run(DoctorRoot(store=str(path)))):
+    for work in (open_store, lambda path: doctor.run(DoctorRoot(store=str(path)))):
         with pytest.raises(UserError, match="is not a store of velm"):
             work(tmp_path)
 
@@ -448,10 +461,10 @@ def test_a_manifest_of_somebody_else_is_no_store(tmp_path, content, capsys):
 def test_a_shard_that_is_cut_short_while_it_is_open_is_said_in_a_line(store, tmp_path):
     """Under a map this would be a SIGBUS, which ends the process without a word."""
     shutil.copytree(store.path, tmp_path / "store")
-    opened = Store.open(tmp_path / "store")
+    opened = open_store(tmp_path / "store")
     opened.image_bytes(0)
     os.truncate(tmp_path / "store/images/shard-00000.tar", 0)
-    with pytest.raises(UserError, match=f"image {opened.image_id(1)} of the store .* cannot be read"):
+    with pytest.raises(UserError, match=f"image {opened.example_id(1)} of the store .* cannot be read"):
         opened.image_bytes(1)
 
 
@@ -474,7 +487,7 @@ def test_stores_and_tokens_travel_to_other_processes_by_name(store):
 
 def test_tokens_equal_the_tokenizer(store):
     tokens = store.tokens(TokenizerConfig(min_count=1))
-    captions = [caption for i in range(len(store)) for caption in store.captions(i)]
+    captions = [caption for i in range(len(store)) for caption in store.targets(i)]
     assert len(tokens.offsets) == len(captions) + 1
     assert tokens.ids.dtype == np.uint16
     for c, expected in enumerate(tokens.tokenizer.encode_batch(captions)):
@@ -497,9 +510,9 @@ def test_tokens_are_cut_and_kept_by_tokenizer(store):
 
 def test_vocabulary_comes_from_training_captions_only(tmp_path):
     records = [
-        Record(1, "train", None, ("dog",)),
-        Record(2, "val", None, ("cat",)),
-        Record(3, "test", None, ("emu",)),
+        captioned(1, "train", None, ("dog",)),
+        captioned(2, "val", None, ("cat",)),
+        captioned(3, "test", None, ("emu",)),
     ]
     store = build_store(Corpus(records), replace(DATASET, images=False), SMALL, tmp_path / "store")
     tokens = store.tokens(TokenizerConfig(kind=TokenizerKind.word, min_count=1))
@@ -517,14 +530,14 @@ def test_a_store_of_an_older_velm_without_checksums_still_opens(store, tmp_path)
         index_file = (path / "images" / shard["file"]).with_suffix(".idx.npy")
         np.save(index_file, np.load(index_file)[["record", "offset", "length", "sha256"]])
     (path / "manifest.json").write_text(json.dumps(manifest))
-    old = Store.open(path)
+    old = open_store(path)
     assert [old.image_bytes(i) for i in range(len(old))] == [store.image_bytes(i) for i in range(len(store))]
     tar = path / "images/shard-00000.tar"
     data = bytearray(tar.read_bytes())
     data[np.load(tar.with_suffix(".idx.npy"))["offset"][0] + 99] ^= 4
     tar.write_bytes(data)
     with pytest.raises(UserError, match=r"image .* cannot be read .*changed since it was stored.*fresh=true"):
-        [Store.open(path).image_bytes(i) for i in range(len(old))]
+        [open_store(path).image_bytes(i) for i in range(len(old))]
 
 
 def test_doctor_reads_every_byte_of_a_store(store, tmp_path, capsys):

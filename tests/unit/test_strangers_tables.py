@@ -44,14 +44,14 @@ ROWS = {name: f"a dog number {name[0]}" for name in NAMES}
 )
 def test_json_of_pandas_in_every_orientation(value):
     found = manifest("t.json", value)
-    assert dict(zip(found.records.ids(), found.records.targets(), strict=True)) == {a: [b] for a, b in ROWS.items()}
+    assert dict(zip(found.examples.ids(), found.examples.targets(), strict=True)) == {a: [b] for a, b in ROWS.items()}
     assert not found.refused
 
 
 def test_an_image_in_a_list_is_used_and_not_called_unused():
     items = [{"images": [name], "messages": [{"role": "assistant", "content": text}]} for name, text in ROWS.items()]
     found = manifest("t.json", items)
-    assert len(found.records) == 4 and not [note for note in found.notes if "not used" in note]
+    assert len(found.examples) == 4 and not [note for note in found.notes if "not used" in note]
 
 
 def test_what_two_images_are_called_is_not_missing():
@@ -74,7 +74,7 @@ def test_what_two_images_are_called_is_not_missing():
 def test_the_first_line_again_is_no_image():
     rows = [f"{image},{caption}\n" for image, caption in ROWS.items()]
     found = manifest("t.csv", "".join(["image,caption\n", *rows[:2], "image,caption\n", *rows[2:]]))
-    assert len(found.records) == 4 and not found.refused
+    assert len(found.examples) == 4 and not found.refused
     assert "t.csv: the line of column names comes 1 times more; passed over" in found.notes
 
 
@@ -82,7 +82,7 @@ def test_an_image_in_the_tables_of_two_parts_is_a_conflict():
     for part, names in (("train", NAMES), ("val", NAMES[:1])):
         Path(f"{part}.csv").write_text("image,caption\n" + "".join(f"{name},a {part} dog\n" for name in names))
     found = read_manifest(ManifestConfig(file="*.csv"), None, Path("*.csv"))
-    assert found.counts() == {"train": 4, "val": 0, "test": 0} and len(next(found.records.targets())) == 1
+    assert found.counts() == {"train": 4, "val": 0, "test": 0} and len(next(found.examples.targets())) == 1
     assert found.refused == [("val.csv:2", "conflict: train.csv:2 gave image id 0.jpg to another image or split")]
     assert not [note for note in found.notes if "its images are val" in note]
 
@@ -95,7 +95,7 @@ def test_columns_without_a_name_are_called_by_their_place():
 @pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "N/A"])
 def test_what_tables_write_for_a_missing_caption_is_no_caption(word):
     found = manifest("t.csv", f"image,caption\n0.jpg,{word}\n1.jpg,none of the dogs\n")
-    assert [record.image_id for record in found.records] == ["1.jpg"]
+    assert [record.id for record in found.examples] == ["1.jpg"]
     assert ("0.jpg", f"missing in its table: caption 1 is {word}") in found.refused
 
 
@@ -135,4 +135,4 @@ def test_a_store_among_the_images_is_passed_over():
     for name in ("plan.json", "manifest.json", "ids.json", "captions.csv", "preview.png"):
         Path("stores/own", name).write_text("{}")
     after = read_folder(FolderConfig(root="."), Path())
-    assert (after.refused, after.notes, len(after.records)) == (before.refused, before.notes, 4)
+    assert (after.refused, after.notes, len(after.examples)) == (before.refused, before.notes, 4)

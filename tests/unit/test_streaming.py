@@ -20,13 +20,14 @@ from test_loader import all_same, take
 
 from velm_cli.data import sources, tars
 from velm_cli.data.batch import Batch, Columns, concept_labels
+from velm_cli.data.examples import Corpus, captioned
 from velm_cli.data.making import build_store
+from velm_cli.data.opening import open_store
 from velm_cli.data.order import Share
 from velm_cli.data.pixels import Pixels
-from velm_cli.data.records import Corpus, Record
 from velm_cli.data.sources import SourceError, list_shards, open_source
-from velm_cli.data.store import Store
-from velm_cli.data.stream_store import StreamStore, build_stream
+from velm_cli.data.stream_building import build_stream
+from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.streaming import StreamLoader
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import read_sealed, write_json
@@ -93,7 +94,7 @@ def store(tmp_path_factory) -> StreamStore:
 
 
 def reopened(store: StreamStore, **options) -> StreamStore:
-    opened = Store.open(store.path, replace(store.dataset, **options))
+    opened = open_store(store.path, replace(store.dataset, **options))
     assert isinstance(opened, StreamStore)
     return opened
 
@@ -204,15 +205,15 @@ def test_velms_own_shards_bring_their_splits(tmp_path):
         path = tmp_path / f"{number}.jpg"
         path.write_bytes(jpeg(number))
         split = ("train", "val", "test")[0 if number < 20 else 1 if number < 26 else 2]
-        records.append(Record(number, split, path, (f"a cat {number}", f"one more cat {number}")))
+        records.append(captioned(number, split, path, (f"a cat {number}", f"one more cat {number}")))
     config = ManifestConfig(file="x", image_size=24)
     made = build_store(
         Corpus(records), config, PreprocessConfig(workers=1, shard_images=8), tmp_path / "own", progress=False
     )
     streamed = stream(tmp_path / "stream", str(made.path / "images/shard-*.tar"))
     assert streamed.counts == {"train": 20, "val": 6, "test": 4}
-    assert [streamed.image_id(i) for i in streamed.split("val")] == list(range(20, 26))
-    assert streamed.captions(int(streamed.split("test")[0])) == ["a cat 26", "one more cat 26"]
+    assert [streamed.example_id(i) for i in streamed.split("val")] == list(range(20, 26))
+    assert streamed.targets(int(streamed.split("test")[0])) == ["a cat 26", "one more cat 26"]
     stream_loader = loader(streamed, batch_size=5)
     epoch = take(stream_loader.batches(), 4)
     assert sorted(map(int, ids(epoch))) == list(range(20))
@@ -224,7 +225,7 @@ def test_images_to_validate_on_are_the_first_or_in_shards_of_their_own(tmp_path)
     write_tar(tmp_path / "b.tar", [member for n in range(3) for member in sample(n)])
     first = stream(tmp_path / "first", str(tmp_path / "a.tar"), num_val=500)
     assert first.counts == {"train": 38, "val": 2, "test": 0}
-    assert [first.image_id(i) for i in first.split("val")] == ["000000000", "000000001"]
+    assert [first.example_id(i) for i in first.split("val")] == ["000000000", "000000001"]
     names = ids(take(loader(first, batch_size=19).batches(), 2))
     assert sorted(map(int, names)) == list(range(2, 40))
     named = stream(tmp_path / "named", [str(tmp_path / "a.tar")], val_urls=str(tmp_path / "b.tar"))
@@ -356,7 +357,7 @@ def test_a_changed_byte_of_the_manifest_is_found(store, tmp_path):
         assert old in whole
         file.write_text(whole.replace(old, new))
         with pytest.raises(UserError, match=r"manifest.json is damaged \("):
-            Store.open(tmp_path / "store")
+            open_store(tmp_path / "store")
 
 
 def test_doctor_reads_the_shards_to_train_on(tmp_path, capsys):
@@ -384,7 +385,7 @@ def test_a_stream_without_its_own_held_out_images_is_damaged(tmp_path, fault):
     if fault == "of another store":
         shutil.copytree(copy / "captions", copy / "held-out")
     with pytest.raises(UserError, match=r"held-out.* is (gone|of another store)"):
-        Store.open(copy)
+        open_store(copy)
     with pytest.raises(UserError, match="is damaged"):
         doctor.run(DoctorRoot(store=str(copy)))
 

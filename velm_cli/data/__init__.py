@@ -1,1 +1,1 @@
-"""Annotations and images to Records, Records to a store, a store to Batches."""
+"""Annotations and images to Examples, Examples to a store, a store to Batches."""

@@ -20,19 +20,31 @@ LETTERS_A_TOKEN = 5.0  # words of Chinese, Japanese and Thai have two to four on
 UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
-def coverage_lines(tokens: Tokens, captions: Sequence[str], config: TokenizerConfig, *, own: bool) -> Iterator[str]:
-    """How much of the captions the tokens hold, and a warning with the cure for each that is too little.
+def coverage_lines(
+    tokens: Tokens,
+    captions: Sequence[str],
+    config: TokenizerConfig,
+    *,
+    own: bool,
+    noun: str = "captions",
+    column: str = "targets",
+) -> Iterator[str]:
+    """How much of a column of texts the tokens hold, and a warning with the cure for each that is too little.
 
-    `own`: the vocabulary is learned from these captions as `config` says; else a model or a run brings it.
+    `noun`: what the texts are. `own`: the vocabulary is learned from these captions as `config` says; else a model or
+    a run brings it.
     """
     count, words = len(captions), len(tokens.ids)
     if not count or not words:
         return
+    option, limit = "max_tokens", config.max_tokens
+    if column == "sources":
+        option, limit = "max_source_tokens", config.max_source_tokens
     unk = tokens.tokenizer.unk_id
     unknown = 0 if unk is None else int(np.count_nonzero(tokens.ids == unk))
     said = [f"{unknown / words:.1%} of the words unknown (<unk>)"] if unk is not None else []
     if tokens.cut is not None:
-        said.append(f"{tokens.cut:,} of {count:,} captions cut at tokenizer.max_tokens={config.max_tokens}")
+        said.append(f"{tokens.cut:,} of {count:,} {noun} cut at tokenizer.{option}={limit}")
     if said:
         yield f"coverage    {', '.join(said)}"
     is_word = own and config.kind is TokenizerKind.word
@@ -42,7 +54,7 @@ def coverage_lines(tokens: Tokens, captions: Sequence[str], config: TokenizerCon
         if not is_word:
             cure = f"lower tokenizer.vocab_size={config.vocab_size}"
         yield (
-            f"warning: these captions have no blanks between words, and tokenizer={config.kind.value} makes tokens of "
+            f"warning: these {noun} have no blanks between words, and tokenizer={config.kind.value} makes tokens of "
             f"{letters * count / words:.0f} letters of them, so whole phrases are learned as words: {cure}"
         )
     elif unknown > TOO_MUCH * words:
@@ -55,9 +67,10 @@ def coverage_lines(tokens: Tokens, captions: Sequence[str], config: TokenizerCon
         yield f"warning: {unknown / words:.0%} of the words are unknown to the vocabulary and become <unk>: {cure}"
     if tokens.cut and tokens.cut > TOO_MUCH * count:
         yield (
-            f"warning: {tokens.cut / count:.0%} of the captions are longer than tokenizer.max_tokens="
-            f"{config.max_tokens} and lose their ends: raise it (the longest has {tokens.longest:,} tokens), and "
-            "decode.max_length with it"
+            f"warning: {tokens.cut / count:.0%} of the {noun} are longer than tokenizer.{option}="
+            f"{limit} and lose their ends: raise it (the longest has {tokens.longest:,} tokens)"
+            + ", and decode.max_length with it"
+            * (column == "targets")
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -14,10 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from velm_cli.data.image_table import ImageTable
 from velm_cli.data.images import ImageRefused, NormalisedImage, normalise_image, normalise_many
 from velm_cli.data.parts import Part, parts_of
 from velm_cli.data.processes import Limits, available_cores
-from velm_cli.data.records import Corpus, Records
 from velm_cli.data.shards import check_shard, shard_path, write_shard
 from velm_cli.errors import StageError, UserError
 from velm_cli.schema import DatasetConfig, PreprocessConfig
@@ -31,7 +31,7 @@ class ImageShards:
 
     def __init__(
         self,
-        corpus: Corpus,
+        images: ImageTable,
         dataset: DatasetConfig,
         preprocess: PreprocessConfig,
         folder: Path,
@@ -40,11 +40,10 @@ class ImageShards:
     ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        self._records, self._dataset, self._preprocess, self._progress = corpus.records, dataset, preprocess, progress
+        self._images, self._dataset, self._preprocess, self._progress = images, dataset, preprocess, progress
         self._plan = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
         size = preprocess.shard_images
-        starts = range(0, len(corpus.records), size)
-        self._ranges = [range(start, min(start + size, len(corpus.records))) for start in starts]
+        self._ranges = [range(start, min(start + size, len(images))) for start in range(0, len(images), size)]
 
     def __len__(self) -> int:
         return len(self._ranges)
@@ -63,19 +62,16 @@ class ImageShards:
             max_pixels=self._dataset.max_pixels,
         )
         limits = Limits(self._preprocess.seconds_per_image, round(1e9 * self._preprocess.memory_per_image))
-        paths = (Path(path) for shard in shards for path in self._of(shard).paths() if path is not None)
+        paths = (Path(path) for shard in shards for path in self._images.paths(self._ranges[shard]))
         total = sum(len(self._ranges[shard]) for shard in shards)
         with (
             closing(normalise_many(paths, normalise, self._preprocess.workers, limits)) as results,
             self._bar(total, "images", "image") as bar,
         ):
             for shard in shards:
-                images = islice(results, len(self._ranges[shard]))
-                write_shard(self.folder, shard, _samples(self._of(shard), self._ranges[shard], images, bar), self._plan)
-
-    def _of(self, shard: int) -> Records:
-        numbers = self._ranges[shard]
-        return self._records[numbers.start : numbers.stop]
+                numbers = self._ranges[shard]
+                samples = zip(numbers, self._images.about(numbers), islice(results, len(numbers)), strict=True)
+                write_shard(self.folder, shard, _watched(samples, bar), self._plan)
 
     def check(self, shards: list[int]) -> tuple[dict[int, Summary], dict[int, str]]:
         """Read these shards wholly: summaries of the good ones, what is wrong with the others."""
@@ -145,24 +141,26 @@ def _cure(path: Path, shards: list[int], command: str) -> str:
 
 
 def look_up(
-    corpus: Corpus, shards: list[Summary], refused: list[dict[str, Any]]
-) -> tuple[Records, list[dict[str, Any]]]:
-    """The records that have an image, and a summary a shard for the manifest. Appends to `refused`."""
+    images: ImageTable, shards: list[Summary], refused: list[dict[str, Any]]
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """The images that were refused, and a summary a shard for the manifest. Appends to `refused`."""
     summaries, without = [], []
     for shard, summary in enumerate(shards):
         for number, reason in summary["refused"]:
-            record = corpus.records[number]
-            refused.append({"image_id": record.image_id, "file": str(record.image), "reason": reason})
+            image = images[number]
+            about: dict[str, Any] = {"image_id": image.id, "file": str(image.path), "reason": reason}
+            if not images.one_each:
+                about["examples"] = images.examples_of(number)  # which are left out with it
+            refused.append(about)
             without.append(number)
         kept_of_it = {key: summary[key] for key in ("rows", "bytes", "sha256", "index")}
         summaries.append({"file": shard_path(Path(), shard).name, **kept_of_it})
-    return corpus.records.without(without), summaries
+    return without, summaries
 
 
-def _samples(
-    records: Records, numbers: range, images: Iterator[NormalisedImage | ImageRefused], bar: tqdm
+def _watched(
+    samples: Iterable[tuple[int, dict[str, Any], NormalisedImage | ImageRefused]], bar: tqdm
 ) -> Iterator[tuple[int, dict[str, Any], NormalisedImage | ImageRefused]]:
-    facts = zip(numbers, records.ids(), records.splits(), records.targets(), images, strict=True)
-    for number, image_id, split, captions, image in facts:
-        yield number, {"image_id": image_id, "split": split, "captions": captions}, image
+    for sample in samples:
+        yield sample
         bar.update()

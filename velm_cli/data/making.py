@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from velm_cli.data.array_store import ArrayStore
 from velm_cli.data.building import ImageShards, Say, build, differences, make_plan
 from velm_cli.data.concepts import MAX_CONCEPTS
+from velm_cli.data.examples import Corpus
+from velm_cli.data.image_table import ImageTable
+from velm_cli.data.manifest import preprocess_command, read_manifest
 from velm_cli.data.parts import Part, note_parts, sole_writer, was_in_parts
-from velm_cli.data.records import Corpus
-from velm_cli.data.store import Store, preprocess_command, read_manifest
 from velm_cli.data.store_folder import (
     LOCKS,
     empty,
@@ -41,23 +43,24 @@ def build_store(
     fresh: bool = False,
     say: Say = print,
     progress: bool = True,
-) -> Store:
+) -> ArrayStore:
     """The store of `corpus` at `path`: opened if it is there, continued if it was begun, else built.
 
     `fresh` builds beside it and puts the new one in its place when it is complete. UserError if `path`
     is taken by another store or by something else.
     """
-    plan = _plan(corpus, dataset, preprocess)
+    table = ImageTable(corpus.examples) if dataset.images else None
+    plan = _plan(corpus, table, dataset, preprocess)
     named, path = path, real_folder(path)
     if is_complete(path, plan, fresh):
-        return Store.open(named, dataset)
+        return ArrayStore.open(named, dataset)
     command = preprocess_command(dataset, preprocess) + " fresh=true" * fresh
     with _open_to_write(path, plan, fresh, None, command) as place:
         remove_temporary(place)
-        build(corpus, dataset, preprocess, place, plan, command=command, say=say, progress=progress)
+        build(corpus, table, dataset, preprocess, place, plan, command=command, say=say, progress=progress)
     if fresh:
         replace(path)
-    return Store.open(named, dataset)
+    return ArrayStore.open(named, dataset)
 
 
 def build_part(
@@ -75,20 +78,24 @@ def build_part(
     Any number of parts may be made at once; `build_store` completes what they have left. A part of a complete
     store has nothing to do. Raises UserError as `build_store` does, and where the store was begun from something else.
     """
-    plan = _plan(corpus, dataset, preprocess)
+    table = ImageTable(corpus.examples) if dataset.images else None
+    plan = _plan(corpus, table, dataset, preprocess)
     path = real_folder(path)
     if is_complete(path, plan, fresh):
         return 0, 0
+    assert table is not None, "a part is a share of the images (see validate)"
     command = preprocess_command(dataset, preprocess) + " fresh=true" * fresh
     with _open_to_write(path, plan, fresh, part, command) as place:
-        shards = ImageShards(corpus, dataset, preprocess, place / "images", plan, progress)
+        shards = ImageShards(table, dataset, preprocess, place / "images", plan, progress)
         missing = shards.missing(part)
         shards.make(missing)
         return len(missing), sum(part.has(shard) for shard in range(len(shards)))
 
 
-def _plan(corpus: Corpus, dataset: DatasetConfig, preprocess: PreprocessConfig) -> dict[str, Any]:
-    if not corpus.records:
+def _plan(
+    corpus: Corpus, table: ImageTable | None, dataset: DatasetConfig, preprocess: PreprocessConfig
+) -> dict[str, Any]:
+    if not corpus.examples:
         raise UserError(f"dataset.kind={dataset.kind}: no examples found in {dataset.root}")
     if not 0 <= preprocess.num_concepts <= MAX_CONCEPTS:
         raise UserError(f"preprocess.num_concepts={preprocess.num_concepts}: must lie in 0 to {MAX_CONCEPTS}")
@@ -97,7 +104,7 @@ def _plan(corpus: Corpus, dataset: DatasetConfig, preprocess: PreprocessConfig) 
     for option in ("seconds_per_image", "memory_per_image"):
         if not 0 < (value := getattr(preprocess, option)) <= 1e6:  # nor NaN
             raise UserError(f"preprocess.{option}={value}: must lie above 0, and be at most 1000000")
-    return make_plan(corpus, dataset, preprocess)
+    return make_plan(corpus, table, dataset, preprocess)
 
 
 def is_complete(path: Path, plan: dict[str, Any], fresh: bool) -> bool:

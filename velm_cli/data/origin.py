@@ -23,7 +23,7 @@ from velm_cli.schema import DatasetConfig
 NOT_OF_THE_CONTENT = frozenset(
     ("kind", "store", "missing", "urls", "val_urls", "shuffle", "lanes", "retries", "damaged", "pipes")
 )
-PATHS = frozenset(("root", "file", "split_file"))
+PATHS = frozenset(("root", "file", "split_file", "questions", "annotations", "images_root"))
 
 
 def refuse_other_origin(dataset: DatasetConfig, said: Collection[str]) -> None:

@@ -25,70 +25,71 @@ class ShapesQuestion:
 
 
 def write_questions(scene: Scene, part: str, rng: random.Random) -> list[ShapesQuestion]:
-    """At most one question of each kind: those that the scene has an answer to, balanced over scenes."""
-    questions = []
-    for kind, ask in _KINDS.items():
-        if (asked := ask(scene, part, rng)) is not None:
-            questions.append(ShapesQuestion(kind, *asked))
-    return questions
+    """Up to eleven questions that the scene has an answer to, all different, balanced over scenes."""
+    return [
+        ShapesQuestion(kind, question, answer)
+        for kind, ask in _KINDS.items()
+        for question, answer in ask(scene, part, rng)
+    ]
 
 
-Asked = tuple[str, str] | None  # question and answer; None where this scene has none of the kind
+Asked = list[tuple[str, str]]  # questions and answers; none where this scene has none of the kind
 
 
 def _exist(scene: Scene, part: str, rng: random.Random) -> Asked:
-    present = rng.random() < 0.5
-    group = rng.choice(scene.groups) if present else _absent(scene, part, rng)
-    return f"is there a {_name(group, rng, 1)}".replace(" a o", " an o"), _yes(present)
+    """One of something that is there, one of something that is not."""
+    groups = ((rng.choice(scene.groups), "yes"), (_absent(scene, part, rng), "no"))
+    return [(f"is there a {_name(group, rng, 1)}".replace(" a o", " an o"), answer) for group, answer in groups]
 
 
 def _count(scene: Scene, part: str, rng: random.Random) -> Asked:
-    """Counts are drawn uniformly from 1 to 3, so one in four about something absent makes 0 to 3 alike."""
-    if rng.random() < 0.25:
-        group, count = _absent(scene, part, rng), 0
-    else:
-        group = rng.choice(scene.groups)
-        count = group.count
-    return f"how many {_name(group, rng, 2)} are there", str(count)
+    """Counts are drawn uniformly from 1 to 3, so one question in four about something absent makes 0 to 3 alike."""
+    counts = [(group, group.count) for group in scene.groups]
+    if rng.random() < len(scene.groups) / 3:
+        counts.append((_absent(scene, part, rng), 0))
+    return [(f"how many {_name(group, rng, 2)} are there", str(count)) for group, count in counts]
 
 
 def _colour(scene: Scene, part: str, rng: random.Random) -> Asked:
-    group = rng.choice(scene.groups)
-    return f"what colour {_is(group)} the {_noun(group, rng, group.count)}", group.colour
+    """Of every group: they differ in shape."""
+    return [(f"what colour {_is(group)} the {_noun(group, rng, group.count)}", group.colour) for group in scene.groups]
 
 
 def _more(scene: Scene, part: str, rng: random.Random) -> Asked:
     """Either order is asked equally often, and so is `fewer`."""
     if len(scene.groups) < 2 or scene.groups[0].count == scene.groups[1].count:
-        return None
+        return []
     first, second = _shuffled(scene.groups, rng)
     word = rng.choice(("more", "fewer"))
     true = (first.count > second.count) == (word == "more")
-    return f"are there {word} {_name(first, rng, 2)} than {_name(second, rng, 2)}", _yes(true)
+    return [(f"are there {word} {_name(first, rng, 2)} than {_name(second, rng, 2)}", _yes(true))]
 
 
 def _relation(scene: Scene, part: str, rng: random.Random) -> Asked:
-    """Asked of the axis that the scene is laid out along; the other way round equally often."""
+    """Asked of the axis that the scene is laid out along; once what is true, once the other way round."""
     if scene.relation is None:
-        return None
-    first, second = scene.groups
-    relation, true = scene.relation, rng.random() < 0.5
-    if rng.random() < 0.5:  # the same fact said from the other side
-        first, second, relation = second, first, INVERSE[relation]
-    said = rng.choice(RELATIONS[relation if true else INVERSE[relation]])
-    question = f"{_is(first)} the {_name(first, rng, first.count)} {said} the {_name(second, rng, second.count)}"
-    return question, _yes(true)
+        return []
+    asked = []
+    for true in (True, False):
+        first, second = scene.groups
+        relation = scene.relation
+        if rng.random() < 0.5:  # the same fact said from the other side
+            first, second, relation = second, first, INVERSE[relation]
+        said = rng.choice(RELATIONS[relation if true else INVERSE[relation]])
+        names = _name(first, rng, first.count), _name(second, rng, second.count)
+        asked.append((f"{_is(first)} the {names[0]} {said} the {names[1]}", _yes(true)))
+    return asked
 
 
 def _same(scene: Scene, part: str, rng: random.Random) -> Asked:
     """As many of one as of the other, which one scene in three has: of the others every second is left out."""
     if len(scene.groups) < 2:
-        return None
+        return []
     equal = scene.groups[0].count == scene.groups[1].count
     if not equal and rng.random() < 0.5:
-        return None
+        return []
     first, second = _shuffled(scene.groups, rng)
-    return f"are there as many {_name(first, rng, 2)} as {_name(second, rng, 2)}", _yes(equal)
+    return [(f"are there as many {_name(first, rng, 2)} as {_name(second, rng, 2)}", _yes(equal))]
 
 
 _KINDS: dict[str, Callable[[Scene, str, random.Random], Asked]] = {

@@ -13,17 +13,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from velm_cli.data.building import ARRAYS, PLAN
+from velm_cli.data.building import PLAN
+from velm_cli.data.store_arrays import ARRAYS, MORE_ARRAYS
 from velm_cli.errors import UserError
 from velm_cli.files import TEMPORARY, read_sealed, sealed, write_json
 
 LOCKS = r"\.writing(?:\.\d+-of-\d+)?|\.parts"
+ARRAY_NAMES = "|".join((*ARRAYS, *MORE_ARRAYS))
+TOKEN_FILES = r"(?:(?:tokenizer|velm_tokenizer|crc32|cut)\.json|(?:ids|offsets)\.npy)"
 BUILT = re.compile(
     rf"""(?:captions/|held-out/)?(?:
-        (?:manifest|plan|ids|concepts)\.json | rejects\.jsonl | preview\.png | (?:{"|".join(ARRAYS)})\.npy | {LOCKS}
+        (?:manifest|plan|ids|image_ids|about|concepts)\.json | rejects\.jsonl | preview\.png | {LOCKS}
+        | (?:{ARRAY_NAMES})\.npy
         | images/shard-\d+\.(?:tar|json|idx\.npy)
         | tokens/(?:\.writing | [0-9a-f]{{12}}\.json
-            | [0-9a-f]{{12}}-\d+/(?:tokenizer\.json|velm_tokenizer\.json|ids\.npy|offsets\.npy|crc32\.json|cut\.json))
+            | [0-9a-f]{{12}}-\d+(?:-sources)?/{TOKEN_FILES})
         | features/[0-9a-f]{{16}}/(?:\.writing|about\.json|part-\d+(?:\.crc32)?\.npy)
     )
     | scan/\d+\.(?:json|npy) | held-out-images/\d+

@@ -1,4 +1,4 @@
-"""Tokenised captions beside a store: one folder a tokenizer, so runs with different ones share a store.
+"""Tokenised texts beside a store: one folder a tokenizer and column, so runs with different ones share a store.
 
 A folder is named by what the tokenizer does, not by the options it was asked for with: a fine-tuning run
 that brings its checkpoint's tokenizer finds the tokens of the run that trained it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -78,14 +78,17 @@ class Tokens:
         return Tokens, (self.folder, self._store)  # a copy in another process maps the files again
 
 
-def tokens_in(folder: Path, store: str, config: TokenizerConfig, captions: Sequence[str], train: np.ndarray) -> Tokens:
+def tokens_in(
+    folder: Path, store: str, config: TokenizerConfig, captions: Sequence[str], learned: Iterable[str]
+) -> Tokens:
     """The tokens of the store's `captions` as `config` wants them, from `folder`, where they are made if absent.
 
-    A vocabulary is learned from the captions number `train`. Several processes may ask at once.
+    A vocabulary is made of the texts `learned`, which are read if it is. Several processes may ask at once.
     """
     if config.kind is TokenizerKind.pretrained:  # its files may change under the same name
         return encoded_in(folder, store, Tokenizer.build(config, []), config.max_tokens, captions)
     options = {**asdict(config), "kind": config.kind.name, "format": TOKENS_FORMAT}
+    del options["max_source_tokens"]  # which changes neither the tokenizer nor the tokens of targets
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
     built = folder / f"{key}.json"  # which tokenizer these options have led to
     if built.exists():
@@ -95,8 +98,8 @@ def tokens_in(folder: Path, store: str, config: TokenizerConfig, captions: Seque
             raise UserError(f"{built} is damaged ({error}): delete it, and it is made again") from error
         if place.exists():
             return Tokens(place, store)
-    tokenizer = Tokenizer.build(config, (captions[c] for c in train))
-    return encoded_in(folder, store, tokenizer, config.max_tokens, captions, (built, options))
+    tokenizer = Tokenizer.build(config, learned)
+    return encoded_in(folder, store, tokenizer, config.max_tokens, captions, named=(built, options))
 
 
 def encoded_in(
@@ -105,13 +108,14 @@ def encoded_in(
     tokenizer: Tokenizer,
     max_tokens: int,
     captions: Sequence[str],
+    column: str = "targets",
     named: tuple[Path, dict[str, Any]] | None = None,
 ) -> Tokens:
-    """The tokens of the store's `captions` by `tokenizer`, from `folder`, where they are made if absent.
+    """The tokens of a column of the store's texts by `tokenizer`, from `folder`, where they are made if absent.
 
     `named`: a file that says which options have led to this tokenizer, and these options.
     """
-    place = folder / f"{tokenizer.digest[:12]}-{max_tokens}"
+    place = folder / f"{tokenizer.digest[:12]}-{max_tokens}{'' if column == 'targets' else f'-{column}'}"
     if named or not place.exists():
         try:
             refuse_links(folder.parent)
@@ -146,7 +150,7 @@ def _write(place: Path, store: str, tokenizer: Tokenizer, max_tokens: int, capti
     try:
         temporary.mkdir(parents=True)
         tokenizer.save(temporary)
-        write_array(temporary / "ids.npy", np.concatenate(parts))
+        write_array(temporary / "ids.npy", np.concatenate([np.zeros(0, dtype), *parts]))
         write_array(temporary / "offsets.npy", np.cumsum(lengths))
         sums = {name: crc32(temporary / name) for name in ("ids.npy", "offsets.npy")}
         write_json(temporary / CUT, sealed({"cut": cut, "longest": longest}))

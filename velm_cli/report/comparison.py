@@ -9,7 +9,8 @@ from pathlib import Path
 
 from velm_cli import configs
 from velm_cli.data.images import ImageRefused
-from velm_cli.data.store import Store, store_path
+from velm_cli.data.opening import open_store
+from velm_cli.data.store import store_path
 from velm_cli.errors import UserError
 from velm_cli.metrics.comparison import Difference, differences, verdict
 from velm_cli.metrics.scores import ImageId
@@ -65,13 +66,13 @@ def _differences(ours: Evaluated, theirs: Evaluated) -> tuple[dict[str, Differen
 def _pictures(folder: Path, wanted: set[ImageId]) -> Mapping[ImageId, Picture]:
     try:
         dataset = configs.load_dataset(folder)
-        store = Store.open(store_path(dataset), dataset)
+        store = open_store(store_path(dataset), dataset)
     except UserError as error:
         print(f"note: no images in the page: {error}")
         return {}
     if not store.has_images:
         return {}
-    places = {store.image_id(number): number for number in range(len(store))}
+    places = {store.example_id(number): number for number in range(len(store))}
     pictures = {}
     for image in wanted & places.keys():
         with contextlib.suppress(ImageRefused, UserError):  # its captions are shown without it

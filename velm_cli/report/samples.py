@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from velm_cli.data.store import Store
@@ -16,11 +17,13 @@ CELL, MARGIN, TEXT_LINES, COLUMNS = 200, 10, 4, 4
 
 
 def stored_images(store: Store, numbers: Iterable[int], texts: Sequence[str]) -> list[tuple[Image.Image, str]]:
-    """The images of these examples, the first of each, with the text below it."""
-    return [
-        (Image.open(io.BytesIO(store.image_bytes(int(number)))), text)
-        for number, text in zip(numbers, texts, strict=True)
-    ]
+    """The first image of each of these examples, with the text below it; nothing of those without."""
+    pictures: list[tuple[Image.Image, str]] = []
+    for number, text in zip(numbers, texts, strict=True):
+        images, _ = store.images_of(np.array([number]))
+        if len(images):
+            pictures.append((Image.open(io.BytesIO(store.image_bytes(int(images[0])))), text))
+    return pictures
 
 
 def contact_sheet(pictures: Sequence[tuple[Image.Image, str]], path: Path) -> None:

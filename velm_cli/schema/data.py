@@ -65,6 +65,7 @@ class ShapesConfig(DatasetConfig):
     num_train: int = within(5000, least=1)  # scenes to train on
     num_val: int = within(100, least=0)  # scenes to validate on
     num_test: int = within(100, least=0)  # scenes with kinds of objects (size, colour, shape) that training never shows
+    questions: bool = False  # true: the examples are questions about the scenes (VQA), and not their captions
     draw_seed: int = within(0, least=-LARGEST)  # the scenes are a pure function of this and the numbers above
 
 
@@ -73,6 +74,14 @@ class CocoConfig(DatasetConfig):
     kind: str = "coco"
     split: CocoSplit = CocoSplit.karpathy  # karpathy | official2014 | official2017
     split_file: str | None = path(None)  # dataset_coco.json, or a json(.gz) of image ids by part
+
+
+@dataclass
+class VqaConfig(DatasetConfig):
+    kind: str = "vqa"
+    questions: Any = path(None)  # questions file, or a list, or {train: file, val: file, test: file}; null = below root
+    annotations: Any = path(None)  # the answers, in the same forms; null = those below root
+    images_root: str | None = path(None)  # folder with the images (train2014/ ...); null = root
 
 
 @dataclass
@@ -101,6 +110,9 @@ class ManifestConfig(OwnDataConfig):
     file: str | None = path(
         None
     )  # JSON lines, JSON, CSV, TSV or parquet; several with * or {train,val,test} in the name
+    source_column: str | None = (
+        None  # column with the question about the image; null = source, question, where no column has captions
+    )
 
 
 @dataclass
@@ -139,7 +151,8 @@ class TokenizerConfig:
     min_count: int = within(5, least=1)  # word: words seen less often become <unk>
     vocab_size: int = within(8000, least=300, most=10_000_000)  # bpe, wordpiece: size of the vocabulary
     name: str | None = path(None)  # pretrained: hub name or local folder
-    max_tokens: int = within(40, least=1)  # longer captions are cut here when tokenised
+    max_tokens: int = within(40, least=1)  # longer captions and answers are cut here when tokenised
+    max_source_tokens: int = within(64, least=1)  # longer questions are cut here when tokenised
 
 
 @dataclass

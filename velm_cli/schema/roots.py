@@ -17,6 +17,7 @@ from velm_cli.schema.data import (
     PreprocessConfig,
     ShapesConfig,
     TokenizerConfig,
+    VqaConfig,
     WebDatasetConfig,
 )
 from velm_cli.schema.model import (
@@ -216,6 +217,7 @@ KINDS: dict[str, dict[str, type]] = {
     "dataset": {
         "shapes": ShapesConfig,
         "coco": CocoConfig,
+        "vqa": VqaConfig,
         "flickr": FlickrConfig,
         "manifest": ManifestConfig,
         "folder": FolderConfig,

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from velm_cli.data.store import Store
+from velm_cli.data.opening import open_store
 from velm_cli.engine.device import cpu_multiplies_bf16, pick_device
 from velm_cli.errors import StageError, UserError
 from velm_cli.metrics.captions import score_captions
@@ -62,7 +62,7 @@ def run(config: DoctorRoot) -> float:
 
 def _store(path: Path) -> float:
     """Every byte of the store against the checksums of when it was written; the number of damaged shards."""
-    store = Store.open(path)  # raises with one line where anything but an image shard is damaged
+    store = open_store(path)  # raises with one line where anything but an image shard is damaged
     shards = list(tqdm(store.damage(), unit="shard", disable=None))
     problems = [line for line in shards if line]
     for line in problems:
@@ -72,7 +72,8 @@ def _store(path: Path) -> float:
     unknown = (
         "" if "crc32_of" in store.manifest else "; made by an older velm, without checksums of captions and labels"
     )
-    print(f"{path}: {sum(store.counts.values()):,} records, all bytes are as they were written{unknown}")
+    images = "" if store.one_image_each or not store.has_images else f" and {store.num_images:,} images"
+    print(f"{path}: {sum(store.counts.values()):,} records{images}, all bytes are as they were written{unknown}")
     return 0.0
 
 
@@ -179,7 +180,7 @@ def _data() -> Finding:
     stores, damaged = [], []
     for manifest in sorted(Path("stores").glob("*/manifest.json")):
         try:
-            store = Store.open(manifest.parent)
+            store = open_store(manifest.parent)
             stores.append(f"{store.path} ({len(store):,})")
         except UserError as error:
             damaged.append(str(error))

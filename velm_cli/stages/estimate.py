@@ -118,7 +118,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
 def _mean_length(store: Store, tokens) -> float:
     """Mean number of tokens predicted a training caption (its words and the end token); of a stream, a held-out one."""
     records = store.split("train")
-    ranges = [store.caption_range(int(index)) for index in (records if len(records) else range(len(store)))]
+    if not len(records):
+        return len(tokens.ids) / max(1, len(store.all_targets)) + 1
+    ranges = [store.target_range(int(index)) for index in records]
     count = sum(stop - start for start, stop in ranges)
     total = sum(int(tokens.offsets[stop] - tokens.offsets[start]) for start, stop in ranges)
     return total / max(1, count) + 1

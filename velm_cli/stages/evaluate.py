@@ -142,7 +142,7 @@ def _evaluate(
                 store,
                 learner,
                 tokenizer,
-                np.array([index for index in indices if store.image_id(int(index)) in scores.per_image]),
+                np.array([index for index in indices if store.example_id(int(index)) in scores.per_image]),
                 predicted,
                 attention=config.report.attention,
                 features=features,

@@ -78,7 +78,7 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
     """A line for everything that is legal, and that whoever typed the command may not have meant."""
     store, tokens = data.store, data.texts
     brought = isinstance(config.text, PretrainedTextConfig) or config.init.text or getattr(config, "checkpoint", None)
-    yield from coverage_lines(tokens, store.all_captions, config.tokenizer, own=not brought)
+    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=not brought)
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
     if warmup >= steps:
         highest = config.optim.lr * steps / warmup
@@ -143,7 +143,7 @@ def evaluation_notes(config: EvaluateRoot, store: Store, indices: np.ndarray) ->
 
 
 def _references(store: Store, indices: np.ndarray) -> bool:
-    ranges = store.caption_ranges(indices)
+    ranges = store.target_ranges(indices)
     return bool((ranges[:, 1] > ranges[:, 0]).any())
 
 

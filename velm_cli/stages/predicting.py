@@ -84,7 +84,7 @@ def predict_split(
     all_of_them = {example: prediction for part, _ in parts for example, prediction in part.items()}
     assert len(all_of_them) == sum(len(part) for part, _ in parts), "an example was predicted twice"
     assert any(stopped for _, stopped in parts) or len(all_of_them) == len(indices), "an example was not predicted"
-    ids = (store.image_id(int(index)) for index in indices)
+    ids = (store.example_id(int(index)) for index in indices)
     return {example: all_of_them[example] for example in ids if example in all_of_them}
 
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from velm_cli.data.building import count_splits
 from velm_cli.data.coverage import coverage_lines
+from velm_cli.data.image_table import ImageTable
 from velm_cli.data.making import build_part, build_store
 from velm_cli.data.parts import parse_part
 from velm_cli.data.readers import read
 from velm_cli.data.sources import list_shards
 from velm_cli.data.store import Store, read_manifest, store_path
-from velm_cli.data.stream_store import StreamStore, build_stream
+from velm_cli.data.store_arrays import Content
+from velm_cli.data.stream_building import build_stream
+from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.tokens import Tokens
-from velm_cli.schema import PreprocessRoot, WebDatasetConfig
+from velm_cli.schema import PreprocessRoot, TokenizerConfig, WebDatasetConfig
 
 PREVIEWED, PREVIEW_SIDE = 16, 224  # images; pixels
 ONLY_EVAL = "there are no training examples, so this store is for velm eval only"
@@ -39,12 +42,13 @@ def run(config: PreprocessRoot) -> float:
         for note in corpus.notes:
             _say("note", note)
         if config.dry_run:
-            _say_counts(count_splits(corpus.records, corpus.splits), config.dataset.images)
+            table = ImageTable(corpus.examples) if config.dataset.images else None
+            _say_counts(Content(corpus.examples, corpus.splits, table).counts(), config.dataset.images)
             _say_refused(Counter(reason.split(":")[0] for _, reason in corpus.refused), None)
-            if not any(split == "train" for split in corpus.records.splits()):
+            if not any(split == "train" for split in corpus.examples.splits()):
                 _say("note", ONLY_EVAL)
             _say("dry run", f"nothing written; the store would be {path}")
-            return float(len(corpus.records))
+            return float(len(corpus.examples))
         if (part := parse_part(config.preprocess.part)) is not None:
             made, total = build_part(corpus, config.dataset, config.preprocess, path, part, fresh=config.fresh)
             _say(f"part {part}", f"{made} of its {total} shards made now, all are there" if total else "nothing to do")
@@ -60,8 +64,9 @@ def run(config: PreprocessRoot) -> float:
         tokens = store.tokens(config.tokenizer)
         longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
         _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
-        _say("tokens", f"{len(tokens.ids):,}, at most {longest} a caption")
-        for line in coverage_lines(tokens, store.all_captions, config.tokenizer, own=True):
+        noun = "an answer" if len(store.all_sources) else "a caption"
+        _say("tokens", f"{len(tokens.ids):,}, at most {longest} {noun}")
+        for line in _coverage(store, config.tokenizer):
             print(line)
         _say("concepts", f"{len(store.concept_names):,}")
         if config.preview:
@@ -74,6 +79,16 @@ def run(config: PreprocessRoot) -> float:
     _say("hash", store.hash)
     _say("time", f"{time.perf_counter() - start:.1f} s")
     return float(sum(store.counts.values()))
+
+
+def _coverage(store: Store, config: TokenizerConfig) -> Iterator[str]:
+    """What tokenisation loses, a column of texts at a time."""
+    asks = len(store.all_sources) > 0
+    noun = "answers" if asks else "captions"
+    yield from coverage_lines(store.tokens(config), store.all_targets, config, own=True, noun=noun)
+    if asks:
+        tokens = store.tokens(config, "sources")
+        yield from coverage_lines(tokens, store.all_sources, config, own=True, noun="questions", column="sources")
 
 
 def _preview(store: Store, tokens: Tokens, config: PreprocessRoot) -> Path:
@@ -97,10 +112,14 @@ def _preview(store: Store, tokens: Tokens, config: PreprocessRoot) -> Path:
     with closing(loader.batches()) as batches:
         batch = next(batches)
     assert batch.image_XCHW is not None
-    pixels_BHWC = (batch.image_XCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
-    captions = [tokens.tokenizer.decode(row) for row in batch.tokens_BKT[:, 0].tolist()]
+    pixels_XHWC = (batch.image_XCHW * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    texts = [tokens.tokenizer.decode(row) for row in batch.tokens_BKT[:, 0].tolist()]
+    if batch.source_BL is not None:
+        questions = [tokens.tokenizer.decode(row) for row in batch.source_BL.tolist()]
+        texts = [f"{question}: {answer}" for question, answer in zip(questions, texts, strict=True)]
+    images = range(len(texts)) if batch.image_of_BI is None else batch.image_of_BI[:, 0].tolist()
     path = store.path / "preview.png"
-    contact_sheet([(Image.fromarray(p), c) for p, c in zip(pixels_BHWC, captions, strict=True)], path)
+    contact_sheet([(Image.fromarray(pixels_XHWC[x]), t) for x, t in zip(images, texts, strict=True) if x >= 0], path)
     return path
 
 
@@ -109,10 +128,15 @@ def _say(what: str, text: str) -> None:
 
 
 def _say_counts(splits: dict[str, dict[str, int]], images: bool) -> None:
-    noun = "images" if images else "examples"
+    """A line a split, in the words of its task."""
+    asks = any(counts.get("sources") for counts in splits.values())
+    nouns = {"records": "images" if images else "examples", "captions": "captions"}
+    if any("images" in counts for counts in splits.values()):  # two tables
+        examples, targets = ("questions", "answers") if asks else ("examples", "captions")
+        nouns = {"images": "images", "records": examples, "captions": targets}
     width = max(len(f"{count:,}") for counts in splits.values() for count in counts.values())
     for split, counts in splits.items():
-        _say(split, f"{counts['records']:>{width},} {noun}  {counts['captions']:>{width},} captions")
+        _say(split, "  ".join(f"{counts[key]:>{width},} {noun}" for key, noun in nouns.items()))
 
 
 def _say_refused(tally: Counter[str], rejects: Path | None) -> None:

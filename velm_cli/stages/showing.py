@@ -51,7 +51,9 @@ def write_report(
     chosen = _chosen(evaluated, store, indices, attention)
     maps = dict(_attention(learner, store, tokenizer, chosen, captions, features))
     pictures = {
-        store.image_id(int(index)): _picture(store.image_bytes(int(index)), large=store.image_id(int(index)) in maps)
+        store.example_id(int(index)): _picture(
+            store.image_bytes(int(index)), large=store.example_id(int(index)) in maps
+        )
         for index in indices
     }
     path = folder / "report.html"
@@ -75,7 +77,7 @@ def _chosen(evaluated: Evaluated, store: Store, indices: np.ndarray, count: int)
     """So many of the images: a third of the best, a third of the worst, the others spread evenly."""
     if len(indices) <= count:
         return indices
-    scores = [evaluated.per_image[store.image_id(int(index))][evaluated.primary] or 0.0 for index in indices]
+    scores = [evaluated.per_image[store.example_id(int(index))][evaluated.primary] or 0.0 for index in indices]
     order = indices[np.argsort(scores, kind="stable")]
     extreme = count // 3
     middle = order[extreme : len(order) - extreme]

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from velm_cli import configs
-from velm_cli.data.store import Store, read_manifest
+from velm_cli.data import opening
+from velm_cli.data.manifest import read_manifest
+from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.folder import best_figure
 from velm_cli.engine.ranks import Ranks
@@ -127,7 +129,7 @@ def open_store(config: TrainRoot | EvaluateRoot) -> Store:
     """The store of the command; where there is none, UserError also says where it was when the run was trained."""
     path = store_path(config.dataset)
     try:
-        return Store.open(path, config.dataset)
+        return opening.open_store(path, config.dataset)
     except UserError as error:
         source = getattr(config, "checkpoint", None)
         if source is None or read_manifest(path) is not None:

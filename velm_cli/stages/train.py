@@ -256,7 +256,7 @@ def critic(config: TrainRoot, store: Store, tokens: Tokens, device: torch.device
 
     records = [int(record) for record in store.split("train")]
     return SelfCritical(
-        {record: [spelled(caption) for caption in range(*store.caption_range(record))] for record in records},
+        {record: [spelled(caption) for caption in range(*store.target_range(record))] for record in records},
         words,
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,

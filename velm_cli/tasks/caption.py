@@ -89,7 +89,7 @@ class CaptionTask(Task[str]):
     def quick(self, store: Store, numbers: Iterable[int], predicted: Predicted[str]) -> dict[str, float]:
         from velm_cli.metrics.captions import fast_cider
 
-        references = {store.image_id(int(number)): store.captions(int(number)) for number in numbers}
+        references = {store.example_id(int(number)): store.targets(int(number)) for number in numbers}
         return {"cider": fast_cider(references, predicted)}
 
     def score(
@@ -97,13 +97,13 @@ class CaptionTask(Task[str]):
     ) -> Scores | None:
         from velm_cli.metrics.captions import score_captions
 
-        record = {store.image_id(number): number for number in sorted(map(int, numbers))}
-        references = {image: captions for image, number in record.items() if (captions := store.captions(number))}
+        record = {store.example_id(number): number for number in sorted(map(int, numbers))}
+        references = {image: captions for image, number in record.items() if (captions := store.targets(number))}
         if not references:
             return None
         training = None
         if learned and len(train := store.split("train")):  # a store of streamed shards has none at hand
-            training = [caption for number in train for caption in store.captions(int(number))]
+            training = [caption for number in train for caption in store.targets(int(number))]
         return score_captions(
             references,
             {image: predicted[image] for image in references},
@@ -128,7 +128,7 @@ class CaptionTask(Task[str]):
         return facts
 
     def shown(self, store: Store, numbers: Iterable[int], predicted: Predicted[str]) -> list[str]:
-        return [predicted[store.image_id(int(number))] for number in numbers]
+        return [predicted[store.example_id(int(number))] for number in numbers]
 
     def write_results(self, folder: Path, predicted: Predicted[str]) -> list[str]:
         write_json(

@@ -50,9 +50,9 @@ class Task(ABC, Generic[P]):
     """One task, with its options."""
 
     kind: ClassVar[str]
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
     unit: ClassVar[str] = "image"  # what an example is called in progress bars and lines
-    predicted: ClassVar[tuple[str, ...]] = ()  # label spaces whose names a run folder keeps, to predict with
+    predicted: tuple[str, ...] = ()  # label spaces whose names a run folder keeps, to predict with
     verb: ClassVar[str]  # what is done with an example
     doing: ClassVar[str]  # what its predictions are called there
     primary: ClassVar[str]  # the score that a run is compared by: a key of `Scores.corpus`

@@ -6,7 +6,7 @@ as memory (`generate`), or the likeliest of the list by its words (`rank`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -131,7 +131,7 @@ class VqaTask(Task[Answered]):
         return ((number, Answered(answer)) for number, answer in written)
 
     def _judged(
-        self, learner: Any, batches: Iterable[Batch], answers: list[str], session: Session
+        self, learner: Any, batches: Iterable[Batch], answers: Sequence[str], session: Session
     ) -> Iterator[tuple[ExampleId, Answered]]:
         from velm_cli.data.transfer import on_device
 
@@ -139,7 +139,7 @@ class VqaTask(Task[Answered]):
             yield from self._best(batch, learner.predict(batch).probabilities_BC, answers)
 
     def _ranked(
-        self, learner: Any, batches: Iterable[Batch], answers: list[str], tokenizer: Tokenizer, session: Session
+        self, learner: Any, batches: Iterable[Batch], answers: Sequence[str], tokenizer: Tokenizer, session: Session
     ) -> Iterator[tuple[ExampleId, Answered]]:
         import torch
 
@@ -156,7 +156,9 @@ class VqaTask(Task[Answered]):
                 )
             yield from self._best(batch, log_p_BC.softmax(dim=1), answers)
 
-    def _best(self, batch: Batch, probabilities_BC: Any, answers: list[str]) -> Iterator[tuple[ExampleId, Answered]]:
+    def _best(
+        self, batch: Batch, probabilities_BC: Any, answers: Sequence[str]
+    ) -> Iterator[tuple[ExampleId, Answered]]:
         best = probabilities_BC.float().topk(min(SHOWN, len(answers)), dim=1)
         for number, shares, labels in zip(batch.ids, best.values.tolist(), best.indices.tolist(), strict=True):
             alternatives = tuple((answers[label], share) for label, share in zip(labels, shares, strict=True))
@@ -222,12 +224,12 @@ def _question(store: Store, number: int) -> Any:
     from velm_cli.metrics.vqa_scores import Question
 
     about = store.about(number)
-    (images,) = (store.images_of_one(number),)
+    images, _ = store.images_of(np.array([number]))
     return Question(
         answers=tuple(store.targets(number)),
         text=store.source(number) or "",
         answer_type=about.get("answer_type", ""),
         question_type=about.get("question_type", ""),
         answer=about.get("answer", ""),
-        image=store.image_name(images[0]) if images else None,
+        image=store.image_name(int(images[0])) if len(images) else None,
     )

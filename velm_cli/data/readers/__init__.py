@@ -1,4 +1,4 @@
-"""One module an annotation format: files in, Records out, nothing else.
+"""One module an annotation format: files in, Examples out, nothing else.
 
 `read` picks the reader by the type of the config; `check_root` is the part of it that a run does before
 anything else, so that a wrong path costs no time.
@@ -9,16 +9,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from velm_cli import schema
+from velm_cli.data.examples import Corpus
 from velm_cli.data.readers.coco import read_coco, read_shapes
 from velm_cli.data.readers.flickr import read_flickr
 from velm_cli.data.readers.folder import read_folder
 from velm_cli.data.readers.manifest import manifest_files, read_manifest
-from velm_cli.data.records import Corpus
+from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.errors import UserError
 
 
 def read(config: schema.DatasetConfig) -> Corpus:
-    """All Records that `config` describes. Raises UserError for whatever the user can mend."""
+    """All Examples that `config` describes. Raises UserError for whatever the user can mend."""
     check_root(config)
     root = _path(config.root)
     match config:
@@ -26,6 +27,8 @@ def read(config: schema.DatasetConfig) -> Corpus:
             return read_shapes(config, root)
         case schema.CocoConfig():
             return read_coco(config, root if config.root else None)
+        case schema.VqaConfig():
+            return read_vqa(config, root if config.root else None)
         case schema.FlickrConfig():
             return read_flickr(config, root)
         case schema.ManifestConfig():
@@ -46,6 +49,10 @@ def check_root(config: schema.DatasetConfig) -> None:
         case schema.CocoConfig():
             # without images the captions inside pycocoevalcap's jar suffice
             _check_folder(config.root, "train2014/, val2014/ and annotations/", required=config.images)
+        case schema.VqaConfig():
+            _check_folder(config.root, "the questions, annotations and images", required=config.questions is None)
+            needed = config.images and not config.root
+            _check_folder(config.images_root, "the images", required=needed, option="images_root")
         case schema.FlickrConfig():
             _check_folder(config.root, "the images and captions of Flickr8k or Flickr30k", required=True)
         case schema.ManifestConfig():
@@ -57,16 +64,16 @@ def check_root(config: schema.DatasetConfig) -> None:
             _check_folder(config.root, "your images and their captions", required=True)
 
 
-def _check_folder(root: str | None, content: str, *, required: bool) -> None:
+def _check_folder(root: str | None, content: str, *, required: bool, option: str = "root") -> None:
     if not root:
         if required:
-            raise UserError(f"dataset.root is not set: give the folder that holds {content}")
+            raise UserError(f"dataset.{option} is not set: give the folder that holds {content}")
     elif not _path(root).is_dir():
         what = "does not exist"
         if _path(root).exists():
             packed = _path(root).suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
             what = "is an archive: unpack it" if packed else "is not a folder"
-        raise UserError(f"dataset.root: {root} {what}; give the folder that holds {content}")
+        raise UserError(f"dataset.{option}: {root} {what}; give the folder that holds {content}")
 
 
 def _path(text: str | None) -> Path:

@@ -1,6 +1,6 @@
 """The one policy of all readers: which captions count, what a missing image means, in which order.
 
-A reader turns its format into Entries; `assemble` turns Entries into a Corpus, so that an empty caption
+A reader turns its format into Entries or Questions; `assemble` turns these into a Corpus, so that an empty caption
 or an absent file is treated alike whatever format it came from.
 """
 
@@ -9,20 +9,22 @@ from __future__ import annotations
 import heapq
 import os
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from velm_cli import schema
-from velm_cli.data.records import Corpus, Records
+from velm_cli.data.examples import Corpus, Example, Examples, ImageRef, captioned
+from velm_cli.data.image_table import ImageTable
 from velm_cli.errors import UserError
+from velm_cli.lines import Refused
 
 # What `str.split` does not take for white space, yet has no place in a caption: control characters, lone
 # surrogates (they cannot be written as UTF-8), byte-order marks and zero-width spaces. Joiners stay: emoji
 # are built with them.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x9f\ud800-\udfff\ufeff\u200b]")
-
+_BLANKS = re.compile(r"\s")
 
 MISSING = frozenset(("nan", "NaN", "NAN", "None", "none", "NULL", "null", "<NA>", "N/A", "n/a"))
 
@@ -38,6 +40,22 @@ class Entry:
     split: str
     image: Path
     captions: list[object]
+
+
+@dataclass(slots=True)
+class Question:
+    """One example with a source or with several images, as a reader found it: all texts raw, images may be absent.
+
+    No `answers` at all are right for an example to test on, and where `unlabelled` says so.
+    """
+
+    id: int | str
+    split: str
+    images: tuple[ImageRef, ...]
+    source: object
+    answers: list[object]
+    about: Mapping[str, str] = field(default_factory=dict)
+    unlabelled: bool = False
 
 
 class Listing:
@@ -62,6 +80,24 @@ class Listing:
     def __contains__(self, path: Path) -> bool:
         folder, name = os.path.split(path)
         return name in self.names(folder)
+
+
+def clean_answers(answers: Iterable[object]) -> tuple[tuple[str, ...], list[str]]:
+    """(answers as they were given, why each of the others is not taken).
+
+    An answer may be `none` or `n/a`, and blanks within it count in the official score of VQA: only what is no text,
+    and what cannot be printed, is replaced by a blank.
+    """
+    kept: list[str] = []
+    reasons: list[str] = []
+    for number, answer in enumerate(answers, start=1):
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            reasons.append(f"answer {number} is not text: {str(answer)[:40]}")
+        elif text := _BLANKS.sub(" ", _UNPRINTABLE.sub(" ", str(answer))).strip():
+            kept.append(text)
+        else:
+            reasons.append(f"answer {number} is empty")
+    return tuple(kept), reasons
 
 
 def clean_captions(captions: Iterable[object]) -> tuple[tuple[str, ...], list[str]]:
@@ -104,58 +140,107 @@ def first_few(ids: Iterable[int | str], show: int = 5) -> str:
 
 def assemble(
     corpus: Corpus,
-    entries: Iterable[Entry],
+    entries: Iterable[Entry | Question],
     listing: Listing | None,
     missing: schema.Missing,
     where: str,
     doubtful: Callable[[], str] = str,
 ) -> Corpus:
-    """Fill `corpus.records` from `entries`, cleaned, checked and sorted; returns `corpus`.
+    """Fill `corpus.examples` from `entries`, cleaned, checked and sorted; returns `corpus`.
 
-    `listing` None means captions only: no image is looked for. `where` names the data in error messages, `doubtful`
+    `listing` None means texts only: no image is looked for. `where` names the data in error messages, `doubtful`
     says why some may not have been found.
     Raises UserError for absent images (unless `missing` is skip; auto is an error here, a reader that means
-    to skip says so), for an id that two images share, and when nothing remains.
+    to skip says so), for an id that two examples or two images share, and when nothing remains.
     """
-    found, captioned, uncaptioned = Records(), 0, 0
+    found, labelled, unlabelled = Examples(), 0, 0
     for entry in entries:
-        name = str(entry.image_id)
-        if _writable(name) != name:
-            corpus.refused.append((name, "its name is not UTF-8: rename the file"))
-            continue
-        captions, reasons = clean_captions(entry.captions)
-        corpus.refused += [(name, reason) for reason in reasons]
-        unlabelled = entry.split == "test" and not entry.captions and listing is not None
-        if not captions and not unlabelled:
-            corpus.refused.append((name, "no usable caption"))
-            continue
-        present = listing is None or entry.image in listing
-        captioned += bool(captions)
-        uncaptioned += not captions
-        found.append(entry.image_id, entry.split, entry.image, captions, present=present)
+        if isinstance(entry, Entry):
+            example = _captioned(entry, corpus.refused, texts_only=listing is None)
+        else:
+            example = _question(entry, corpus.refused)
+        if example is not None:
+            found.append(example, present=listing is None or all(image.path in listing for image in example.images))
+            labelled += bool(example.targets)
+            unlabelled += not example.targets
     corpus.refused = [(_writable(name), _writable(reason)) for name, reason in corpus.refused]
     corpus.notes = [_writable(note) for note in corpus.notes]
+    things = "annotated images" if found.captions_only else "examples"
     for one, other in found.doubles():
-        raise UserError(f"{where}: the image id {other.image_id} stands for both {one.image} and {other.image}")
+        what = "image" if found.captions_only else "example"
+        raise UserError(f"{where}: the {what} id {other.id} stands for both {_named(one)} and {_named(other)}")
+    if listing is not None and not found.captions_only:
+        for first, second in ImageTable(found).clashes():
+            raise UserError(f"{where}: the image id {second.id} stands for both {first.path} and {second.path}")
 
     absent = found.select(present=False)
     if absent and missing is not schema.Missing.skip:
-        beside = f" ({uncaptioned:,} have no caption)" if uncaptioned else ""
+        beside = f" ({unlabelled:,} have no caption)" if unlabelled and found.captions_only else ""
         why = f"{said}, or " if (said := doubtful()) else ""
+        those = "are missing" if found.captions_only else "have an image that is missing"
         raise UserError(
-            f"{len(absent):,} of {len(found):,} annotated images are missing{beside}, first {absent[0].image}; "
+            f"{len(absent):,} of {len(found):,} {things} {those}{beside}, first {_absent(absent[0], listing)}; "
             f"{why}add them, or leave them out with dataset.missing=skip"
         )
-    corpus.records = found.select(present=True, order=corpus.splits, images=listing is not None)
-    if not corpus.records:
+    corpus.examples = found.select(present=True, order=corpus.splits, images=listing is not None)
+    if not corpus.examples:
         refused = f"; {len(corpus.refused):,} entries refused" if corpus.refused else ""
-        example = ", first {} ({})".format(*corpus.refused[0]) if corpus.refused else ""
-        looked = f", but none has its file (first {absent[0].image})" if absent else ""
+        named = ", first {} ({})".format(*corpus.refused[0]) if corpus.refused else ""
+        looked = f", but none has its file (first {_absent(absent[0], listing)})" if absent else ""
         looked += f"; {said}" if absent and (said := doubtful()) else ""
-        raise UserError(f"{where}: no example is left: {captioned:,} images have captions{looked}{refused}{example}")
+        counted = f"{labelled:,} images have captions" if found.captions_only else f"{len(found):,} were found"
+        raise UserError(f"{where}: no example is left: {counted}{looked}{refused}{named}")
     if absent:
-        ids = first_few(absent.ids())
-        corpus.notes.append(f"skipped {len(absent):,} of {len(found):,} annotated images whose file is missing ({ids})")
-        if "train" in absent.splits() and "train" not in corpus.records.splits():
+        few = first_few(absent.ids())
+        lack = "whose file is missing" if found.captions_only else "whose image is missing"
+        corpus.notes.append(f"skipped {len(absent):,} of {len(found):,} {things} {lack} ({few})")
+        if "train" in absent.splits() and "train" not in corpus.examples.splits():
             corpus.notes.append("nothing is left to train on: every image of the train part is missing")
     return corpus
+
+
+def _captioned(entry: Entry, refused: Refused, *, texts_only: bool) -> Example | None:
+    """The example of a captioned image; None, and a reason among the `refused`, where it is of no use."""
+    name = str(entry.image_id)
+    if _writable(name) != name:
+        refused.append((name, "its name is not UTF-8: rename the file"))
+        return None
+    captions, reasons = clean_captions(entry.captions)
+    refused += [(name, reason) for reason in reasons]
+    if not captions and not (entry.split == "test" and not entry.captions and not texts_only):
+        refused.append((name, "no usable caption"))
+        return None
+    return captioned(entry.image_id, entry.split, entry.image, captions)
+
+
+def _question(entry: Question, refused: Refused) -> Example | None:
+    name = str(entry.id)
+    if any(_writable(one) != one for one in (name, *(str(image.id) for image in entry.images))):
+        refused.append((name, "its name is not UTF-8: rename the file"))
+        return None
+    source = None
+    if entry.source is not None:
+        texts, reasons = clean_captions([entry.source])
+        source = texts[0] if texts else None
+        if source is None:
+            refused.append((name, f"no usable question: {reasons[0].replace('caption 1', 'it')}"))
+            return None
+    answers, reasons = clean_answers(entry.answers)
+    refused += [(name, reason) for reason in reasons]
+    if not answers and (entry.answers or not (entry.unlabelled or entry.split == "test")):
+        refused.append((name, "no usable answer"))
+        return None
+    if len({image.id for image in entry.images}) < len(entry.images):
+        refused.append((name, "names an image twice"))
+        return None
+    return Example(entry.id, entry.split, entry.images, source, answers, entry.about)
+
+
+def _named(example: Example) -> str:
+    return str(example.image if example.source is None else repr(example.source))
+
+
+def _absent(example: Example, listing: Listing | None) -> Path:
+    """The first of its images that is not there."""
+    assert listing is not None
+    return next(image.path for image in example.images if image.path not in listing)

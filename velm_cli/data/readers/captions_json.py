@@ -39,7 +39,7 @@ def parse_captions(data: Any, where: str, refused: Refused) -> dict[int | str, C
         except (AttributeError, KeyError, TypeError):
             refused.append((f"{where} annotations[{position}]", _lacks(annotation, "image_id", "caption")))
             continue
-        row = row[0], _whole(row[1]), row[2]
+        row = row[0], whole(row[1]), row[2]
         if isinstance(row[1], ID):
             rows.append(row)
         else:
@@ -70,7 +70,7 @@ def _parse_images(images: list[Any], where: str, refused: Refused) -> dict[int |
     ambiguous: dict[int | str, str] = {}
     for position, image in enumerate(images):
         try:
-            image_id, file_name = _whole(image["id"]), image["file_name"]
+            image_id, file_name = whole(image["id"]), image["file_name"]
         except (KeyError, TypeError):
             refused.append((f"{where} images[{position}]", _lacks(image, "id", "file_name")))
             continue
@@ -89,7 +89,7 @@ def _parse_images(images: list[Any], where: str, refused: Refused) -> dict[int |
     return captioned
 
 
-def _whole(image_id: Any) -> Any:
+def whole(image_id: Any) -> Any:
     """pandas makes floats of ids."""
     return int(image_id) if isinstance(image_id, float) and image_id.is_integer() else image_id
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 import importlib.util
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from velm_cli import schema
+from velm_cli.data.examples import Corpus, Examples
 from velm_cli.data.readers.assemble import Entry, Listing, assemble, first_few
 from velm_cli.data.readers.captions_json import Captioned, parse_captions
 from velm_cli.data.readers.splits import Split, read_split
-from velm_cli.data.records import Corpus, Records
+from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.data.shapes import write_shapes
+from velm_cli.data.shapes_vqa import write_shapes_questions
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, load_json, parse_json
 
@@ -31,8 +34,8 @@ KARPATHY_COUNTS = {"train": 113_287, "val": 5_000, "test": 5_000}  # train with 
 
 
 def read_coco(config: schema.CocoConfig, root: Path | None) -> Corpus:
-    """Records of COCO under `root` (None only without images); see `CocoSplit` for the parts."""
-    corpus = Corpus(Records())
+    """Examples of COCO under `root` (None only without images); see `CocoSplit` for the parts."""
+    corpus = Corpus(Examples())
     split = None
     if config.split is schema.CocoSplit.karpathy:
         split = read_split(_find_split(config, root), key="cocoid")
@@ -50,11 +53,15 @@ def read_coco(config: schema.CocoConfig, root: Path | None) -> Corpus:
 
 
 def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
-    """Draw the scenes that are not there yet, and read them."""
+    """Draw the scenes that are not there yet, and read them: their captions, or the questions about them."""
     write_shapes(config, root)
+    if config.questions:
+        questions, annotations = write_shapes_questions(root, config.draw_seed)
+        asked = schema.VqaConfig(questions=questions, annotations=annotations, images_root=str(root))
+        return read_vqa(replace(asked, images=config.images, missing=config.missing), None)
     split = read_split(root / "shapes_split.json", key="cocoid")
     files = _find_annotations(schema.CocoSplit.official2014, root)
-    return _read(Corpus(Records()), root, files, split, images=config.images, missing=config.missing)
+    return _read(Corpus(Examples()), root, files, split, images=config.images, missing=config.missing)
 
 
 def _read(

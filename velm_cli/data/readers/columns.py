@@ -21,8 +21,12 @@ CAPTIONS = (
     "captions", "caption", "text", "title", "sentences", "sentence", "description", "raw", "comment", "alt_text",
 )
 # fmt: on
+SOURCE = ("source", "question", "query")
+ANSWERS = ("answers", "answer", "targets", "target", "labels", "label")
+EXAMPLE_ID = ("id", "question_id", "example_id")  # of rows with a source
 SPLIT = ("split", "partition", "subset")
 ID = ("image_id", "img_id", "cocoid")
+CONVERSATIONS = frozenset(("conversations", "messages"))  # whose first answer is a caption
 URL = ("url", "image_url", "img_url")
 KNOWN = f"images: {', '.join(IMAGE)}; captions: {', '.join(CAPTIONS)}, also numbered (caption_1, caption_2 ...)"
 
@@ -32,27 +36,35 @@ def squashed(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-_IMAGE, _CAPTIONS, _SPLIT, _ID, _URL = (
-    [squashed(name) for name in names] for names in (IMAGE, CAPTIONS, SPLIT, ID, URL)
+_IMAGE, _CAPTIONS, _SPLIT, _ID, _URL, _SOURCE, _ANSWERS, _EXAMPLE_ID = (
+    [squashed(name) for name in names] for names in (IMAGE, CAPTIONS, SPLIT, ID, URL, SOURCE, ANSWERS, EXAMPLE_ID)
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Positions among the names; `captions` may be several. `unused` are the names that are none of these."""
+    """Positions among the names; `captions` (with a source: answers) may be several. `unused`: the other names."""
 
     image: int | None
     captions: tuple[int, ...]
     split: int | None = None
     image_id: int | None = None
     unused: tuple[str, ...] = ()
+    source: int | None = None
+    example_id: int | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether they are enough for rows: images, and captions or questions about them."""
+        return self.image is not None and (bool(self.captions) or self.source is not None)
 
 
 @dataclass(slots=True)
 class Row:
     """One line: `where` is file:line, `captions` are raw, `split` and `image_id` as written (None if absent).
 
-    `info`: it comes from a list of images to be captioned.
+    `info`: it comes from a list of images to be captioned. With a `source`, which is raw too, `captions` are answers;
+    `more_images` are those after the first.
     """
 
     where: str
@@ -61,15 +73,23 @@ class Row:
     split: str | None = None
     image_id: int | str | None = None
     info: bool = False
+    source: object = None
+    example_id: int | str | None = None
+    more_images: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class Wanted:
-    """The columns that the user named (`dataset.image_column=` and its like); None and () are found by their names."""
+    """The columns that the user named (`dataset.image_column=` and its like); None and () are found by their names.
+
+    `asks`: questions are looked for, where no column has captions or the user named one.
+    """
 
     image: str | None = None
     captions: tuple[str, ...] = ()
     split: str | None = None
+    source: str | None = None
+    asks: bool = False
     unused: dict[str, None] = field(default_factory=dict)  # names that no reader took, as they came
 
     def find(self, names: Sequence[str], where: str | None = None) -> Columns:
@@ -99,11 +119,20 @@ class Wanted:
             captions = tuple(at for name in self.captions for at, key in enumerate(keys) if key == squashed(name))
         else:
             captions = next((found for base in _CAPTIONS if (found := _numbered(base, keys))), ())
+        source = example_id = None
+        if self.source or (self.asks and not captions and not CONVERSATIONS.intersection(keys)):
+            source = one("source", self.source, _SOURCE)
+        if source is not None:
+            example_id = one("id", None, _EXAMPLE_ID)
+            if not self.captions:
+                others = [key if at != source else "" for at, key in enumerate(keys)]
+                known = (*_ANSWERS, *_CAPTIONS)
+                captions = next((found for base in known if (found := _numbered(base, others))), ())
         if where and self.captions and image in captions:
             raise UserError(f"dataset.caption_column={','.join(self.captions)}: {where} has its images there")
-        taken = {image, split, image_id, *captions}
+        taken = {image, split, image_id, source, example_id, *captions}
         unused = tuple(name for at, name in enumerate(names) if at not in taken)
-        return Columns(image, captions, split, image_id, unused)
+        return Columns(image, captions, split, image_id, unused, source, example_id)
 
     def notes(self, where: str) -> list[str]:
         """A line on the columns that were not used, if there were any."""

@@ -168,7 +168,7 @@ def open_table(path: Path, wanted: Wanted, refused: Refused) -> Table:
     for delimiter in there:
         names = _cells(first, delimiter)
         columns = wanted.find(names)
-        if columns.image is not None and columns.captions:
+        if columns.known:
             wanted.find(names, str(path))  # raises for a column that is there twice
             unnamed = iter([at for at, name in enumerate(names, 1) if not name.strip()])
             wanted.unused.update(dict.fromkeys(name.strip() or f"column {next(unnamed)}" for name in columns.unused))
@@ -189,7 +189,7 @@ def _without_header(
     path: Path, head: Line, delimiters: Sequence[str], wanted: Wanted, lines: Iterator[Line]
 ) -> Table | None:
     """A table whose first line is a row already: two columns, one of which is clearly the image."""
-    if wanted.image or wanted.captions or wanted.split:
+    if wanted.image or wanted.captions or wanted.split or wanted.source:
         return None
     for delimiter in delimiters:
         cells = _cells(head[1], delimiter)

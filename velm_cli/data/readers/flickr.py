@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from velm_cli import schema
+from velm_cli.data.examples import Corpus, Examples
 from velm_cli.data.readers.assemble import Entry, Listing, assemble, first_few
 from velm_cli.data.readers.captions_json import parse_captions
 from velm_cli.data.readers.cells import IMAGE_EXTENSIONS
 from velm_cli.data.readers.parting import hash_part
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS, Split, part_of_word, read_split
-from velm_cli.data.records import Corpus, Records
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, load_json, text_lines
 
@@ -44,8 +44,8 @@ class _Photo:
 
 
 def read_flickr(config: schema.FlickrConfig, root: Path) -> Corpus:
-    """Records of Flickr8k or Flickr30k; the image id is the photo's number, with which its name begins."""
-    corpus = Corpus(Records())
+    """Examples of Flickr8k or Flickr30k; the image id is the photo's number, with which its name begins."""
+    corpus = Corpus(Examples())
     split = _find_split(config, root)
     photos = _read_photos(split, root, corpus)
     by_hash = False

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from velm_cli import schema
+from velm_cli.data.examples import Corpus, Examples
 from velm_cli.data.readers.assemble import Entry, Listing, assemble
 from velm_cli.data.readers.cells import IMAGE_EXTENSIONS
 from velm_cli.data.readers.columns import Row, Wanted
@@ -19,7 +20,6 @@ from velm_cli.data.readers.parting import check_fractions, hash_part, shares_wit
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.sidecars import Sidecars
 from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
-from velm_cli.data.records import Corpus, Records
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.lines import Refused
 
@@ -52,7 +52,7 @@ class _Found:
 
 
 def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
-    """Records of every image under `root`; the image id is its path relative to `root`, with slashes, unless a table
+    """Examples of every image under `root`; the image id is its path relative to `root`, with slashes, unless a table
     gives another.
 
     Captions: a text file beside the image (see `Sidecars`), or a table (see `_is_table`) of image and caption columns
@@ -60,7 +60,7 @@ def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
     path, so that an image keeps its part when others are added. Without any caption all images are test.
     """
     check_fractions(config.val_fraction, config.test_fraction)
-    corpus = Corpus(Records())
+    corpus = Corpus(Examples())
     found = _look(root, corpus.refused)
     tables = _Tables(found, root, corpus, named_columns(config))
     tables.read_all()

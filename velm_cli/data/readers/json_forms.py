@@ -6,15 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from velm_cli.data.readers.captions_json import parse_captions
+from velm_cli.data.readers.captions_json import parse_captions, whole
 from velm_cli.data.readers.cells import captions_of, conversation_caption, plain_path
-from velm_cli.data.readers.columns import KNOWN, Columns, Row, Wanted
+from velm_cli.data.readers.columns import CONVERSATIONS, KNOWN, Columns, Row, Wanted
 from velm_cli.data.readers.splits import part_of_word
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, json_lines, load_json, opened
 
 LISTS = ("annotations", "data", "samples", "rows", "images", "captions", "results")  # keys under which rows may lie
-CONVERSATIONS = ("conversations", "messages")
 PEEKED = 1 << 16  # bytes
 
 
@@ -48,7 +47,7 @@ class _Objects:
     """Turns JSON objects into rows; what their keys mean is worked out once for all objects of the same keys."""
 
     def __init__(self, wanted: Wanted, refused: Refused) -> None:
-        self._wanted, self._refused = wanted, refused
+        self.wanted, self._refused = wanted, refused
         self._columns: dict[tuple[str, ...], Columns] = {}
 
     def row(self, where: str, item: Any, *, split: str | None = None, image: str | None = None) -> Iterator[Row]:
@@ -62,9 +61,10 @@ class _Objects:
         """Whether an object has an image, and captions or a conversation about it."""
         if not isinstance(item, dict):
             return False
-        columns = self._wanted.find(tuple(item))
+        columns = self.wanted.find(tuple(item))
         has_image = columns.image is not None or isinstance(_only(item.get("images")), str)
-        return has_image and bool(columns.captions or any(key in item for key in CONVERSATIONS))
+        asks = columns.source is not None
+        return has_image and (asks or bool(columns.captions) or any(key in item for key in CONVERSATIONS))
 
     def _understood(self, where: str, item: Any, split: str | None, image: Any) -> Row:
         if not isinstance(item, dict):
@@ -72,16 +72,24 @@ class _Objects:
         keys = tuple(item)
         columns = self._columns.get(keys)
         if columns is None:
-            columns = self._wanted.find(keys)
+            columns = self.wanted.find(keys)
             if len(self._columns) < 1000:
                 self._columns[keys] = columns
             used = CONVERSATIONS if columns.image is not None else (*CONVERSATIONS, "images")
-            self._wanted.unused.update(dict.fromkeys(key for key in columns.unused if key not in used))
+            self.wanted.unused.update(dict.fromkeys(key for key in columns.unused if key not in used))
         values = tuple(item.values())
         if columns.image is not None:
             image = values[columns.image]
         elif image is None:
             image = item.get("images")
+        source = None if columns.source is None else values[columns.source]
+        if columns.source is not None and not isinstance(source, str):
+            raise ValueError("no question: it is not text")
+        more_images: tuple[str, ...] = ()
+        if source is not None and isinstance(image, list) and len(image) > 1:
+            if not all(isinstance(one, str) and one for one in image):
+                raise ValueError('"images" is no list of paths')
+            image, more_images = image[0], tuple(map(plain_path, image[1:]))
         image = _only(image)
         if isinstance(image, dict):  # as `datasets` writes it
             image = image.get("path") or image.get("file_name")
@@ -91,7 +99,7 @@ class _Objects:
         for at in columns.captions:
             if len(columns.captions) == 1 or values[at] not in (None, ""):
                 captions += captions_of(values[at])
-        if not columns.captions or (values[columns.captions[0]] is None and not captions):
+        if source is None and (not columns.captions or (values[columns.captions[0]] is None and not captions)):
             talk = next((item[key] for key in CONVERSATIONS if key in item), None)
             if talk is None:
                 raise ValueError(f'no "captions" (a list) and no "caption": the keys are {", ".join(keys)[:80]}')
@@ -105,7 +113,12 @@ class _Objects:
             image_id = int(image_id)
         if image_id is not None and (isinstance(image_id, bool) or not isinstance(image_id, int | str)):
             raise ValueError('"image_id" is neither a whole number nor text')
-        return Row(where, plain_path(image), captions, split, image_id)
+        name = None if columns.example_id is None else whole(values[columns.example_id])
+        if name is not None and (isinstance(name, bool) or not isinstance(name, int | str)):
+            raise ValueError('"id" is neither a whole number nor text')
+        row = Row(where, plain_path(image), captions, split, image_id)
+        row.source, row.example_id, row.more_images = source, name, more_images
+        return row
 
 
 def _value_rows(value: Any, path: Path, objects: _Objects, refused: Refused) -> Iterator[Row]:
@@ -114,7 +127,7 @@ def _value_rows(value: Any, path: Path, objects: _Objects, refused: Refused) -> 
         yield from _list_rows(value, str(path), objects)
     elif not isinstance(value, dict):
         raise UserError(f"{path} holds no captions but {str(value)[:40]}")
-    elif (table := _pandas(value)) is not None:
+    elif (table := _pandas(value, objects)) is not None:
         yield from _list_rows(table, f"{path} row ", objects)
     elif objects.is_row(value):
         yield from objects.row(str(path), value)
@@ -146,12 +159,12 @@ def _value_rows(value: Any, path: Path, objects: _Objects, refused: Refused) -> 
         )
 
 
-def _pandas(value: dict[str, Any]) -> list[Any] | None:
+def _pandas(value: dict[str, Any], objects: _Objects) -> list[Any] | None:
     """The rows of what pandas writes with orient="columns" and "split"; None for anything else."""
     if isinstance(value.get("columns"), list) and isinstance(rows := value.get("data"), list):
         return [dict(zip(value["columns"], row, strict=False)) if isinstance(row, list) else row for row in rows]
-    columns = Wanted().find(tuple(value))
-    if columns.image is None or not columns.captions:
+    columns = Wanted(asks=objects.wanted.asks).find(tuple(value))
+    if columns.image is None or not columns.known:
         return None
     parts = list(value.values())
     shape = parts[columns.image]

@@ -9,27 +9,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from velm_cli import schema
-from velm_cli.data.readers.assemble import Entry, Listing, assemble
+from velm_cli.data.examples import Corpus, Examples, ImageRef
+from velm_cli.data.readers.assemble import Entry, Listing, Question, assemble
 from velm_cli.data.readers.columns import Wanted
 from velm_cli.data.readers.finding import Finder, images_below
 from velm_cli.data.readers.parting import check_fractions, hash_part, shares_without_effect
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
-from velm_cli.data.records import Corpus, Records
 from velm_cli.data.spool import Spool
 from velm_cli.errors import UserError, did_you_mean
 
 
 def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) -> Corpus:
-    """Records of the tables that `file` names, in any of the forms that `read_rows` takes.
+    """Examples of the tables that `file` names, in any of the forms that `read_rows` takes.
 
     Paths are relative to `root`, or else to the folder of the table. The image id defaults to the path. Rows about
     the same image add their captions together. The part of an image: what its rows say, else what the name of its
     table says (train.csv), else train where other rows say their parts, else a hash of the path. Without any
     caption all images are test.
+
+    With a column of questions a row is a question; its id defaults to its number among all rows, and rows of the same
+    id add their answers together.
     """
     check_fractions(config.val_fraction, config.test_fraction)
-    corpus = Corpus(Records())
+    corpus = Corpus(Examples())
     files = manifest_files(file)
     listing = Listing() if config.images else None
     rows = _Rows(corpus, named_columns(config))
@@ -60,7 +63,9 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
 def named_columns(config: schema.OwnDataConfig) -> Wanted:
     """The columns that a config names."""
     captions = tuple(name.strip() for name in (config.caption_column or "").split(",") if name.strip())
-    return Wanted(config.image_column or None, captions, config.split_column or None)
+    asks = isinstance(config, schema.ManifestConfig)
+    source = config.source_column if isinstance(config, schema.ManifestConfig) else None
+    return Wanted(config.image_column or None, captions, config.split_column or None, source or None, asks)
 
 
 def manifest_files(file: Path) -> list[Path]:
@@ -93,10 +98,12 @@ class _Rows:
     def __init__(self, corpus: Corpus, wanted: Wanted) -> None:
         self.corpus, self._wanted = corpus, wanted
         self.spool = Spool("id", "image", "file", "content")
-        self.say_parts = self.have_captions = False  # whether any row does
+        self.say_parts = self.have_captions = self.ask = False  # whether any row does
+        self.numbered = 0  # questions that have no id
         self.without_part = 0
         self.files: list[tuple[Path, str | None]] = []  # each with the part that its name says
         self.hashed = False  # whether a hash decides
+        self._count = 0
 
     def read(self, path: Path, *, alone: bool) -> None:
         """Take the rows of a table. One that is `alone` and is named after val or test is there to be tested on."""
@@ -120,10 +127,20 @@ class _Rows:
             self.without_part += part is None
             self.have_captions |= bool(row.captions)
             image_id = row.image if row.image_id is None else row.image_id
+            question = None
+            if row.source is not None:
+                name = self._count if row.example_id is None else row.example_id
+                question = [name, row.source, row.more_images]
+                self.numbered += row.example_id is None
+                self.ask = True
+            self._count += 1
             # JSON in ASCII: what is no UTF-8 gets through
-            content = json.dumps([row.where, image_id, row.image, part, row.captions, number])
+            content = json.dumps([row.where, image_id, row.image, part, row.captions, number, question])
             key = json.dumps(row.image)
-            self.spool.add(key if row.image_id is None else json.dumps(image_id), key, number, content)
+            if question is not None:
+                self.spool.add(json.dumps(question[0]), key, number, content)
+            else:
+                self.spool.add(key if row.image_id is None else json.dumps(image_id), key, number, content)
 
     def ids_repeat(self) -> bool:
         """Whether several tables give one id to several images, as each may count its images from 0."""
@@ -137,31 +154,37 @@ def _entries(
     root: Path | None,
     listing: Listing | None,
     finders: dict[Path, Finder],
-) -> Iterator[Entry]:
-    """An Entry an image, in the order of their first rows."""
+) -> Iterator[Entry | Question]:
+    """An Entry an image or a Question a question, in the order of their first rows."""
     refused, notes, defaulted = rows.corpus.refused, rows.corpus.notes, 0
     by_name = set[int]()  # the tables whose names decided something
     if not rows.have_captions and not rows.say_parts and rows.without_part:
-        notes.append("no image has a caption: all are test, to be captioned")
+        lacks, done = ("question has an answer", "answered") if rows.ask else ("image has a caption", "captioned")
+        notes.append(f"no {lacks}: all are test, to be {done}")
+    if rows.numbered:
+        notes.append(f"{rows.numbered:,} questions have no id: it is their number among all rows, from 0")
     by = "id"
-    if rows.ids_repeat():
+    if rows.ids_repeat() and not rows.ask:
         by = "image"
         notes.append("the tables give the same ids to different images: the path of an image is its id instead")
     for group in rows.spool.groups(by):
-        (origin, image_id, image, part, captions, number), *others = (json.loads(row[-1]) for row in group)
+        (origin, image_id, image, part, captions, number, question), *others = (json.loads(row[-1]) for row in group)
         image_id = image if by == "image" else image_id
         path, named = rows.files[number]
-        for where, _, other_image, other_part, more, other_number in others:
+        for where, _, other_image, other_part, more, other_number, other_question in others:
             other_named = rows.files[other_number][1]
             if part or other_part:  # what a row says counts more than the name of its table
                 agree = part is None or other_part in (None, part)
             else:
                 agree = named is None or other_named in (None, named)
-            if other_image == image and agree:
+            if other_image == image and other_question == question and agree:
                 captions += more
                 part = part or other_part
             else:
-                refused.append((where, f"conflict: {origin} gave image id {image_id} to another image or split"))
+                said = f"image id {image_id} to another image or split"
+                if question or other_question:
+                    said = f"id {(question or other_question)[0]} to another question, image or split"
+                refused.append((where, f"conflict: {origin} gave {said}"))
         if part is None and rows.say_parts:
             part, defaulted = named or "train", defaulted + (named is None)
         elif part is None:
@@ -171,7 +194,13 @@ def _entries(
             # a hash is no reason to caption an image: `assemble` refuses those of train that have no caption
             part = hash_part(image, config.val_fraction, config.test_fraction) if captions else "train"
             rows.hashed |= bool(captions)
-        yield Entry(image_id, part, _locate(image, root, path, listing, finders), captions)
+        if question is None:
+            yield Entry(image_id, part, _locate(image, root, path, listing, finders), captions)
+            continue
+        name, source, more_images = question
+        paths = [(one, _locate(one, root, path, listing, finders)) for one in (image, *more_images)]
+        images = [ImageRef(image_id if one == image else one, place) for one, place in paths]
+        yield Question(name, part, tuple(images), source, captions)
     if defaulted:
         notes.append(f"{defaulted:,} images whose rows say no part are train, as other rows do say theirs")
     for number, (path, part) in enumerate(rows.files):

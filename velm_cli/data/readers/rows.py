@@ -68,8 +68,12 @@ def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Ro
     captions = [cells[at] for at in columns.captions if at < width and (not several or cells[at].strip())]
     at = columns.image
     assert at is not None
-    if at >= width or not captions or not cells[at].strip():
+    source = None if columns.source is None else _cell(cells, columns.source)
+    if at >= width or not (captions or source) or not cells[at].strip():
         refused.append((where, f"no image or no caption: it has {width} cells"))
+        return None
+    if columns.source is not None and source is None:
+        refused.append((where, "no question: its cell is empty"))
         return None
     try:
         image = plain_path(cells[at])
@@ -79,7 +83,11 @@ def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Ro
     texts: list[object] = []
     for caption in captions:
         texts += captions_of(caption)
-    row = Row(where, image, texts)
+    if columns.source is not None:
+        texts = [text for text in texts if text != ""]  # of a table that also has questions to be answered
+    row = Row(where, image, texts, source=source)
+    if columns.example_id is not None:
+        row.example_id = _as_id(_cell(cells, columns.example_id))
     if columns.split is not None:
         row.split = _cell(cells, columns.split)
     if columns.image_id is not None:
@@ -105,10 +113,11 @@ def _parquet_rows(path: Path, wanted: Wanted, refused: Refused) -> Iterator[Row]
         file = parquet.ParquetFile(path)
         names = [str(name) for name in file.schema_arrow.names]
         columns = wanted.find(names, str(path))
-        if columns.image is None or not columns.captions:
+        if not columns.known:
             raise no_columns(names, str(path))
         wanted.unused.update(dict.fromkeys(columns.unused))
-        taken = [at for at in (columns.image, *columns.captions, columns.split, columns.image_id) if at is not None]
+        wanted_columns = (columns.image, *columns.captions, columns.split, columns.image_id, columns.source)
+        taken = [at for at in (*wanted_columns, columns.example_id) if at is not None]
         number = 0
         for batch in file.iter_batches(columns=[names[at] for at in dict.fromkeys(taken)]):
             for item in batch.to_pylist():
@@ -123,7 +132,9 @@ def _parquet_row(where: str, item: dict, names: list[str], columns: Columns, ref
         return None if at is None else item[names[at]]
 
     try:
-        image = value(columns.image)
+        image, source, name = value(columns.image), value(columns.source), value(columns.example_id)
+        if columns.source is not None and not isinstance(source, str):
+            raise ValueError("no question: it is not text")
         if isinstance(image, dict):  # as `datasets` writes it, with the file's content beside
             image = image.get("path")
         if not isinstance(image, str):
@@ -132,6 +143,10 @@ def _parquet_row(where: str, item: dict, names: list[str], columns: Columns, ref
         split, image_id = value(columns.split), value(columns.image_id)
         if image_id is not None and not isinstance(image_id, int | str):
             raise ValueError('"image_id" is neither a whole number nor text')
-        yield Row(where, plain_path(image), captions, None if split is None else str(split), image_id)
+        if name is not None and not isinstance(name, int | str):
+            raise ValueError('"id" is neither a whole number nor text')
+        row = Row(where, plain_path(image), captions, None if split is None else str(split), image_id)
+        row.source, row.example_id = source, name
+        yield row
     except ValueError as error:
         refused.append((where, str(error)))

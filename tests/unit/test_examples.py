@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from velm_cli.data.examples import Corpus, Example, Examples, captioned
 from velm_cli.data.readers.assemble import id_order
-from velm_cli.data.records import Corpus, Record, Records
 from velm_cli.data.spool import Spool
 
 SPLITS = ("val", "train", "test")
 
 
-def random_records(count: int) -> list[Record]:
+def random_records(count: int) -> list[Example]:
     rng = random.Random()
     numbers = [0, 7, -7, 2**63 - 1, -(2**63), 2**63, 10**40, -(10**40), 10**400, -(10**400), 2**64, 2**64 + 1]
     texts = ["7", "a", "B", "é", "ß", "日本", "\U0001f600", "a\0b", "", "10", "9"]
@@ -26,16 +26,16 @@ def random_records(count: int) -> list[Record]:
     captions = ["a dog", "", "ein Mädchen\nrennt", "猫"]
     images = [None, Path("a.jpg"), Path("/x/y.png"), Path("/x/\udcff.jpg"), Path("é/ü.jpg")]
     return [
-        Record(image_id, rng.choice(SPLITS), rng.choice(images), tuple(rng.choices(captions, k=rng.randrange(4))))
+        captioned(image_id, rng.choice(SPLITS), rng.choice(images), tuple(rng.choices(captions, k=rng.randrange(4))))
         for image_id in ids
     ]
 
 
 def test_records_are_a_sequence():
     wanted = random_records(3000)
-    found = Records(wanted)
+    found = Examples(wanted)
     assert len(found) == len(wanted) and list(found) == wanted and found == wanted
-    assert list(found.ids()) == [record.image_id for record in wanted]
+    assert list(found.ids()) == [record.id for record in wanted]
     assert list(found.splits()) == [record.split for record in wanted]
     assert list(found.targets()) == [list(record.targets) for record in wanted]
     assert list(found.encoded_targets()) == [[text.encode() for text in record.targets] for record in wanted]
@@ -49,39 +49,39 @@ def test_records_are_a_sequence():
     for beyond in (len(wanted), -len(wanted) - 1):
         with pytest.raises(IndexError):
             found[beyond]
-    assert not Records() and list(Records()) == []
+    assert not Examples() and list(Examples()) == []
     assert Corpus(wanted).counts() == {s: sum(r.split == s for r in wanted) for s in ("train", "val", "test")}
 
 
 def test_lone_surrogates_in_captions_become_question_marks():
-    assert Records([Record(1, "train", None, ("a \ud800",))])[0].targets == ("a ?",)
+    assert Examples([captioned(1, "train", None, ("a \ud800",))])[0].targets == ("a ?",)
 
 
 def test_records_are_selected_and_sorted():
     rng = random.Random()
-    wanted, found = random_records(2000), Records()
+    wanted, found = random_records(2000), Examples()
     present = [rng.random() < 0.7 for _ in wanted]
     for record, there in zip(wanted, present, strict=True):
-        found.append(record.image_id, record.split, record.image, record.targets, present=there)
+        found.append(record, present=there)
     there = [record for record, is_there in zip(wanted, present, strict=True) if is_there]
     assert found.select(present=True) == there
     assert found.select(present=False) == [record for record in wanted if record not in there]
-    there.sort(key=lambda record: (SPLITS.index(record.split), id_order(record.image_id)))
+    there.sort(key=lambda record: (SPLITS.index(record.split), id_order(record.id)))
     taken = found.select(present=True, order=SPLITS)
     assert taken == there
-    bare = [Record(r.image_id, r.split, None, r.targets) for r in there]
+    bare = [captioned(r.id, r.split, None, r.targets) for r in there]
     assert found.select(present=True, order=SPLITS, images=False) == bare
     left_out = set(rng.sample(range(len(there)), 100))
     assert taken.without(left_out) == [record for i, record in enumerate(there) if i not in left_out]
     assert taken.without([]) is taken
-    assert not Records().select(present=True, order=SPLITS)
+    assert not Examples().select(present=True, order=SPLITS)
 
 
 def test_ids_that_read_alike_are_found():
-    records = [Record(image_id, "train", Path(f"{n}.jpg")) for n, image_id in enumerate([5, "a", "5", 6, "a", "a"])]
-    found = Records(records)
+    records = [captioned(image_id, "train", Path(f"{n}.jpg")) for n, image_id in enumerate([5, "a", "5", 6, "a", "a"])]
+    found = Examples(records)
     assert list(found.doubles()) == [(records[0], records[2]), (records[1], records[4]), (records[1], records[5])]
-    assert list(Records(records[:2]).doubles()) == []
+    assert list(Examples(records[:2]).doubles()) == []
 
 
 def test_rows_are_grouped_by_the_first_of_each():
@@ -103,11 +103,11 @@ def test_rows_are_grouped_by_the_first_of_each():
 def test_a_full_disk_costs_one_line(tmp_path):
     code = """
 import resource, sys
-from velm_cli.data.records import Records
+from velm_cli.data.examples import Examples, captioned
 resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, resource.RLIM_INFINITY))
-found = Records()
+found = Examples()
 for number in range(200_000):
-    found.append(number, "train", None, ["word " * 40])
+    found.append(captioned(number, "train", None, ["word " * 40]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
@@ -119,12 +119,13 @@ def test_a_hundred_times_the_records_take_the_same_memory():
     code = """
 import sys
 from pathlib import Path
-from velm_cli.data.records import Records
+from velm_cli.data.examples import Examples, captioned
 def peak():
     return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM")).split()[1])
-found = Records()
+found = Examples()
 for number in range(int(sys.argv[1])):
-    found.append(number * 7919 % 1_000_003, "train", Path(f"{number}.jpg"), ["a man on a horse on a beach at noon"] * 5)
+    captions = ["a man on a horse on a beach at noon"] * 5
+    found.append(captioned(number * 7919 % 1_000_003, "train", Path(f"{number}.jpg"), captions))
 ordered = found.select(present=True, order=("train",))
 print(sum(map(len, ordered.targets())), sum(ordered.ids()), peak())
 """
