@@ -124,7 +124,7 @@ def test_accuracy_is_the_official_one_on_random_answers():
         pool = [
             "".join(draw.choice(pieces) + draw.choice(["", " "]) for _ in range(draw.randint(0, 4))) for _ in range(3)
         ]
-        answers = [draw.choice(pool) for _ in range(draw.choice([1, 3, 10]))]
+        answers = [draw.choice(pool) for _ in range(draw.choice([4, 7, 10]))]
         for said in pool:
             assert accuracy(answers, said) == pytest.approx(official(answers, said), abs=1e-12), (answers, said)
             assert normalised(said) == slowly(said)
@@ -135,3 +135,12 @@ def test_soft_targets_are_the_accuracies_of_the_answers():
     targets = soft_targets(answers)
     assert targets == {word: pytest.approx(accuracy(answers, word)) for word in ("2", "red", "blue", "green")}
     assert targets["2"] == 1 and targets["red"] == pytest.approx(0.6)
+
+
+def test_with_few_annotators_all_others_have_to_agree():
+    assert [accuracy(["cat"], answer) for answer in ("cat", "dog")] == [1.0, 0.0]
+    assert accuracy([], "cat") == 0.0
+    assert [accuracy(["cat", "dog"], answer) for answer in ("cat", "cow")] == [0.5, 0.0]
+    assert accuracy(["cat", "cat", "dog"], "cat") == pytest.approx((0.5 + 0.5 + 1) / 3)
+    assert accuracy(["cat", "cat", "cat"], "cat") == 1.0
+    assert accuracy(["cat"] * 4, "cat") == 1.0

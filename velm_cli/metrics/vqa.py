@@ -89,11 +89,15 @@ def soft_targets(answers: Iterable[str]) -> dict[str, float]:
 
 
 def _agreement(matching: int, annotators: int) -> float:
-    """Mean over the annotators of min(1, others who agree / 3): those who gave the answer have one other less."""
-    if not annotators:
-        return 0.0
-    of_givers = matching * min(3, matching - 1) if matching else 0
-    return (of_givers + (annotators - matching) * min(3, matching)) / (3 * annotators)
+    """Mean over the annotators of min(1, others who agree / 3): those who gave the answer have one other less.
+
+    Where fewer than three others were asked, all of them have to agree; a single answer has to be met.
+    """
+    if annotators < 2:
+        return float(matching)
+    enough = min(3, annotators - 1)
+    of_givers = matching * min(enough, matching - 1) if matching else 0
+    return (of_givers + (annotators - matching) * min(enough, matching)) / (enough * annotators)
 
 
 def _one_line(text: str) -> str:

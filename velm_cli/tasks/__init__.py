@@ -5,6 +5,7 @@ from __future__ import annotations
 from velm_cli import schema
 from velm_cli.tasks.caption import CaptionTask
 from velm_cli.tasks.interface import Task as Task
+from velm_cli.tasks.vqa import VqaTask
 
 
 def task_of(options: schema.TaskConfig) -> Task:
@@ -12,4 +13,6 @@ def task_of(options: schema.TaskConfig) -> Task:
     match options:
         case schema.CaptionTaskConfig():
             return CaptionTask(options)
+        case schema.VqaTaskConfig():
+            return VqaTask(options)
     raise AssertionError(f"no task for {type(options).__name__}")

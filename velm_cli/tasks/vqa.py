@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from velm_cli.files import write_bytes, write_json
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import Answer, DecodeConfig, JointLoss, MetricsConfig, TrainRoot, VqaTaskConfig

@@ -5,7 +5,7 @@ Shapes: N = 2 texts of one beginning, T positions, V vocabulary.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,20 +16,18 @@ from velm_cli.models import transformers_internals as internals
 from velm_cli.models.hub import first_line
 from velm_cli.models.layers import soft_capped
 from velm_cli.models.state import Rows, select
-
-if TYPE_CHECKING:
-    from velm_cli.models.text.pretrained import PretrainedText
+from velm_cli.models.text.interface import TextEncoder
 
 TOLERANCE = 1e-3  # nats, in float32: rounding makes 1e-6 to 1e-4 of it
 
 
 @torch.no_grad()
-def refuse_other_logits(text: PretrainedText, model: Any) -> None:
+def refuse_other_logits(text: TextEncoder, model: Any) -> None:
     """UserError where log p of `text` and of the whole `model` that it is of differ, or where `text` cannot run.
 
     A beginning and two texts that go on from it, as in decoding.
     """
-    vocab = text.net.get_input_embeddings().num_embeddings
+    vocab = model.get_input_embeddings().num_embeddings
     begun_T, ends_NT = torch.arange(1, 6) * vocab // 7, torch.tensor([[1, 2], [4, 3]]) * vocab // 6
     tokens_NT = torch.cat([begun_T.expand(2, -1), ends_NT], dim=1).to(text.output_weight.device)
     family, was_training = internals.family_of(model), model.training
@@ -57,7 +55,7 @@ def refuse_other_logits(text: PretrainedText, model: Any) -> None:
         )
 
 
-def _by_steps(text: PretrainedText, tokens_NT: Tensor) -> Tensor:
+def _by_steps(text: TextEncoder, tokens_NT: Tensor) -> Tensor:
     """Logits (N, T, V) of texts that differ in their last two tokens only."""
     states_1SD, state = text(tokens_NT[:1, :-2])
     states, state = [states_1SD.expand(2, -1, -1)], select(state, Rows(tokens_NT.new_zeros(1, 2)))
