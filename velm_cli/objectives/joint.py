@@ -32,8 +32,15 @@ class _SharedSpace(nn.Module):
 
     def embed(self, image_BD: Tensor, text_BKD: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, E) and (B, K, E)."""
-        image_BE = F.normalize(at_least_float32(self.image(image_BD)), dim=-1)
-        return image_BE, F.normalize(at_least_float32(self.text(text_BKD)), dim=-1)
+        return self.embed_images(image_BD), self.embed_texts(text_BKD)
+
+    def embed_images(self, image_BD: Tensor) -> Tensor:
+        """Unit vectors (B, E) of pooled images."""
+        return F.normalize(at_least_float32(self.image(image_BD)), dim=-1)
+
+    def embed_texts(self, text_ND: Tensor) -> Tensor:
+        """Unit vectors (..., E) of texts: the mean of their states."""
+        return F.normalize(at_least_float32(self.text(text_ND)), dim=-1)
 
     def cosines(self, image_BD: Tensor, text_BKD: Tensor) -> Tensor:
         """(K, B, B): caption slot, image b, caption of image c; this rank's only."""
@@ -110,9 +117,12 @@ class MatchingLoss(nn.Module):
 
     def forward(self, fused_XD: Tensor, match_X: Tensor, counts_X: Tensor) -> Tensor:
         """Sum of the binary cross-entropy over the pairs that count, nats."""
-        logits_X = at_least_float32(self.classifier(fused_XD))[:, 0]
-        loss_X = F.binary_cross_entropy_with_logits(logits_X, match_X, reduction="none")
+        loss_X = F.binary_cross_entropy_with_logits(self.logits(fused_XD), match_X, reduction="none")
         return loss_X.masked_fill(~counts_X, 0.0).sum()
+
+    def logits(self, fused_XD: Tensor) -> Tensor:
+        """(X,): the larger, the likelier do they belong together."""
+        return at_least_float32(self.classifier(fused_XD))[:, 0]
 
 
 def hard_negatives(similarity_BC: Tensor, present_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
