@@ -33,9 +33,12 @@ FUSIONS = {
 }
 
 
-def learner_of(text: str, fusion: str, joint: JointLoss = JointLoss.matching, causal: bool = True) -> CaptionTask:
+def learner_of(
+    text: str, fusion: str, joint: JointLoss = JointLoss.matching, causal: bool = True, queries: int = 0
+) -> CaptionTask:
     torch.manual_seed(0)
-    loss = schema.LossConfig(joint=joint, text=TextLoss.next_token if causal else TextLoss.masked)
+    kind = TextLoss.next_token if causal else TextLoss.masked
+    loss = schema.LossConfig(joint=joint, text=kind, joint_queries=queries, joint_dropout=0.5)
     model = VelmModel(
         vision=schema.ConvNetConfig(image_size=16, width=24, stages=2),
         text=TEXTS[text](),
@@ -66,7 +69,7 @@ CELLS = [
 def test_the_loss_of_training_is_that_of_these_embeddings_and_logits(cell, at_once, monkeypatch):
     monkeypatch.setattr(matching, "TEXTS_AT_ONCE", at_once)
     text, fusion, causal = cell
-    learner = learner_of(text, fusion, causal=causal)
+    learner = learner_of(text, fusion, causal=causal, queries=3 if at_once == 2 else 0)
     batch = batch_of(torch.randn(3, 3, 16, 16))
     B, K, _ = batch.tokens_BKT.shape
     with torch.no_grad():
@@ -128,7 +131,7 @@ def test_a_split_is_ranked_and_ranked_again_as_pair_by_pair(text, fusion, monkey
     assert "107" not in owners
     logit, cosine = np.zeros((2, 8, len(texts.lengths_C)))
     with torch.no_grad():  # one pair at a time
-        for i, (batch, row) in enumerate((batch, row) for batch in batches for row in range(len(batch.ids))):
+        for i, (batch, row) in enumerate((each, row) for each in batches for row in range(len(each.ids))):
             features = learner.model.encode_image(batch.image_XCHW[row : row + 1])
             memory = learner.model.memory(features)
             for c, length in enumerate(texts.lengths_C.tolist()):

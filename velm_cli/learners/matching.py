@@ -20,7 +20,6 @@ from velm_cli.data.transfer import on_device
 from velm_cli.metrics.embeddings import Embeddings
 from velm_cli.metrics.retrieval import Best
 from velm_cli.models.state import Memory
-from velm_cli.models.text.interface import mean_of_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss
@@ -39,7 +38,7 @@ class Matcher(Protocol):
 def embed_images(learner: Matcher, features: ImageFeatures) -> Tensor:
     """Unit vectors (B, E)."""
     assert learner.joint_loss is not None
-    return learner.joint_loss.embed_images(features.pooled_BD)
+    return learner.joint_loss.embed_images(learner.joint_loss.pool_images(features))
 
 
 def embed_texts(learner: Matcher, tokens_NT: Tensor, lengths_N: Tensor) -> Tensor:
@@ -47,7 +46,7 @@ def embed_texts(learner: Matcher, tokens_NT: Tensor, lengths_N: Tensor) -> Tenso
     assert learner.joint_loss is not None
     read_N = (lengths_N - 1).clamp(min=0)  # EOS ends what is written, and is not read
     states_NTD, _ = learner.model.text(tokens_NT[:, :-1], lengths_N=read_N)
-    return learner.joint_loss.embed_texts(mean_of_text(states_NTD, read_N))
+    return learner.joint_loss.embed_texts(learner.joint_loss.pool_texts(states_NTD, read_N))
 
 
 class Texts(NamedTuple):
