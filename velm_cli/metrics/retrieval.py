@@ -216,8 +216,8 @@ def _find_best(
     for part in _blocks(len(query_QE), len(candidate_NE)):
         cosines_BN = query_QE[part] @ candidate_NE.T
         # Among equal ones at the end of the list argpartition would choose as it likes.
-        least_B1 = -np.partition(-cosines_BN, k - 1, axis=1)[:, k - 1 : k] if k else np.zeros((len(cosines_BN), 1))
-        for row, cosines_N, least in zip(of_queries[part], cosines_BN, least_B1[:, 0], strict=True):
+        least_B = np.partition(cosines_BN, -k, axis=1)[:, -k] if k else np.zeros(len(cosines_BN))
+        for row, cosines_N, least in zip(of_queries[part], cosines_BN, least_B, strict=True):
             near = np.flatnonzero(cosines_N >= least)
             near = near[np.argsort(-cosines_N[near], kind="stable")[:k]]
             best.numbers_Qk[row, :k], best.cosines_Qk[row, :k] = of_candidates[near], cosines_N[near]
