@@ -110,3 +110,10 @@ def test_growth_of_a_store(tmp_path):
     assert [found["found"][size]["access"]["samples"] for size in ("2000", "4000")] == [2000, 4000]
     assert len(found["rows"]) == 7
     assert all(row["median"] > 0 for row in found["rows"])
+
+
+def test_ranking_both_ways(tmp_path):
+    sizes = ["--images", "300", "--captions", "1503", "--widths", "16", "32", "--rounds", "1"]
+    found = bench("bench_retrieval.py", *sizes, out=tmp_path / "retrieval.json")
+    assert [row["wrong"] for row in found["rows"]] == [0, 0]
+    assert all(0 < row["rsum"] < 600 and row["peak_mb"] < 1000 for row in found["rows"])

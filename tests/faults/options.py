@@ -55,6 +55,8 @@ WITH = {
     "loss.masked_patches": ["loss.beta=1", "loss.image=masked_patches"],
     "loss.patch_size": ["loss.beta=1", "loss.image=masked_patches"],
     "loss.joint_width": ["loss.gamma=1"],
+    "loss.joint_queries": ["loss.gamma=1"],
+    "loss.joint_dropout": ["loss.gamma=1", "loss.joint_queries=2"],
     "loss.temperature": ["loss.gamma=1"],
     "decode.top_p": ["decode=nucleus"],
     "decode.temperature": ["decode=nucleus"],
@@ -114,7 +116,7 @@ def at_the_ends() -> list[Attempt]:
 
     # The largest of these means work without end; of the others it is more than there is.
     endless = ("run.max_steps", "run.accumulation", "data.captions_per_image", "decode.beams", "decode.max_length",
-               "data.workers", "data.views", "loss.samples", "loss.joint_width", "metrics.resamples",
+               "data.workers", "data.views", "loss.samples", "loss.joint_width", "loss.joint_queries", "metrics.resamples",
                "metrics.java_timeout")  # fmt: skip
     found = []
     for group in ("loss", "optim", "run", "decode", "data", "metrics"):

@@ -7,9 +7,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli.errors import UserError
+from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives import text
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss, hard_negatives
+from velm_cli.objectives.pooling import QueryPooling
 from velm_cli.objectives.text import hide_words, next_token_loss, own_words, words_loss
 from velm_cli.objectives.weights import parse_weight
 
@@ -197,6 +199,36 @@ def test_empty_slots_of_the_contrastive_loss_get_no_gradient():
     loss(torch.randn(3, 6), text, present).backward()
     assert text.grad[1, 1].abs().max() == 0
     assert text.grad[0, 1].abs().max() > 0
+
+
+def test_pooling_by_queries_equals_the_naive_one_and_sees_no_padding():
+    pooling = QueryPooling(5, 3, dropout=0.0).double()
+    with torch.no_grad():
+        for parameter in pooling.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    given, states, lengths = torch.randn(4, 5).double(), torch.randn(4, 6, 5).double(), [6, 2, 1, 0]
+    visible = torch.arange(6) < torch.tensor(lengths)[:, None]
+    found = pooling(given, states, visible)
+    assert found.shape == (4, 20) and found.isfinite().all()
+    for row, length in enumerate(lengths[:3]):
+        x = pooling.norm_positions(states[row, :length])
+        parts = [given[row]]
+        for query in pooling.query_DH.T:
+            weights = torch.stack([query @ position for position in x]).softmax(0)
+            parts.append(sum(weight * position for weight, position in zip(weights, x, strict=True)))
+        torch.testing.assert_close(found[row], pooling.norm(torch.cat(parts)))
+    torch.testing.assert_close(pooling(given, states), pooling(given, states, torch.ones(4, 6, dtype=torch.bool)))
+    pooling.dropout.p = 0.5
+    assert (pooling(given, states, visible) == 0).any() and not (pooling.eval()(given, states, visible) == 0).any()
+
+
+def test_without_queries_the_space_is_of_pooled_images_and_mean_states():
+    loss = ContrastiveLoss(6, 5, 4, temperature=0.2)
+    assert sorted(name for name, _ in loss.named_parameters()) == ["image.weight", "log_scale", "text.weight"]
+    features = ImageFeatures(torch.randn(3, 7, 6), torch.randn(3, 6))
+    assert loss.pool_images(features) is features.pooled_BD
+    states = torch.randn(2, 4, 5)
+    torch.testing.assert_close(loss.pool_texts(states, torch.tensor([4, 2]))[1], states[1, :2].mean(0))
 
 
 def test_sigmoid_loss_equals_the_naive_one_with_empty_slots():

@@ -19,7 +19,6 @@ from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_
 from velm_cli.models.decoding import decode_stream
 from velm_cli.models.layers import without_gradients
 from velm_cli.models.search import image_draws
-from velm_cli.models.text.interface import mean_of_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
@@ -68,7 +67,7 @@ class WritingLearner(Learner):
             fused=matching,
             pooled="joint" in active or ("image" in active and not patches),
             states="joint" in active,
-            tokens=patches,
+            tokens=patches or ("joint" in active and loss.joint_queries > 0),
         )
         self.image_loss: ConceptLoss | MaskedPatchLoss | None = None
         self.joint_loss: ContrastiveLoss | SigmoidLoss | None = None
@@ -82,10 +81,11 @@ class WritingLearner(Learner):
                 self.image_loss = ConceptLoss(width, self.concepts, loss.image_reduction)
             if "joint" in active:
                 spaces = (width, model.text.width, loss.joint_width)
+                queries, dropout = loss.joint_queries, loss.joint_dropout
                 if loss.joint is JointLoss.sigmoid:
-                    self.joint_loss = SigmoidLoss(*spaces)
+                    self.joint_loss = SigmoidLoss(*spaces, queries=queries, dropout=dropout)
                 else:
-                    self.joint_loss = ContrastiveLoss(*spaces, loss.temperature)
+                    self.joint_loss = ContrastiveLoss(*spaces, loss.temperature, queries=queries, dropout=dropout)
                 if matching:
                     self.matching_loss = MatchingLoss(model.text.width)
         # s of each term whose weight exp(-s) is learned
@@ -202,10 +202,11 @@ class WritingLearner(Learner):
     def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
         assert self.joint_loss is not None
         B, K, _ = batch.tokens_BKT.shape
-        text_BKD = mean_of_text(text_NTD, batch.lengths_BK.view(-1) - 1).view(B, K, -1)
-        loss = self.joint_loss(features.pooled_BD, text_BKD, batch.lengths_BK > 0)
+        image_BD = self.joint_loss.pool_images(features)
+        text_BKD = self.joint_loss.pool_texts(text_NTD, batch.lengths_BK.view(-1) - 1).view(B, K, -1)
+        loss = self.joint_loss(image_BD, text_BKD, batch.lengths_BK > 0)
         if self.matching_loss is not None:
-            similarity_BC = self.joint_loss.cosines(features.pooled_BD, text_BKD[:, :1])[0]
+            similarity_BC = self.joint_loss.cosines(image_BD, text_BKD[:, :1])[0]
             loss = loss + self._matching_loss(similarity_BC, features, batch)
         return loss
 

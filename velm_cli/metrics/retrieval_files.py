@@ -1,7 +1,6 @@
 """Retrieval results as files: embeddings of images and captions (.npz), or ranked lists (JSON lines).
 
-An .npz has `image_ids` [I], `image` [I, D], `text_image_ids` [C] (the image of each caption) and `text` [C, D], as
-`velm eval task=retrieve` writes it; `captions` [C], the texts, may be there too. A line of a ranked list is
+An .npz is what `velm eval task=retrieve` writes, see `embeddings.py`. A line of a ranked list is
 {"kind": "text", "query": caption, "ranked": [images, the best first]}, or "image" with an image for its query and
 captions ranked. A caption is called by its annotation's id in COCO's file, or IMAGE#0, IMAGE#1 ... in the references'
 order. Nothing in either is ever unpickled.
@@ -10,29 +9,23 @@ order. Nothing in either is ever unpickled.
 from __future__ import annotations
 
 import hashlib
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from velm_cli.errors import UserError, on_one_line
-from velm_cli.lines import Refused, json_lines, most_unpacked, parse_json, read_bytes
+from velm_cli.lines import Refused, json_lines, parse_json, read_bytes
+from velm_cli.metrics.embeddings import Embeddings, read_embeddings, unit
 from velm_cli.metrics.recall import KS
 from velm_cli.metrics.result_files import References
+from velm_cli.metrics.retrieval import Best, Ranks, best_both_ways, rank_both_ways
 from velm_cli.metrics.retrieval_scores import folds_of
 from velm_cli.metrics.scores import ExampleId
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from velm_cli.metrics.retrieval import Ranks
-
-ARRAYS = ("image_ids", "image", "text_image_ids", "text")
 BEST = 5  # candidates of each query that the page shows
 
 
@@ -51,67 +44,35 @@ class Retrieved:
     notes: list[str] = field(default_factory=list)
 
 
-def read_embeddings(path: Path, option: str, references: References | None, *, fold: int = 0) -> Retrieved:
+def ranked_embeddings(path: Path, option: str, references: References | None, *, fold: int = 0) -> Retrieved:
     """Ranks by the cosine of the embeddings, within folds of `fold` images. UserError for files that do not fit."""
-    import torch
-
-    from velm_cli.metrics.retrieval import Ranks, rank_both_ways
-
     named = f"{option}={path}"
-    images, image_ID, own_ids, text_CD, captions = _arrays(path, named)
-    place = {str(image): number for number, image in enumerate(images)}
-    if len(place) < len(images):
-        raise UserError(f"{named}: an image is there twice")
-    unknown = [owner for owner in own_ids if str(owner) not in place]
-    if unknown:
-        raise UserError(f"{named}: {len(unknown):,} captions of no image that is there ({unknown[0]}, ...)")
-    image_of_C = np.array([place[str(owner)] for owner in own_ids])
+    found = read_embeddings(path, named)
     notes = []
-    for what, vectors in (("image", image_ID), ("caption", text_CD)):
+    for what, vectors in (("image", found.image_IE), ("caption", found.text_CE)):
         if zeros := int((np.linalg.norm(vectors, axis=1) == 0).sum()):
             notes.append(f"{zeros:,} {what} embeddings are all zeros, equally near to everything")
-    image_unit_ID, text_unit_CD = (
-        torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1) for vectors in (image_ID, text_CD)
-    )
-    fold_of_I = folds_of(len(images), fold)
-    text_C, image_I = np.zeros(len(own_ids)), np.zeros(len(images))
-    texts_I: list[np.ndarray] = []
-    images_C: list[np.ndarray] = [np.zeros(0, int)] * len(own_ids)
-    for number in range(int(fold_of_I.max()) + 1):
-        own_I, own_C = np.flatnonzero(fold_of_I == number), np.flatnonzero(fold_of_I[image_of_C] == number)
-        within = np.searchsorted(own_I, image_of_C[own_C])
-        image_own, text_own = image_unit_ID[own_I], text_unit_CD[own_C]
-        try:
-            ranks = rank_both_ways(image_own, text_own, torch.from_numpy(within))
-        except ValueError as error:
-            raise UserError(f"{named}: {error}") from error
-        text_C[own_C], image_I[own_I] = ranks.text_C, ranks.image_I
-        best_I, best_C = (best(*each) for each in ((image_own, text_own), (text_own, image_own)))
-        texts_I.extend(own_C[best_I.numpy()])
-        for caption, found in zip(own_C, own_I[best_C.numpy()], strict=True):
-            images_C[caption] = found
     if references is not None:
-        captions = _texts(references, images, image_of_C, named)
+        found = replace(found, captions=_texts(references, found.image_ids, found.image_of_C, named))
+    folds_of(len(found.image_ids), fold)
+    image_IE, text_CE = unit(found.image_IE), unit(found.text_CE)
     return Retrieved(
-        ranks=Ranks(text_C=text_C, image_I=image_I),
-        images=images,
-        image_of_C=image_of_C,
-        captions=captions,
+        ranks=rank_both_ways(image_IE, text_CE, found.image_of_C, fold=fold),
+        images=found.image_ids,
+        image_of_C=found.image_of_C,
+        captions=found.captions,
         digest=_digest(path),
-        source=f"cosine of embeddings of {image_ID.shape[1]} dimensions",
+        source=f"cosine of embeddings of {found.image_IE.shape[1]} dimensions",
         files={} if references is None else references.files,
-        about=_about(images, image_of_C, captions, texts_I, images_C),
+        about=about_best(found, best_both_ways(image_IE, text_CE, found.image_of_C, BEST, fold=fold)),
         notes=notes,
     )
 
 
-def best(query_QD: Tensor, candidate_CD: Tensor) -> Tensor:
-    """[Q, BEST] numbers of the nearest candidates, in blocks of fixed memory."""
-    import torch
-
-    step = max(1, (1 << 24) // len(candidate_CD))
-    parts = (query_QD[start : start + step] @ candidate_CD.T for start in range(0, len(query_QD), step))
-    return torch.cat([part.topk(min(BEST, len(candidate_CD)), dim=1).indices for part in parts])
+def about_best(found: Embeddings, best: tuple[Best, Best]) -> list[dict[str, Any]]:
+    """What the page shows of each image: `best` are the candidates of each caption and of each image, best first."""
+    images_C, texts_I = ([row[row >= 0][:BEST] for row in each.numbers_Qk] for each in best)
+    return _about(found.image_ids, found.image_of_C, found.captions, texts_I, images_C)
 
 
 def _about(
@@ -138,40 +99,6 @@ def _about(
     ]
 
 
-def _arrays(
-    path: Path, named: str
-) -> tuple[list[ExampleId], np.ndarray, list[ExampleId], np.ndarray, list[str] | None]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or file.zip is None:
-                raise ValueError("no .npz archive")
-            if sum(member.file_size for member in file.zip.infolist()) > most_unpacked(path.stat().st_size):
-                raise ValueError("it unpacks to many times its size")
-            if missing := [name for name in ARRAYS if name not in file]:
-                raise ValueError(f"it lacks {', '.join(missing)} and has {on_one_line(', '.join(file.files))[:80]}")
-            ids, image_ID, own_ids, text_CD = (file[name] for name in ARRAYS)
-            captions = file["captions"] if "captions" in file.files else None
-    except FileNotFoundError:
-        raise UserError(f"{named} does not exist") from None
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        why = "it holds pickled objects, which velm never reads" if "pickle" in str(error) else error
-        raise UserError(f"{named} holds no embeddings: {why}") from error
-    fits = image_ID.ndim == text_CD.ndim == 2 and image_ID.shape[1] == text_CD.shape[1] > 0
-    for vectors in (image_ID, text_CD):
-        fits = fits and vectors.dtype.kind == "f" and len(vectors) > 0
-    for names, vectors in ((ids, image_ID), (own_ids, text_CD)):
-        fits = fits and names.ndim == 1 and names.dtype.kind in "iuU" and len(names) == len(vectors)
-    if captions is not None:
-        fits = fits and captions.dtype.kind == "U" and captions.shape == own_ids.shape
-    if not fits:
-        shapes = f"{ids.shape}, {image_ID.shape}, {own_ids.shape}, {text_CD.shape}"
-        raise UserError(f"{named}: its arrays do not fit together: {', '.join(ARRAYS)} have the shapes {shapes}")
-    image_ID, text_CD = image_ID.astype(np.float32), text_CD.astype(np.float32)
-    if not (np.isfinite(image_ID).all() and np.isfinite(text_CD).all()):
-        raise UserError(f"{named}: it holds numbers that are not finite")
-    return ids.tolist(), image_ID, own_ids.tolist(), text_CD, None if captions is None else captions.tolist()
-
-
 def _texts(references: References, images: list[ExampleId], image_of_C: np.ndarray, named: str) -> list[str]:
     """The text of each caption: the n-th of an image is the n-th of its references."""
     by_text = {str(image): captions for image, captions in references.captions.items()}
@@ -193,8 +120,6 @@ def read_rankings(path: Path, option: str, references: References, file: str) ->
 
     `file` is where the references come from; in COCO's form it has ids of the captions too.
     """
-    from velm_cli.metrics.retrieval import Ranks
-
     named = f"{option}={path}"
     images = list(references.captions)
     place = {str(image): number for number, image in enumerate(images)}

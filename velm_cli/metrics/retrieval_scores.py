@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,11 @@ from velm_cli import __version__
 from velm_cli.errors import UserError
 from velm_cli.metrics.floors import warn_of_floors
 from velm_cli.metrics.recall import KS, RECALLS, RSUM, recall_of_sums, rows_of
+from velm_cli.metrics.retrieval import Ranks, figures
 from velm_cli.metrics.scores import ExampleId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all
 from velm_cli.schema import MetricsConfig
 from velm_cli.schema.metric_names import Column
-
-if TYPE_CHECKING:
-    from velm_cli.metrics.retrieval import Ranks
 
 __all__ = ["RETRIEVAL_COLUMNS", "RETRIEVAL_PRIMARY", "chance", "folds_of", "score_retrieval"]
 
@@ -72,15 +70,11 @@ def score_retrieval(
     images a fold, consecutive ones, ranks are those within the own fold, and every figure is the mean of the folds'.
     `signature` and `about` (per image) add what the caller knows, such as the best candidates for the page.
     """
-    from velm_cli.metrics.retrieval import figures  # imports torch
-
     fold_of_I = folds_of(len(images), fold)
     rows_IS = rows_of(ranks.image_I, ranks.text_C, image_of_C, fold_of_I)
     summands = {name: Summands(rows_IS, partial(recall_of_sums, name=name)) for name in (*RECALLS, RSUM)}
-    by_fold = [figures(_part(ranks, image_of_C, fold_of_I, number)) for number in range(int(fold_of_I.max()) + 1)]
-    corpus: dict[str, float | None] = {
-        column.key: float(np.mean([found[column.key] for found in by_fold])) for column in RETRIEVAL_COLUMNS
-    }
+    found = figures(ranks)
+    corpus: dict[str, float | None] = {column.key: found[column.key] for column in RETRIEVAL_COLUMNS}
     intervals: dict[str, tuple[float, float] | None] = dict.fromkeys(corpus)
     intervals |= bootstrap_all(summands, resamples=config.resamples)
     captions_of_I = [np.flatnonzero(image_of_C == number) for number in range(len(images))]
@@ -96,7 +90,7 @@ def score_retrieval(
             "velm": __version__,
             "metric": "recall at K; image to text by the best of the image's own captions",
             "ties": "mean",
-            "protocol": "all together" if not fold else f"mean of {len(by_fold)} folds of {fold:,} images",
+            "protocol": "all together" if not fold else f"mean of {fold_of_I[-1] + 1} folds of {fold:,} images",
             "images": len(images),
             "captions": len(image_of_C),
             **(signature or {}),
@@ -111,7 +105,7 @@ def score_retrieval(
         floors={"chance": chance(np.bincount(image_of_C, minlength=len(images)), fold)},
         about={
             image: {
-                "i2t_rank": float(ranks.image_I[i]),
+                "i2t_rank": None if np.isnan(ranks.image_I[i]) else float(ranks.image_I[i]),
                 "t2i_ranks": ranks.text_C[own].tolist(),
                 **(about[i] if about is not None else {}),
             }
@@ -131,15 +125,10 @@ def folds_of(images: int, fold: int) -> np.ndarray:
     return np.arange(images) // (fold or images)
 
 
-def _part(ranks: Ranks, image_of_C: np.ndarray, fold_of_I: np.ndarray, number: int) -> Ranks:
-    return type(ranks)(
-        text_C=ranks.text_C[fold_of_I[image_of_C] == number],
-        image_I=ranks.image_I[fold_of_I == number],
-    )
-
-
 def _own_scores(ranks: Ranks, own: np.ndarray, image: int) -> dict[str, float | None]:
-    """Of the image as a query, and the mean of its captions'."""
+    """Of the image as a query, and the mean of its captions'; nothing where it has none."""
+    if not len(own):
+        return dict.fromkeys((*RECALLS, RSUM))
     found: dict[str, float | None] = {f"i2t_R@{k}": float(ranks.image_I[image] <= k) for k in KS}
     found |= {f"t2i_R@{k}": float((ranks.text_C[own] <= k).mean()) for k in KS}
     found[RSUM] = 100 * sum(value or 0.0 for value in found.values())
@@ -158,13 +147,16 @@ def chance(captions_I: np.ndarray, fold: int = 0) -> dict[str, float | None]:
 
 def _chance(captions_I: np.ndarray) -> dict[str, float]:
     images, captions = len(captions_I), int(captions_I.sum())
-    kinds = [(int(own), int(count)) for own, count in zip(*np.unique(captions_I, return_counts=True), strict=True)]
+    queries_I = captions_I[captions_I > 0]  # an image without captions is a candidate, and no query
+    kinds = [(int(own), int(count)) for own, count in zip(*np.unique(queries_I, return_counts=True), strict=True)]
 
     def found_by(k: int) -> float:
         """Chance that an image's best caption has rank k or better: one minus that of drawing k others."""
         missed = [math.comb(captions - own, k) / math.comb(captions, k) for own, _ in kinds if k <= captions]
         return (
-            1.0 - sum(each * count for each, (_, count) in zip(missed, kinds, strict=True)) / images if missed else 1.0
+            1.0 - sum(each * count for each, (_, count) in zip(missed, kinds, strict=True)) / len(queries_I)
+            if missed
+            else 1.0
         )
 
     scores = {f"i2t_R@{k}": found_by(k) for k in KS}

@@ -17,23 +17,57 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velm_cli.models.layers import at_least_float32
+from velm_cli.models.text.interface import mean_of_text
+from velm_cli.models.vision import ImageFeatures
+from velm_cli.objectives.pooling import QueryPooling
 from velm_cli.objectives.ranks import of_all_ranks, rank_and_ranks
 
 LARGEST_SCALE = 100.0  # of cosines in the contrastive loss: a temperature of 0.01, as in CLIP
 
 
 class _SharedSpace(nn.Module):
-    """Cosines of images and captions in a learned space."""
+    """Cosines of images and captions in a learned space.
 
-    def __init__(self, image_width: int, text_width: int, width: int) -> None:
+    Without `queries` an image is what its encoder calls pooled and a text the mean of its states, and both are mapped
+    linearly. With them both are seen by so many learned queries too, see `QueryPooling`.
+    """
+
+    def __init__(
+        self, image_width: int, text_width: int, width: int, *, queries: int = 0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.image = nn.Linear(image_width, width, bias=False)
-        self.text = nn.Linear(text_width, width, bias=False)
+        self.image = nn.Linear((1 + queries) * image_width, width, bias=False)
+        self.text = nn.Linear((1 + queries) * text_width, width, bias=False)
+        self.image_pooling = QueryPooling(image_width, queries, dropout) if queries else None
+        self.text_pooling = QueryPooling(text_width, queries, dropout) if queries else None
+
+    def pool_images(self, features: ImageFeatures) -> Tensor:
+        """(B, D'): what `image` maps."""
+        if self.image_pooling is None:
+            return features.pooled_BD
+        return self.image_pooling(  # type: ignore[no-any-return]
+            features.pooled_BD, features.tokens_BSD, features.visible_BS
+        )
+
+    def pool_texts(self, states_NTD: Tensor, lengths_N: Tensor) -> Tensor:
+        """(N, D'): what `text` maps; of a text of length 0 it is anything."""
+        mean_ND = mean_of_text(states_NTD, lengths_N)
+        if self.text_pooling is None:
+            return mean_ND
+        visible_NT = torch.arange(states_NTD.shape[1], device=states_NTD.device) < lengths_N[:, None]
+        return self.text_pooling(mean_ND, states_NTD, visible_NT)  # type: ignore[no-any-return]
 
     def embed(self, image_BD: Tensor, text_BKD: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors (B, E) and (B, K, E)."""
-        image_BE = F.normalize(at_least_float32(self.image(image_BD)), dim=-1)
-        return image_BE, F.normalize(at_least_float32(self.text(text_BKD)), dim=-1)
+        return self.embed_images(image_BD), self.embed_texts(text_BKD)
+
+    def embed_images(self, image_BD: Tensor) -> Tensor:
+        """Unit vectors (B, E) of what `pool_images` returns."""
+        return F.normalize(at_least_float32(self.image(image_BD)), dim=-1)
+
+    def embed_texts(self, text_ND: Tensor) -> Tensor:
+        """Unit vectors (..., E) of what `pool_texts` returns."""
+        return F.normalize(at_least_float32(self.text(text_ND)), dim=-1)
 
     def cosines(self, image_BD: Tensor, text_BKD: Tensor) -> Tensor:
         """(K, B, B): caption slot, image b, caption of image c; this rank's only."""
@@ -57,8 +91,17 @@ class ContrastiveLoss(_SharedSpace):
     The scale 1 / temperature is kept below its limit after each step, not in forward: there it would lose its gradient.
     """
 
-    def __init__(self, image_width: int, text_width: int, width: int, temperature: float) -> None:
-        super().__init__(image_width, text_width, width)
+    def __init__(
+        self,
+        image_width: int,
+        text_width: int,
+        width: int,
+        temperature: float,
+        *,
+        queries: int = 0,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__(image_width, text_width, width, queries=queries, dropout=dropout)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))
 
     def forward(self, image_BD: Tensor, text_BKD: Tensor, present_BK: Tensor) -> Tensor:
@@ -86,8 +129,10 @@ class SigmoidLoss(_SharedSpace):
     Scale and bias start at 10 and -10, as in the paper. Empty slots take no part.
     """
 
-    def __init__(self, image_width: int, text_width: int, width: int) -> None:
-        super().__init__(image_width, text_width, width)
+    def __init__(
+        self, image_width: int, text_width: int, width: int, *, queries: int = 0, dropout: float = 0.0
+    ) -> None:
+        super().__init__(image_width, text_width, width, queries=queries, dropout=dropout)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.tensor(-10.0))
 
@@ -110,9 +155,12 @@ class MatchingLoss(nn.Module):
 
     def forward(self, fused_XD: Tensor, match_X: Tensor, counts_X: Tensor) -> Tensor:
         """Sum of the binary cross-entropy over the pairs that count, nats."""
-        logits_X = at_least_float32(self.classifier(fused_XD))[:, 0]
-        loss_X = F.binary_cross_entropy_with_logits(logits_X, match_X, reduction="none")
+        loss_X = F.binary_cross_entropy_with_logits(self.logits(fused_XD), match_X, reduction="none")
         return loss_X.masked_fill(~counts_X, 0.0).sum()
+
+    def logits(self, fused_XD: Tensor) -> Tensor:
+        """(X,): the larger, the likelier do they belong together."""
+        return at_least_float32(self.classifier(fused_XD))[:, 0]
 
 
 def hard_negatives(similarity_BC: Tensor, present_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:

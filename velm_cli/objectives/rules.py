@@ -17,7 +17,7 @@ FORMS = (
     ("beta", "image", {"concepts"}, ("num_concepts", "image_reduction")),
     ("beta", "image", {"masked_patches"}, ("masked_patches", "patch_size")),
     ("gamma", "joint", {"contrastive", "matching"}, ("temperature",)),
-    ("gamma", "joint", {"contrastive", "sigmoid", "matching"}, ("joint_width",)),
+    ("gamma", "joint", {"contrastive", "matching", "sigmoid"}, ("joint_width", "joint_queries", "joint_dropout")),
 )
 
 
@@ -86,6 +86,13 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
         yield (
             "loss.joint=matching judges image and caption by the fused state, and fusion=none leaves the image out: "
             "choose a fusion, or loss.joint=contrastive"
+        )
+    if "gamma" in active and not loss.joint_queries:
+        yield from without_effect("loss", loss, "joint_dropout", chosen="loss.joint_queries=0")
+    if "gamma" in active and loss.joint_queries and vision.output is schema.VisionOutput.pooled:
+        yield (
+            f"loss.joint_queries={loss.joint_queries} look at image positions, and vision.output=pooled has one: "
+            "set vision.output=grid"
         )
     paints = "beta" in active and loss.image is schema.ImageLoss.masked_patches
     if paints and isinstance(vision, schema.RegionsConfig):

@@ -92,6 +92,10 @@ class LossConfig:
     )  # contrastive | sigmoid | matching (adds hard negatives, of one process) | label (of the task)
     num_concepts: int = within(1000, least=1)  # L_image: the most frequent content words that are predicted
     joint_width: int = within(128, least=1, most=WIDEST)  # L_joint: size of the shared embedding
+    joint_queries: int = within(
+        0, least=0, most=1000
+    )  # L_joint: learned queries that look at image positions and words beside their pooled ones; 0 = these alone
+    joint_dropout: float = within(0.0, least=0, below=1)  # L_joint with joint_queries: of what is mapped into the space
     temperature: float = within(
         0.07, least=0.01, most=100
     )  # L_joint contrastive, matching: its starting value (it is learned; as in CLIP never below 0.01)

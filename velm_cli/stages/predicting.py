@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from velm_cli.data.batch import Columns
 from velm_cli.data.features import FeatureCache
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.order import Share
@@ -85,7 +86,21 @@ def predict_split(
     assert len(all_of_them) == sum(len(part) for part, _ in parts), "an example was predicted twice"
     assert any(stopped for _, stopped in parts) or len(all_of_them) == len(indices), "an example was not predicted"
     ids = (store.example_id(int(index)) for index in indices)
-    return {example: all_of_them[example] for example in ids if example in all_of_them}
+    predicted = {example: all_of_them[example] for example in ids if example in all_of_them}
+    if not task.refines or any(stopped for _, stopped in parts):
+        return predicted
+    with autocast(ranks.device, precision):
+        batches = eval_batches(
+            store,
+            Columns(),
+            indices,
+            batch_size=decoding.batch_size,
+            pixels=learner.pixels,
+            features=features,
+            share=Share(ranks.rank, ranks.world),
+        )
+        refined = task.refine(learner, batches, predicted, Session(ranks.device, seed))
+    return task.joined(ranks.of_all(refined))
 
 
 def _examples_together(examples: int, batch_size: int) -> int:

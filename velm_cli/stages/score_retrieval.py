@@ -6,7 +6,7 @@ from pathlib import Path
 
 from velm_cli.errors import UserError
 from velm_cli.metrics.result_files import References, read_references
-from velm_cli.metrics.retrieval_files import Retrieved, read_embeddings, read_rankings
+from velm_cli.metrics.retrieval_files import Retrieved, ranked_embeddings, read_rankings
 from velm_cli.metrics.retrieval_scores import score_retrieval
 from velm_cli.metrics.scores import Scores
 from velm_cli.schema import ScoreRoot
@@ -37,7 +37,7 @@ def run(config: ScoreRoot) -> float | None:
 def _read(config: ScoreRoot, value: str, option: str, references: References | None) -> Retrieved:
     path = Path(value)
     if path.suffix.lower() == ".npz":
-        return read_embeddings(path, option, references, fold=config.fold)
+        return ranked_embeddings(path, option, references, fold=config.fold)
     if references is None:
         raise UserError(
             f"references is not set: {option}={value} ranks captions, and they say which belong to an image"

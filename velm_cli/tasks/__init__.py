@@ -5,6 +5,7 @@ from __future__ import annotations
 from velm_cli import schema
 from velm_cli.tasks.caption import CaptionTask
 from velm_cli.tasks.interface import Task as Task
+from velm_cli.tasks.retrieve import RetrieveTask
 from velm_cli.tasks.vqa import VqaTask
 
 
@@ -15,4 +16,6 @@ def task_of(options: schema.TaskConfig) -> Task:
             return CaptionTask(options)
         case schema.VqaTaskConfig():
             return VqaTask(options)
+        case schema.RetrieveTaskConfig():
+            return RetrieveTask(options)
     raise AssertionError(f"no task for {type(options).__name__}")

@@ -10,6 +10,7 @@ from velm_cli.files import write_json
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import DecodeConfig, EvaluateRoot, MetricsConfig, ShapesConfig, TextLoss, TrainRoot
 from velm_cli.tasks.interface import ExampleId, Predicted, Session, Task
+from velm_cli.tasks.writers import writing_learner
 
 if TYPE_CHECKING:
     from velm_cli.data.batch import Batch
@@ -31,24 +32,7 @@ class CaptionTask(Task[str]):
     def learner(
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
-        from velm_cli.learners.writing import WritingLearner
-        from velm_cli.models.velm import VelmModel
-
-        model = VelmModel(
-            vision=config.vision,
-            text=config.text,
-            fusion=config.fusion,
-            vocab_size=tokenizer.vocab_size,
-            causal=config.loss.text is not TextLoss.masked,
-        )
-        return WritingLearner(
-            model,
-            config.loss,
-            weights=weights,
-            concepts=len(spaces.get("concepts", ())),
-            mask_id=tokenizer.mask_id,
-            never_written=tokenizer.never_written,
-        )
+        return writing_learner(config, spaces, tokenizer, weights)
 
     def is_learned(self, config: TrainRoot) -> bool:
         return not parse_weight("loss.alpha", config.loss.alpha).always_zero and config.loss.text is not TextLoss.masked

@@ -114,6 +114,21 @@ class Task(ABC, Generic[P]):
     ) -> Iterator[tuple[ExampleId, P]]:
         """A prediction for every example of the batches, as they come; it depends on these batches alone."""
 
+    @property
+    def refines(self) -> bool:
+        """Whether predictions are looked at again once all of them are there."""
+        return False
+
+    def refine(
+        self, learner: Learner, batches: Iterable[Batch], predicted: Predicted[P], session: Session
+    ) -> dict[ExampleId, P]:
+        """All predictions again, as far as this process's share of the batches tells."""
+        raise NotImplementedError
+
+    def joined(self, parts: list[dict[ExampleId, P]]) -> dict[ExampleId, P]:
+        """What `refine` has returned on all processes, in one."""
+        raise NotImplementedError
+
     # ----------------------------------------------------------------------------------- scoring
 
     @abstractmethod

@@ -17,6 +17,7 @@ from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import Answer, DecodeConfig, JointLoss, MetricsConfig, TrainRoot, VqaTaskConfig
 from velm_cli.tasks.answers import AnswerLabels, answer_list
 from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Task
+from velm_cli.tasks.writers import writing_learner
 
 if TYPE_CHECKING:
     from velm_cli.data.batch import Batch, Labels
@@ -73,31 +74,28 @@ class VqaTask(Task[Answered]):
     def learner(
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
+        if not self.judges:
+            layers = self.options.source_layers
+            return writing_learner(config, spaces, tokenizer, weights, source_layers=layers)
         from velm_cli.learners.judging import JudgingLearner, reads_one_way
-        from velm_cli.learners.writing import WritingLearner
         from velm_cli.models.velm import VelmModel
 
-        parts: dict[str, Any] = {"vision": config.vision, "text": config.text, "fusion": config.fusion}
-        parts["vocab_size"] = tokenizer.vocab_size
-        concepts = len(spaces.get("concepts", ()))
-        if self.judges:
-            return JudgingLearner(
-                VelmModel(**parts, causal=reads_one_way(config.text, config.loss, weights)),
-                config.loss,
-                weights=weights,
-                labels=len(spaces[ANSWERS]),
-                concepts=concepts,
-                label_loss=self.options.label_loss,
-                dropout=self.options.dropout,
-                mask_id=tokenizer.mask_id,
-            )
-        return WritingLearner(
-            VelmModel(**parts, source=self.options.source_layers),
+        model = VelmModel(
+            vision=config.vision,
+            text=config.text,
+            fusion=config.fusion,
+            vocab_size=tokenizer.vocab_size,
+            causal=reads_one_way(config.text, config.loss, weights),
+        )
+        return JudgingLearner(
+            model,
             config.loss,
             weights=weights,
-            concepts=concepts,
+            labels=len(spaces[ANSWERS]),
+            concepts=len(spaces.get("concepts", ())),
+            label_loss=self.options.label_loss,
+            dropout=self.options.dropout,
             mask_id=tokenizer.mask_id,
-            never_written=tokenizer.never_written,
         )
 
     def is_learned(self, config: TrainRoot) -> bool:
