@@ -60,6 +60,8 @@ def offered(tmp_path, monkeypatch, capsys):
         ("velm score references=re", {"references=references.json"}),
         ("velm eval split=t", {"split=train", "split=test"}),
         ("velm train vision.weights=p", {"vision.weights=pretrained"}),
+        ("velm train task=v", {"task=vqa"}),
+        ("velm train task=vqa task.answer=c", {"task.answer=classify"}),
         ("velm train --wh", {"--where"}),
         ("velm report ru", {"runs/"}),
         ("velm report met", {"metric="}),
@@ -76,7 +78,7 @@ def test_every_option_of_every_stage_is_offered(stage, offered):
     for key in options_of(stage):
         group = key.partition(".")[0]
         line = f"velm {stage} {key[:-1]}"
-        if group in ("dataset", "vision", "text", "fusion") and "." in key:
+        if group in ("dataset", "task", "vision", "text", "fusion") and "." in key:
             continue  # those of the choice
         assert f"{key}=" in offered(line) or stage == "evaluate", key
     assert {"decode=", "decode.", "decode.beams="} <= set(offered("velm eval deco"))

@@ -38,6 +38,14 @@ def test_its_evaluation_is_complete_and_is_not_made_again(made, capsys):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_an_option_that_it_did_not_have_makes_another_evaluation(made, capsys):
+    before = (made / "runs/evaluate/old/scores.json").read_bytes()
+    assert call("eval", "checkpoint=runs/train/old", *ON_CPU, "name=old", "eval.blind=image") == 0
+    assert "is complete" not in capsys.readouterr().out
+    assert (made / "runs/evaluate/old.2/DONE").exists()
+    assert (made / "runs/evaluate/old/scores.json").read_bytes() == before
+
+
 def test_it_writes_the_same_captions(made):
     assert call("eval", "checkpoint=runs/train/old", *ON_CPU, "name=now") == 0
     assert predictions(made / "runs/evaluate/now") == predictions(made / "runs/evaluate/old")

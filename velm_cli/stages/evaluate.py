@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from velm_cli import configs, naming
@@ -34,6 +34,8 @@ from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.interface import ExampleId
 from velm_cli.tasks.spaces import read_spaces
+
+OPTIONS_OF_AN_EVALUATION = ("split", "limit", "seed", "dataset", "decode", "metrics", "eval")
 
 
 def run(config: EvaluateRoot) -> float | None:
@@ -253,21 +255,20 @@ def _result_path(config: EvaluateRoot, about: dict[str, str]) -> Path:
 def _holds_another(path: Path, config: EvaluateRoot, about: dict[str, str]) -> bool:
     """Whether the finished evaluation in `path` is of other weights, data, decoding or metrics."""
     before = _read(path, lambda: read_sealed(path / "weights.json"))
-    saved = OmegaConf.to_container(configs.read_config(path / "config.yaml"))
-    asked = OmegaConf.to_container(OmegaConf.create(configs.to_yaml(config)))
-    assert isinstance(saved, dict) and isinstance(asked, dict)
-    options = ("split", "limit", "seed", "dataset", "decode", "metrics", "eval")
-    differs = any(key in saved and _differs(saved[key], asked[key]) for key in options)
+    saved = configs.read_config(path / "config.yaml")
+    differs = any(key in saved and _differs(saved[key], getattr(config, key)) for key in OPTIONS_OF_AN_EVALUATION)
     # An older velm's does not say of which data it is.
     other_data = any(before.get(key, about.get(key)) != about.get(key) for key in ("data", "df"))
     return before.get("sha256") != about["sha256"] or other_data or differs
 
 
 def _differs(saved: Any, asked: Any) -> bool:
-    """Whether the options of an older evaluation are others; those that its velm did not have are not."""
-    if isinstance(saved, dict) and isinstance(asked, dict):
-        return any(_differs(saved.get(key), value) for key, value in asked.items() if key in saved)
-    return bool(saved != asked)
+    """Whether the saved value of an option, or of a group of options, is another; what its velm did not have yet is
+    as the default."""
+    if not isinstance(saved, DictConfig):
+        return bool(saved != asked)
+    usual, plain = (OmegaConf.create(configs.to_yaml(value)) for value in (type(asked)(), asked))
+    return bool(OmegaConf.merge(usual, saved) != plain)
 
 
 def _report_again(path: Path) -> float | None:
