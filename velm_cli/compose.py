@@ -52,14 +52,16 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     for group, kinds in schema.KINDS.items():
         for kind, node in kinds.items():
             hydra_store.store(group=f"_kind/{group}", name=kind, node=node)
+    for kind in schema.KINDS["task"]:
+        if not _loss_file(kind).is_file():  # files there count before what is stored here
+            hydra_store.store(group="loss", name=kind, node=schema.LossConfig)
     if stage not in STAGES_FROM_CHECKPOINT:
         return
     checkpoint = checkpoint_argument(stage, args)
     saved = load_run_config(checkpoint) if checkpoint else None
     task = next((arg.partition("=")[2] for arg in reversed(args) if arg.startswith("task=")), None)
-    if saved is not None and task not in (None, saved.task.kind) and (conf_dir() / f"loss/{task}.yaml").is_file():
-        values = OmegaConf.load(conf_dir() / f"loss/{task}.yaml")
-        saved.loss = OmegaConf.to_object(OmegaConf.merge(schema.LossConfig, values))  # type: ignore[assignment]
+    if saved is not None and task not in (None, saved.task.kind) and task in schema.KINDS["task"]:
+        saved.loss = OmegaConf.to_object(loss_of(task))  # type: ignore[assignment]
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:
@@ -69,6 +71,16 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
         else:  # nothing chosen yet: the group's common options
             choice = GROUP_TYPES[group]
         hydra_store.store(group=group, name="_checkpoint", node=choice)
+
+
+def loss_of(task: str) -> DictConfig:
+    """`loss` where the command says nothing of it: that of conf/loss/TASK.yaml, or L_text alone where there is none."""
+    values: Any = OmegaConf.load(_loss_file(task)) if _loss_file(task).is_file() else {}
+    return OmegaConf.merge(OmegaConf.structured(schema.LossConfig), values)  # type: ignore[return-value]
+
+
+def _loss_file(task: str) -> Path:
+    return conf_dir() / "loss" / f"{task}.yaml"
 
 
 def checkpoint_argument(stage: str, args: Sequence[str]) -> str | None:
