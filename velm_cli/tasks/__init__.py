@@ -1,4 +1,4 @@
-"""Tasks: what of an example is predicted, how that is learned, scored and stored. A module a task, named by its kind."""
+"""Tasks: what of an example is predicted, how it is learned, scored and stored. One module a task, of the same name."""
 
 from __future__ import annotations
 
