@@ -61,7 +61,7 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     saved = load_run_config(checkpoint) if checkpoint else None
     task = next((arg.partition("=")[2] for arg in reversed(args) if arg.startswith("task=")), None)
     if saved is not None and task not in (None, saved.task.kind) and task in schema.KINDS["task"]:
-        saved.loss = OmegaConf.to_object(loss_of(task))  # type: ignore[assignment]
+        saved.loss = loss_named(task)
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:
@@ -73,14 +73,15 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
         hydra_store.store(group=group, name="_checkpoint", node=choice)
 
 
-def loss_of(task: str) -> DictConfig:
-    """`loss` where the command says nothing of it: that of conf/loss/TASK.yaml, or L_text alone where there is none."""
-    values: Any = OmegaConf.load(_loss_file(task)) if _loss_file(task).is_file() else {}
-    return OmegaConf.merge(OmegaConf.structured(schema.LossConfig), values)  # type: ignore[return-value]
+def loss_named(choice: str) -> schema.LossConfig:
+    """What `loss=CHOICE` stands for. Of a task without a file in conf/loss that is L_text alone."""
+    file = _loss_file(choice)
+    values: Any = OmegaConf.load(file) if file.is_file() else {}
+    return OmegaConf.to_object(OmegaConf.merge(schema.LossConfig, values))  # type: ignore[return-value]
 
 
-def _loss_file(task: str) -> Path:
-    return conf_dir() / "loss" / f"{task}.yaml"
+def _loss_file(choice: str) -> Path:
+    return conf_dir() / "loss" / f"{choice}.yaml"
 
 
 def checkpoint_argument(stage: str, args: Sequence[str]) -> str | None:
