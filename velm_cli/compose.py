@@ -52,14 +52,16 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     for group, kinds in schema.KINDS.items():
         for kind, node in kinds.items():
             hydra_store.store(group=f"_kind/{group}", name=kind, node=node)
+    for kind in schema.KINDS["task"]:
+        if not _loss_file(kind).is_file():  # files there count before what is stored here
+            hydra_store.store(group="loss", name=kind, node=schema.LossConfig)
     if stage not in STAGES_FROM_CHECKPOINT:
         return
     checkpoint = checkpoint_argument(stage, args)
     saved = load_run_config(checkpoint) if checkpoint else None
     task = next((arg.partition("=")[2] for arg in reversed(args) if arg.startswith("task=")), None)
-    if saved is not None and task not in (None, saved.task.kind) and (conf_dir() / f"loss/{task}.yaml").is_file():
-        values = OmegaConf.load(conf_dir() / f"loss/{task}.yaml")
-        saved.loss = OmegaConf.to_object(OmegaConf.merge(schema.LossConfig, values))  # type: ignore[assignment]
+    if saved is not None and task not in (None, saved.task.kind) and task in schema.KINDS["task"]:
+        saved.loss = loss_named(task)
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:
@@ -69,6 +71,17 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
         else:  # nothing chosen yet: the group's common options
             choice = GROUP_TYPES[group]
         hydra_store.store(group=group, name="_checkpoint", node=choice)
+
+
+def loss_named(choice: str) -> schema.LossConfig:
+    """What `loss=CHOICE` stands for. Of a task without a file in conf/loss that is L_text alone."""
+    file = _loss_file(choice)
+    values: Any = OmegaConf.load(file) if file.is_file() else {}
+    return OmegaConf.to_object(OmegaConf.merge(schema.LossConfig, values))  # type: ignore[return-value]
+
+
+def _loss_file(choice: str) -> Path:
+    return conf_dir() / "loss" / f"{choice}.yaml"
 
 
 def checkpoint_argument(stage: str, args: Sequence[str]) -> str | None:

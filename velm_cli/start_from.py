@@ -169,7 +169,8 @@ def _usual(group: str, stage: str, args: list[str], saved: DictConfig) -> DictCo
     if choice == "${task}":
         told = [arg.partition("=")[2] for arg in args if arg.startswith("task=")]
         of_file = saved.get("task", "caption")
-        choice = told[-1] if told else of_file if isinstance(of_file, str) else of_file.get("kind")
+        task = told[-1] if told else of_file if isinstance(of_file, str) else of_file.get("kind")
+        return OmegaConf.create({group: OmegaConf.structured(compose.loss_named(task))})
     if choice == "_checkpoint":
         checkpoint = compose.checkpoint_argument(stage, args)
         known = getattr(configs.load_run_config(checkpoint), group) if checkpoint else compose.PLAIN_GROUPS[group]

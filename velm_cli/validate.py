@@ -10,7 +10,7 @@ from typing import Any
 
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean, without_effect
-from velm_cli.objectives.rules import objective_problems, source_is_memory
+from velm_cli.objectives.rules import objective_problems
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import place
 from velm_cli.schema.bounds import out_of_bounds
@@ -155,7 +155,7 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         yield f"fusion=gated goes between the layers of a transformer, and text={text.kind} is recurrent"
     if text.freeze not in ("none", "all"):
         yield f"text.freeze={text.freeze}: none or all"
-    if no_vision and not isinstance(fusion, schema.NoFusionConfig) and not source_is_memory(config.task):
+    if no_vision and not isinstance(fusion, schema.NoFusionConfig) and not config.task.source_is_memory:
         yield f"fusion={fusion.kind} needs images: choose a vision encoder, or fusion=none"
     if no_vision and config.dataset.images:
         yield "vision=none trains on text alone: say dataset.images=false too"

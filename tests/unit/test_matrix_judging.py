@@ -59,6 +59,11 @@ def learner(vision: str, text: str, fusion: str, form: LabelLoss = LabelLoss.sof
     return made.double(), Moment(frozenset(terms))
 
 
+def test_the_learner_tells_batches_how_many_concepts_it_predicts():
+    made, _ = learner("convnet", "transformer", "cross_modal")
+    assert made.concepts == CONCEPTS == made.image_loss.classifier.out_features
+
+
 def questions(vision: str) -> Batch:
     """Four questions about two images, of different lengths; the last one has an answer that is not in the list."""
     torch.manual_seed(5)

@@ -147,7 +147,7 @@ def test_columns_of_strangers_are_checked(value):
 
 
 def test_columns_survive_their_file_and_are_found_by_any_spelling():
-    columns = (*VQA_COLUMNS, Column("rank", "median rank", scale=1.0, higher_is_better=False))
+    columns = (*VQA_COLUMNS, Column("rank", "median rank", scale=1, higher_is_better=False))  # a whole number, too
     assert columns_of_json(json.loads(json.dumps(columns_as_json(columns)))) == columns
     assert score_named("vqa yes/no", columns) == "VQA_yes/no" and score_named("Median-Rank", columns) == "rank"
     assert score_named("cider", columns) is None and score_named("cider") == "CIDEr"

@@ -80,13 +80,14 @@ class JudgingLearner(Learner):
             states=False,
             tokens=patches,
         )
+        self.concepts = min(loss.num_concepts, concepts)
         self.image_loss: ConceptLoss | MaskedPatchLoss | None = None
         if "image" in active:
             assert model.vision is not None, "validate refuses L_image without vision"
             self.image_loss = (
                 masked_patch_loss(model, loss)
                 if patches
-                else ConceptLoss(model.vision.width, min(loss.num_concepts, concepts), loss.image_reduction)
+                else ConceptLoss(model.vision.width, self.concepts, loss.image_reduction)
             )
         assert reads or model.vision is not None, "there is nothing to judge"
         width = model.text.width if reads or model.vision is None else model.vision.width

@@ -8,7 +8,7 @@ from velm_cli import schema
 from velm_cli.errors import UserError, without_effect
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.place import place
-from velm_cli.schema.tasks import Answer, TaskConfig, VqaTaskConfig
+from velm_cli.schema.tasks import VqaTaskConfig
 
 # Options of one form of a loss: its weight, the option that chooses the form, the forms that use them, themselves.
 FORMS = (
@@ -19,16 +19,6 @@ FORMS = (
     ("gamma", "joint", {"contrastive", "matching"}, ("temperature",)),
     ("gamma", "joint", {"contrastive", "matching", "sigmoid"}, ("joint_width", "joint_queries", "joint_dropout")),
 )
-
-
-def judges(task: TaskConfig) -> bool:
-    """Whether a label is what the task predicts."""
-    return isinstance(task, VqaTaskConfig) and task.answer is Answer.classify
-
-
-def source_is_memory(task: TaskConfig) -> bool:
-    """Whether the task writes from a source, which then stands behind the image's tokens."""
-    return isinstance(task, VqaTaskConfig) and task.answer is not Answer.classify
 
 
 def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
@@ -44,7 +34,7 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
         yield (
             "fusion=co_attention knows the whole question, so it cannot learn to predict its words: set loss.alpha=0, "
             "or loss.text=masked"
-            if judges(config.task)
+            if config.task.judges
             else "fusion=co_attention knows the whole caption, so it cannot learn to write one: set loss.alpha=0 "
             "(with loss.gamma=1 loss.joint=matching), or loss.text=masked"
         )
@@ -110,33 +100,34 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
 def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
     """What goes with a task that judges, or that writes from a source, and with no other."""
     loss, task = config.loss, config.task
-    if "gamma" in active and (loss.joint is schema.JointLoss.label) is not judges(task):
-        if judges(task):
+    chosen = f"task.answer={task.answer.value}" if isinstance(task, VqaTaskConfig) else f"task={task.kind}"
+    if "gamma" in active and (loss.joint is schema.JointLoss.label) is not task.judges:
+        if task.judges:
             yield (
-                f"task.answer=classify learns the answer by loss.joint=label; loss.joint={loss.joint.value} compares "
-                "images with captions, which questions are not"
+                f"{chosen} learns the answer by loss.joint=label; loss.joint={loss.joint.value} compares images with "
+                "captions, which questions are not"
             )
         else:
-            how = f" task.answer={task.answer.value}" if isinstance(task, VqaTaskConfig) else ""
+            which = f"task={task.kind} {chosen}" if isinstance(task, VqaTaskConfig) else chosen
             yield (
-                f"loss.joint=label learns one of a list of answers, and task={task.kind}{how} has no such list: choose "
+                f"loss.joint=label learns one of a list of answers, and {which} has no such list: choose "
                 "task=vqa task.answer=classify, or loss.joint=contrastive"
             )
-    if judges(task):
+    if task.judges:
         if loss.text is schema.TextLoss.self_critical:
-            yield "loss.text=self_critical rewards texts that are written, and task.answer=classify writes none"
+            yield f"loss.text=self_critical rewards texts that are written, and {chosen} writes none"
         if loss.scheduled_sampling != "0":
-            yield "loss.scheduled_sampling is of no use with task.answer=classify, which writes nothing: set it to 0"
-    if isinstance(task, VqaTaskConfig) and source_is_memory(task):
+            yield f"loss.scheduled_sampling is of no use with {chosen}, which writes nothing: set it to 0"
+    if task.source_is_memory:
         if loss.text is schema.TextLoss.masked:
-            yield f"loss.text=masked learns to write nothing, and task.answer={task.answer.value} writes"
+            yield f"loss.text=masked learns to write nothing, and {chosen} writes"
         if isinstance(config.text, schema.BertConfig):
             yield from without_effect("task", task, "source_layers", chosen="text=bert")
         fusion = config.fusion
         if isinstance(fusion, schema.NoFusionConfig):
-            yield f"fusion=none leaves image and question out, and task.answer={task.answer.value} writes from them"
+            yield f"fusion=none leaves image and question out, and {chosen} writes from them"
         if isinstance(fusion, schema.PrefixConfig) and fusion.mapper is schema.PrefixMapper.tokens:
             yield (
                 f"fusion.mapper=tokens puts all positions before the text, and sources differ in length: with "
-                f"task.answer={task.answer.value} use fusion.mapper=transformer"
+                f"{chosen} use fusion.mapper=transformer"
             )

@@ -86,8 +86,11 @@ def _column(value: object) -> Column:
     example = asdict(Column("", ""))
     if not isinstance(value, Mapping) or not {"key", "label"} <= value.keys() <= example.keys():
         raise ValueError("columns is not what velm writes")
-    fits = all(type(each) is type(example[name]) for name, each in value.items())
-    column = Column(**value) if fits else None
+    given: dict[str, Any] = {
+        name: float(each) if name == "scale" and type(each) is int else each for name, each in value.items()
+    }
+    fits = all(type(each) is type(example[name]) for name, each in given.items())
+    column = Column(**given) if fits else None
     if column is None or not (0 <= column.digits <= 9 and 0 < column.scale <= 1e9):
         raise ValueError("columns is not what velm writes")
     return column

@@ -48,7 +48,7 @@ from velm_cli.schema.model import (
     WeightedSumConfig,
 )
 from velm_cli.schema.paths import path
-from velm_cli.schema.tasks import Blind, CaptionTaskConfig, RetrieveTaskConfig, TaskConfig, VqaTaskConfig
+from velm_cli.schema.tasks import Blind, TaskConfig
 from velm_cli.schema.training import (
     DecodeConfig,
     InitConfig,
@@ -251,5 +251,5 @@ KINDS: dict[str, dict[str, type]] = {
         "gated": GatedConfig,
         "external": ExternalFusionConfig,
     },
-    "task": {"caption": CaptionTaskConfig, "vqa": VqaTaskConfig, "retrieve": RetrieveTaskConfig},
+    "task": {node.kind: node for node in TaskConfig.__subclasses__()},
 }

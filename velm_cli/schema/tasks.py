@@ -34,7 +34,19 @@ class Blind(Enum):
 
 @dataclass
 class TaskConfig:
+    """Every dataclass derived from this one is a task: `task=KIND` chooses it (`KINDS` in roots.py)."""
+
     kind: str = MISSING
+
+    @property
+    def judges(self) -> bool:
+        """Whether a label is predicted, which is learned by loss.joint=label."""
+        return False
+
+    @property
+    def source_is_memory(self) -> bool:
+        """Whether a text is written from a source, which then stands behind the image's tokens."""
+        return False
 
 
 @dataclass
@@ -54,6 +66,14 @@ class VqaTaskConfig(TaskConfig):
     dropout: float = within(0.1, least=0, below=1)  # classify: before the last layer
     source_layers: int = within(2, least=1, most=1000)  # generate, rank: layers of the question's own encoder
     candidates: int = within(128, least=1)  # rank: answers compared by all their words, the best by their first one
+
+    @property
+    def judges(self) -> bool:
+        return self.answer is Answer.classify
+
+    @property
+    def source_is_memory(self) -> bool:
+        return not self.judges
 
 
 @dataclass

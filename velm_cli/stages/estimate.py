@@ -7,6 +7,8 @@ counts the floating-point operations and the bytes that backward needs.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +64,8 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     captions = store.counts["train"]
     mean_length = _mean_length(store, tokens)
     per_image = loader.captions_per_image
-    flops, activations = _one_step(learner, config, per_image, round(mean_length), store.has_images)
+    more = _sources_and_labels(data, config.run.batch_size)
+    flops, activations = _one_step(learner, config, per_image, round(mean_length), store.has_images, more)
     if precision is Precision.bf16:
         activations //= 2
 
@@ -85,8 +88,8 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
             for name, part in learner.model.named_children()
             if count_parameters(part)
         ),
-        ("training set", f"{captions:,} images, {mean_length:.1f} tokens a caption"),
-        ("a step", f"{images} images, {images * per_image * mean_length:,.0f} tokens"),
+        ("training set", f"{captions:,} {data.task.unit}s, {mean_length:.1f} tokens a caption"),
+        ("a step", f"{images} {data.task.unit}s, {images * per_image * mean_length:,.0f} tokens"),
         ("", f"{flops * config.run.accumulation / 1e9:,.1f} GFLOP"),
         ("memory", f"{(state + activations) / 2**20:,.0f} MiB"),
         ("", f"weights, gradients, optimiser {state / 2**20:,.0f} MiB; activations {activations / 2**20:,.0f} MiB"),
@@ -101,7 +104,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         print(f"{'':<14}of that about {_duration(lasts(once))} for the features of the images, which are kept")
     elif once and not isinstance(store, StreamStore):
         config.data.cache = FeatureCaching.bf16
-        with_cache = steps * _one_step(learner, config, per_image, round(mean_length), True)[0]
+        with_cache = steps * _one_step(learner, config, per_image, round(mean_length), True, more)[0]
         config.data.cache = FeatureCaching.none
         if lasts(with_cache + once) < WORTH_A_CACHE * seconds:
             print(
@@ -145,8 +148,27 @@ def _encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
     return counter.get_total_flops() * images * config.data.views
 
 
-def _one_step(learner: Learner, config: TrainRoot, K: int, length: int, images: bool) -> tuple[int, int]:
-    """FLOPs and activation bytes of a micro-batch of K captions an image, forward and backward, on the meta device."""
+def _sources_and_labels(data: TaskData, B: int) -> dict[str, Any]:
+    """What a task's batches of B examples have beside images, targets and concepts, on the meta device."""
+    parts: dict[str, Any] = {}
+    labels = data.task.labels(data.store, data.spaces)
+    with torch.device("meta"):
+        if data.sources is not None:
+            words = round(len(data.sources.ids) / max(1, len(data.sources.offsets) - 1))
+            parts["source_BL"] = torch.empty(B, words + 2, dtype=torch.long)  # BOS and EOS
+            parts["source_lengths_B"] = torch.empty(B, dtype=torch.long)
+            parts |= {"num_sources": B, "num_source_tokens": B * (words + 1)}
+        parts["labels"] = {name: torch.empty(B, each.width) for name, each in labels.items()}
+    return parts | {"labelled": dict.fromkeys(labels, B)}
+
+
+def _one_step(
+    learner: Learner, config: TrainRoot, K: int, length: int, images: bool, more: Mapping[str, Any] | None = None
+) -> tuple[int, int]:
+    """FLOPs and activation bytes of a micro-batch of K captions an image, forward and backward, on the meta device.
+
+    Each example has an image of its own. `more`: what else is in the batch.
+    """
     B, side = config.run.batch_size, config.vision.image_size
     N = B * K
     with torch.device("meta"):
@@ -156,6 +178,9 @@ def _one_step(learner: Learner, config: TrainRoot, K: int, length: int, images: 
             feature_BSD = learner.model.kept(image_BCHW)
             image_BCHW = None
         every_M = torch.empty(N * length, dtype=torch.long)
+        parts = dict(more or {})
+        if images:
+            parts["labels"] = {CONCEPTS: torch.empty(B, learner.concepts), **parts.get("labels", {})}
         batch = Batch(
             ids=list(range(B)),
             examples=list(range(B)),
@@ -166,8 +191,8 @@ def _one_step(learner: Learner, config: TrainRoot, K: int, length: int, images: 
             lengths_BK=torch.empty(B, K, dtype=torch.long),
             packing=Packing(every_M, every_M, every_M[:length], every_M, N, length, B, K * length),
             predicted_M=every_M,
-            labels={CONCEPTS: torch.empty(B, learner.concepts)} if images else {},
             num_targets=N,
+            **parts,
         )
     saved: dict[int, int] = {}
     held: list[Tensor] = []  # so that no storage is freed and another counted under its address

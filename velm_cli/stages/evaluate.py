@@ -146,7 +146,7 @@ def _evaluate(
                 tokenizer,
                 np.array([index for index in indices if store.example_id(int(index)) in scores.per_image]),
                 predicted,
-                attention=config.report.attention,
+                attention=config.report.attention if task.kind == "caption" else 0,
                 features=features,
                 facts=facts,
             )

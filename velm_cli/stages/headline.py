@@ -16,7 +16,7 @@ from velm_cli.stages.task_data import TaskData
 
 def headline(run: Run, data: TaskData, loader: TrainLoader | StreamLoader) -> list[str]:
     """What is about to happen, in figures."""
-    config, store = run.config, data.store
+    config, store, unit = run.config, data.store, data.task.unit
     trainable, total = count_parameters(run.learner, trainable=True), count_parameters(run.learner)
     parts = {name: getattr(run.learner.model, name) for name in ("vision", "text", "fusion")}
     sizes = ", ".join(f"{name} {count_parameters(part) / 1e6:.2f} M" for name, part in parts.items() if part)
@@ -28,10 +28,10 @@ def headline(run: Run, data: TaskData, loader: TrainLoader | StreamLoader) -> li
         enlarged = pixels.resizing.enlarges(store.image_size, pixels.size)
     return [
         f"run         {run.folder}",
-        f"data        {store.path}  {store.counts['train']:,} training images, "
+        f"data        {store.path}  {store.counts['train']:,} training {unit}s, "
         f"vocabulary {data.tokenizer.vocab_size:,}",
         f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
-        f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} images "
+        f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} {unit}s "
         f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
         *enlarged,
         *(run.learner.model.vision.notes if run.learner.model.vision is not None else ()),
@@ -49,7 +49,7 @@ def implications(config: TrainRoot, weights: Mapping[str, Weight], world: int) -
             for name in active
         )
         yield f"best        by the lowest validation loss: {' + '.join(terms)}"
-    if "joint" not in active:
+    if "joint" not in active or config.loss.joint is JointLoss.label:
         return
     images, micro_batches = config.run.batch_size, config.run.accumulation
     if micro_batches > 1:

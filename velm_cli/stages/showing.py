@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,7 @@ def write_report(
     evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves_behind(folder))
     chosen = _chosen(evaluated, store, indices, attention)
     maps = dict(_attention(learner, store, tokenizer, chosen, captions, features))
-    pictures = {
-        store.example_id(int(index)): _picture(
-            store.image_bytes(int(index)), large=store.example_id(int(index)) in maps
-        )
-        for index in indices
-    }
+    pictures = _pictures(store, indices, maps)
     path = folder / "report.html"
     write_page(path, [dataclasses.replace(evaluated, attention=maps)], pictures, title=folder.name)
     return path
@@ -67,6 +62,20 @@ def _made_by(folder: Path) -> dict[str, str]:
     commands = (folder / "command.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     return {"command": commands[-1] if commands else "", "versions": versions}
+
+
+def _pictures(store: Store, indices: np.ndarray, large: Container[ImageId]) -> dict[ImageId, Picture]:
+    """The first image of each example, by the example's id; examples that share an image share its picture."""
+    images, rows_BI = store.images_of(indices)
+    made: dict[int, Picture] = {}
+    found = {}
+    for index, row in zip(map(int, indices), rows_BI[:, 0] if rows_BI.size else (), strict=True):
+        number, example = int(images[row]), store.example_id(index)
+        if row >= 0 and number not in made:
+            made[number] = _picture(store.image_bytes(number), large=example in large)
+        if row >= 0:
+            found[example] = made[number]
+    return found
 
 
 def _picture(jpeg: bytes, *, large: bool) -> Picture:

@@ -50,7 +50,7 @@ class VqaTask(Task[Answered]):
 
     def __init__(self, options: VqaTaskConfig) -> None:
         super().__init__(options)
-        self.judges = options.answer is Answer.classify
+        self.judges = options.judges
         self.predicted = () if options.answer is Answer.generate else (ANSWERS,)
         self.needs = Needs(source=True)
 

@@ -1,0 +1,30 @@
+"""dry_run=true counts the work of what goes in with the images, and of labels."""
+
+import re
+
+import pytest
+from velm import TINY, TINY_MODEL, call
+
+DATA = ["dataset=shapes", "dataset.questions=true", *TINY]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("questions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call("preprocess", *DATA) == 0
+    return folder
+
+
+def test_the_work_of_a_question_is_estimated(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    work = {}
+    for more in ([], ["task.answers=9"], ["loss.beta=0.1"], ["text.layers=2"]):
+        capsys.readouterr()
+        asked = [option for option in TINY_MODEL if option.partition("=")[0] not in {m.partition("=")[0] for m in more}]
+        assert call("train", "task=vqa", *DATA, *asked, *more, "run.batch_size=64", "dry_run=true") == 0
+        said = capsys.readouterr().out
+        assert re.search(r"training set +\d+ questions", said) and "a step        64 questions" in said
+        work[" ".join(more)] = float(re.search(r"([\d.]+) GFLOP", said)[1])
+    assert 0 < work["task.answers=9"] <= work[""] <= work["loss.beta=0.1"] and work[""] < work["text.layers=2"]
