@@ -60,6 +60,8 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     if saved is not None and task not in (None, saved.task.kind) and (conf_dir() / f"loss/{task}.yaml").is_file():
         values = OmegaConf.load(conf_dir() / f"loss/{task}.yaml")
         saved.loss = OmegaConf.to_object(OmegaConf.merge(schema.LossConfig, values))  # type: ignore[assignment]
+    if saved is not None and stage == "evaluate":  # task= that of the run, said again, is as the run has it
+        hydra_store.store(group="_kind/task", name=saved.task.kind, node=saved.task)
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:

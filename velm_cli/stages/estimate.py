@@ -111,7 +111,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     if learner.pixels is not None and store.has_images:
         for note in learner.pixels.resizing.enlarges(store.image_size, learner.pixels.size):
             print(note)
-    for note in [*said, *notes(config, data, loader), *metric_notes(config.metrics.names)]:
+    for note in [*said, *notes(config, data, loader), *metric_notes(data.task, config.metrics.names)]:
         print(note)
 
 

@@ -1,19 +1,20 @@
-"""report.html of an evaluation: its images, scores and curves, and where the model looked for each word."""
+"""report.html of an evaluation: its images, scores and curves, and where it looked for each word of a caption."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from velm_cli.data.batch import Columns
-from velm_cli.data.features import FeatureCache
+from velm_cli.data.features import Features
 from velm_cli.data.loader import eval_batches
-from velm_cli.data.store import Store
+from velm_cli.data.store import Store, first_image
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import kept_box
 from velm_cli.engine.folder import environment
@@ -36,29 +37,40 @@ def write_report(
     learner: Learner,
     tokenizer: Tokenizer,
     indices: np.ndarray,
-    captions: Mapping[ExampleId, str],
+    predicted: Mapping[ExampleId, Any],
     *,
     attention: int,
-    features: FeatureCache | None,
+    features: Features | None,
     facts: Mapping[str, float | None] | None = None,
 ) -> Path:
-    """Write the page of the evaluation in `folder`; with attention maps for that many images, if the fusion has any.
+    """Write the page of the evaluation in `folder`; with attention maps for that many captions, if the fusion has any.
 
-    `facts` are those of `score_facts`, where the scenes are known.
+    Of several images of an example the first is shown. `facts` are those of `score_facts`, where scenes are known.
     """
     about = about_folder(folder) | _made_by(folder)
-    evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves_behind(folder))
-    chosen = _chosen(evaluated, store, indices, attention)
-    maps = dict(_attention(learner, store, tokenizer, chosen, captions, features))
-    pictures = {
-        store.example_id(int(index)): _picture(
-            store.image_bytes(int(index)), large=store.example_id(int(index)) in maps
-        )
-        for index in indices
-    }
+    curves = curves_behind(folder, scores.primary)
+    evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves)
+    maps = {}
+    if attention:
+        chosen = _chosen(evaluated, store, indices, attention)
+        maps = dict(_attention(learner, store, tokenizer, chosen, predicted, features))
     path = folder / "report.html"
+    pictures = _pictures(store, indices, large=set(maps))
     write_page(path, [dataclasses.replace(evaluated, attention=maps)], pictures, title=folder.name)
     return path
+
+
+def _pictures(store: Store, indices: np.ndarray, large: Container[ExampleId]) -> dict[ExampleId, Picture]:
+    """By the example's id; one object for all examples of an image, which the page then holds once."""
+    shown: dict[ExampleId, int] = {}
+    for index in map(int, indices):
+        if (image := first_image(store, index)) >= 0:
+            shown[store.example_id(index)] = image
+    sharp = {image for example, image in shown.items() if example in large}
+    of_image = {
+        image: _picture(store.image_bytes(image), large=image in sharp) for image in dict.fromkeys(shown.values())
+    }
+    return {example: of_image[image] for example, image in shown.items()}
 
 
 def _made_by(folder: Path) -> dict[str, str]:
@@ -91,7 +103,7 @@ def _attention(
     tokenizer: Tokenizer,
     indices: np.ndarray,
     captions: Mapping[ExampleId, str],
-    features: FeatureCache | None,
+    features: Features | None,
 ) -> Iterator[tuple[ImageId, Attention]]:
     """(image id, where the model looked) of each image with a caption; nothing where the fusion attends to no grid."""
     device, pixels = next(learner.parameters()).device, learner.pixels
@@ -106,10 +118,12 @@ def _attention(
         with torch.inference_mode():
             image = learner.model.encode_image(batch.image_XCHW, batch.feature_XSD)
             assert image is not None
+            if batch.image_of_BI is not None:
+                image = image.of_examples(batch.image_of_BI)
             weights_BThw = looks(learner.model, torch.tensor(rows, device=device), image)
         if weights_BThw is None:
             return
-        for image_id, record, row, weights_Thw in zip(batch.ids, batch.examples, ids, weights_BThw, strict=True):
+        for image_id, example, row, weights_Thw in zip(batch.ids, batch.examples, ids, weights_BThw, strict=True):
             if tokenizer.decode(row).split():  # tokens of blanks alone make no word
                 yield (
                     image_id,
@@ -117,7 +131,7 @@ def _attention(
                         tokenizer,
                         row,
                         weights_Thw.float().cpu(),
-                        kept_box(store.image_bytes(record), pixels.size, pixels.resizing),
+                        kept_box(store.image_bytes(first_image(store, example)), pixels.size, pixels.resizing),
                     ),
                 )
 
