@@ -80,7 +80,7 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
     """A line for everything that is legal, and that whoever typed the command may not have meant."""
     store, tokens = data.store, data.texts
     brought = isinstance(config.text, PretrainedTextConfig) or config.init.text or getattr(config, "checkpoint", None)
-    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=not brought)
+    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=not brought, noun=data.task.doing)
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
     if warmup >= steps:
         highest = config.optim.lr * steps / warmup
