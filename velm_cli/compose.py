@@ -62,6 +62,8 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     task = next((arg.partition("=")[2] for arg in reversed(args) if arg.startswith("task=")), None)
     if saved is not None and task not in (None, saved.task.kind) and task in schema.KINDS["task"]:
         saved.loss = loss_named(task)
+    if saved is not None and stage == "evaluate":  # task= that of the run, said again, is as the run has it
+        hydra_store.store(group="_kind/task", name=saved.task.kind, node=saved.task)
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:

@@ -22,7 +22,7 @@ from velm_cli.models.weights import Undrawn, fitted, read_state, refuse_not_fini
 from velm_cli.objectives.weights import constant
 from velm_cli.schema import PretrainedTextConfig, TrainRoot
 from velm_cli.tasks import Task, task_of
-from velm_cli.tasks.spaces import read_spaces
+from velm_cli.tasks.spaces import FILE, read_spaces
 
 KEPT = ("vision", "text")  # groups whose pretrained models a run folder keeps the small files of
 
@@ -72,6 +72,14 @@ def run_tokenizer(run: Path) -> Tokenizer:
     return tokenizer
 
 
+def run_spaces(run: Path, task: Task) -> dict[str, list[str]]:
+    """The label spaces of a run folder. UserError where one is missing that the task predicts with."""
+    spaces = read_spaces(run)
+    if missing := [name for name in task.predicted if name not in spaces]:
+        raise UserError(f"{run / FILE} is missing, or has no {missing[0]}: put back the one that the run has saved")
+    return spaces
+
+
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a run's weights and their SHA-256.
 
@@ -99,7 +107,7 @@ def trained_learner(
     if isinstance(config.text, PretrainedTextConfig):
         config.text.weights = "none"  # they are in the file
     with Undrawn():
-        learner = task.learner(config, read_spaces(run), tokenizer, constant(*task.predicts_with(config)))
+        learner = task.learner(config, run_spaces(run, task), tokenizer, constant(*task.predicts_with(config)))
     if line := task.cannot_predict(learner, config, run):
         raise UserError(line)
     own = learner.state_dict()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from velm_cli.data.concepts import ConceptLabels, HasConcepts
-from velm_cli.data.features import FeatureCache
+from velm_cli.data.features import Features
 from velm_cli.data.packing import Packing
 from velm_cli.data.tokenizer import Tokenizer
 
@@ -179,7 +179,7 @@ def assemble(
     examples: np.ndarray,
     targets_BK: np.ndarray,
     image_size: int | None,
-    features: FeatureCache | None,
+    features: Features | None,
 ) -> Batch:
     """The batch of `examples` with the targets number `targets_BK` (-1: none), images or features to be read."""
     numbers = examples.tolist()

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,18 @@ LOCK = ".writing"
 NAMED = "rows_named"  # in about.json: checksums say which image a row is of; those of older velms do not
 
 Encode = Callable[[np.ndarray], Iterator[Tensor]]  # images -> their features, in order, in pieces of any size
+
+
+class Features(Protocol):
+    """What stands for the images of a batch."""
+
+    def empty(self, images: int) -> Tensor:
+        """Room for the features of so many images."""
+        ...
+
+    def read_into(self, image: int, out_SD: Tensor) -> None:
+        """Copy the features of an image."""
+        ...
 
 
 class FeatureCache:

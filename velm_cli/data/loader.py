@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from velm_cli.data.batch import Batch, Columns, assemble
-from velm_cli.data.features import FeatureCache
+from velm_cli.data.features import FeatureCache, Features
 from velm_cli.data.order import AUGMENT, RUNS, VIEW, Share, bucket, draw_targets, random_of, runs_of, slots_of
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.reading import (
@@ -186,7 +186,7 @@ def eval_batches(
     batch_size: int,
     pixels: Pixels | None,
     workers: int = 0,
-    features: FeatureCache | None = None,
+    features: Features | None = None,
     share: Share = Share(),  # noqa: B008, it cannot change
 ) -> Iterator[Batch]:
     """Every one of `examples` exactly once, in that order, with its first targets.

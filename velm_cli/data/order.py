@@ -15,7 +15,7 @@ import numpy as np
 
 from velm_cli.errors import UserError
 
-CAPTIONS, ORDER, BATCHES, AUGMENT, VIEW, SHARDS, RUNS = range(7)  # names of the random streams
+CAPTIONS, ORDER, BATCHES, AUGMENT, VIEW, SHARDS, RUNS, SHUFFLED = range(8)  # names of the random streams
 TOGETHER = 8192  # examples whose texts are drawn at once: sorting needs several times their memory
 WINDOW = 50  # batches whose examples are sorted by text length together: the more, the less padding
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from velm_cli.data.batch import Batch
-from velm_cli.data.features import FeatureCache
+from velm_cli.data.features import Features
 from velm_cli.data.order import generator_of
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.store import Store
@@ -90,7 +90,7 @@ def reading_plainly(store: Store, pixels: Pixels) -> Read[int]:
     return read
 
 
-def reading_features(features: FeatureCache) -> Read[int]:
+def reading_features(features: Features) -> Read[int]:
     return lambda image, epoch, out_SD: features.read_into(image, out_SD)
 
 

@@ -171,3 +171,9 @@ class Store(Protocol):
 
         What else lies beside them was checked when the store was opened.
         """
+
+
+def first_image(store: Store, example: int) -> int:
+    """Number of the first image of an example; -1 where it has none."""
+    images, _ = store.images_of(np.array([example]))
+    return int(images[0]) if len(images) else -1

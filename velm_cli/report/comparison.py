@@ -10,7 +10,7 @@ from pathlib import Path
 from velm_cli import configs
 from velm_cli.data.images import ImageRefused
 from velm_cli.data.opening import open_store
-from velm_cli.data.store import store_path
+from velm_cli.data.store import first_image, store_path
 from velm_cli.errors import UserError
 from velm_cli.metrics.comparison import Difference, differences, verdict
 from velm_cli.metrics.scores import ImageId
@@ -73,8 +73,9 @@ def _pictures(folder: Path, wanted: set[ImageId]) -> Mapping[ImageId, Picture]:
     if not store.has_images:
         return {}
     places = {store.example_id(number): number for number in range(len(store))}
-    pictures = {}
-    for image in wanted & places.keys():
+    shown = {example: first_image(store, places[example]) for example in wanted & places.keys()}
+    of_image = {}
+    for image in set(shown.values()) - {-1}:
         with contextlib.suppress(ImageRefused, UserError):  # its captions are shown without it
-            pictures[image] = Picture(thumbnail(store.image_bytes(places[image])))
-    return pictures
+            of_image[image] = Picture(thumbnail(store.image_bytes(image)))
+    return {example: of_image[image] for example, image in shown.items() if image in of_image}

@@ -182,7 +182,7 @@ def read_curves(folder: Path, primary: str = CAPTION_PRIMARY) -> Curves:
     The loss is the text's, or the plain sum of the others where the text has none.
     """
     train_loss, validation_loss, validation_score = {}, {}, {}
-    logged = "cider" if primary == CAPTION_PRIMARY else primary  # the captions' is logged in small letters
+    logged = primary.lower()  # figures of validations are logged in small letters
     for line in read_figures(folder):
         if line["kind"] == "train":
             train_loss[line["step"]] = _loss_of(line)

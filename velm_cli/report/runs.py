@@ -62,6 +62,8 @@ def read_run(folder: Path) -> ScoredRun:
             f"decode.{key}": value for key, value in config["decode"].items() if key != "batch_size"
         }
         options["split"] = config["split"]
+        of_task = config.get("task")  # an older velm's has none, or the same as the run
+        options |= {f"task.{key}": value for key, value in (of_task if isinstance(of_task, dict) else {}).items()}
         blind = _blind(config)
         options["eval.blind"] = blind
     else:

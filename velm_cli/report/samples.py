@@ -7,10 +7,9 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from velm_cli.data.store import Store
+from velm_cli.data.store import Store, first_image
 from velm_cli.files import write_bytes
 
 CELL, MARGIN, TEXT_LINES, COLUMNS = 200, 10, 4, 4
@@ -20,9 +19,8 @@ def stored_images(store: Store, numbers: Iterable[int], texts: Sequence[str]) ->
     """The first image of each of these examples, with the text below it; nothing of those without."""
     pictures: list[tuple[Image.Image, str]] = []
     for number, text in zip(numbers, texts, strict=True):
-        images, _ = store.images_of(np.array([number]))
-        if len(images):
-            pictures.append((Image.open(io.BytesIO(store.image_bytes(int(images[0])))), text))
+        if (image := first_image(store, number)) >= 0:
+            pictures.append((Image.open(io.BytesIO(store.image_bytes(image))), text))
     return pictures
 
 

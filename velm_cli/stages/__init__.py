@@ -75,6 +75,8 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
                 task = "" if config.task is ScoredTask.caption else f"task={config.task.value} "
                 raise UserError(f"{key} is not set: velm score {task}predictions=FILE references=FILE")
     typed = compose.to_dataclass(config)
+    if stage in ("train", "finetune", "evaluate"):
+        _refuse_metrics_of_captions(typed.task.kind, list(HydraConfig.get().overrides.task))
     if getattr(typed, "name", None) is not None:
         naming.refuse_name(typed.name)
     if stage in ("train", "finetune"):
@@ -83,6 +85,13 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
         configs.refuse_no_runs(typed.init)
         _settle_tokenizer(typed, list(HydraConfig.get().overrides.task))
     return typed
+
+
+def _refuse_metrics_of_captions(task: str, overrides: list[str]) -> None:
+    """UserError for an option that chooses among the scores of captions, in the command of another task."""
+    said = [f"metrics.{name}" for name in ("names", "required", "clip", "df") if f"metrics.{name}" in _given(overrides)]
+    if said and task != "caption":
+        raise UserError(f"{said[0]} is of the scores of captions: task={task} has all of its own; leave it out")
 
 
 def _name(config: Any) -> str:

@@ -7,7 +7,6 @@ counts the floating-point operations and the bytes that backward needs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -64,8 +63,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     captions = store.counts["train"]
     mean_length = _mean_length(store, tokens)
     per_image = loader.captions_per_image
-    more = _sources_and_labels(data, config.run.batch_size)
-    flops, activations = _one_step(learner, config, per_image, round(mean_length), store.has_images, more)
+    flops, activations = _one_step(learner, config, data, per_image, round(mean_length))
     if precision is Precision.bf16:
         activations //= 2
 
@@ -77,6 +75,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     def lasts(flops: int) -> float:
         return flops / (REACHED * peak)
 
+    unit, a_target = data.task.unit, "a caption" if data.task.kind == "caption" else "a target"
     steps = config.run.max_steps * config.run.accumulation
     once = _encoding(learner, config, store)  # of all images, where a cache keeps what frozen layers make of them
     cached = config.data.cache is not FeatureCaching.none
@@ -88,8 +87,8 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
             for name, part in learner.model.named_children()
             if count_parameters(part)
         ),
-        ("training set", f"{captions:,} {data.task.unit}s, {mean_length:.1f} tokens a caption"),
-        ("a step", f"{images} {data.task.unit}s, {images * per_image * mean_length:,.0f} tokens"),
+        ("training set", f"{captions:,} {unit}s, {mean_length:.1f} tokens {a_target}"),
+        ("a step", f"{images} {unit}s, {images * per_image * mean_length:,.0f} tokens"),
         ("", f"{flops * config.run.accumulation / 1e9:,.1f} GFLOP"),
         ("memory", f"{(state + activations) / 2**20:,.0f} MiB"),
         ("", f"weights, gradients, optimiser {state / 2**20:,.0f} MiB; activations {activations / 2**20:,.0f} MiB"),
@@ -104,7 +103,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         print(f"{'':<14}of that about {_duration(lasts(once))} for the features of the images, which are kept")
     elif once and not isinstance(store, StreamStore):
         config.data.cache = FeatureCaching.bf16
-        with_cache = steps * _one_step(learner, config, per_image, round(mean_length), True, more)[0]
+        with_cache = steps * _one_step(learner, config, data, per_image, round(mean_length))[0]
         config.data.cache = FeatureCaching.none
         if lasts(with_cache + once) < WORTH_A_CACHE * seconds:
             print(
@@ -114,7 +113,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     if learner.pixels is not None and store.has_images:
         for note in learner.pixels.resizing.enlarges(store.image_size, learner.pixels.size):
             print(note)
-    for note in [*said, *notes(config, data, loader), *metric_notes(config.metrics.names)]:
+    for note in [*said, *notes(config, data, loader), *metric_notes(data.task, config.metrics.names)]:
         print(note)
 
 
@@ -148,49 +147,43 @@ def _encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
     return counter.get_total_flops() * images * config.data.views
 
 
-def _sources_and_labels(data: TaskData, B: int) -> dict[str, Any]:
-    """What a task's batches of B examples have beside images, targets and concepts, on the meta device."""
+def _one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length: int) -> tuple[int, int]:
+    """FLOPs and activation bytes of a micro-batch of K targets an example, forward and backward, on the meta device."""
+    B, side, images = config.run.batch_size, config.vision.image_size, data.store.has_images
+    N, X = B * K, _images_shown(config, data.store)
     parts: dict[str, Any] = {}
-    labels = data.task.labels(data.store, data.spaces)
     with torch.device("meta"):
+        image_BCHW = torch.empty(X, 3, side, side) if images else None
+        if images and not data.store.one_image_each:
+            parts["image_of_BI"] = torch.empty(B, 1, dtype=torch.long)
         if data.sources is not None:
-            words = round(len(data.sources.ids) / max(1, len(data.sources.offsets) - 1))
-            parts["source_BL"] = torch.empty(B, words + 2, dtype=torch.long)  # BOS and EOS
-            parts["source_lengths_B"] = torch.empty(B, dtype=torch.long)
-            parts |= {"num_sources": B, "num_source_tokens": B * (words + 1)}
-        parts["labels"] = {name: torch.empty(B, each.width) for name, each in labels.items()}
-    return parts | {"labelled": dict.fromkeys(labels, B)}
-
-
-def _one_step(
-    learner: Learner, config: TrainRoot, K: int, length: int, images: bool, more: Mapping[str, Any] | None = None
-) -> tuple[int, int]:
-    """FLOPs and activation bytes of a micro-batch of K captions an image, forward and backward, on the meta device.
-
-    Each example has an image of its own. `more`: what else is in the batch.
-    """
-    B, side = config.run.batch_size, config.vision.image_size
-    N = B * K
-    with torch.device("meta"):
-        image_BCHW = torch.empty(B, 3, side, side) if images else None
+            L = round(len(data.sources.ids) / max(1, len(data.sources.offsets) - 1)) + 2
+            parts |= {
+                "source_BL": torch.empty(B, L, dtype=torch.long),
+                "source_lengths_B": torch.empty(B, dtype=torch.long),
+                "num_sources": B,
+                "num_source_tokens": B * (L - 1),
+            }
+        predicted = data.task.labels(data.store, data.spaces)
+        labels = {name: torch.empty(B, of.width) for name, of in predicted.items()}
+        labels |= {CONCEPTS: torch.empty(B, learner.concepts)} if images else {}
         feature_BSD = None
         if image_BCHW is not None and learner.model.vision and config.data.cache is not FeatureCaching.none:
             feature_BSD = learner.model.kept(image_BCHW)
             image_BCHW = None
         every_M = torch.empty(N * length, dtype=torch.long)
-        parts = dict(more or {})
-        if images:
-            parts["labels"] = {CONCEPTS: torch.empty(B, learner.concepts), **parts.get("labels", {})}
         batch = Batch(
             ids=list(range(B)),
             examples=list(range(B)),
-            images=list(range(B)),
+            images=list(range(X)),
             image_XCHW=image_BCHW,
             feature_XSD=feature_BSD,
             tokens_BKT=torch.empty(B, K, length + 1, dtype=torch.long),
             lengths_BK=torch.empty(B, K, dtype=torch.long),
             packing=Packing(every_M, every_M, every_M[:length], every_M, N, length, B, K * length),
             predicted_M=every_M,
+            labels=labels,
+            labelled=dict.fromkeys(labels, B),
             num_targets=N,
             **parts,
         )
@@ -210,6 +203,14 @@ def _one_step(
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
     return counter.get_total_flops(), sum(saved.values())
+
+
+def _images_shown(config: TrainRoot, store: Store) -> int:
+    """Distinct images of a batch: as many as there are examples, but for those that share one."""
+    if store.one_image_each or not store.num_images:
+        return config.run.batch_size
+    shared = min(config.data.examples_per_image, len(store) / store.num_images)
+    return max(1, round(config.run.batch_size / max(1.0, shared)))
 
 
 def _duration(seconds: float) -> str:

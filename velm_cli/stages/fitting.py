@@ -31,12 +31,14 @@ from velm_cli.schema import (
     EvaluateRoot,
     ImageLoss,
     JointLoss,
+    MetricsConfig,
     NoVisionConfig,
     PretrainedTextConfig,
     TrainRoot,
 )
 from velm_cli.stages.starting import new_learner
 from velm_cli.stages.task_data import TaskData
+from velm_cli.tasks import Task
 
 NOT_WRITTEN = 0.1  # share of the training captions longer than decode.max_length that is worth a note
 ENDLESS = 10  # times the longest caption: more words than this only a model that never ends would write
@@ -71,14 +73,14 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
     if config.run.patience and not config.run.overfit_images and not len(store.split("val")):
         yield f"run.patience={config.run.patience}: {store.path} has no validation images: set run.patience=0"
     yield from data.task.fitting(store, data.spaces)
-    yield from metric_problems(config.metrics.required, config.metrics.df)
+    yield from metric_problems(data.task, config.metrics)
 
 
 def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader) -> Iterator[str]:
     """A line for everything that is legal, and that whoever typed the command may not have meant."""
     store, tokens = data.store, data.texts
     brought = isinstance(config.text, PretrainedTextConfig) or config.init.text or getattr(config, "checkpoint", None)
-    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=not brought)
+    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=not brought, noun=data.task.doing)
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
     if warmup >= steps:
         highest = config.optim.lr * steps / warmup
@@ -120,10 +122,10 @@ def loader_of(config: TrainRoot, data: TaskData) -> TrainLoader | StreamLoader:
     )
 
 
-def refuse_unfit_evaluation(config: EvaluateRoot, store: Store, indices: np.ndarray) -> None:
-    """UserError with a line for all that an evaluation of these records would fail at after it has written captions."""
-    lines = list(metric_problems(config.metrics.required, config.metrics.df))
-    if config.metrics.required and not _references(store, indices):
+def refuse_unfit_evaluation(config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray) -> None:
+    """UserError with a line for all that an evaluation of these examples would fail at after it has predicted them."""
+    lines = list(metric_problems(task, config.metrics))
+    if not lines and config.metrics.required and not _references(store, indices):
         lines.append(
             f"metrics.required={list(config.metrics.required)}: no image of split={config.split} in {store.path} has a "
             "caption to compare with: leave metrics.required empty, or name another split"
@@ -132,14 +134,17 @@ def refuse_unfit_evaluation(config: EvaluateRoot, store: Store, indices: np.ndar
         raise UserError("\n".join(lines))
 
 
-def evaluation_notes(config: EvaluateRoot, store: Store, indices: np.ndarray) -> Iterator[str]:
+def evaluation_notes(config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray) -> Iterator[str]:
     """A line for what is legal in an evaluation and may not be meant."""
     if config.limit > len(indices):
-        yield f"note: limit={config.limit:,}: split={config.split} has {len(indices):,} images, all are captioned"
+        yield (
+            f"note: limit={config.limit:,}: split={config.split} has {len(indices):,} {task.unit}s, and "
+            f"{task.doing} are made of all"
+        )
     if not _references(store, indices):
-        yield f"note: no image of split={config.split} has a caption to compare with: nothing is scored"
+        yield f"note: no {task.unit} of split={config.split} has {task.doing} to compare with: nothing is scored"
     else:
-        yield from metric_notes(config.metrics.names)
+        yield from metric_notes(task, config.metrics.names)
 
 
 def _references(store: Store, indices: np.ndarray) -> bool:
@@ -147,19 +152,24 @@ def _references(store: Store, indices: np.ndarray) -> bool:
     return bool((ranges[:, 1] > ranges[:, 0]).any())
 
 
-def metric_problems(required: list[str], df: str) -> Iterator[str]:
-    """What of `metrics` would fail after the captions are written."""
+def metric_problems(task: Task, metrics: MetricsConfig) -> Iterator[str]:
+    """What of `metrics` would fail after the predictions are written."""
+    required = list(metrics.required)
+    if task.kind != "caption":
+        if required:
+            yield f"metrics.required={required} are scores of captions, and task={task.kind} has its own; leave it out"
+        return
     needs_java = [name for name in OF_JAVA if name in required]
     if needs_java and (line := _no_java()):
         yield f"metrics.required={needs_java}: {line}"
-    if df not in ("corpus", "coco") and not Path(df).is_file():
-        yield f"metrics.df={df}: no such file (corpus, coco, or what velm score save_df=FILE writes)"
+    if metrics.df not in ("corpus", "coco") and not Path(metrics.df).is_file():
+        yield f"metrics.df={metrics.df}: no such file (corpus, coco, or what velm score save_df=FILE writes)"
 
 
-def metric_notes(names: list[str]) -> Iterator[str]:
+def metric_notes(task: Task, names: list[str]) -> Iterator[str]:
     """What of `metrics.names` this machine leaves out."""
     needs_java = [name for name in OF_JAVA if name in names]
-    if needs_java and (line := _no_java()):
+    if task.kind == "caption" and needs_java and (line := _no_java()):
         yield f"note: {' and '.join(needs_java)} are left out on this machine: {line}"
 
 

@@ -10,7 +10,7 @@ import torch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner
-from velm_cli.loading import run_tokenizer
+from velm_cli.loading import run_spaces, run_tokenizer
 from velm_cli.models.hub import CACHED_WEIGHTS
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.weights import read_shapes
@@ -24,7 +24,6 @@ from velm_cli.schema import (
 )
 from velm_cli.stages.starting import initial_weights
 from velm_cli.tasks import task_of
-from velm_cli.tasks.spaces import read_spaces
 
 
 def opened_files(config: TrainRoot, learner: Learner, tokenizer: Tokenizer) -> Iterator[str]:
@@ -61,7 +60,7 @@ def opened_run(trained: TrainRoot, run: Path, weights: Path) -> Iterator[str]:
             trained.vision.weights = "none"
         task = task_of(trained.task)
         weights_of = constant(*task.predicts_with(trained))
-        learner = task.learner(trained, read_spaces(run), run_tokenizer(run), weights_of)
+        learner = task.learner(trained, run_spaces(run, task), run_tokenizer(run), weights_of)
     own = learner.state_dict()
     for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:

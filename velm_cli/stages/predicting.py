@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from velm_cli.data.batch import Columns
-from velm_cli.data.features import FeatureCache
+from velm_cli.data.features import Features
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.order import Share
 from velm_cli.data.store import Store
@@ -48,7 +49,7 @@ def predict_split(
     seed: int,
     stop: StopRequest | None = None,
     progress: bool = True,
-    features: FeatureCache | None = None,
+    features: Features | None = None,
 ) -> dict[ExampleId, Any]:
     """A prediction for every example of `indices`, exactly once, on all ranks; fewer only when a stop is requested.
 
@@ -204,13 +205,14 @@ def score_and_save(
     title: str,
     trained_on: bool,
     weights: str | None = None,
+    told: Mapping[str, str] | None = None,
 ) -> Scores | None:
     """Predictions and scores in `folder`, in the task's formats; the table on the console.
 
     Examples without anything to compare with are predicted and not scored; None when all are.
 
     `weights`: the SHA-256 of those that predicted. `trained_on`: the store's training part is what the model learned
-    from.
+    from. `told`: what the signature says beside that of the metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = task.write_results(folder, predicted)
@@ -218,6 +220,7 @@ def score_and_save(
     if scores is None:
         print(f"\n{title}  {len(predicted):,} {task.unit}s without references: see {folder / files[0]}")
         return None
+    scores.signature |= told or {}
     count = len(scores.per_image)
     if count < len(predicted):
         print(f"note: {len(predicted) - count:,} {task.unit}s have no references and are predicted only")

@@ -1,19 +1,20 @@
-"""report.html of an evaluation: its images, scores and curves, and where the model looked for each word."""
+"""report.html of an evaluation: its images, scores and curves, and where it looked for each word of a caption."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from velm_cli.data.batch import Columns
-from velm_cli.data.features import FeatureCache
+from velm_cli.data.features import Features
 from velm_cli.data.loader import eval_batches
-from velm_cli.data.store import Store
+from velm_cli.data.store import Store, first_image
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import kept_box
 from velm_cli.engine.folder import environment
@@ -36,24 +37,40 @@ def write_report(
     learner: Learner,
     tokenizer: Tokenizer,
     indices: np.ndarray,
-    captions: Mapping[ExampleId, str],
+    predicted: Mapping[ExampleId, Any],
     *,
     attention: int,
-    features: FeatureCache | None,
+    features: Features | None,
     facts: Mapping[str, float | None] | None = None,
 ) -> Path:
-    """Write the page of the evaluation in `folder`; with attention maps for that many images, if the fusion has any.
+    """Write the page of the evaluation in `folder`; with attention maps for that many captions, if the fusion has any.
 
-    `facts` are those of `score_facts`, where the scenes are known.
+    Of several images of an example the first is shown. `facts` are those of `score_facts`, where scenes are known.
     """
     about = about_folder(folder) | _made_by(folder)
-    evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves_behind(folder))
-    chosen = _chosen(evaluated, store, indices, attention)
-    maps = dict(_attention(learner, store, tokenizer, chosen, captions, features))
-    pictures = _pictures(store, indices, maps)
+    curves = curves_behind(folder, scores.primary)
+    evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves)
+    maps = {}
+    if attention:
+        chosen = _chosen(evaluated, store, indices, attention)
+        maps = dict(_attention(learner, store, tokenizer, chosen, predicted, features))
     path = folder / "report.html"
+    pictures = _pictures(store, indices, large=set(maps))
     write_page(path, [dataclasses.replace(evaluated, attention=maps)], pictures, title=folder.name)
     return path
+
+
+def _pictures(store: Store, indices: np.ndarray, large: Container[ExampleId]) -> dict[ExampleId, Picture]:
+    """By the example's id; one object for all examples of an image, which the page then holds once."""
+    shown: dict[ExampleId, int] = {}
+    for index in map(int, indices):
+        if (image := first_image(store, index)) >= 0:
+            shown[store.example_id(index)] = image
+    sharp = {image for example, image in shown.items() if example in large}
+    of_image = {
+        image: _picture(store.image_bytes(image), large=image in sharp) for image in dict.fromkeys(shown.values())
+    }
+    return {example: of_image[image] for example, image in shown.items()}
 
 
 def _made_by(folder: Path) -> dict[str, str]:
@@ -62,20 +79,6 @@ def _made_by(folder: Path) -> dict[str, str]:
     commands = (folder / "command.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     versions = ", ".join(f"{name} {version}" for name, version in packages.items())
     return {"command": commands[-1] if commands else "", "versions": versions}
-
-
-def _pictures(store: Store, indices: np.ndarray, large: Container[ImageId]) -> dict[ImageId, Picture]:
-    """The first image of each example, by the example's id; examples that share an image share its picture."""
-    images, rows_BI = store.images_of(indices)
-    made: dict[int, Picture] = {}
-    found = {}
-    for index, row in zip(map(int, indices), rows_BI[:, 0] if rows_BI.size else (), strict=True):
-        number, example = int(images[row]), store.example_id(index)
-        if row >= 0 and number not in made:
-            made[number] = _picture(store.image_bytes(number), large=example in large)
-        if row >= 0:
-            found[example] = made[number]
-    return found
 
 
 def _picture(jpeg: bytes, *, large: bool) -> Picture:
@@ -100,7 +103,7 @@ def _attention(
     tokenizer: Tokenizer,
     indices: np.ndarray,
     captions: Mapping[ExampleId, str],
-    features: FeatureCache | None,
+    features: Features | None,
 ) -> Iterator[tuple[ImageId, Attention]]:
     """(image id, where the model looked) of each image with a caption; nothing where the fusion attends to no grid."""
     device, pixels = next(learner.parameters()).device, learner.pixels
@@ -115,10 +118,12 @@ def _attention(
         with torch.inference_mode():
             image = learner.model.encode_image(batch.image_XCHW, batch.feature_XSD)
             assert image is not None
+            if batch.image_of_BI is not None:
+                image = image.of_examples(batch.image_of_BI)
             weights_BThw = looks(learner.model, torch.tensor(rows, device=device), image)
         if weights_BThw is None:
             return
-        for image_id, record, row, weights_Thw in zip(batch.ids, batch.examples, ids, weights_BThw, strict=True):
+        for image_id, example, row, weights_Thw in zip(batch.ids, batch.examples, ids, weights_BThw, strict=True):
             if tokenizer.decode(row).split():  # tokens of blanks alone make no word
                 yield (
                     image_id,
@@ -126,7 +131,7 @@ def _attention(
                         tokenizer,
                         row,
                         weights_Thw.float().cpu(),
-                        kept_box(store.image_bytes(record), pixels.size, pixels.resizing),
+                        kept_box(store.image_bytes(first_image(store, example)), pixels.size, pixels.resizing),
                     ),
                 )
 

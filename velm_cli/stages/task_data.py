@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from velm_cli.data.batch import Columns, concept_labels
+from velm_cli.data.batch import Columns, Texts, concept_labels
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens
@@ -25,7 +25,7 @@ class TaskData:
     spaces: Spaces
     tokenizer: Tokenizer
     targets: Tokens | None  # None where they are not needed to predict
-    sources: Tokens | None  # None where the task takes no source
+    sources: Texts | None  # None where the task takes no source
 
     @classmethod
     def of(cls, config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> TaskData:

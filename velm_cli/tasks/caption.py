@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from velm_cli.files import write_json
 from velm_cli.objectives.weights import parse_weight
-from velm_cli.schema import DecodeConfig, EvaluateRoot, MetricsConfig, ShapesConfig, TextLoss, TrainRoot
+from velm_cli.schema import (
+    CaptionTaskConfig,
+    DecodeConfig,
+    EvaluateRoot,
+    MetricsConfig,
+    ShapesConfig,
+    TextLoss,
+    TrainRoot,
+)
 from velm_cli.tasks.interface import ExampleId, Predicted, Session, Task
 from velm_cli.tasks.writers import writing_learner
 
@@ -35,9 +43,13 @@ class CaptionTask(Task[str]):
         return writing_learner(config, spaces, tokenizer, weights)
 
     def is_learned(self, config: TrainRoot) -> bool:
+        if not isinstance(config.task, CaptionTaskConfig):
+            return False
         return not parse_weight("loss.alpha", config.loss.alpha).always_zero and config.loss.text is not TextLoss.masked
 
     def why_not_learned(self, config: TrainRoot, run: Path) -> str:
+        if not isinstance(config.task, CaptionTaskConfig):
+            return super().why_not_learned(config, run)
         loss = config.loss
         forms = {"beta": f"L_image ({loss.image.value})", "gamma": f"L_joint ({loss.joint.value})"}
         learned = [
@@ -79,6 +91,7 @@ class CaptionTask(Task[str]):
     def score(
         self, store: Store, numbers: Iterable[int], predicted: Predicted[str], config: MetricsConfig, *, learned: bool
     ) -> Scores | None:
+        from velm_cli.data.store import first_image
         from velm_cli.metrics.captions import score_captions
 
         record = {store.example_id(number): number for number in sorted(map(int, numbers))}
@@ -93,14 +106,14 @@ class CaptionTask(Task[str]):
             {image: predicted[image] for image in references},
             config,
             training=training,
-            read_image=lambda image: store.image_bytes(record[image]),
+            read_image=lambda image: store.image_bytes(first_image(store, record[image])),
         )
 
     def further(self, config: EvaluateRoot, predicted: Predicted[str], folder: Path) -> dict[str, float | None]:
         """For the embedded data set the scenes are known, so what the captions assert can be checked."""
         from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
 
-        if not isinstance(config.dataset, ShapesConfig):
+        if not isinstance(config.dataset, ShapesConfig) or config.dataset.questions:
             return {}
         scenes = Path(config.dataset.root or "") / "scenes.json"
         if not scenes.exists():

@@ -56,6 +56,8 @@ class Task(ABC, Generic[P]):
     verb: ClassVar[str]  # what is done with an example
     doing: ClassVar[str]  # what its predictions are called there
     primary: ClassVar[str]  # the score that a run is compared by: a key of `Scores.corpus`
+    manner: str | None = None  # how it predicts where no text is decoded; evaluations are named by it
+    evaluated: frozenset[str] = frozenset()  # options that an evaluation may give other values than the run had
 
     def __init__(self, options: TaskConfig) -> None:
         self.options: Any = options  # of the dataclass of its kind
@@ -90,7 +92,7 @@ class Task(ABC, Generic[P]):
 
     def why_not_learned(self, config: TrainRoot, run: Path) -> str:
         """One line for a run that does not."""
-        return f"checkpoint: {run} was not trained for task={self.kind}"
+        return f"checkpoint: {run} (task={config.task.kind}) has not learned task={self.kind}"
 
     # -------------------------------------------------------------------------------- predicting
 

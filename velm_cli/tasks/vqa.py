@@ -51,21 +51,22 @@ class VqaTask(Task[Answered]):
     def __init__(self, options: VqaTaskConfig) -> None:
         super().__init__(options)
         self.judges = options.judges
-        self.predicted = () if options.answer is Answer.generate else (ANSWERS,)
+        self.predicted = (ANSWERS,)  # also where answers are written freely: an evaluation may rank the list
         self.needs = Needs(source=True)
+        self.manner = None if options.answer is Answer.generate else options.answer.value
+        self.evaluated = frozenset({"answer", "candidates"} if options.answer is Answer.rank else {"answer"})
 
     def spaces(self, config: TrainRoot, store: Store) -> dict[str, list[str]]:
         spaces = super().spaces(config, store)
-        if self.predicted:
-            answers = (store.targets(int(number)) for number in store.split("train"))
-            spaces[ANSWERS] = answer_list(answers, most=self.options.answers, at_least=self.options.min_answers)
+        answers = (store.targets(int(number)) for number in store.split("train"))
+        spaces[ANSWERS] = answer_list(answers, most=self.options.answers, at_least=self.options.min_answers)
         return spaces
 
     def labels(self, store: Store, spaces: Spaces) -> dict[str, Labels]:
         return {ANSWERS: AnswerLabels(store, spaces[ANSWERS])} if self.judges else {}
 
     def fitting(self, store: Store, spaces: Spaces) -> Iterator[str]:
-        if self.predicted and len(spaces[ANSWERS]) < 2:
+        if self.manner and len(spaces[ANSWERS]) < 2:
             yield (
                 f"task.answer={self.options.answer.value} needs a list of answers, and {len(spaces[ANSWERS])} of the "
                 f"training part of {store.path} has task.min_answers={self.options.min_answers} questions or more"
@@ -106,6 +107,16 @@ class VqaTask(Task[Answered]):
                 not parse_weight("loss.gamma", config.loss.gamma).always_zero and config.loss.joint is JointLoss.label
             )
         return not parse_weight("loss.alpha", config.loss.alpha).always_zero
+
+    def why_not_learned(self, config: TrainRoot, run: Path) -> str:
+        if not isinstance(config.task, VqaTaskConfig) or (config.task.answer is Answer.classify) is self.judges:
+            return super().why_not_learned(config, run)
+        learned, asked = config.task.answer.value, self.options.answer.value
+        can = "nothing else" if learned == Answer.classify.value else "generate and rank"
+        return (
+            f"task.answer={asked}: {run} was trained with task.answer={learned}, and can {can}; train with "
+            f"task.answer={asked} for it"
+        )
 
     def predicts_with(self, config: TrainRoot) -> frozenset[str]:
         return frozenset({"joint"}) if self.judges else frozenset()

@@ -1,0 +1,160 @@
+"""Questions about drawn scenes through every stage, in each way of answering; and what blind evaluations keep away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from harness import check_task, evaluated
+from test_distributed import torchrun
+from velm import TINY, call
+
+from velm_cli.data.batch import Batch, Columns
+from velm_cli.data.loader import eval_batches
+from velm_cli.data.opening import open_store
+from velm_cli.loading import load
+from velm_cli.tasks.interface import Session
+from velm_cli.tasks.spaces import read_spaces
+
+DATA = ["dataset=shapes", "dataset.questions=true", *TINY]
+OF = "data/shapes/vqa"
+SCORE = ["task=vqa", f"references={OF}/test/annotations.json", f"training={OF}/train/annotations.json"]
+MODES = {
+    "classify": ["task=vqa"],
+    "generate": ["task=vqa", "task.answer=generate", "loss=caption"],
+    "rank": ["task=vqa", "task.answer=rank", "loss=caption", "task.candidates=5"],
+}
+BLIND = ("image", "shuffled", "source")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vqa")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def checked(place, request):
+    """The runs and evaluations so far, by the way of answering."""
+    return {}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_stage(place, checked, mode, capsys):
+    checked[mode] = check_task(mode, MODES[mode], DATA, primary="VQA", score=SCORE, blind=BLIND, capsys=capsys)
+    assert len(read_spaces(checked[mode].run)["answers"]) > 5, "also where it generates: an evaluation may rank"
+
+
+def probabilities(folder: Path) -> dict[int, dict[str, float]]:
+    lines = map(json.loads, (folder / "probabilities.jsonl").read_text().splitlines())
+    return {line["question_id"]: line["probabilities"] for line in lines}
+
+
+def same(found: dict[str, float], wanted: dict[str, float]) -> bool:
+    return found == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["classify", "rank"])
+def test_blind_predictions_are_those_of_what_is_left(place, checked, mode):
+    """Each is made again from a batch that is changed by hand: grey, every other image, an empty question."""
+    if mode not in checked:
+        pytest.skip("test_every_stage makes the runs")
+    run, store = load(checked[mode].run), open_store(Path("stores/shapes-questions"))
+    numbers = store.split("test")
+    sources = store.encode(run.tokenizer, 64, "sources")
+    batches = eval_batches(store, Columns(source=sources), numbers, batch_size=1000, pixels=run.learner.pixels)
+    (batch,) = batches
+
+    def predicted(**changed) -> dict[int, dict[str, float]]:
+        parts = {
+            name: getattr(batch, name)
+            for name in ("ids", "image_XCHW", "images", "image_of_BI", "source_BL", "source_lengths_B")
+        }
+        own = Batch.of(batch.tokens_BKT, batch.lengths_BK, **(parts | changed))
+        spaces = read_spaces(checked[mode].run)
+        found = run.task.predict(
+            run.learner, [own], spaces, run.tokenizer, run.config.decode, Session(torch.device("cpu"))
+        )
+        return {number: dict(answered.alternatives) for number, answered in found}
+
+    B = len(numbers)
+    full, blind = predicted(), {kind: probabilities(folder) for kind, folder in checked[mode].blind.items()}
+    now = probabilities(checked[mode].full)
+    grey = predicted(image_XCHW=torch.zeros_like(batch.image_XCHW))
+    empty = torch.tensor([[run.tokenizer.bos_id, run.tokenizer.eos_id]]).expand(B, 2).contiguous()
+    silent = predicted(source_BL=empty, source_lengths_B=torch.full((B,), 2))
+    with_image = [predicted(image_of_BI=torch.full_like(batch.image_of_BI, row)) for row in range(len(batch.images))]
+    seen = []
+    for question, own in zip(batch.ids, batch.image_of_BI[:, 0].tolist(), strict=True):
+        assert same(now[question], full[question])
+        assert same(blind["image"][question], grey[question])
+        assert same(blind["source"][question], silent[question])
+        (row,) = [row for row, each in enumerate(with_image) if same(blind["shuffled"][question], each[question])]
+        assert row != own
+        seen.append(row)
+    assert set(seen) == set(range(len(batch.images))), "all are shown"
+    differ = {kind: sum(not same(blind[kind][q], now[q]) for q in now) for kind in BLIND}
+    assert min(differ.values()) > B / 2, "the model looks at neither"
+
+
+def test_other_options_are_another_evaluation(place, checked, capsys):
+    if "generate" not in checked:
+        pytest.skip("test_every_stage makes the runs")
+    evaluate = ["eval", "run.precision=fp32", "report.page=false"]
+    ranked = evaluated(*evaluate, f"checkpoint={checked['generate'].run}", "task.answer=rank")
+    assert ranked.name == "generate-shapes-test-rank"
+    fewer = evaluated(*evaluate, f"checkpoint={checked['generate'].run}", "task.answer=rank", "task.candidates=3")
+    assert fewer.name == "generate-shapes-test-rank.2"
+    assert len(probabilities(ranked)) == len(probabilities(fewer)) > 8
+    shares = [share for of in probabilities(fewer).values() for share in of.values()]
+    assert sum(share > 0 for share in shares) <= 3 * len(probabilities(fewer))
+    written = evaluated(*evaluate, f"checkpoint={checked['rank'].run}", "task.answer=generate")
+    assert written.name == "rank-shapes-test-beam5" and not (written / "probabilities.jsonl").exists()
+    capsys.readouterr()
+    assert call(*evaluate, f"checkpoint={checked['generate'].run}", "task=vqa", "task.answer=rank") == 0
+    assert f"{ranked} is complete" in capsys.readouterr().out, "task=vqa is the run's, with its options"
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "said"),
+    [
+        ("classify", ["task.answer=generate"], "task.answer=generate: runs/train/classify was trained with"),
+        ("rank", ["task.answer=classify"], "can generate and rank"),
+        ("classify", ["task=caption"], "(task=vqa) has not learned task=caption"),
+        ("generate", ["task=caption"], "(task=vqa) has not learned task=caption"),
+        ("classify", ["task.dropout=0.5"], "task.dropout=0.5 has no effect: runs/train/classify was trained with"),
+        ("generate", ["task.candidates=7"], "task.candidates=7 has no effect"),
+        ("classify", ["metrics.required=[cider]"], "metrics.required is of the scores of captions: task=vqa"),
+        ("generate", ["metrics.names=[cider]"], "metrics.names is of the scores of captions: task=vqa"),
+        ("classify", ["eval.submit=coco"], "eval.submit=coco is a server of captions, and task=vqa writes none"),
+    ],
+)
+def test_what_makes_no_sense_gets_one_line(place, checked, capsys, mode, options, said):
+    if mode not in checked:
+        pytest.skip("test_every_stage makes the runs")
+    capsys.readouterr()
+    before = set(Path("runs").rglob("*"))
+    assert call("eval", f"checkpoint={checked[mode].run}", *options) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and said in lines[0]
+    assert set(Path("runs").rglob("*")) == before
+
+
+def test_two_ranks_predict_what_one_does(place, checked):
+    if "rank" not in checked:
+        pytest.skip("test_every_stage makes the runs")
+    command = ["eval", f"checkpoint={checked['rank'].run}", "run.precision=fp32", "eval.blind=shuffled"]
+    done = subprocess.run(
+        torchrun(2, *command, "name=two", "report.page=false", "decode.batch_size=4", "run.threads=1"),
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    two, one = Path("runs/evaluate/two"), checked["rank"].blind["shuffled"]
+    assert (two / "per_example.jsonl").read_text().count("\n") == len(found := probabilities(two))
+    assert list(found) == list(wanted := probabilities(one))
+    assert all(same(found[question], wanted[question]) for question in wanted)
