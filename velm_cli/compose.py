@@ -44,7 +44,7 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     """Give Hydra the dataclasses that `stage` needs: its root as `_STAGE`, variants as `_kind/GROUP/KIND`.
 
     For `finetune` and `evaluate` the choices of the run that `checkpoint=` in `args` names become the option
-    `_checkpoint` of their groups. With another `task=` than the run's, the loss is that of the task.
+    `_checkpoint` of their groups.
     """
     guard(conf_dir())
     hydra_store = ConfigStore.instance()
@@ -56,10 +56,6 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
         return
     checkpoint = checkpoint_argument(stage, args)
     saved = load_run_config(checkpoint) if checkpoint else None
-    task = next((arg.partition("=")[2] for arg in reversed(args) if arg.startswith("task=")), None)
-    if saved is not None and task not in (None, saved.task.kind) and (conf_dir() / f"loss/{task}.yaml").is_file():
-        values = OmegaConf.load(conf_dir() / f"loss/{task}.yaml")
-        saved.loss = OmegaConf.to_object(OmegaConf.merge(schema.LossConfig, values))  # type: ignore[assignment]
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:
@@ -69,6 +65,12 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
         else:  # nothing chosen yet: the group's common options
             choice = GROUP_TYPES[group]
         hydra_store.store(group=group, name="_checkpoint", node=choice)
+
+
+def loss_named(choice: str) -> schema.LossConfig:
+    """What `loss=CHOICE` stands for."""
+    values = OmegaConf.load(conf_dir() / f"loss/{choice}.yaml")
+    return OmegaConf.to_object(OmegaConf.merge(schema.LossConfig, values))  # type: ignore[return-value]
 
 
 def checkpoint_argument(stage: str, args: Sequence[str]) -> str | None:

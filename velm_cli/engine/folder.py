@@ -315,7 +315,8 @@ def refuse_other_experiment(path: Path, config: Any) -> None:
         return
     differing, saved, asked = _differing(path, config)
     if asked.get("checkpoint") or asked.get("init.text"):  # whose vocabulary it is, which is compared by digest
-        differing = [key for key in differing if not key.startswith("tokenizer.") or key == "tokenizer.max_tokens"]
+        own = ("tokenizer.max_tokens", "tokenizer.max_source_tokens")
+        differing = [key for key in differing if not key.startswith("tokenizer.") or key in own]
     if differing:
         key = differing[0]
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""

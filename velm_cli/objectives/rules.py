@@ -21,6 +21,17 @@ FORMS = (
 )
 
 
+# Options of task=vqa, and the answers that use them.
+ANSWER_OPTIONS = {
+    "answers": {Answer.classify, Answer.rank},
+    "min_answers": {Answer.classify, Answer.rank},
+    "label_loss": {Answer.classify},
+    "dropout": {Answer.classify},
+    "source_layers": {Answer.generate, Answer.rank},
+    "candidates": {Answer.rank},
+}
+
+
 def judges(task: TaskConfig) -> bool:
     """Whether a label is what the task predicts."""
     return isinstance(task, VqaTaskConfig) and task.answer is Answer.classify
@@ -29,6 +40,23 @@ def judges(task: TaskConfig) -> bool:
 def source_is_memory(task: TaskConfig) -> bool:
     """Whether the task writes from a source, which then stands behind the image's tokens."""
     return isinstance(task, VqaTaskConfig) and task.answer is not Answer.classify
+
+
+def reads_source(task: TaskConfig) -> bool:
+    """Whether an example has a text beside its images, so that there is something to read without them."""
+    return judges(task) or source_is_memory(task)
+
+
+def loss_of(task: TaskConfig) -> str:
+    """The choice of `loss` that learns what the task predicts: a file of conf/loss."""
+    return "caption" if source_is_memory(task) else task.kind
+
+
+def unused_options(task: TaskConfig) -> list[str]:
+    """The options of the task that its way to answer has no use for."""
+    if not isinstance(task, VqaTaskConfig):
+        return []
+    return [name for name, users in ANSWER_OPTIONS.items() if task.answer not in users]
 
 
 def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
@@ -103,6 +131,9 @@ def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> 
 def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
     """What goes with a task that judges, or that writes from a source, and with no other."""
     loss, task = config.loss, config.task
+    if isinstance(task, VqaTaskConfig):
+        chosen = f"task.answer={task.answer.value}"
+        yield from without_effect("task", task, *unused_options(task), chosen=chosen)
     if "gamma" in active and (loss.joint is schema.JointLoss.label) is not judges(task):
         if judges(task):
             yield (
