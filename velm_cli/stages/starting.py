@@ -197,7 +197,7 @@ def _by_name(
                     moved[name] = with_rows(own[name], state[name], range(known))
     for space, names in LABELS.items():
         before, labels = read_spaces(run).get(space), list(spaces.get(space, ()))
-        if before is None or before == labels or not any(name in state for name in names):
+        if not before or not labels or before == labels or not any(name in state for name in names):
             continue
         place = {label: number for number, label in enumerate(labels)}
         rows = [number for number, label in enumerate(before) if label in place]
