@@ -44,7 +44,7 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     """Give Hydra the dataclasses that `stage` needs: its root as `_STAGE`, variants as `_kind/GROUP/KIND`.
 
     For `finetune` and `evaluate` the choices of the run that `checkpoint=` in `args` names become the option
-    `_checkpoint` of their groups. With another `task=` than the run's, the loss is that of the task.
+    `_checkpoint` of their groups.
     """
     guard(conf_dir())
     hydra_store = ConfigStore.instance()
@@ -59,9 +59,6 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
         return
     checkpoint = checkpoint_argument(stage, args)
     saved = load_run_config(checkpoint) if checkpoint else None
-    task = next((arg.partition("=")[2] for arg in reversed(args) if arg.startswith("task=")), None)
-    if saved is not None and task not in (None, saved.task.kind) and task in schema.KINDS["task"]:
-        saved.loss = loss_named(task)
     if saved is not None and stage == "evaluate":  # task= that of the run, said again, is as the run has it
         hydra_store.store(group="_kind/task", name=saved.task.kind, node=saved.task)
     for group in FROM_CHECKPOINT:

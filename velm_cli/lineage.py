@@ -13,6 +13,7 @@ from velm_cli import configs
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed, sha256, write_json
 from velm_cli.relocating import store_path
+from velm_cli.schema import PretrainedTextConfig, TokenizerKind
 
 FILE = "sources.json"  # in a run folder: option -> file and sha256 of what was loaded; the store's and tokenizer's hash
 
@@ -43,6 +44,24 @@ def sources_of(config: Any) -> dict[str, str]:
         "init.text": config.init.text,
     }
     return {key: source for key, source in named.items() if source is not None}
+
+
+def vocabulary_source(config: Any) -> str | None:
+    """What names the run whose vocabulary this one begins with; None where it learns its own, or the text's model has
+    one."""
+    if isinstance(config.text, PretrainedTextConfig):
+        return None
+    source: str | None = config.init.text or getattr(config, "checkpoint", None)
+    return source
+
+
+def vocabulary_grows(config: Any) -> bool:
+    """Whether that vocabulary gets further words: those of another task, where it is one of words."""
+    if (source := vocabulary_source(config)) is None:
+        return False
+    of_run = configs.load_run_config(source)
+    words = of_run.tokenizer.kind is TokenizerKind.word and not isinstance(of_run.text, PretrainedTextConfig)
+    return words and of_run.task.kind != config.task.kind
 
 
 def identity_of(path: Path, config: Any) -> str:

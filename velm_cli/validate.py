@@ -93,6 +93,11 @@ def _stream(config: schema.TrainRoot) -> Iterator[str]:
     """What needs the training images at hand cannot be had from shards that pass by."""
     if not isinstance(config.dataset, schema.WebDatasetConfig):
         return
+    if not isinstance(config.task, schema.CaptionTaskConfig):
+        yield (
+            f"task={config.task.kind} needs a store of its examples, and dataset=webdataset streams images with "
+            "captions: preprocess other data, or say task=caption"
+        )
     if config.data.cache is not schema.FeatureCaching.none:
         yield "data.cache keeps features of a store's images, and dataset=webdataset streams: set data.cache=none"
     if config.run.overfit_images:
@@ -157,7 +162,7 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         yield f"text.freeze={text.freeze}: none or all"
     if no_vision and not isinstance(fusion, schema.NoFusionConfig) and not config.task.source_is_memory:
         yield f"fusion={fusion.kind} needs images: choose a vision encoder, or fusion=none"
-    if no_vision and config.dataset.images:
+    if no_vision and config.dataset.images and not config.task.reads_source:  # whose images are then left alone
         yield "vision=none trains on text alone: say dataset.images=false too"
     if not no_vision and not config.dataset.images:
         yield "dataset.images=false: there are no images to encode; say vision=none fusion=none"

@@ -12,11 +12,11 @@ BERT = schema.BertConfig(name="folder")
 PREFIX = schema.PrefixConfig(mapper=schema.PrefixMapper.tokens)
 
 
-def problems(task, *, vision=None, encoder=None, fusion=None, batch_size=32, **loss) -> list[str]:
+def problems(task, *, vision=None, encoder=None, fusion=None, batch_size=32, dataset=None, **loss) -> list[str]:
     return list(
         model_problems(
             schema.TrainRoot(
-                dataset=schema.ShapesConfig(images=not isinstance(vision, schema.NoVisionConfig)),
+                dataset=dataset or schema.ShapesConfig(images=not isinstance(vision, schema.NoVisionConfig)),
                 vision=vision or schema.ConvNetConfig(),
                 text=encoder or schema.TransformerConfig(),
                 fusion=fusion or schema.CrossModalConfig(),
@@ -44,6 +44,7 @@ def problems(task, *, vision=None, encoder=None, fusion=None, batch_size=32, **l
         (RANK, {"vision": schema.NoVisionConfig()}),
         (VqaTaskConfig(answer=Answer.rank, source_layers=3), {"encoder": schema.LSTMConfig()}),
         (schema.CaptionTaskConfig(), {"gamma": "1"}),
+        (RANK, {"vision": schema.NoVisionConfig(), "dataset": schema.ShapesConfig()}),  # leaves the images alone
     ],
 )
 def test_what_goes_together(task, options):
@@ -118,7 +119,42 @@ def test_what_goes_together(task, options):
             {"encoder": BERT},
             "task.source_layers=3 has no effect with text=bert: leave it at 2",
         ),
+        (
+            schema.CaptionTaskConfig(),
+            {"vision": schema.NoVisionConfig(), "fusion": schema.NoFusionConfig(), "dataset": schema.ShapesConfig()},
+            "vision=none trains on text alone: say dataset.images=false too",
+        ),
+        (
+            GENERATE,
+            {"dataset": schema.WebDatasetConfig()},
+            "task=vqa needs a store of its examples, and dataset=webdataset streams images with captions: preprocess "
+            "other data, or say task=caption",
+        ),
     ],
 )
 def test_what_does_not_says_why(task, options, line):
     assert problems(task, **options) == [line]
+
+
+UNUSED = {
+    Answer.classify: ["source_layers=3", "candidates=9"],
+    Answer.generate: ["label_loss=sigmoid", "dropout=0.2", "candidates=9"],
+    Answer.rank: ["label_loss=sigmoid", "dropout=0.2"],
+}
+
+
+@pytest.mark.parametrize("answer", Answer)
+def test_options_of_another_answer_are_refused_and_no_others(answer):
+    other = VqaTaskConfig(
+        answer=answer,
+        answers=9,
+        min_answers=2,
+        label_loss=schema.tasks.LabelLoss.sigmoid,
+        dropout=0.2,
+        source_layers=3,
+        candidates=9,
+    )
+    loss = {"alpha": "0", "gamma": "1", "joint": LABEL} if answer is Answer.classify else {}
+    lines = problems(other, **loss)
+    assert [line.split()[0] for line in lines] == [f"task.{option}" for option in UNUSED[answer]]
+    assert all(f" has no effect with task.answer={answer.value}: leave it at " in line for line in lines)

@@ -219,15 +219,17 @@ class ArrayStore:
         return json.loads((self.path / "about.json").read_text(encoding="utf-8"))
 
     def tokens(self, config: TokenizerConfig, column: Column = "targets") -> Tokens:
+        tokens = tokens_in(self.path / "tokens", self.hash, config, self._targets, self.training_texts())
+        return tokens if column == "targets" else self.encode(tokens.tokenizer, config.max_source_tokens, column)
+
+    def training_texts(self) -> Iterator[str]:
         splits = self.manifest["splits"]
         train = splits.index("train") if "train" in splits else -1
         target_splits = np.repeat(self._splits, np.diff(self._target_offsets))
-        learned = chain(
+        return chain(
             (self._targets[c] for c in np.flatnonzero(target_splits == train)),
             (self._sources[i] for i in np.flatnonzero(self._splits == train) if len(self._sources)),
         )
-        tokens = tokens_in(self.path / "tokens", self.hash, config, self._targets, learned)
-        return tokens if column == "targets" else self.encode(tokens.tokenizer, config.max_source_tokens, column)
 
     def encode(self, tokenizer: Tokenizer, max_tokens: int, column: Column = "targets") -> Tokens:
         texts = self._targets if column == "targets" else self._sources

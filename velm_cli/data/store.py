@@ -160,6 +160,9 @@ class Store(Protocol):
         `config.max_tokens`, sources at `config.max_source_tokens`. Source number i is that of example i.
         """
 
+    def training_texts(self) -> Iterator[str]:
+        """What a vocabulary is learned from: the training examples' targets, then their sources."""
+
     def encode(self, tokenizer: Tokenizer, max_tokens: int, column: Column = "targets") -> Tokens:
         """The same by a tokenizer that exists already (a checkpoint's); also kept beside the store."""
 

@@ -216,6 +216,9 @@ class StreamStore:
         limit = config.max_tokens if column == "targets" else config.max_source_tokens
         return self.encode(self._learning.tokens(config).tokenizer, limit, column)
 
+    def training_texts(self) -> Iterator[str]:
+        return self._learning.training_texts()
+
     def encode(self, tokenizer: Tokenizer, max_tokens: int, column: Column = "targets") -> Tokens:
         return self._texts.encode(tokenizer, max_tokens, column)
 

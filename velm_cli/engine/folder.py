@@ -29,6 +29,7 @@ from velm_cli.files import crc32, locked, read_log, refuse_links, write_bytes, w
 from velm_cli.schema import Resize
 
 MARKERS = ("DONE", "PREEMPTED", "FAILED")
+NO_FIGURES = ("kind", "step", "moving")  # of a line about a validation
 LOG = "log.txt"  # what the console was told
 WRITTEN = (
     *MARKERS, LOG, "command.txt", "environment.json", "metrics.jsonl", "sources.json", "model.safetensors",
@@ -202,10 +203,17 @@ def best_figure(path: Path) -> float | None:
     """What the training run in `path` returned: the best of its validations; None if it had none."""
     lines = [line for line in read_log(path) if line["kind"] == "validation"]
     counting = [line for line in lines if not line.get("moving")] or lines[-1:]  # see engine/loop.py's validation
-    scores = [
-        line["cider"] if "cider" in line else -line["loss"] for line in counting if {"cider", "loss"} & line.keys()
-    ]
-    return max(scores, default=None)
+    scores = [_score(line) for line in counting]
+    return max((score for score in scores if score is not None), default=None)
+
+
+def _score(line: dict[str, Any]) -> float | None:
+    """Of a validation's line what chose the best weights: the task's first figure, behind the losses; or their sign
+    changed."""
+    figures = [key for key in line if key not in NO_FIGURES and not key.startswith("loss")]
+    if figures:
+        return float(line[figures[0]])
+    return -float(line["loss"]) if "loss" in line else None
 
 
 def mark(path: Path, marker: str, text: str = "") -> None:
@@ -315,7 +323,8 @@ def refuse_other_experiment(path: Path, config: Any) -> None:
         return
     differing, saved, asked = _differing(path, config)
     if asked.get("checkpoint") or asked.get("init.text"):  # whose vocabulary it is, which is compared by digest
-        differing = [key for key in differing if not key.startswith("tokenizer.") or key == "tokenizer.max_tokens"]
+        own = ("tokenizer.max_tokens", "tokenizer.max_source_tokens")
+        differing = [key for key in differing if not key.startswith("tokenizer.") or key in own]
     if differing:
         key = differing[0]
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""

@@ -10,7 +10,7 @@ import re
 import stat
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,13 @@ def fitted(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str |
             kinds = [str(t.dtype).removeprefix("torch.") for t in (tensor, own[name])]
             raise UserError(f"{source}: {name} is {kinds[0]}, the model's is {kinds[1]}: save the weights as float32")
         out[name] = tensor.to(own[name].dtype)
+    return out
+
+
+def with_rows(own: Tensor, rows: Tensor, places: Sequence[int]) -> Tensor:
+    """`own` with these rows in these places: of what has a row for each word or label, those that were known before."""
+    out = own.clone()
+    out[list(places)] = rows.to(own.dtype)
     return out
 
 

@@ -48,6 +48,21 @@ class TaskConfig:
         """Whether a text is written from a source, which then stands behind the image's tokens."""
         return False
 
+    @property
+    def reads_source(self) -> bool:
+        """Whether an example has a text beside its images, so that there is something to read without them."""
+        return self.judges or self.source_is_memory
+
+    @property
+    def usual_loss(self) -> str:
+        """The choice of `loss` that learns what the task predicts: a file of conf/loss."""
+        return "caption" if self.source_is_memory else self.kind
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The options that have no effect, as the others are."""
+        return ()
+
 
 @dataclass
 class CaptionTaskConfig(TaskConfig):
@@ -74,6 +89,16 @@ class VqaTaskConfig(TaskConfig):
     @property
     def source_is_memory(self) -> bool:
         return not self.judges
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        users = {
+            "label_loss": {Answer.classify},
+            "dropout": {Answer.classify},
+            "source_layers": {Answer.generate, Answer.rank},
+            "candidates": {Answer.rank},
+        }
+        return tuple(option for option, answers in users.items() if self.answer not in answers)
 
 
 @dataclass

@@ -18,11 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from velm_cli import compose, configs, console, naming
 from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
 from velm_cli.errors import UserError
-from velm_cli.lineage import refuse_other_sources
+from velm_cli.lineage import refuse_other_sources, vocabulary_grows, vocabulary_source
 from velm_cli.place import place
 from velm_cli.quiet import quiet
 from velm_cli.relocating import store_path
-from velm_cli.schema import PretrainedTextConfig, ScoredTask
+from velm_cli.schema import ScoredTask
 from velm_cli.validate import validate
 
 
@@ -83,7 +83,9 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
         if typed.name is None or one_of_many:
             typed.name = _name(typed)
         configs.refuse_no_runs(typed.init)
-        _settle_tokenizer(typed, list(HydraConfig.get().overrides.task))
+        overrides = list(HydraConfig.get().overrides.task)
+        _settle_tokenizer(typed, overrides)
+        _settle_task(typed, overrides)
     return typed
 
 
@@ -121,19 +123,53 @@ def _settle_tokenizer(typed: Any, overrides: list[str]) -> None:
 
     UserError for an option that asks for another one: it would have no effect.
     """
-    source = typed.init.text or getattr(typed, "checkpoint", None)
-    if source is None or isinstance(typed.text, PretrainedTextConfig):
+    source = vocabulary_source(typed)
+    if source is None:
         return
     of_run, given = configs.load_run_config(source).tokenizer, _given(overrides)
+    own = {option: getattr(typed.tokenizer, option) for option in ("max_tokens", "max_source_tokens")}
+    says = {"tokenizer.min_count" in given, "tokenizer=_checkpoint" in overrides, typed.stage == "finetune"}
+    if vocabulary_grows(typed) and True in says:
+        own["min_count"] = typed.tokenizer.min_count  # of the words that are new
     for option in ("kind", "name", "vocab_size", "min_count"):
         now, known = getattr(typed.tokenizer, option), getattr(of_run, option)
         said = {f"tokenizer.{option}", "tokenizer" if option == "kind" else ""} & given
-        if now != known and (said or typed.stage == "finetune"):
+        if now != known and (said or typed.stage == "finetune") and option not in own:
             raise UserError(
                 f"tokenizer.{option}={getattr(now, 'value', now)} has no effect: the weights of {source} come with "
                 f"their own vocabulary (tokenizer.{option}={getattr(known, 'value', known)}); leave it out"
             )
-    typed.tokenizer = replace(of_run, max_tokens=typed.tokenizer.max_tokens)
+    typed.tokenizer = replace(of_run, **own)
+
+
+def _settle_task(typed: Any, overrides: list[str]) -> None:
+    """Options of the loss and the task that nobody has given become those that the task wants.
+
+    Its `task.answer` may want another loss than the one that its name stands for; a checkpoint of another task, or
+    with another way to answer, brings options that this one has no use for.
+    """
+    given, task = _given(overrides), typed.task
+    trained = configs.load_run_config(typed.checkpoint) if typed.stage == "finetune" else None
+    if trained is not None and trained.task.kind == task.kind:
+        for name in task.unused:
+            if f"task.{name}" not in given and getattr(task, name) == getattr(trained.task, name):
+                setattr(task, name, getattr(type(task)(), name))
+    if "loss" in given or "loss=_checkpoint" in overrides:  # the latter: a file of options has said it
+        return
+    if trained is None:
+        if task.usual_loss == task.kind:
+            return
+        brought, wanted = compose.loss_named(task.kind), compose.loss_named(task.usual_loss)
+    elif trained.task.kind == task.kind and trained.task.usual_loss == task.usual_loss:
+        return
+    else:
+        brought, wanted = trained.loss, compose.loss_named(task.usual_loss)
+    mine = {field.name for field in fields(wanted) if f"loss.{field.name}" not in given}
+    changed = {name for name in mine if getattr(wanted, name) != getattr(brought, name)}
+    unsaid = {name for name in changed if getattr(typed.loss, name) == getattr(brought, name)}
+    if trained is None and unsaid != changed:  # an experiment has chosen a loss
+        return
+    typed.loss = replace(typed.loss, **{name: getattr(wanted, name) for name in unsaid})
 
 
 def _said_of_the_data(typed: Any, overrides: list[str]) -> set[str]:

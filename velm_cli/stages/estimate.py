@@ -50,7 +50,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
             warnings.simplefilter("ignore")  # of layers for no concepts, which is one of the problems
             keeper = keepers(config, None)
             learner = built(config, lambda config: new_learner(config, data.spaces, data.tokenizer), keeper).train()
-        said += opened_files(config, learner, tokens.tokenizer)
+        said += opened_files(config, learner, data.spaces, tokens.tokenizer)
     except UserError as error:
         faults.append(str(error))
     try:

@@ -21,6 +21,7 @@ from velm_cli.data.pixels import Pixels
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import StreamLoader, training_loader
 from velm_cli.errors import UserError
+from velm_cli.lineage import vocabulary_grows, vocabulary_source
 from velm_cli.metrics.authority import version as jars
 from velm_cli.metrics.java import java_problem
 from velm_cli.objectives.weights import parse_weight
@@ -79,8 +80,19 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
 def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader) -> Iterator[str]:
     """A line for everything that is legal, and that whoever typed the command may not have meant."""
     store, tokens = data.store, data.texts
-    brought = isinstance(config.text, PretrainedTextConfig) or config.init.text or getattr(config, "checkpoint", None)
-    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=not brought, noun=data.task.doing)
+    brought = isinstance(config.text, PretrainedTextConfig) or vocabulary_source(config) is not None
+    own = vocabulary_grows(config) or not brought
+    noun = "answers" if len(store.all_sources) else "captions"
+    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=own, noun=noun)
+    if isinstance(sources := data.sources, Tokens):
+        yield from coverage_lines(
+            sources, store.all_sources, config.tokenizer, own=own, noun=f"{data.task.unit}s", column="sources"
+        )
+    elif len(store.all_sources):
+        yield (
+            f"note: the examples of {store.path} are questions, and task={config.task.kind} writes their answers "
+            "without reading them: task=vqa reads them"
+        )
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
     if warmup >= steps:
         highest = config.optim.lr * steps / warmup

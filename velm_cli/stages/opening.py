@@ -12,21 +12,20 @@ from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner
 from velm_cli.loading import run_spaces, run_tokenizer
 from velm_cli.models.hub import CACHED_WEIGHTS
-from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.weights import read_shapes
 from velm_cli.objectives.weights import constant
 from velm_cli.schema import (
     NoVisionConfig,
     PretrainedTextConfig,
-    ScratchTextConfig,
     TrainRoot,
     TransformersVisionConfig,
 )
-from velm_cli.stages.starting import initial_weights
+from velm_cli.stages.starting import initial_weights, word_vectors
 from velm_cli.tasks import task_of
+from velm_cli.tasks.spaces import Spaces
 
 
-def opened_files(config: TrainRoot, learner: Learner, tokenizer: Tokenizer) -> Iterator[str]:
+def opened_files(config: TrainRoot, learner: Learner, spaces: Spaces, tokenizer: Tokenizer) -> Iterator[str]:
     """A line about each file; UserError where one cannot be used. `learner` is on torch's meta device.
 
     The files of `vision.weights`, `vision.name` and `text.name` were opened when the learner was built.
@@ -35,10 +34,8 @@ def opened_files(config: TrainRoot, learner: Learner, tokenizer: Tokenizer) -> I
     for group, node in (("vision", config.vision), ("text", config.text)):
         if isinstance(node, (TransformersVisionConfig, PretrainedTextConfig)) and node.weights == "pretrained":
             yield from _fetched(group, node.name)
-    yield from initial_weights(config, learner, lambda file: (read_shapes(file), ""))[1]
-    if isinstance(config.text, ScratchTextConfig) and config.text.vectors is not None:
-        ids, _ = load_vectors(config.text.vectors, tokenizer.word_ids, config.text.width)
-        yield f"word vectors of {len(ids):,} of {tokenizer.vocab_size:,} tokens from {config.text.vectors}"
+    yield from word_vectors(config, learner, tokenizer)
+    yield from initial_weights(config, learner, spaces, lambda file: (read_shapes(file), ""))[1]
     yield from opened_judge(config.metrics.clip)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ from velm_cli.engine.ranks import Ranks
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import write_bytes
 from velm_cli.learners.interface import Learner
-from velm_cli.lineage import sources_of, weight_file
+from velm_cli.lineage import sources_of, vocabulary_grows, vocabulary_source, weight_file
 from velm_cli.loading import KEPT, read_weights, run_tokenizer, with_kept_models
 from velm_cli.models.hub import load_config, small_files
 from velm_cli.models.text.scratch import EMBEDDING_STD
 from velm_cli.models.text.vectors import load_vectors
-from velm_cli.models.weights import fitted, refuse_not_finite, weights_follow
+from velm_cli.models.weights import fitted, refuse_not_finite, weights_follow, with_rows
 from velm_cli.objectives.weights import term_weights
 from velm_cli.relocating import store_path, working_folder
 from velm_cli.schema import (
@@ -41,23 +41,28 @@ from velm_cli.schema import (
     VisionConfig,
 )
 from velm_cli.tasks import task_of
-from velm_cli.tasks.spaces import Spaces
+from velm_cli.tasks.spaces import Spaces, read_spaces
+
+# Tensors of a learner that have a row for each word of the vocabulary, and for each label of a space.
+WORDS = ("model.text.embedding.weight", "model.output_bias")
+LABELS = {"answers": ("label_head.layers.4.weight", "label_head.layers.4.bias")}
 
 
-def inherited_tokenizer(config: TrainRoot, path: Path | None = None) -> Tokenizer | None:
+def inherited_tokenizer(config: TrainRoot, store: Store, path: Path | None = None) -> Tokenizer | None:
     """The tokenizer that the text encoder brings: its own, or that of the run it is taken from; else None.
 
-    `path`: the run that goes on, where it does.
+    Of a run of another task it is given the new words of `store`. `path`: the run that goes on, where it does.
     """
-    source = config.init.text or getattr(config, "checkpoint", None)
     if isinstance(config.text, PretrainedTextConfig):
         if (keeper := keepers(config, path).get("text")) is not None and not _is_there("text", config.text.name):
             return run_tokenizer(keeper)
         load_config("text", config.text.name)  # or its tokenizer would be missed first, under another option's name
         return Tokenizer.build(TokenizerConfig(kind=TokenizerKind.pretrained, name=config.text.name), [])
+    source = vocabulary_source(config)
     if source is None:
         return None
-    return run_tokenizer(configs.run_folder_of(source))
+    tokenizer = run_tokenizer(configs.run_folder_of(source))
+    return tokenizer.grown(store.training_texts(), config.tokenizer) if vocabulary_grows(config) else tokenizer
 
 
 def keepers(config: TrainRoot, path: Path | None) -> dict[str, Path]:
@@ -142,11 +147,12 @@ def open_store(config: TrainRoot | EvaluateRoot) -> Store:
 
 
 def initial_weights(
-    config: TrainRoot, learner: Learner, read: Callable[[Path], tuple[dict[str, Tensor], str]]
+    config: TrainRoot, learner: Learner, spaces: Spaces, read: Callable[[Path], tuple[dict[str, Tensor], str]]
 ) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Take over weights as `checkpoint`, `init.vision` and `init.text` say. `read`: a file's tensors and SHA-256.
 
-    Returns the file and SHA-256 of each, and a line about each.
+    A row of words and labels goes by their names: those that are new keep their own. Returns the file and SHA-256 of
+    each, and lines about what is taken, what is new and what is left behind.
     """
     taken, notes = {}, []
     prefixes = {"checkpoint": "", "init.vision": "model.vision.", "init.text": "model.text."}
@@ -154,7 +160,9 @@ def initial_weights(
     for key, source in sources_of(config).items():
         file, prefix = weight_file(source), prefixes[key]
         state, digest = read(file)
-        fitting = fitted({name: tensor for name, tensor in state.items() if name.startswith(prefix)}, own, file)
+        state = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        moved, lines = _by_name(config, learner, spaces, source, state)
+        fitting = fitted(state | moved, own, file)
         wanted = [name for name in own if name.startswith(prefix)]
         if not fitting:
             raise UserError(f"{key}={source}: none of its weights fit this model's {prefix or 'parts'}")
@@ -162,16 +170,68 @@ def initial_weights(
         refuse_not_finite(learner, file)
         taken[key] = {"file": str(file), "sha256": digest}
         figure = best_figure(configs.run_folder_of(source)) if key == "checkpoint" else None
-        before = "" if figure is None else f"; best validation there: {_in_words(figure)}"
+        before = "" if figure is None else f"; best validation there: {_in_words(config, source, figure)}"
         notes.append(
-            f"weights from {source}: {len(fitting)} of {len(wanted)} tensors{_left_out(wanted, fitting)}{before}"
+            f"weights from {source}: {len(fitting)} of {len(wanted)} tensors{_left_out(wanted, fitting, state)}{before}"
         )
-    return taken, notes
+        notes += lines
+    return taken, notes + _of_another_task(config)
 
 
-def _in_words(figure: float) -> str:
-    """`best_figure` as a line has it: a CIDEr, or a loss with its sign changed."""
-    return f"CIDEr {figure:.4f}" if figure >= 0 else f"loss {-figure:.4f}"
+def _by_name(
+    config: TrainRoot, learner: Learner, spaces: Spaces, source: str, state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The learner's tensors with a row for each word or answer, with the rows that `state` of the run has of them.
+
+    Also a line about each list that has changed.
+    """
+    own, run = learner.state_dict(), configs.run_folder_of(source)
+    moved: dict[str, Tensor] = {}
+    lines = []
+    if source == vocabulary_source(config) and vocabulary_grows(config) and WORDS[0] in state:
+        known, now = run_tokenizer(run).vocab_size, len(learner.model.output_bias)
+        if now > known:
+            lines.append(f"vocabulary  {known:,} -> {now:,} words")
+            for name in WORDS:
+                if name in state and name in own and state[name].shape == (known, *own[name].shape[1:]):
+                    moved[name] = with_rows(own[name], state[name], range(known))
+    for space, names in LABELS.items():
+        before, labels = read_spaces(run).get(space), list(spaces.get(space, ()))
+        if not before or not labels or before == labels or not any(name in state for name in names):
+            continue
+        place = {label: number for number, label in enumerate(labels)}
+        rows = [number for number, label in enumerate(before) if label in place]
+        lines.append(f"{space:<11} {len(before):,} -> {len(labels):,}, {len(rows):,} of them known")
+        for name in names:
+            if name in state and name in own and state[name].shape == (len(before), *own[name].shape[1:]):
+                moved[name] = with_rows(own[name], state[name][rows], [place[before[row]] for row in rows])
+    return moved, lines
+
+
+def _of_another_task(config: TrainRoot) -> list[str]:
+    """A line about the options of task and loss that are others than the checkpoint's, where its task is another."""
+    source = getattr(config, "checkpoint", None)
+    if source is None or (trained := configs.load_run_config(source)).task == config.task:
+        return []
+    changed = []
+    for group in ("task", "loss"):
+        then, now = getattr(trained, group), getattr(config, group)
+        for field in fields(now):
+            before, after = (_shown(getattr(node, field.name, None)) for node in (then, now))
+            if hasattr(then, field.name) and before != after:
+                name = "" if field.name == "kind" else f"{group}.{field.name} "
+                changed.append(f"{name}{before} -> {after}")
+    return [f"task        {', '.join(changed)}"] if changed else []
+
+
+def _shown(value: Any) -> Any:
+    return getattr(value, "value", value)
+
+
+def _in_words(config: TrainRoot, source: str, figure: float) -> str:
+    """`best_figure` as a line has it: the task's score, or a loss with its sign changed."""
+    score = task_of(configs.load_run_config(source).task).primary
+    return f"{score} {figure:.4f}" if figure >= 0 else f"loss {-figure:.4f}"
 
 
 def same_weights(file: Path, ranks: Ranks) -> tuple[dict[str, Tensor], str]:
@@ -183,19 +243,36 @@ def same_weights(file: Path, ranks: Ranks) -> tuple[dict[str, Tensor], str]:
 
 
 def word_vectors(config: TrainRoot, learner: Learner, tokenizer: Tokenizer) -> list[str]:
-    """Start the embedding from text.vectors; a line about it."""
+    """Start the embedding from text.vectors; a line about it. Call it before trained words take their places."""
     text = config.text
-    taken = config.init.text or getattr(config, "checkpoint", None)  # trained ones come with these weights
-    if not isinstance(text, ScratchTextConfig) or text.vectors is None or taken is not None:
+    if not isinstance(text, ScratchTextConfig) or text.vectors is None:
         return []
+    known = 0
+    if (source := vocabulary_source(config)) is not None:  # trained words come with its weights
+        if not vocabulary_grows(config):
+            return []
+        known = run_tokenizer(configs.run_folder_of(source)).vocab_size
+        if known == tokenizer.vocab_size:
+            return []
+        if not os.path.isfile(text.vectors):
+            return [f"note: text.vectors={text.vectors} is not there: the new words start at random"]
     ids, vectors = load_vectors(text.vectors, tokenizer.word_ids, text.width)
+    ids, vectors = ids[ids >= known], vectors[ids >= known]
     embedding = learner.model.text.get_submodule("embedding").weight
     assert isinstance(embedding, torch.Tensor)
-    with torch.no_grad():
-        embedding[ids] = vectors * EMBEDDING_STD
-    return [f"word vectors of {len(ids):,} of {tokenizer.vocab_size:,} tokens from {text.vectors}"]
+    if not embedding.is_meta:
+        with torch.no_grad():
+            embedding[ids] = vectors * EMBEDDING_STD
+    return [f"word vectors of {len(ids):,} of {tokenizer.vocab_size - known:,} tokens from {text.vectors}"]
 
 
-def _left_out(wanted: list[str], fitting: dict) -> str:
-    missing = sorted({name.split(".")[1 if name.startswith("model.") else 0] for name in wanted if name not in fitting})
-    return f" (from scratch: {', '.join(missing)})" if missing else ""
+def _left_out(wanted: list[str], fitting: dict[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What is new of the learner, and what of the file it has no place for."""
+    new, left = ({_part(name) for name in names if name not in fitting} for names in (wanted, state))
+    both = f" (from scratch: {', '.join(sorted(new))})" if new else ""
+    return both + (f", left behind: {', '.join(sorted(left))}" if left else "")
+
+
+def _part(name: str) -> str:
+    """The part of the learner that a tensor belongs to."""
+    return name.split(".")[1 if name.startswith("model.") else 0]

@@ -9,6 +9,7 @@ from velm_cli.data.batch import Columns, Texts, concept_labels
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens
+from velm_cli.errors import UserError
 from velm_cli.schema import TrainRoot
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.spaces import Spaces
@@ -65,4 +66,9 @@ class TaskData:
 def _sources(task: Task[Any], store: Store, tokenizer: Tokenizer, config: TrainRoot) -> Tokens | None:
     if not task.needs.source:
         return None
+    if not len(store.all_sources):
+        raise UserError(
+            f"task={task.kind} reads {task.unit}s, and {store.path} has none: name data that have them (dataset=vqa, "
+            "dataset=shapes dataset.questions=true), or say task=caption"
+        )
     return store.encode(tokenizer, config.tokenizer.max_source_tokens, "sources")

@@ -63,7 +63,7 @@ from velm_cli.tasks.spaces import write_spaces
 def run(config: TrainRoot) -> float | None:
     """Train, or go on training; returns the best validation CIDEr (None for text-only runs)."""
     store = open_store(config)
-    tokenizer = inherited_tokenizer(config, run_path(config))
+    tokenizer = inherited_tokenizer(config, store, run_path(config))
     if config.dry_run:
         from velm_cli.stages.estimate import estimate
 
@@ -110,8 +110,9 @@ def _train(
     task, store, tokenizer = data.task, data.store, data.tokenizer
     keeper = keepers(config, path if ranks.same(checkpoints.found) else None)
     learner = built(config, lambda config: new_learner(config, data.spaces, tokenizer), keeper)
-    sources, lines = initial_weights(config, learner, lambda file: same_weights(file, ranks))
-    notes = [*word_vectors(config, learner, tokenizer), *lines]
+    notes = word_vectors(config, learner, tokenizer)
+    sources, lines = initial_weights(config, learner, data.spaces, lambda file: same_weights(file, ranks))
+    notes += lines
     learner.to(device)
     if config.loss.text is TextLoss.self_critical:
         assert isinstance(learner, WritingLearner)
