@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"data"},
     "metrics": {"data"},
     "objectives": {"metrics", "models"},
-    "learners": {"data", "models", "objectives"},
+    "learners": {"data", "metrics", "models", "objectives"},
     "tasks": {"data", "learners", "metrics", "models", "objectives"},
     "lineage": {"configs", "relocating"},
     "loading": {"configs", "data", "learners", "lineage", "models", "objectives", "tasks"},
