@@ -65,6 +65,8 @@ def about_folder(folder: Path) -> dict[str, str]:
                 home = _config(configs.run_folder_of(config["checkpoint"]))
             except UserError:  # it is gone, and the scores are here
                 home = {}
+        task = _of(config, "task") or _of(home, "task")
+        told = str(task.get("kind", "caption"))
         kinds = {group: _kind(home, group) for group in ("vision", "text", "fusion")}
         if any(kinds.values()):
             found["model"] = " ".join(f"{group}={kind}" for group, kind in kinds.items() if kind)
@@ -73,8 +75,12 @@ def about_folder(folder: Path) -> dict[str, str]:
         found["data"] = ", ".join([_kind(config, "dataset"), *places])
         found["split"] = str(config.get("split", "val"))
         if config.get("limit"):
-            found["split"] += f", the first {config['limit']} images"
-        found["decoding"] = _decoding(_of(config, "decode"))
+            found["split"] += f", the first {config['limit']} {'images' if told == 'caption' else 'examples'}"
+        chooses = task.get("answer") in ("classify", "rank")  # from a list; nothing is decoded
+        found["task"] = "" if told == "caption" else f"{told}, {answer}" if (answer := task.get("answer")) else told
+        found["decoding"] = "" if chooses else _decoding(_of(config, "decode"))
+        blind = _of(config, "eval").get("blind", "none")
+        found["control"] = "" if blind == "none" else f"eval.blind={blind}"
     except (UserError, KeyError, TypeError, ValueError):
         return {}
     return {key: value for key, value in found.items() if value}
