@@ -51,7 +51,7 @@ def shorter(command: str) -> str:
     if stage == "preprocess":
         more.append("tokenizer.min_count=1")
     if stage == "train":
-        more.append(FEWER_STEPS)
+        more.append(FEWER_STEPS + (" data.examples_per_image=2" if "task=vqa" in command else ""))
     if stage == "eval" and "eval.submit" not in command:
         more.append("limit=4")
     if stage == "score" and "task=" not in command:
