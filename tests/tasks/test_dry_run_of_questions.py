@@ -28,3 +28,14 @@ def test_the_work_of_a_question_is_estimated(place, monkeypatch, capsys):
         assert re.search(r"training set +\d+ questions", said) and "a step        64 questions" in said
         work[" ".join(more)] = float(re.search(r"([\d.]+) GFLOP", said)[1])
     assert 0 < work["task.answers=9"] <= work[""] <= work["loss.beta=0.1"] and work[""] < work["text.layers=2"]
+
+
+def test_a_batch_that_may_have_one_image_only_is_refused_with_batch_normalisation(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    train = ["train", "task=vqa", *DATA, *(o for o in TINY_MODEL if not o.startswith("vision")), "dry_run=true"]
+    assert call(*train) == 2
+    line = (
+        "run.batch_size=4 can be examples of one image (data.examples_per_image=8): the batch normalisation of convnet"
+    )
+    assert line in capsys.readouterr().err
+    assert call(*train, "data.examples_per_image=3") == 0 and call(*train, "run.batch_size=9") == 0

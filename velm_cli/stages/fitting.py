@@ -197,9 +197,14 @@ def _too_few_images(config: TrainRoot, data: TaskData, loader: TrainLoader | Str
     """What needs two images at a time and gets one: statistics of a batch, negatives."""
     together, world = loader.batch_size, place().world
     own = together // world
-    if own > 1:
+    joint = _active(config, "gamma")
+    side_by_side = config.data.examples_per_image  # of one image; ranks share them out, but for L_joint
+    shared = not data.store.one_image_each and own <= (side_by_side if joint else -(-side_by_side // world))
+    if own > 1 and not shared:
         return
-    if together > 1:
+    if own > 1:
+        cause = f"run.batch_size={together} can be examples of one image (data.examples_per_image={side_by_side})"
+    elif together > 1:
         cause = f"run.batch_size={together} is one image for each of {world} processes"
     elif config.run.batch_size == 1:
         cause = "run.batch_size=1"
@@ -207,15 +212,15 @@ def _too_few_images(config: TrainRoot, data: TaskData, loader: TrainLoader | Str
         cause = "run.overfit_images=1"
     else:
         cause = "there is one training image"
-    joint = _active(config, "gamma")
     compares = config.loss.joint is JointLoss.matching or together == 1
-    if joint and compares and config.run.batch_size > 1:
+    if joint and compares and own < 2 and config.run.batch_size > 1:
         yield f"loss.gamma={config.loss.gamma} compares the images of a batch, and {cause}: take two or more"
     if data.store.has_images and _needs_a_batch(config, data):
         name = getattr(config.vision, "net", config.vision.kind)
         frozen = ", or vision.freeze=all" if config.vision.weights != "none" else ""
+        more = "fewer of an image, or a larger batch" if own > 1 else "two or more"
         yield (
-            f"{cause}: the batch normalisation of {name} cannot learn from one image at a time; take two or more, "
+            f"{cause}: the batch normalisation of {name} cannot learn from one image at a time; take {more}, "
             f"or an encoder without it (vision=vit){frozen}"
         )
 
