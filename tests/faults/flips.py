@@ -39,6 +39,7 @@ TRAIN = [
 STORE, RUN, EVALUATION = Path("stores/shapes"), Path("runs/train/flipped"), Path("runs/evaluate/flipped")
 CACHE, SCORED = Path("cache"), Path("scored")
 PHRASES = [("0.5", "a dog", "dogs"), ("0.25", "dogs", "a dog"), ("1.0", "man", "red haired man")]
+QUESTIONS = Path("stores/shapes-questions")  # of format 2
 STREAM, SHARDS = Path("stores/stream"), Path("stores/shapes/images")  # a stream of the store's own shards
 
 
@@ -94,6 +95,7 @@ def prepare() -> None:
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         assert call("preprocess", "dataset=shapes", "preprocess.shard_images=16", *SIZES) == 0
+        assert call("preprocess", "dataset=shapes", "dataset.questions=true", *SIZES) == 0
         assert call(*TRAIN) == 0
         build_stream_of_shards()
         assert (
@@ -116,14 +118,15 @@ def build_stream_of_shards() -> Any:
 
 
 def kinds() -> list[Kind]:
+    import numpy as np
     import torch
 
     from velm_cli import configs
-    from velm_cli.data.building import ARRAYS
     from velm_cli.data.features import FeatureCache
     from velm_cli.data.making import build_store
     from velm_cli.data.opening import open_store
     from velm_cli.data.readers import read
+    from velm_cli.data.store_arrays import ARRAYS, MORE_ARRAYS, MORE_FILES
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.engine.checkpoint import Checkpoints
     from velm_cli.engine.optim import Ema, build_optimizer
@@ -166,6 +169,19 @@ def kinds() -> list[Kind]:
             s.manifest, list(s.ids), s.concept_names, [s.targets(i) for i in records], [s.concepts(i) for i in records],
             [s.split(name) for name in ("train", "val", "test")], _tally(STORE / "rejects.jsonl"),
         ]  # fmt: skip
+
+    def questions() -> Any:
+        s = open_store(QUESTIONS)
+        examples = range(len(s))
+        return [
+            s.manifest, list(s.ids), [s.source(i) for i in examples], [s.targets(i) for i in examples],
+            [s.about(i) for i in examples], list(s.images_of(np.arange(len(s)))),
+            [s.image_name(x) for x in range(s.num_images)], [s.image_bytes(x) for x in range(s.num_images)],
+        ]  # fmt: skip
+
+    def source_tokens() -> Any:
+        found = open_store(QUESTIONS).tokens(config.tokenizer, "sources")
+        return [found.ids, found.offsets, found.tokenizer.digest]
 
     def images() -> Any:
         s = open_store(STORE)
@@ -251,6 +267,7 @@ def kinds() -> list[Kind]:
 
     shards = sorted(STORE.glob("images/shard-*.tar"))
     (tokens_folder,) = [path for path in STORE.glob("tokens/*") if path.is_dir()]
+    (sources_folder,) = QUESTIONS.glob("tokens/*-sources")
     (parts_folder,) = STORE.glob("features/*")
     newest = sorted((RUN / "checkpoints").glob("step-*"))[-1]
     return [
@@ -261,6 +278,8 @@ def kinds() -> list[Kind]:
         Kind("concept arrays, concepts.json", [STORE / f"{n}.npy" for n in ARRAYS[5:]] + [STORE / "concepts.json"], whole_store),
         Kind("ids.json, rejects.jsonl", [STORE / "ids.json"], whole_store),
         Kind("manifest.json", [STORE / "manifest.json"], whole_store),
+        Kind("questions, image table, about", [QUESTIONS / name for name in [f"{n}.npy" for n in MORE_ARRAYS] + list(MORE_FILES)], questions),
+        Kind("token arrays of questions", [sources_folder / name for name in ("ids.npy", "offsets.npy", "crc32.json")], source_tokens),
         Kind("plan.json", [STORE / "plan.json"], opened_by_preprocess),
         Kind("manifest.json of a stream", [STREAM / "manifest.json"], stream),
         Kind("plan.json of a stream", [STREAM / "plan.json"], lambda: build_stream_of_shards().manifest),
