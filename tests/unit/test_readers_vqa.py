@@ -63,7 +63,9 @@ def images(folder: Path, subtype: str, ids: range) -> None:
 def example(n: int, part: str, subtype: str, home: Path, answered: bool = True) -> Example:
     path = home / subtype / f"COCO_{subtype}_{9 + n // 3:012d}.jpg"
     answers = tuple(["none", "a  b", "Yes.", str(n)][k % 4] for k in range(10)) if answered else ()
-    about = {"question_type": KINDS[n % 3], "answer_type": TYPES[n % 3]} if answered else {}
+    about = (
+        {"question_type": KINDS[n % 3], "answer_type": TYPES[n % 3], "multiple_choice_answer": "a"} if answered else {}
+    )
     return Example(n, part, (ImageRef(9 + n // 3, path),), f"Is it {n}?", answers, about)
 
 

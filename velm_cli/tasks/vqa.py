@@ -241,6 +241,6 @@ def _question(store: Store, number: int) -> Any:
         text=store.source(number) or "",
         answer_type=about.get("answer_type", ""),
         question_type=about.get("question_type", ""),
-        answer=about.get("answer", ""),
+        answer=about.get("multiple_choice_answer", ""),
         image=store.image_name(int(images[0])) if len(images) else None,
     )

@@ -30,6 +30,7 @@ ASIDE = {"MultipleChoice_": "multiple choice", "test-dev": "a part of the test q
 _ANSWER = frozenset(("answer", "answer_id", "answer_confidence"))
 
 Files = dict[str, list[Path]]  # part -> its files
+ABOUT = ("question_type", "answer_type", "multiple_choice_answer")
 Annotation = tuple[list[object], dict[str, str]]  # answers, and what is said about the question
 
 
@@ -193,7 +194,7 @@ def _answers(paths: list[Path], refused: Refused) -> dict[int | str, Annotation]
             except (KeyError, TypeError, ValueError):
                 refused.append((f"{path} annotations[{position}]", 'it has no usable "question_id" or "answers"'))
                 continue
-            about = {key: row[key] for key in ("question_type", "answer_type") if isinstance(row.get(key), str)}
+            about = {key: row[key] for key in ABOUT if isinstance(row.get(key), str)}
             if name in found:
                 if found[name] != (answers, about):
                     raise UserError(f"{path}: the question {name} has several annotations, and they differ")
