@@ -27,6 +27,7 @@ NEEDS = {
     "vision/none": ["fusion=none", "dataset.images=false"],
     "fusion/co_attention": ["loss.alpha=0", "loss.gamma=1", "loss.joint=matching"],
     "tokenizer/pretrained": ["tokenizer.name=somewhere"],
+    "loss/vqa": ["task=vqa"],
     "dataset/manifest": ["dataset.file={file}"],
     "dataset/folder": ["dataset.root={root}"],
     "dataset/webdataset": ["dataset.urls={root}"],
