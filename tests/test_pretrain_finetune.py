@@ -10,7 +10,7 @@ from velm import TINY, TINY_MODEL, call
 from velm_cli import configs, naming, schema
 from velm_cli.data.opening import open_store
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.lineage import weight_file
+from velm_cli.lineage import vocabulary_grows, weight_file
 from velm_cli.loading import read_weights
 from velm_cli.stages import _settle_task
 from velm_cli.tasks.spaces import read_spaces, write_spaces
@@ -186,6 +186,32 @@ def test_questions_are_answered_without_images_on_the_same_store():
     text = ["text.width=32", "text.layers=1", "text.heads=2"]
     assert call("train", *ASKED, *text, *SHORT, "task=vqa", "vision=none", "fusion=none", "name=blind") == 0
     assert not [key for key in weights("runs/train/blind") if "vision" in key]
+
+
+def test_a_file_of_options_that_names_a_task_gets_its_loss(place):
+    (place / "own.yaml").write_text("task: {kind: vqa, answer: generate}\n")
+    assert call("train", *ASKED, *TINY_MODEL, *SHORT, "config=own.yaml", "name=own") == 0
+    assert shown(configs.load_run_config("runs/train/own")) == ("1", "0", "contrastive")
+    assert call("train", *ASKED, *TINY_MODEL, *SHORT, "config=own.yaml", "task=vqa", "name=own-judge") == 0
+    assert shown(configs.load_run_config("runs/train/own-judge")) == ("0", "1", "label")
+
+
+@pytest.mark.parametrize("kind", ["word", "bpe"])
+def test_only_a_vocabulary_of_words_grows_and_only_for_another_task(kind, tmp_path):
+    trained = schema.TrainRoot(
+        dataset=schema.ShapesConfig(),
+        tokenizer=schema.TokenizerConfig(kind=schema.TokenizerKind[kind]),
+        vision=schema.ViTConfig(),
+        text=schema.GRUConfig(),
+        fusion=schema.AddConfig(),
+        task=schema.CaptionTaskConfig(),
+    )
+    configs.write_config(tmp_path / "config.yaml", trained)
+    for task, grows in ((schema.VqaTaskConfig(), kind == "word"), (schema.CaptionTaskConfig(), False)):
+        now = schema.FinetuneRoot(checkpoint=str(tmp_path), task=task, text=schema.GRUConfig())
+        assert vocabulary_grows(now) is grows
+        now.text = schema.BertConfig(name="folder")  # which has a vocabulary of its own
+        assert not vocabulary_grows(now)
 
 
 # ------------------------------------------------------------------------------------------------------- the options

@@ -140,6 +140,8 @@ def _choices(stage: str, file: Path, saved: DictConfig, args: list[str]) -> list
     for group, choice in choices.items():
         if choice == "_checkpoint":
             store.store(group=group, name="_checkpoint", node=getattr(taken, group))
+    if choices.get("task") == "_checkpoint" and "loss" not in choices and stage == "train":  # whose loss is `${task}`
+        store.store(group="loss", name="_checkpoint", node=compose.loss_named(taken.task.kind))
     for option in ("seed", "preprocess", "init"):  # which no file in conf/ chooses
         setattr(root, option, getattr(taken, option))
     store.store(name=f"_{stage}", node=root)

@@ -37,6 +37,7 @@ NEEDS = {
         "fusion=none",
     ],
     "tokenizer/pretrained": ["tokenizer.name=somewhere"],
+    "loss/vqa": ["task=vqa"],
     "dataset/manifest": ["dataset.file={file}"],
     "dataset/folder": ["dataset.root={root}"],
     "dataset/webdataset": ["dataset.urls={root}"],
