@@ -46,12 +46,13 @@ def check_task(
     primary: str,
     score: Sequence[str],
     blind: Sequence[str],
+    evaluation: Sequence[str] = (),
     capsys: pytest.CaptureFixture[str],
 ) -> Checked:
     """Take the task through every stage, in the working directory; `name` is that of its run.
 
     `task` and `data` are options; `primary` is the score that there must be; `score` are the options of `velm score`
-    that name what the test part is compared with.
+    that name what the test part is compared with, `evaluation` further ones of `velm eval`.
     """
     train = ["train", *task, *data, *TRAINING]
     assert call("preprocess", *data) == 0
@@ -72,7 +73,7 @@ def check_task(
         assert (run / file).exists() == (killed / file).exists()
         assert not (run / file).exists() or (run / file).read_bytes() == (killed / file).read_bytes(), file
 
-    evaluate = ["eval", f"checkpoint={run}", ALIKE]
+    evaluate = ["eval", f"checkpoint={run}", ALIKE, *evaluation]
     before = set(Path("runs").rglob("*"))
     assert call(*evaluate, "dry_run=true") == 0
     assert set(Path("runs").rglob("*")) == before, "a dry run writes nothing"

@@ -16,6 +16,7 @@ from velm_cli.data.batch import Batch, Columns
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.opening import open_store
 from velm_cli.loading import load
+from velm_cli.report.about import about_folder
 from velm_cli.tasks.interface import Session
 from velm_cli.tasks.spaces import read_spaces
 
@@ -48,6 +49,9 @@ def checked(place, request):
 def test_every_stage(place, checked, mode, capsys):
     checked[mode] = check_task(mode, MODES[mode], DATA, primary="VQA", score=SCORE, blind=BLIND, capsys=capsys)
     assert len(read_spaces(checked[mode].run)["answers"]) > 5, "also where it generates: an evaluation may rank"
+    about, control = about_folder(checked[mode].full), about_folder(checked[mode].blind["source"])
+    assert about["task"] == f"vqa, {mode}" and ("decoding" in about) is (mode == "generate")
+    assert control == about | {"control": "eval.blind=source"}
 
 
 def probabilities(folder: Path) -> dict[int, dict[str, float]]:
