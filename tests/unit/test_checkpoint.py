@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from velm_cli.engine import checkpoint
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.optim import Ema
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed
+from velm_cli.models import kept
 from velm_cli.place import Place
 
 
@@ -223,10 +223,10 @@ def test_a_checkpoint_that_may_not_be_read_stays_where_it_is(tmp_path, monkeypat
     """Root may read all, so the system's refusal is stood in for."""
     (tmp_path / "step-00000004").mkdir()
 
-    def refused(path):
-        raise PermissionError(13, "Permission denied", str(path / "state.json"))
+    def refused(file):
+        raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(checkpoint, "_progress_in", refused)
+    monkeypatch.setattr(kept, "read_sealed", refused)
     with pytest.raises(UserError, match=r"step-00000004/state.json: Permission denied; make it readable"):
         Checkpoints(tmp_path, Ranks(Place(), torch.device("cpu")), keep=1).find()
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000004"]
