@@ -291,6 +291,7 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
     from velm_cli.learners.interface import Moment
     from velm_cli.stages import estimate as stage
     from velm_cli.stages.starting import new_learner
+    from velm_cli.stages.task_data import TaskData
 
     config = configs.load_run_config(place / "runs/train/first")
     store = open_store(place / "stores/shapes")
@@ -306,7 +307,8 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
         meta = new_learner(config, {"concepts": store.concept_names}, tokens.tokenizer)
     longest = batch.tokens_BKT.shape[2] - 1
     captions = batch.tokens_BKT.shape[1]
-    flops, activations = stage._one_step(meta, config, captions, longest, True)
+    data = TaskData.of(config, store, tokens.tokenizer)
+    flops, activations = stage._one_step(meta, config, data, captions, longest)
     # The meta batch predicts at every position, the real one only up to each caption's end; and the CPU's
     # fused attention computes some products again in its backward pass.
     assert 0.95 * counter.get_total_flops() <= flops < 1.3 * counter.get_total_flops()
