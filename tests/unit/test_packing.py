@@ -10,6 +10,7 @@ from tiny_models import VOCAB, batch_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from velm_cli import schema
+from velm_cli.data.batch import Batch
 from velm_cli.data.packing import Packing
 from velm_cli.learners.interface import Moment
 from velm_cli.learners.writing import WritingLearner
@@ -60,7 +61,7 @@ def test_a_packed_batch_has_the_same_loss_and_gradients(text, fusion, terms):
     task = task_of(text, fusion).double().eval()  # without dropout
     batch = batch_of(images("convnet", 3).double())
     batch.lengths_BK[1, 1] = 0  # an image with fewer captions
-    batch.packing = Packing.of((batch.lengths_BK - 1).clamp(min=0).numpy(), 5)
+    batch = Batch.of(batch.tokens_BKT, batch.lengths_BK, image_XCHW=batch.image_XCHW, labels=batch.labels)
     found = []
     for packs in (True, False):
         task.model.text.packs &= packs

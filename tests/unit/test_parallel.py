@@ -127,5 +127,5 @@ def test_gradients_are_those_of_one_process(how, tmp_path):
         assert norm > LIMIT, "so that clipping does something"
         assert found_norm == pytest.approx(norm, rel=1e-6) == second[cell][1]
         with torch.no_grad():
-            for name, term in plain(whole, CELLS[cell][3]).items():
+            for name, term in plain(whole, Moment(CELLS[cell][3])).items():
                 assert float(found_alone[name]) == pytest.approx(float(term.sum), rel=1e-6)
