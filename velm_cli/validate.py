@@ -14,6 +14,7 @@ from velm_cli.objectives.rules import objective_problems
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import place
 from velm_cli.schema.bounds import out_of_bounds
+from velm_cli.tasks import task_of
 
 TORCHVISION_FAMILIES = ("resnet", "vgg", "squeezenet", "convnext", "efficientnet", "swin", "vit_")
 
@@ -139,6 +140,7 @@ def model_problems(config: schema.TrainRoot) -> Iterator[str]:
     """What of vision, text, fusion and loss does not go together."""
     yield from _model(config)
     yield from _training(config)
+    yield from task_of(config.task).problems(config)
     yield from _stream(config)
 
 

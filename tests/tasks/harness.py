@@ -47,12 +47,14 @@ def check_task(
     score: Sequence[str],
     blind: Sequence[str],
     evaluation: Sequence[str] = (),
+    predictions: str = "predictions.json",
     capsys: pytest.CaptureFixture[str],
 ) -> Checked:
     """Take the task through every stage, in the working directory; `name` is that of its run.
 
     `task` and `data` are options; `primary` is the score that there must be; `score` are the options of `velm score`
-    that name what the test part is compared with, `evaluation` further ones of `velm eval`.
+    that name what the test part is compared with, `evaluation` further ones of `velm eval`; `predictions` is the file
+    that an evaluation writes.
     """
     train = ["train", *task, *data, *TRAINING]
     assert call("preprocess", *data) == 0
@@ -69,7 +71,7 @@ def check_task(
     assert call(*train, f"name={killed.name}") == 0
     assert f"resumed at step {KILLED_AFTER}" in capsys.readouterr().out
     assert _curve(killed) == _curve(run) and len(_curve(run)) >= STEPS
-    for file in ("model.safetensors", "best.safetensors", "predictions.json", "labels.json"):
+    for file in ("model.safetensors", "best.safetensors", predictions, "labels.json"):
         assert (run / file).exists() == (killed / file).exists()
         assert not (run / file).exists() or (run / file).read_bytes() == (killed / file).read_bytes(), file
 
@@ -84,7 +86,7 @@ def check_task(
     assert page.count('id="thumbnail-') >= 8, "an image of the test part has no picture"
 
     again = Path("scored", name)
-    assert call("score", *score, f"predictions={full / 'predictions.json'}", f"out={again}") == 0
+    assert call("score", *score, f"predictions={full / predictions}", f"out={again}") == 0
     theirs = json.loads((again / "scores.json").read_text())
     keys = [column["key"] for column in scores["columns"]] if scores["task"] != "caption" else [primary]
     for key in (*keys, "floors"):

@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading": {"configs", "data", "learners", "lineage", "models", "objectives", "tasks"},
     "engine": {"configs", "console", "data", "learners", "models", "objectives", "observe"},
     "report": {"configs", "data", "metrics"},
-    "validate": {"data", "models", "objectives"},
+    "validate": {"data", "models", "objectives", "tasks"},
     "stages": {
         "compose", "configs", "console", "data", "engine", "learners", "lineage", "loading", "metrics", "models",
         "naming", "objectives", "observe", "relocating", "report", "tasks", "validate",

@@ -25,7 +25,6 @@ NEEDS = {
     "text/causal_lm": ["text.name={llama}"],
     "text/bert": ["text.name={bert}"],
     "vision/none": ["fusion=none", "dataset.images=false"],
-    "loss/vqa": ["task=vqa"],
     "fusion/co_attention": ["loss.alpha=0", "loss.gamma=1", "loss.joint=matching"],
     "experiment/flickr8k_retrieve": [
         "dataset=flickr8k",

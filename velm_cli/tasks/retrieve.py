@@ -45,11 +45,24 @@ class RetrieveTask(Task[Found]):
     needs = Needs(targets_given=True)
     verb, doing = "embed", "embeddings"
     primary = "rsum"
+    evaluated = frozenset({"rerank", "fold"})
     options: RetrieveTaskConfig
+
+    def __init__(self, options: RetrieveTaskConfig) -> None:
+        super().__init__(options)
+        self.manner = f"rerank{options.rerank}" if options.rerank else "cosine"
 
     @property
     def refines(self) -> bool:
         return self.options.rerank > 0
+
+    def problems(self, config: TrainRoot) -> Iterator[str]:
+        if not self.is_learned(config):
+            yield (
+                f"task=retrieve finds by L_joint, and loss.gamma={config.loss.gamma} loss.joint="
+                f"{config.loss.joint.value} does not compare images with captions: set loss.gamma=1 and loss.joint to "
+                "contrastive, sigmoid or matching"
+            )
 
     def learner(
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]

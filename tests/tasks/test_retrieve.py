@@ -1,0 +1,80 @@
+"""Retrieval on drawn scenes through every stage; candidates judged again; a captioner that finds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import numpy as np
+import pytest
+from harness import ALIKE, check_task, evaluated
+from test_distributed import torchrun
+from velm import TINY, TINY_MODEL, call
+
+from velm_cli.metrics.embeddings import read_embeddings
+from velm_cli.metrics.retrieval import figures, rank_both_ways
+
+DATA = ["dataset=shapes", *TINY]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("retrieve")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def checked(place):
+    return {}
+
+
+def test_every_stage(place, checked, capsys):
+    done = checked["run"] = check_task(
+        "found",
+        ["task=retrieve", "loss.joint=matching", "run.batch_size=8"],
+        DATA,
+        primary="rsum",
+        score=["task=retrieve"],
+        blind=("image", "shuffled"),
+        predictions="embeddings.npz",
+        capsys=capsys,
+    )
+    scores = json.loads((done.full / "scores.json").read_text())
+    found = read_embeddings(done.full / "embeddings.npz", "e")
+    ranks = rank_both_ways(found.image_IE, found.text_CE, found.image_of_C)
+    for key, value in figures(ranks).items():
+        assert scores[key] == pytest.approx(value), key
+    grey = json.loads((done.blind["image"] / "scores.json").read_text())
+    assert grey["t2i_median_rank"] == pytest.approx((scores["examples"] + 1) / 2), "all images are alike"
+    assert call("eval", f"checkpoint={done.run}", "eval.blind=source") == 2
+    assert "has no source" in capsys.readouterr().err
+
+
+def test_candidates_are_judged_again_by_any_number_of_processes(place, checked):
+    run = checked["run"].run
+    again = evaluated("eval", f"checkpoint={run}", ALIKE, "task.rerank=3", "report.page=false")
+    assert "rerank3" in again.name
+    scores = json.loads((again / "scores.json").read_text())
+    assert scores["signature"]["rerank"] == "the best 3 by matching logit + cosine"
+    torchrun(
+        "eval", f"checkpoint={run}", ALIKE, "task.rerank=3", "report.page=false", "name=two", "decode.batch_size=3"
+    )
+    two = json.loads((place / "runs/evaluate/two/scores.json").read_text())
+    keys = [column["key"] for column in scores["columns"]]
+    np.testing.assert_allclose([two[key] for key in keys], [scores[key] for key in keys], rtol=1e-6)
+
+
+def test_a_captioner_with_a_joint_loss_finds_and_others_say_why_not(place, capsys):
+    steps = ["run.max_steps=2", ALIKE]
+    assert call("train", *DATA, *TINY_MODEL, *steps, "loss=joint", "name=both") == 0
+    folder = evaluated("eval", "checkpoint=runs/train/both", "task=retrieve", "report.page=false")
+    assert json.loads((folder / "scores.json").read_text())["primary"] == "rsum"
+    assert call("eval", "checkpoint=runs/train/both", "task=retrieve", "task.rerank=5") == 2
+    assert "judges by the matching head" in capsys.readouterr().err
+    assert call("train", *DATA, *TINY_MODEL, *steps, "name=writes") == 0
+    assert call("eval", "checkpoint=runs/train/writes", "task=retrieve") == 2
+    assert "cannot retrieve: it was trained without an L_joint" in capsys.readouterr().err
+    assert call("train", *DATA, *TINY_MODEL, *steps, "task=retrieve", "loss=caption") == 2
+    assert "task=retrieve finds by L_joint" in capsys.readouterr().err
