@@ -58,9 +58,8 @@ def test_candidates_are_judged_again_by_any_number_of_processes(place, checked):
     assert "rerank3" in again.name
     scores = json.loads((again / "scores.json").read_text())
     assert scores["signature"]["rerank"] == "the best 3 by matching logit + cosine"
-    torchrun(
-        "eval", f"checkpoint={run}", ALIKE, "task.rerank=3", "report.page=false", "name=two", "decode.batch_size=3"
-    )
+    options = [ALIKE, "task.rerank=3", "report.page=false", "name=two", "decode.batch_size=3"]
+    subprocess.run(torchrun(2, "eval", f"checkpoint={run}", *options), check=True, cwd=place)
     two = json.loads((place / "runs/evaluate/two/scores.json").read_text())
     keys = [column["key"] for column in scores["columns"]]
     np.testing.assert_allclose([two[key] for key in keys], [scores[key] for key in keys], rtol=1e-6)
