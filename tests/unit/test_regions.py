@@ -91,6 +91,13 @@ def test_without_weights_norms_learn_and_with_weights_to_come_they_do_not(weight
     assert not any(isinstance(part, nn.BatchNorm2d) for part in empty.modules())
 
 
+class Trained(nn.ModuleDict):
+    """As much of a learner as the optimiser asks for."""
+
+    def rates(self):
+        return ()
+
+
 def test_what_was_trained_before_norms_were_frozen_still_loads(weight_file):
     """Weights with counters of batches, and moments of gains that are no parameters any more."""
     net = NETS[0]
@@ -98,7 +105,7 @@ def test_what_was_trained_before_norms_were_frozen_still_loads(weight_file):
     old = torchvision.models.get_model(net, weights=None, weights_backbone=None)
     old.load_state_dict(state)
     assert any(name.endswith("num_batches_tracked") for name in old.state_dict())
-    task = nn.ModuleDict({"net": old})
+    task = Trained({"net": old})
     optimizer = build_optimizer(task, schema.OptimConfig())
     for parameter in task.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -106,7 +113,7 @@ def test_what_was_trained_before_norms_were_frozen_still_loads(weight_file):
     moments = optimizer_tensors(task, optimizer)
     assert "net.backbone.body.bn1.weight/exp_avg" in moments
 
-    new = nn.ModuleDict({"net": build_vision(config(net, path, freeze="none")).net})
+    new = Trained({"net": build_vision(config(net, path, freeze="none")).net})
     load_whole(new, task.state_dict())
     assert torch.equal(new["net"].backbone.body.bn1.running_mean, old.backbone.body.bn1.running_mean)
     resumed = build_optimizer(new, schema.OptimConfig())

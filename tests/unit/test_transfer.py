@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,12 +24,21 @@ def test_on_a_cpu_batches_come_as_they_are():
 
 
 def test_all_tensors_of_a_batch_are_moved_and_told_of():
-    batch = batch_of(torch.zeros(3, 3, 4, 4))
+    batch = replace(
+        batch_of(torch.zeros(3, 3, 4, 4)),
+        feature_XSD=torch.zeros(3, 2, 4),
+        image_of_BI=torch.zeros(3, 1, dtype=torch.long),
+        source_BL=torch.ones(3, 4, dtype=torch.long),
+        source_lengths_B=torch.tensor([4, 3, 0]),
+    )
+    assert batch.predicted_M is batch.packing.positions_M and len(batch.labels) == 1
     meta = batch.to("meta")
-    assert all(tensor.device.type == "meta" for tensor in meta.tensors())
-    names = {"image_BCHW", "tokens_BKT", "lengths_BK", "concepts_BC"}
+    own = [part for part in vars(batch).values() if isinstance(part, torch.Tensor)] + [*batch.labels.values()]
     there = {id(tensor) for tensor in batch.tensors()}
-    assert {id(getattr(batch, name)) for name in names} < there and len(there) == len(names) + 3
+    assert len(own) == 9 and {id(part) for part in own} < there
+    assert len(there) == len(own) + 2, "and those of the packing, of which one is predicted_M"
+    assert len(list(meta.tensors())) == len(list(batch.tensors()))
+    assert all(tensor.device.type == "meta" for tensor in meta.tensors())
     assert meta.packing.sizes.device.type == "cpu", "sizes are read by the program, not by the device"
 
 
