@@ -20,7 +20,8 @@ MISTAKES = [
     (["train", "optimm.lr=1"], "velm: optimm: no such option; did you mean 'optim'?"),
     (
         ["train", "experiment=typo"],
-        "velm: experiment=typo: no such choice (choices: flickr8k_retrieve, shapes_demo, shapes_demo_finetune)",
+        "velm: experiment=typo: no such choice "
+        "(choices: flickr8k_retrieve, shapes_demo, shapes_demo_finetune, shapes_vqa)",
     ),
     (["train", "run.max_steps=many"], "velm: run.max_steps=many: expected a whole number"),
     (["train", "run.device=gpu"], "velm: run.device=gpu: expected one of auto, cpu, cuda, mps"),
