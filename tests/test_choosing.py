@@ -38,7 +38,7 @@ def scored(monkeypatch):
     seen: list[int] = []
     cut: set[int] = set()
 
-    def figures(run, task, learner, store, spaces, tokens, step, stop):
+    def figures(run, data, learner, step, stop):
         if step in cut:
             cut.remove(step)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -142,7 +142,7 @@ def kinds() -> list[Kind]:
     from velm_cli.report.evaluations import read_evaluation
     from velm_cli.report.runs import read_run
     from velm_cli.schema import FeatureCaching, PreprocessConfig
-    from velm_cli.stages.evaluate import _read
+    from velm_cli.stages.evaluations import _read
     from velm_cli.stages.outputs import score_folder
     from velm_cli.stages.preprocess import _tally
     from velm_cli.stages.starting import new_learner

@@ -88,6 +88,7 @@ def test_weights_that_others_replace_are_told(tmp_path):
         vision=schema.TorchvisionConfig(net="resnet18", weights=str(tmp_path / "w.pth")),
         text=schema.GRUConfig(),
         fusion=schema.ConcatConfig(),
+        task=schema.CaptionTaskConfig(),
         init=schema.InitConfig(vision="runs/train/seen"),
     )
     assert any("has no effect: init.vision=runs/train/seen" in line for line in model_problems(config))

@@ -210,7 +210,8 @@ def _images_shown(config: TrainRoot, store: Store) -> int:
     if store.one_image_each or not store.num_images:
         return config.run.batch_size
     shared = min(config.data.examples_per_image, len(store) / store.num_images)
-    return max(1, round(config.run.batch_size / max(1.0, shared)))
+    # Of one image alone a batch normalisation has no statistics; whether that can happen is checked elsewhere.
+    return max(min(2, config.run.batch_size), round(config.run.batch_size / max(1.0, shared)))
 
 
 def _duration(seconds: float) -> str:
