@@ -7,7 +7,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from harness import ALIKE, check_task, evaluated
+from harness import ALIKE, Checked, check_task, evaluated
 from test_distributed import torchrun
 from velm import TINY, TINY_MODEL, call
 
@@ -25,22 +25,30 @@ def place(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture(scope="module")
-def checked(place):
-    return {}
+DONE: list[Checked] = []
+
+
+@pytest.fixture
+def checked(place, capsys) -> Checked:
+    """The run and its evaluations; made for the first test that asks, whichever process it is in."""
+    if not DONE:
+        DONE.append(
+            check_task(
+                "found",
+                ["task=retrieve", "loss.joint=matching", "run.batch_size=8"],
+                DATA,
+                primary="rsum",
+                score=["task=retrieve"],
+                blind=("image", "shuffled"),
+                predictions="embeddings.npz",
+                capsys=capsys,
+            )
+        )
+    return DONE[0]
 
 
 def test_every_stage(place, checked, capsys):
-    done = checked["run"] = check_task(
-        "found",
-        ["task=retrieve", "loss.joint=matching", "run.batch_size=8"],
-        DATA,
-        primary="rsum",
-        score=["task=retrieve"],
-        blind=("image", "shuffled"),
-        predictions="embeddings.npz",
-        capsys=capsys,
-    )
+    done = checked
     scores = json.loads((done.full / "scores.json").read_text())
     found = read_embeddings(done.full / "embeddings.npz", "e")
     ranks = rank_both_ways(found.image_IE, found.text_CE, found.image_of_C)
@@ -53,7 +61,7 @@ def test_every_stage(place, checked, capsys):
 
 
 def test_candidates_are_judged_again_by_any_number_of_processes(place, checked):
-    run = checked["run"].run
+    run = checked.run
     again = evaluated("eval", f"checkpoint={run}", ALIKE, "task.rerank=3", "report.page=false")
     assert "rerank3" in again.name
     scores = json.loads((again / "scores.json").read_text())
@@ -65,7 +73,7 @@ def test_candidates_are_judged_again_by_any_number_of_processes(place, checked):
     np.testing.assert_allclose([two[key] for key in keys], [scores[key] for key in keys], rtol=1e-6)
 
 
-def test_a_captioner_with_a_joint_loss_finds_and_others_say_why_not(place, capsys):
+def test_a_captioner_with_a_joint_loss_finds_and_others_say_why_not(place, checked, capsys):
     steps = ["run.max_steps=2", ALIKE]
     assert call("train", *DATA, *TINY_MODEL, *steps, "loss=joint", "name=both") == 0
     folder = evaluated("eval", "checkpoint=runs/train/both", "task=retrieve", "report.page=false")

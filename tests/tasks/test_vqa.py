@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import check_task, evaluated
+from harness import Checked, check_task, evaluated
 from test_distributed import torchrun
 from velm import TINY, call
 
@@ -39,17 +39,25 @@ def place(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture(scope="module")
-def checked(place, request):
-    """The runs and evaluations so far, by the way of answering."""
-    return {}
+DONE: dict[str, Checked] = {}  # by the way of answering
+
+
+@pytest.fixture
+def checked(place, capsys):
+    """The run and evaluations of a way of answering; made for the first test that asks, whichever process it is in."""
+
+    def of(mode: str) -> Checked:
+        if mode not in DONE:
+            DONE[mode] = check_task(mode, MODES[mode], DATA, primary="VQA", score=SCORE, blind=BLIND, capsys=capsys)
+        return DONE[mode]
+
+    return of
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_stage(place, checked, mode, capsys):
-    checked[mode] = check_task(mode, MODES[mode], DATA, primary="VQA", score=SCORE, blind=BLIND, capsys=capsys)
-    assert len(read_spaces(checked[mode].run)["answers"]) > 5, "also where it generates: an evaluation may rank"
-    about, control = about_folder(checked[mode].full), about_folder(checked[mode].blind["source"])
+def test_every_stage(place, checked, mode):
+    assert len(read_spaces(checked(mode).run)["answers"]) > 5, "also where it generates: an evaluation may rank"
+    about, control = about_folder(checked(mode).full), about_folder(checked(mode).blind["source"])
     assert about["task"] == f"vqa, {mode}" and ("decoding" in about) is (mode == "generate")
     assert control == about | {"control": "eval.blind=source"}
 
@@ -66,9 +74,7 @@ def same(found: dict[str, float], wanted: dict[str, float]) -> bool:
 @pytest.mark.parametrize("mode", ["classify", "rank"])
 def test_blind_predictions_are_those_of_what_is_left(place, checked, mode):
     """Each is made again from a batch that is changed by hand: grey, every other image, an empty question."""
-    if mode not in checked:
-        pytest.skip("test_every_stage makes the runs")
-    run, store = load(checked[mode].run), open_store(Path("stores/shapes-questions"))
+    run, store = load(checked(mode).run), open_store(Path("stores/shapes-questions"))
     numbers = store.split("test")
     sources = store.encode(run.tokenizer, 64, "sources")
     batches = eval_batches(store, Columns(source=sources), numbers, batch_size=1000, pixels=run.learner.pixels)
@@ -80,15 +86,15 @@ def test_blind_predictions_are_those_of_what_is_left(place, checked, mode):
             for name in ("ids", "image_XCHW", "images", "image_of_BI", "source_BL", "source_lengths_B")
         }
         own = Batch.of(batch.tokens_BKT, batch.lengths_BK, **(parts | changed))
-        spaces = read_spaces(checked[mode].run)
+        spaces = read_spaces(checked(mode).run)
         found = run.task.predict(
             run.learner, [own], spaces, run.tokenizer, run.config.decode, Session(torch.device("cpu"))
         )
         return {number: dict(answered.alternatives) for number, answered in found}
 
     B = len(numbers)
-    full, blind = predicted(), {kind: probabilities(folder) for kind, folder in checked[mode].blind.items()}
-    now = probabilities(checked[mode].full)
+    full, blind = predicted(), {kind: probabilities(folder) for kind, folder in checked(mode).blind.items()}
+    now = probabilities(checked(mode).full)
     grey = predicted(image_XCHW=torch.zeros_like(batch.image_XCHW))
     empty = torch.tensor([[run.tokenizer.bos_id, run.tokenizer.eos_id]]).expand(B, 2).contiguous()
     silent = predicted(source_BL=empty, source_lengths_B=torch.full((B,), 2))
@@ -107,20 +113,18 @@ def test_blind_predictions_are_those_of_what_is_left(place, checked, mode):
 
 
 def test_other_options_are_another_evaluation(place, checked, capsys):
-    if "generate" not in checked:
-        pytest.skip("test_every_stage makes the runs")
     evaluate = ["eval", "run.precision=fp32", "report.page=false"]
-    ranked = evaluated(*evaluate, f"checkpoint={checked['generate'].run}", "task.answer=rank")
+    ranked = evaluated(*evaluate, f"checkpoint={checked('generate').run}", "task.answer=rank")
     assert ranked.name == "generate-shapes-test-rank"
-    fewer = evaluated(*evaluate, f"checkpoint={checked['generate'].run}", "task.answer=rank", "task.candidates=3")
+    fewer = evaluated(*evaluate, f"checkpoint={checked('generate').run}", "task.answer=rank", "task.candidates=3")
     assert fewer.name == "generate-shapes-test-rank.2"
     assert len(probabilities(ranked)) == len(probabilities(fewer)) > 8
     shares = [share for of in probabilities(fewer).values() for share in of.values()]
     assert sum(share > 0 for share in shares) <= 3 * len(probabilities(fewer))
-    written = evaluated(*evaluate, f"checkpoint={checked['rank'].run}", "task.answer=generate")
+    written = evaluated(*evaluate, f"checkpoint={checked('rank').run}", "task.answer=generate")
     assert written.name == "rank-shapes-test-beam5" and not (written / "probabilities.jsonl").exists()
     capsys.readouterr()
-    assert call(*evaluate, f"checkpoint={checked['generate'].run}", "task=vqa", "task.answer=rank") == 0
+    assert call(*evaluate, f"checkpoint={checked('generate').run}", "task=vqa", "task.answer=rank") == 0
     assert f"{ranked} is complete" in capsys.readouterr().out, "task=vqa is the run's, with its options"
 
 
@@ -139,26 +143,23 @@ def test_other_options_are_another_evaluation(place, checked, capsys):
     ],
 )
 def test_what_makes_no_sense_gets_one_line(place, checked, capsys, mode, options, said):
-    if mode not in checked:
-        pytest.skip("test_every_stage makes the runs")
+    run = checked(mode).run
     capsys.readouterr()
     before = set(Path("runs").rglob("*"))
-    assert call("eval", f"checkpoint={checked[mode].run}", *options) == 2
+    assert call("eval", f"checkpoint={run}", *options) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and said in lines[0]
     assert set(Path("runs").rglob("*")) == before
 
 
 def test_two_ranks_predict_what_one_does(place, checked):
-    if "rank" not in checked:
-        pytest.skip("test_every_stage makes the runs")
-    command = ["eval", f"checkpoint={checked['rank'].run}", "run.precision=fp32", "eval.blind=shuffled"]
+    command = ["eval", f"checkpoint={checked('rank').run}", "run.precision=fp32", "eval.blind=shuffled"]
     done = subprocess.run(
         torchrun(2, *command, "name=two", "report.page=false", "decode.batch_size=4", "run.threads=1"),
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    two, one = Path("runs/evaluate/two"), checked["rank"].blind["shuffled"]
+    two, one = Path("runs/evaluate/two"), checked("rank").blind["shuffled"]
     assert (two / "per_example.jsonl").read_text().count("\n") == len(found := probabilities(two))
     assert list(found) == list(wanted := probabilities(one))
     assert all(same(found[question], wanted[question]) for question in wanted)

@@ -7,21 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from velm_cli import __version__
 from velm_cli.errors import StageError, UserError, on_one_line, visible
 from velm_cli.files import sha256, write_json
 from velm_cli.metrics.captions import score_captions
-from velm_cli.metrics.comparison import Difference, as_json, comparison_table, differences, verdict
+from velm_cli.metrics.comparison import as_json, comparison_table, differences, verdict
 from velm_cli.metrics.document_frequency import DocumentFrequency
 from velm_cli.metrics.domains import by_domain, domain_table
 from velm_cli.metrics.hallucination import chair, ground_truth, hallucination_table
 from velm_cli.metrics.result_files import Predictions, References, matched, read_predictions, read_references
 from velm_cli.metrics.scores import ImageId, Scores, language_line, missing_scores, save, table
 from velm_cli.metrics.tokenize import flatten
-from velm_cli.report.evaluations import evaluated_of
-from velm_cli.report.page import write_page
 from velm_cli.schema import ScoreRoot
 from velm_cli.stages.outputs import output_file, score_folder
+from velm_cli.stages.score_finish import names, page
 from velm_cli.stages.score_images import image_files, small_pictures
 
 
@@ -95,7 +93,7 @@ def _run(
         invented = chair(scores.hypotheses, truth)
         print(f"\n{hallucination_table(invented)}")
     others, found = None, {}
-    this, that = _names(config)
+    this, that = names(config)
     if theirs is not None:
         others = _score(config, config.vs, images, references, theirs, learned, files)
         found = differences(scores.summands, others.summands, config.metrics.resamples)
@@ -115,8 +113,8 @@ def _run(
             write_json(Path(config.out) / "chair.json", figures | {"hallucinated": named})
         if domains:
             write_json(Path(config.out) / "domains.json", domains)
-        page = _page(config, scores, others, found, files or {})
-        print(f"{verb}: {config.out}  (look at {page})")
+        shown = page(config, scores, others, found, small_pictures(files or {}))
+        print(f"{verb}: {config.out}  (look at {shown})")
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
     return scores.headline
@@ -151,31 +149,3 @@ def _is_frequencies(path: Path) -> bool:
     except UserError:
         return False
     return True
-
-
-def _names(config: ScoreRoot) -> tuple[str, str]:
-    """What the two systems are called: their files' names without extension, or all of the paths if these are equal."""
-    this, that = Path(config.predictions), Path(config.vs or "")
-    return (this.stem, that.stem) if this.stem != that.stem else (str(this), str(that))
-
-
-def _page(
-    config: ScoreRoot,
-    ours: Scores,
-    theirs: Scores | None,
-    found: Mapping[str, Difference],
-    files: Mapping[ImageId, Path],
-) -> Path:
-    """report.html in `out`, with the images in `files`. Its differences are to its first system, so that is `vs`."""
-    assert config.out is not None
-    this, that = _names(config)
-    about = {"references": config.references, "scored by": f"velm {__version__}"}
-    runs = [evaluated_of(ours, this, found, about={"predictions": config.predictions, **about})]
-    if theirs is not None:
-        runs.insert(0, evaluated_of(theirs, that, about={"predictions": str(config.vs), **about}))
-    page = Path(config.out) / "report.html"
-    said = [verdict(this, that, found)] if theirs is not None else []
-    write_page(
-        page, runs, small_pictures(files), title=" against ".join(run.name for run in reversed(runs)), notes=said
-    )
-    return page

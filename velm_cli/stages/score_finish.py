@@ -39,8 +39,8 @@ def finish(
         verb = "replaced" if (out / "scores.json").exists() else "written"
         compared = as_json(this, that, found, columns=ours.columns, primary=ours.primary) if theirs else None
         save(ours, out, comparison=compared)
-        _page(config, ours, theirs, found, pictures)
-        print(f"{verb}: {config.out}  (look at {out / 'report.html'})")
+        shown = page(config, ours, theirs, found, pictures)
+        print(f"{verb}: {config.out}  (look at {shown})")
     return ours.headline
 
 
@@ -50,13 +50,13 @@ def names(config: ScoreRoot) -> tuple[str, str]:
     return (this.stem, that.stem) if this.stem != that.stem else (str(this), str(that))
 
 
-def _page(
+def page(
     config: ScoreRoot,
     ours: Scores,
     theirs: Scores | None,
     found: Mapping[str, Difference],
     pictures: Mapping[ExampleId, Picture],
-) -> None:
+) -> Path:
     """report.html in `out`; its differences are to its first system, so that is `vs`."""
     this, that = names(config)
     about = {"references": config.references, "scored by": f"velm {__version__}"}
@@ -66,4 +66,6 @@ def _page(
         runs.insert(0, evaluated_of(theirs, that, about={"predictions": str(config.vs), **about}))
         said = [verdict(this, that, found, columns=ours.columns, primary=ours.primary)]
     title = " against ".join(run.name for run in reversed(runs))
-    write_page(Path(str(config.out)) / "report.html", runs, pictures, title=title, notes=said)
+    path = Path(str(config.out)) / "report.html"
+    write_page(path, runs, pictures, title=title, notes=said)
+    return path
