@@ -50,7 +50,6 @@ class VqaTask(Task[Answered]):
 
     def __init__(self, options: VqaTaskConfig) -> None:
         super().__init__(options)
-        self.judges = options.judges
         self.predicted = (ANSWERS,)  # also where answers are written freely: an evaluation may rank the list
         self.needs = Needs(source=True)
         self.manner = None if options.answer is Answer.generate else options.answer.value
@@ -63,7 +62,7 @@ class VqaTask(Task[Answered]):
         return spaces
 
     def labels(self, store: Store, spaces: Spaces) -> dict[str, Labels]:
-        return {ANSWERS: AnswerLabels(store, spaces[ANSWERS])} if self.judges else {}
+        return {ANSWERS: AnswerLabels(store, spaces[ANSWERS])} if self.options.judges else {}
 
     def fitting(self, store: Store, spaces: Spaces) -> Iterator[str]:
         if self.manner and len(spaces[ANSWERS]) < 2:
@@ -75,7 +74,7 @@ class VqaTask(Task[Answered]):
     def learner(
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
-        if not self.judges:
+        if not self.options.judges:
             layers = self.options.source_layers
             return writing_learner(config, spaces, tokenizer, weights, source_layers=layers)
         from velm_cli.learners.judging import JudgingLearner, reads_one_way
@@ -100,16 +99,16 @@ class VqaTask(Task[Answered]):
         )
 
     def is_learned(self, config: TrainRoot) -> bool:
-        if not isinstance(config.task, VqaTaskConfig) or (config.task.answer is Answer.classify) is not self.judges:
+        if not isinstance(config.task, VqaTaskConfig) or config.task.judges is not self.options.judges:
             return False
-        if self.judges:
+        if self.options.judges:
             return (
                 not parse_weight("loss.gamma", config.loss.gamma).always_zero and config.loss.joint is JointLoss.label
             )
         return not parse_weight("loss.alpha", config.loss.alpha).always_zero
 
     def why_not_learned(self, config: TrainRoot, run: Path) -> str:
-        if not isinstance(config.task, VqaTaskConfig) or (config.task.answer is Answer.classify) is self.judges:
+        if not isinstance(config.task, VqaTaskConfig) or config.task.judges is self.options.judges:
             return super().why_not_learned(config, run)
         learned, asked = config.task.answer.value, self.options.answer.value
         can = "nothing else" if learned == Answer.classify.value else "generate and rank"
@@ -119,7 +118,7 @@ class VqaTask(Task[Answered]):
         )
 
     def predicts_with(self, config: TrainRoot) -> frozenset[str]:
-        return frozenset({"joint"}) if self.judges else frozenset()
+        return frozenset({"joint"}) if self.options.judges else frozenset()
 
     def predict(
         self,
