@@ -57,7 +57,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="velm-golden-") as folder:
         place = Path(folder)
-        name, base = _base(options.base, place / "base")
+        name, base = base_tree(options.base, place / "base", "velm_cli", "conf")
         print(f"this tree against {name}: {len(options.only)} runs of 30 steps")
         sides = {"base": base, "here": ROOT}
         with ThreadPoolExecutor(2) as pool:
@@ -73,14 +73,14 @@ def main() -> int:
     return 1 if differ else 0
 
 
-def _base(revision: str | None, folder: Path) -> tuple[str, Path]:
-    """What is compared with, in words, and the folder of its tree."""
+def base_tree(revision: str | None, folder: Path, *parts: str) -> tuple[str, Path]:
+    """What is compared with, in words, and the folder of its tree, which gets these parts of it."""
     if revision is not None and Path(revision).is_dir():
         return revision, Path(revision).resolve()
     if revision is None:
         changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "velm_cli", "conf"], cwd=ROOT).returncode
         revision = "HEAD" if changed else "HEAD~1"
-    archive = subprocess.run(["git", "archive", revision, "velm_cli", "conf"], cwd=ROOT, capture_output=True)
+    archive = subprocess.run(["git", "archive", revision, *parts], cwd=ROOT, capture_output=True)
     if archive.returncode:
         sys.exit(f"--base {revision}: {archive.stderr.decode().strip()}")
     folder.mkdir()
