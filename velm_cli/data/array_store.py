@@ -197,7 +197,7 @@ class ArrayStore:
         return self._sources
 
     def targets(self, i: int) -> list[str]:
-        return [self._targets[c] for c in range(*self.target_range(i))]
+        return self._targets.among(*self.target_range(i))
 
     def target_range(self, i: int) -> tuple[int, int]:
         return int(self._target_offsets[i]), int(self._target_offsets[i + 1])

@@ -51,12 +51,14 @@ def showing_in(store: Store, examples: np.ndarray) -> Showing:
     return lambda image: shown.get(image, ())
 
 
-def _texts(store: Store, examples: Sequence[int]) -> Iterator[str]:
+def _texts(store: Store, examples: Sequence[int]) -> list[str]:
     """All that is said of what these examples show."""
+    texts: list[str] = []
     for example in examples:
-        yield from store.targets(example)
+        texts += store.targets(example)
         if (source := store.source(example)) is not None:
-            yield source
+            texts.append(source)
+    return texts
 
 
 def _read_image(store: Store, image: int, transform: Callable[[bytes], Tensor]) -> None:

@@ -7,6 +7,7 @@ that stay where they are (`stream_store.py`); `opening.py` knows which is which.
 
 from __future__ import annotations
 
+import itertools
 import json
 import mmap
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,12 @@ class Texts(Sequence[str]):
 
     def __getitem__(self, c):  # int -> str; slices are of no use here
         return self.text[self.offsets[c] : self.offsets[c + 1]].tobytes().decode()
+
+    def among(self, start: int, stop: int) -> list[str]:
+        """Number start to stop - 1, which lie side by side: in less time than one by one."""
+        ends = (self.offsets[start : stop + 1] - self.offsets[start]).tolist()
+        text = self.text[self.offsets[start] : self.offsets[stop]].tobytes()
+        return [text[begin:end].decode() for begin, end in itertools.pairwise(ends)]
 
 
 class Ids(Sequence[int | str]):

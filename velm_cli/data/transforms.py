@@ -31,6 +31,7 @@ from velm_cli.data.resizing import BICUBIC, BILINEAR, CENTRE_CROP, Box, Resizing
 MAX_RATIO = 4 / 3  # random crops are at most this much wider than high, or higher than wide
 
 FRAMES = frozenset({0xC0, 0xC1, 0xC2})  # markers of baseline, extended and progressive JPEGs
+SIDE = re.compile(r"\b(?:left|right)", re.IGNORECASE)  # what a mirror swaps
 COLOURS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 MODES = {BILINEAR: "bilinear", BICUBIC: "bicubic"}  # filters that torch has, too
 
@@ -210,7 +211,7 @@ def kept_box(jpeg: bytes, image_size: int, resizing: Resizing = CENTRE_CROP) -> 
 
 def may_flip(captions: Iterable[str]) -> bool:
     """False when a caption names a side (left, right, leftmost ...), which a mirror would swap."""
-    return not any(re.search(r"\b(?:left|right)", caption, re.IGNORECASE) for caption in captions)
+    return not any(map(SIDE.search, captions))
 
 
 def _random_crop(width: int, height: int, crop_scale: float, draws: np.ndarray) -> Box:
