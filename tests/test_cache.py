@@ -68,6 +68,15 @@ def test_a_second_run_and_a_resumed_one_find_the_features(place, capsys):
     assert "complete" in out and "computed for" not in out and "resumed at step 8" in out
 
 
+def test_a_coarser_grid_has_features_of_its_own(place, capsys):
+    assert call(*COMMAND, "name=coarse", "data.cache=fp32", "vision.grid=2") == 0
+    assert "computed for 40 images" in capsys.readouterr().out
+    assert call(*COMMAND, "name=coarse_uncached", "vision.grid=2") == 0
+    for a, b in zip(losses(place / "coarse"), losses(place / "coarse_uncached"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+    assert losses(place / "coarse") != losses(place / "plain")
+
+
 def test_views_of_the_training_images_are_kept_beside_the_plain_one(place, capsys):
     more = ["name=views", "data.cache=fp32", "data.views=3", "data.crop_scale=0.5", "data.flip=true"]
     assert call(*COMMAND, *more) == 0

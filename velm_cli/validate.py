@@ -172,6 +172,10 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         count = vision.freeze.removeprefix("first:")
         if vision.freeze not in ("none", "all") and not (vision.freeze.startswith("first:") and count.isdigit()):
             yield f"vision.freeze={vision.freeze}: none, all or first:n"
+        if vision.grid and vision.output is schema.VisionOutput.pooled:
+            yield f"vision.grid={vision.grid} averages tokens, and vision.output=pooled has one: set vision.output=grid"
+        if vision.grid and isinstance(vision, schema.RegionsConfig):
+            yield f"vision.grid={vision.grid}: regions are no grid; vision.regions says how many there are"
         is_there = os.path.isdir if isinstance(vision, schema.TransformersVisionConfig) else os.path.isfile
         follow = isinstance(config, schema.FinetuneRoot)  # those of the checkpoint take their place
         if vision.weights not in ("none", "pretrained") and not is_there(vision.weights) and not follow:

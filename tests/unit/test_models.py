@@ -1,5 +1,7 @@
 """Layers and encoders against torch, torchvision and transformers; freezing; text alone. Cells: test_matrix.py."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny_models import folder
@@ -13,6 +15,7 @@ from velm_cli.models.text import build_text
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.velm import VelmModel, count_parameters
 from velm_cli.models.vision import build_vision, frozen_stages
+from velm_cli.models.vision.interface import averaged
 from velm_cli.models.vision.scratch import ViT
 from velm_cli.models.weights import Undrawn
 
@@ -237,6 +240,38 @@ def test_images_in_parts_are_the_same_images():
     torch.testing.assert_close(found.tokens_BSD, whole.tokens_BSD)
     torch.testing.assert_close(found.pooled_BD, whole.pooled_BD)
     torch.testing.assert_close(model.kept(image_BCHW), whole.packed())
+
+
+@pytest.mark.parametrize("vision", ["vit", "dinov2"])
+def test_a_coarser_grid_is_the_mean_of_its_tokens_and_leaves_the_class_token(vision):
+    config = (
+        schema.ViTConfig(image_size=24, patch_size=4, width=16, layers=1, heads=2)  # 6 x 6, no class token
+        if vision == "vit"
+        else schema.TransformersVisionConfig(name=folder("dinov2"), image_size=48)  # patches of 8 pixels
+    )
+    side = config.image_size
+    torch.manual_seed(0)
+    fine = VelmModel(vision=config, text=TEXT["transformer"], fusion=schema.ConcatConfig(), vocab_size=VOCAB).eval()
+    coarse = VelmModel(
+        vision=replace(config, grid=3), text=TEXT["transformer"], fusion=schema.ConcatConfig(), vocab_size=VOCAB
+    ).eval()
+    coarse.load_state_dict(fine.state_dict())
+    image = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        all_of_it, found = fine.encode_image(image), coarse.encode_image(image)
+    first = all_of_it.tokens_BSD.shape[1] - 36
+    assert first == (vision == "dinov2") and found.tokens_BSD.shape[1] == first + 9
+    assert torch.equal(found.pooled_BD, all_of_it.pooled_BD)
+    assert torch.equal(found.tokens_BSD[:, :first], all_of_it.tokens_BSD[:, :first])
+    for row in range(3):
+        for column in range(3):
+            cells = [first + 6 * (2 * row + y) + 2 * column + x for y in (0, 1) for x in (0, 1)]
+            mean = all_of_it.tokens_BSD[:, cells].mean(dim=1)
+            assert torch.allclose(found.tokens_BSD[:, first + 3 * row + column], mean, atol=1e-6)
+    kept = coarse.kept(image)  # a cache holds the coarse grid, and gives it back as it is
+    assert torch.equal(coarse.encode_image(None, kept).tokens_BSD, found.tokens_BSD)
+    with pytest.raises(UserError, match=r"vision.grid=7: the encoder's grid has 6 x 6 positions"):
+        averaged(all_of_it, 7)
 
 
 @pytest.mark.parametrize("text", ["transformer", "lstm", "gpt2", "llama", "bert", "bloom"])

@@ -125,6 +125,16 @@ def test_what_goes_together(task, options):
             "vision=none trains on text alone: say dataset.images=false too",
         ),
         (
+            schema.CaptionTaskConfig(),
+            {"vision": schema.ViTConfig(grid=2, output=schema.VisionOutput.pooled)},
+            "vision.grid=2 averages tokens, and vision.output=pooled has one: set vision.output=grid",
+        ),
+        (
+            schema.CaptionTaskConfig(),
+            {"vision": schema.RegionsConfig(grid=2)},
+            "vision.grid=2: regions are no grid; vision.regions says how many there are",
+        ),
+        (
             GENERATE,
             {"dataset": schema.WebDatasetConfig()},
             "task=vqa needs a store of its examples, and dataset=webdataset streams images with captions: preprocess "

@@ -16,6 +16,7 @@ from velm_cli.models.layers import soft_capped
 from velm_cli.models.state import gathered
 from velm_cli.models.text import build_text
 from velm_cli.models.vision import ImageFeatures, build_vision, count_frozen
+from velm_cli.models.vision.interface import averaged
 from velm_cli.schema import DecodeConfig, DecodeMethod, FusionConfig, TextConfig, VisionConfig, VisionOutput
 
 
@@ -46,7 +47,7 @@ class VelmModel(nn.Module):
             width = self.source.width
         self.fusion = build_fusion(fusion, width, self.text)
         self.image_size = vision.image_size
-        self.one_token = vision.output is VisionOutput.pooled
+        self.one_token, self.grid = vision.output is VisionOutput.pooled, vision.grid
         self.frozen_stages = count_frozen(vision.freeze)
         start_V = torch.zeros(vocab_size) if self.text.head_bias is None else self.text.head_bias[:vocab_size].clone()
         self.output_bias = nn.Parameter(start_V)
@@ -63,7 +64,9 @@ class VelmModel(nn.Module):
                 features = self.vision.finish(feature_BSD.float(), self.frozen_stages)
             else:
                 features = ImageFeatures.joined([self.vision(part_BCHW) for part_BCHW in self._parts(image_BCHW)])
-        return ImageFeatures(features.pooled_BD[:, None], features.pooled_BD) if self.one_token else features
+        if self.one_token:
+            return ImageFeatures(features.pooled_BD[:, None], features.pooled_BD)
+        return averaged(features, self.grid) if self.grid else features
 
     @torch.no_grad()
     def kept(self, image_BCHW: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class VisionConfig:
     weights: str = path("none")  # pretrained | none | path of a state dict (.safetensors)
     freeze: str = "none"  # none | all | first:n (the first n stages or blocks, with positions and norms before them)
     output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token an image
+    grid: int = within(0, least=0, most=WIDEST)  # average the tokens to a grid of so many a side; 0 = all of them
 
 
 @dataclass

@@ -7,12 +7,14 @@ images, B examples, I images of an example.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from velm_cli.data.resizing import CENTRE_CROP, Resizing
+from velm_cli.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -118,6 +120,22 @@ def as_rows(x_BDhw: Tensor) -> Tensor:
 def as_grid(x_BSD: Tensor) -> Tensor:
     """(B, D, h, w), a view: the square grid that `as_rows` has put in a row."""
     return x_BSD.transpose(1, 2).unflatten(2, (math.isqrt(x_BSD.shape[1]), -1))
+
+
+def averaged(features: ImageFeatures, side: int) -> ImageFeatures:
+    """The square grid of the tokens averaged to `side` x `side`; tokens before it (a class token) and pooled stay.
+
+    UserError where the grid has fewer positions a side.
+    """
+    positions = features.tokens_BSD.shape[1]
+    found = math.isqrt(positions)
+    if side > found:
+        raise UserError(f"vision.grid={side}: the encoder's grid has {found} x {found} positions")
+    first_BSD, grid_BSD = features.tokens_BSD.split((positions - found**2, found**2), dim=1)
+    if side == found:
+        return features
+    averaged_BSD = as_rows(functional.adaptive_avg_pool2d(as_grid(grid_BSD), side))
+    return replace(features, tokens_BSD=torch.cat([first_BSD, averaged_BSD], dim=1))
 
 
 def of_grid(x_BDhw: Tensor) -> ImageFeatures:
