@@ -2,6 +2,7 @@
 
     python tests/faults/disturb.py                                    # 10, 20, 10 kills and 12 storms of SIGTERM
     python tests/faults/disturb.py --preprocess 0 --evaluate 0 --train 20 --storms 0 --seed 3
+    python tests/faults/disturb.py --task vqa        # questions, whose images and examples are two tables
 
 One process imports torch and forks one for each attempt, so the random moments are of the work and not of the
 import. The attempt is then `velm_cli.cli.main`, as `velm` calls it. A moment before the kill it is asked where it is
@@ -35,12 +36,20 @@ MODEL = [
 TRAIN = [
     "train", *SHAPES, *MODEL, "run.max_steps=24", "run.checkpoint_every=2", "run.validate_every=7", "run.accumulation=2",
     "run.ema_decay=0.9", "loss.beta=0.1", "loss.gamma=linear(0,1,2ep)", "data.crop_scale=0.6", "run.batch_size=3",
-    "data.workers=1", "metrics.names=[bleu,cider]",
+    "data.workers=1",
 ]  # fmt: skip
-CACHED = [*TRAIN, "vision.freeze=all", "data.cache=bf16", "data.views=3"]
-EVALUATE = ["evaluate", "split=train", "limit=24", "decode.batch_size=4", "metrics.names=[bleu,rouge_l,cider]"]
-PREPROCESS = ["preprocess", "dataset=folder", "dataset.image_size=48", "preprocess.shard_images=8", "preprocess.workers=1",
+CACHED = ["vision.freeze=all", "data.cache=bf16", "data.views=3"]
+EVALUATE = ["evaluate", "split=train", "limit=24", "decode.batch_size=4"]
+PREPROCESS = ["preprocess", "dataset.image_size=48", "preprocess.shard_images=8", "preprocess.workers=1",
               "tokenizer.min_count=1"]  # fmt: skip
+# By task: its data, how it is trained and evaluated, and what either leaves.
+DATA = {"caption": [], "vqa": ["dataset.questions=true"]}
+TRAINED = {"caption": ["metrics.names=[bleu,cider]"], "vqa": ["task=vqa", "task.min_answers=1", "loss.alpha=0.3"]}
+JUDGED = {"caption": ["metrics.names=[bleu,rouge_l,cider]"], "vqa": []}
+LEFT = {
+    "caption": ["predictions.json", "scores.json", "per_image.jsonl"],
+    "vqa": ["predictions.json", "scores.json", "per_example.jsonl", "probabilities.jsonl"],
+}
 TIMING = {"captions_per_s", "images_per_s", "data_wait", "utilisation", "crc32"}
 TOKEN = "VELM_FAULTS"
 
@@ -164,8 +173,8 @@ def tree(folder: Path) -> dict[str, object]:
     }
 
 
-def trained(folder: Path) -> dict[str, object]:
-    names = ["model.safetensors", "best.safetensors", "predictions.json", "scores.json", "per_image.jsonl"]
+def trained(folder: Path, task: str) -> dict[str, object]:
+    names = ["model.safetensors", "best.safetensors", *LEFT[task]]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
@@ -173,9 +182,9 @@ def trained(folder: Path) -> dict[str, object]:
     return {name: (folder / name).read_bytes() for name in names} | {"metrics.jsonl": metrics} | tensors
 
 
-def evaluated(folder: Path) -> dict[str, object]:
+def evaluated(folder: Path, task: str) -> dict[str, object]:
     (folder,) = [path.parent for path in (folder / "evaluate").glob("*/DONE")]
-    names = ["predictions.json", "scores.json", "per_image.jsonl", "facts.json"]
+    names = [*LEFT[task], *(["facts.json"] if task == "caption" else [])]
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -243,12 +252,13 @@ def line(row: Row) -> str:
 
 
 def photos(folder: Path, count: int = 80) -> Path:
-    """A folder data set: small noisy photos with captions, one file in twenty damaged."""
+    """Small noisy photos, one file in twenty damaged, with captions beside them and a table of three questions each."""
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
+    table = []
     for number in range(count):
         pixels = rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)
         file = folder / f"photo{number:03d}.jpg"
@@ -256,6 +266,10 @@ def photos(folder: Path, count: int = 80) -> Path:
         file.with_suffix(".txt").write_text(f"a photo of number {number % 7}\nnoise in {number % 5} colours\n")
         if number % 20 == 7:
             file.write_bytes(file.read_bytes()[:500])
+        for colours in range(3):
+            answers = ["yes" if number % 5 == colours else "no"] * 3
+            table.append({"image": file.name, "question": f"is the noise in {colours} colours?", "answers": answers})
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     return folder
 
 
@@ -266,8 +280,10 @@ def main() -> int:
     parser.add_argument("--evaluate", type=int, default=10, help="kills of evaluate")
     parser.add_argument("--storms", type=int, default=12, help="storms of ten SIGTERMs, on train and evaluate")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", choices=DATA, default="caption")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
+    task, rng = options.task, random.Random(options.seed)
+    train = [*TRAIN, *DATA[task], *TRAINED[task]]
     import torch
 
     import velm_cli.stages.evaluate
@@ -285,43 +301,47 @@ def main() -> int:
 
             def packing(run: int) -> tuple[list[str], Path]:
                 (home / f"p{run}").mkdir(exist_ok=True)
-                return [*PREPROCESS, f"dataset.root={images}"], home / f"p{run}"
+                data = ["dataset=folder", f"dataset.root={images}"]
+                if task == "vqa":
+                    data = ["dataset=manifest", f"dataset.file={images / 'questions.jsonl'}"]
+                return [*PREPROCESS, *data], home / f"p{run}"
 
             rows += disturb("preprocess", options.preprocess, packing, lambda n: tree(home / f"p{n}/stores"), rng)
         if options.train or options.evaluate or options.storms:
-            made = velm(["preprocess", "dataset=shapes", *SHAPES], home)
+            made = velm(["preprocess", "dataset=shapes", *SHAPES, *DATA[task]], home)
             assert made.code == 0, made.output
         if options.train:
             rows += disturb(
                 "train",
                 options.train,
-                lambda run: ([*TRAIN, f"name=kill{run}"], home),
-                lambda run: trained(home / f"runs/train/kill{run}"),
+                lambda run: ([*train, f"name=kill{run}"], home),
+                lambda run: trained(home / f"runs/train/kill{run}", task),
                 rng,
             )
         if options.evaluate or options.storms:
-            done = velm([*CACHED, "name=judged"], home)
+            done = velm([*train, *CACHED, "name=judged"], home)
             assert done.code == 0, done.output
 
             def judging(run: int) -> tuple[list[str], Path]:
-                return [*EVALUATE, f"checkpoint={home}/runs/train/judged", f"run.dir=judged{run}"], home
+                where = [f"checkpoint={home}/runs/train/judged", f"run.dir=judged{run}"]
+                return [*EVALUATE, *JUDGED[task], *where], home
 
             def scores(run: int) -> dict[str, object]:
-                return evaluated(home / f"judged{run}")
+                return evaluated(home / f"judged{run}", task)
 
             rows += disturb("evaluate", options.evaluate, judging, scores, rng)
         if options.storms:
 
             def caching(run: int) -> tuple[list[str], Path]:
                 shutil.rmtree(home / "stores/shapes/features", ignore_errors=True)
-                return [*CACHED, f"name=storm{run}"], home
+                return [*train, *CACHED, f"name=storm{run}"], home
 
             third = options.storms // 3
             rows += disturb(
                 "train, cached",
                 options.storms - third,
                 caching,
-                lambda run: trained(home / f"runs/train/storm{run}"),
+                lambda run: trained(home / f"runs/train/storm{run}", task),
                 rng,
                 storm=10,
             )

@@ -24,6 +24,11 @@ def test_killed_anywhere_or_stormed_by_signals_the_same_bits_come_out():
     assert said.count("same bits") == 7
 
 
+def test_killed_anywhere_questions_come_out_as_the_same_bits():
+    said = run("disturb.py", "--task=vqa", "--preprocess=1", "--train=1", "--evaluate=1", "--storms=0", "--seed=4")
+    assert said.count("same bits") == 3
+
+
 def test_no_flipped_byte_and_no_cut_goes_unnoticed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flips.prepare()
