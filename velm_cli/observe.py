@@ -27,8 +27,13 @@ class Observer:
         step: int,
         tensorboard: bool,
         utilisation: Callable[[float], float],
+        target: str = "caption",
     ) -> None:
-        """`utilisation`: from captions a second to the share of the machine's peak. No folder: nothing is said."""
+        """`utilisation`: from captions a second to the share of the machine's peak. No folder: nothing is said.
+
+        `target`: what lines call a caption; in files its name stays, whatever the task.
+        """
+        self.target = target
         self.quiet = folder is None
         self.path = folder / "metrics.jsonl" if folder else Path(os.devnull)
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (see close)
@@ -70,7 +75,7 @@ class Observer:
         self.record("train", step, figures)
         self.say(
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {_loss(figures)}  lr {figures['lr']:.2e}  "
-            f"norm {figures['grad_norm']:.2f}  {figures['captions_per_s']:.0f} captions/s  "
+            f"norm {figures['grad_norm']:.2f}  {figures['captions_per_s']:.0f} {self.target}s/s  "
             f"wait {100 * figures['data_wait']:.0f}%  mfu {100 * figures['utilisation']:.0f}%  {self._left(step)} left"
         )
         self._restart_clock()

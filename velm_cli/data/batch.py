@@ -144,6 +144,11 @@ class Batch:
         return len(self.predicted_M)
 
     @property
+    def num_learned(self) -> int:
+        """What is learned from it: its targets, or the labels of its examples."""
+        return self.num_targets if self.lengths_BK.shape[1] else len(self.ids)
+
+    @property
     def visual(self) -> Tensor | None:
         """What the vision side of the model starts from, X first: features or images; None without either."""
         return self.image_XCHW if self.feature_XSD is None else self.feature_XSD

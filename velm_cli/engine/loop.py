@@ -112,7 +112,7 @@ def fit(
             waited = time.perf_counter() - waited
 
             size = {
-                "captions": sum(batch.num_targets for batch in micro_batches),
+                "captions": sum(batch.num_learned for batch in micro_batches),
                 "images": sum(len(batch.ids) for batch in micro_batches),
             }
             counts = [run.learner.counts(batch) for batch in micro_batches]

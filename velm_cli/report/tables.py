@@ -48,6 +48,7 @@ class Table:
     rows: list[Row]
     columns: tuple[Column, ...]
     metric: Column  # that the rows are ordered by
+    speed: str = "captions/s"  # what is counted in a second
 
     @property
     def shown(self) -> list[Column]:
@@ -89,7 +90,8 @@ def compare(runs: Sequence[ScoredRun], metric: str | None = None) -> Table:
     rows = [_row(label, group, controls, by) for label, group in groups.items()]
     sign = 1 if by.higher_is_better else -1
     rows.sort(key=lambda row: sign * (row.scores[by.key] or 0.0), reverse=True)
-    return Table([key.removesuffix(".kind") for key in differing], rows, columns, by)
+    speed = "captions/s" if runs[0].task in ("caption", "retrieve") else "targets/s"
+    return Table([key.removesuffix(".kind") for key in differing], rows, columns, by, speed)
 
 
 Controls = dict[tuple[str, str], ScoredRun]  # (twin, eval.blind)
@@ -175,7 +177,7 @@ def text(table: Table) -> str:
     header = [*table.differing, "runs", *(column.label for column in shown), f"{metric.label} 95 %"]
     header += [BLIND[kind] for kind in table.blind]
     floored = any(row.floor for row in table.rows)
-    header += ["floor"] * floored + ["trained", "captions/s"]
+    header += ["floor"] * floored + ["trained", table.speed]
     body = []
     for row in table.rows:
         cells = [*row.label, str(row.runs), *(column.shown(row.scores.get(column.key)) for column in shown)]

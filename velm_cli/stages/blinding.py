@@ -11,7 +11,7 @@ import torch
 from velm_cli.data.blind import NoTexts, SameFeatures, grey, shuffled
 from velm_cli.engine.device import autocast
 from velm_cli.learners.interface import Learner
-from velm_cli.schema import Blind, EvaluateRoot, NoVisionConfig, Precision, TrainRoot
+from velm_cli.schema import Blind, EvaluateRoot, NoFusionConfig, NoVisionConfig, Precision, TrainRoot
 from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks import Task
 
@@ -29,6 +29,13 @@ def blind_problems(config: EvaluateRoot, task: Task, trained: TrainRoot, run: Pa
         yield f"eval.blind=source: task={task.kind} has no source that could be left out; image and shuffled are there"
     if blind in (Blind.image, Blind.shuffled) and isinstance(trained.vision, NoVisionConfig):
         yield f"eval.blind={blind.value} has no effect: {run} was trained with vision=none and sees no image"
+    elif blind in (Blind.image, Blind.shuffled) and _leaves_it_out(task, trained):
+        yield f"eval.blind={blind.value} has no effect: {run} was trained with fusion=none, which leaves the image out"
+
+
+def _leaves_it_out(task: Task, trained: TrainRoot) -> bool:
+    """Whether the image meets no text: it is not fused, and predictions compare no embeddings of both."""
+    return isinstance(trained.fusion, NoFusionConfig) and not task.needs.targets_given
 
 
 def told(config: EvaluateRoot) -> dict[str, str]:

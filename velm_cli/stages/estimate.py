@@ -60,7 +60,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     if faults:
         raise UserError("\n".join(faults))
     loader = loader_of(config, data)
-    captions = store.counts["train"]
+    examples = store.counts["train"]
     mean_length = _mean_length(store, tokens)
     per_image = loader.captions_per_image
     flops, activations = _one_step(learner, config, data, per_image, round(mean_length))
@@ -75,7 +75,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     def lasts(flops: int) -> float:
         return flops / (REACHED * peak)
 
-    unit, a_target = data.task.unit, "a caption" if data.task.kind == "caption" else "a target"
+    unit, text, texts, length = data.task.unit, data.task.target, per_image, mean_length
+    if data.task.options.judges and data.sources is not None:  # whose targets are labels
+        text, texts, length = unit, 1, len(data.sources.ids) / max(1, len(data.sources.offsets) - 1) + 1
     steps = config.run.max_steps * config.run.accumulation
     once = _encoding(learner, config, store)  # of all images, where a cache keeps what frozen layers make of them
     cached = config.data.cache is not FeatureCaching.none
@@ -87,8 +89,8 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
             for name, part in learner.model.named_children()
             if count_parameters(part)
         ),
-        ("training set", f"{captions:,} {unit}s, {mean_length:.1f} tokens {a_target}"),
-        ("a step", f"{images} {unit}s, {images * per_image * mean_length:,.0f} tokens"),
+        ("training set", f"{examples:,} {unit}s, {length:.1f} tokens a {text}"),
+        ("a step", f"{images} {unit}s, {images * texts * length:,.0f} tokens"),
         ("", f"{flops * config.run.accumulation / 1e9:,.1f} GFLOP"),
         ("memory", f"{(state + activations) / 2**20:,.0f} MiB"),
         ("", f"weights, gradients, optimiser {state / 2**20:,.0f} MiB; activations {activations / 2**20:,.0f} MiB"),

@@ -115,7 +115,8 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
         yield f"note: data.examples_per_image={together} has no effect: no two examples of this store share an image"
     if store.has_images and not config.run.overfit_images and not len(store.split("val")):
         yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
-    yield from _lengths(config, store, tokens)
+    if not data.task.options.judges:
+        yield from _lengths(config, tokens, noun)
 
 
 def loader_of(config: TrainRoot, data: TaskData) -> TrainLoader | StreamLoader:
@@ -238,8 +239,8 @@ def _needs_a_batch(config: TrainRoot, data: TaskData) -> bool:
     return False
 
 
-def _lengths(config: TrainRoot, store: Store, tokens: Tokens) -> Iterator[str]:
-    """How the lengths of the captions compare with what decoding may write."""
+def _lengths(config: TrainRoot, tokens: Tokens, noun: str) -> Iterator[str]:
+    """How the lengths of the targets (captions, answers) compare with what decoding may write."""
     longest = config.decode.max_length
     lengths = np.diff(tokens.offsets)
     if not len(lengths):
@@ -248,9 +249,9 @@ def _lengths(config: TrainRoot, store: Store, tokens: Tokens) -> Iterator[str]:
     longer = float(np.mean(lengths > longest))
     if longer > NOT_WRITTEN:
         yield (
-            f"note: decode.max_length={longest}: {longer:.0%} of the captions have more tokens, so what is written "
+            f"note: decode.max_length={longest}: {longer:.0%} of the {noun} have more tokens, so what is written "
             f"ends before they do: decode.max_length={int(lengths.max())}"
         )
     most = int(lengths.max())
     if longest > max(100, ENDLESS * most) and config.decode.method is DecodeMethod.beam:
-        yield f"note: decode.max_length={longest:,}: no caption has more than {most:,} tokens; each more costs time"
+        yield f"note: decode.max_length={longest:,}: no {noun[:-1]} has more than {most:,} tokens; each more costs time"

@@ -52,9 +52,9 @@ class TaskData:
         return self.targets
 
     def to_learn(self, per_example: int, concepts: int) -> Columns:
-        """Of batches that losses are computed of: up to `per_example` targets an example."""
+        """Of batches that losses are computed of: up to `per_example` targets an example, none of a judge."""
         labels = concept_labels(self.store, concepts) | self.task.labels(self.store, self.spaces)
-        return Columns(self.targets, per_example, self.sources, labels)
+        return Columns(None if self.task.options.judges else self.targets, per_example, self.sources, labels)
 
     def given(self) -> Columns:
         """Of batches that predictions are made of: no target, but where it is part of what is given."""

@@ -178,6 +178,7 @@ def _train(
         step=run.progress.step,
         tensorboard=config.run.tensorboard,
         utilisation=lambda captions_per_s: run.meter.utilisation(captions_per_s / ranks.world),
+        target=task.target,
     )
     if ranks.first and not (path / "metrics.jsonl").stat().st_size:
         sizes = {"parameters": count_parameters(learner), "trained": count_parameters(learner, trainable=True)}

@@ -52,6 +52,7 @@ class Task(ABC, Generic[P]):
     kind: ClassVar[str]
     needs: Needs = Needs()
     unit: ClassVar[str] = "image"  # what an example is called in progress bars and lines
+    target: ClassVar[str] = "caption"  # what is learned of an example, in lines about lengths and speed
     predicted: tuple[str, ...] = ()  # label spaces whose names a run folder keeps, to predict with
     verb: ClassVar[str]  # what is done with an example
     doing: ClassVar[str]  # what its predictions are called there

@@ -43,7 +43,7 @@ class VqaTask(Task[Answered]):
     """An example is a question about an image; its targets are the answers of people."""
 
     kind = "vqa"
-    unit = "question"
+    unit, target = "question", "answer"
     verb, doing = "answer", "answers"
     primary = "VQA"
     options: VqaTaskConfig
