@@ -95,6 +95,8 @@ def test_every_form_of_answers_gives_the_same(files, capsys):
         (["predictions=nobody.json"], "nobody.json 1: no answer: none of prediction, answer"),
         (["predictions=list.json"], "list.json 1: the answer must be text, not ['a']"),
         (["predictions=none.json"], "predictions=none.json does not exist"),
+        (["predictions=again.json"], "predictions=again.json: more than once in it: 1 question (100); JSON keeps"),
+        (["predictions=packed.json"], "predictions=packed.json is a zip archive or spreadsheet: unpack it"),
         (["predictions=cut.json"], "predictions=cut.json is broken JSON at line 1"),
         (["predictions=no.json", "training=no.json"], "no.json 1: no answers: none of answers, direct_answers"),
         (["predictions=no.json", "questions=few.json"], 'few.json 1: "question" must be text'),
@@ -111,6 +113,8 @@ def test_a_mistake_is_one_line(files, capsys, words, line):
     }.items():
         Path(name).write_text(json.dumps(value))
     Path("cut.json").write_text('[{"question_id": 1, "ans')
+    Path("again.json").write_text('{"100": "no", "100": "yes", "101": "no"}')
+    Path("packed.json").write_bytes(b"PK\x03\x04" + bytes(40))
     assert call(*VQA, *words) == 2
     err = capsys.readouterr().err
     assert line in err and len(err.splitlines()) == 1

@@ -8,32 +8,20 @@ get published.
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from velm_cli.errors import UserError, on_one_line
-from velm_cli.lines import Refused, json_lines, not_the_file, parse_json, read_bytes
+from velm_cli.lines import Refused, json_lines, parse_json
 from velm_cli.metrics.caption_forms import PREDICTIONS, REFERENCES, Role, Rows, read_records, read_value
 from velm_cli.metrics.caption_tables import read_lines
+from velm_cli.metrics.given import digest_of, given_text, keys_again
 from velm_cli.metrics.matching import listing, problems, same_images
-from velm_cli.metrics.scores import ImageId, check_vouched
+from velm_cli.metrics.scores import ImageId
 from velm_cli.schema import Mismatch
 
 __all__ = ["Predictions", "References", "listing", "matched", "read_predictions", "read_references"]
-
-# First bytes of what is no text -> what it is, and what to do.
-NO_TEXT = {
-    b"PK\x03\x04": "a zip archive or spreadsheet: unpack it and give the file in it, or save the sheet as CSV (UTF-8)",
-    b"PAR1": "parquet: turn it into JSON with pandas.read_parquet(FILE).to_json(OUT, orient='records')",
-    b"\x80": "a pickle or other binary data, which velm never reads: write JSON",
-    b"\x93NUMPY": "an array of numpy: write JSON",
-    b"\x1f\x8b": "packed by gzip: its name must end in .gz",
-    b"\x89HDF": "HDF5: write JSON",
-}
 
 
 @dataclass(slots=True)
@@ -107,7 +95,7 @@ def read_references(path: Path | str, option: str = "references") -> References:
         references.splits |= rows.splits
     if not references.captions:
         raise UserError(f"{option}={path} holds no captions")
-    references.digest = digests[0] if len(digests) == 1 else _digest("".join(digests).encode())
+    references.digest = digests[0] if len(digests) == 1 else digest_of("".join(digests).encode())
     return references
 
 
@@ -193,26 +181,12 @@ def _in_their_ids(references: References, predictions: Predictions) -> list[str]
 
 def _load(path: Path, option: str, role: Role) -> tuple[Rows, str]:
     """What the file holds, and a digest of it."""
-    named = f"{option}={path}"
-    if path.is_dir():
-        raise UserError(f"{named} is a folder: give a file of captions in it")
-    try:
-        data = read_bytes(path)
-    except UserError as error:
-        raise UserError(f"{option}={error}") from None
-    check_vouched(path)
-    if other := not_the_file(data[:4096]):
-        raise UserError(f"{named} is {other}")
-    for start, kind in NO_TEXT.items():
-        if data.startswith(start):
-            raise UserError(f"{named} is {kind}")
-    if not data.strip():
-        raise UserError(f"{named} is empty")
+    data, digest = given_text(path, option, "captions")
     if data.lstrip(b"\xef\xbb\xbf\xff\xfe\x00 \t\r\n")[:1] in (b"{", b"["):
         rows = _json(path, data, role, option)
     else:
         rows = read_lines(path, role, option)
-    return rows, _digest(data)
+    return rows, digest
 
 
 def _json(path: Path, data: bytes, role: Role, option: str) -> Rows:
@@ -231,22 +205,10 @@ def _json(path: Path, data: bytes, role: Role, option: str) -> Rows:
         rows = read_value(value, str(path), role)
     except RecursionError:
         raise UserError(f"{named} is nested too deeply to be a file of captions") from None
-    if isinstance(value, dict) and len(value) == len(rows.rows):  # keys are ids: of two that are equal JSON keeps one
-        twice: list[str] = []
-        _again(data, twice)
-        if twice:
-            raise UserError(f"{named}: more than once in it: {listing(twice)}; JSON keeps the last, so leave one")
+    keyed = isinstance(value, dict) and len(value) == len(rows.rows)  # by ids
+    if keyed and (twice := keys_again(data)):
+        raise UserError(f"{named}: more than once in it: {listing(twice)}; JSON keeps the last, so leave one")
     return rows
-
-
-def _again(data: bytes, twice: list[str]) -> None:
-    def seen(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return found
-
-    json.loads(data.removeprefix(b"\xef\xbb\xbf"), object_pairs_hook=seen)
 
 
 def _json_lines(path: Path, role: Role) -> Rows:
@@ -256,7 +218,3 @@ def _json_lines(path: Path, role: Role) -> Rows:
         more = f" (and {len(refused) - 1:,} more lines)" if len(refused) > 1 else ""
         raise UserError(f"{refused[0][0]}: {refused[0][1]}{more}")
     return read_records(items, role)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()

@@ -7,7 +7,6 @@ unless the caller asks to leave it out.
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from velm_cli.errors import UserError, on_one_line
-from velm_cli.lines import Refused, json_lines, not_the_file, parse_json, read_bytes, text_lines
+from velm_cli.lines import Refused, json_lines, parse_json, text_lines
 from velm_cli.metrics.caption_forms import image_id
-from velm_cli.metrics.scores import ExampleId, check_vouched
+from velm_cli.metrics.given import given_text, keys_again
+from velm_cli.metrics.scores import ExampleId
 from velm_cli.metrics.vqa_scores import Question, questions_listed
 from velm_cli.schema import Mismatch
 
@@ -30,6 +30,7 @@ KNOWN = {
     "references": 'known is VQA\'s {"annotations": [{"question_id", "answers"}, ...]}, or the list alone',
     "questions": 'known is VQA\'s {"questions": [{"question_id", "question", "image_id"}, ...]}',
 }
+OF = dict.fromkeys(("references", "training"), "annotations") | {"questions": "questions"}
 KNOWN |= dict.fromkeys(("vs",), KNOWN["predictions"]) | dict.fromkeys(("training",), KNOWN["references"])
 
 
@@ -179,23 +180,14 @@ def _key(item: Mapping[str, Any], keys: tuple[str, ...], where: str, kind: str) 
 def _rows(path: Path, option: str) -> tuple[Iterator[tuple[str, dict[str, Any]]], str]:
     """(place, object) of each question of a file, and a digest of it."""
     named = f"{option}={path}"
-    if path.is_dir():
-        raise UserError(f"{named} is a folder: give a file in it")
-    try:
-        data = read_bytes(path)
-    except UserError as error:
-        raise UserError(f"{option}={error}") from None
-    check_vouched(path)
-    if other := not_the_file(data[:4096]):
-        raise UserError(f"{named} is {other}")
-    if not data.strip():
-        raise UserError(f"{named} is empty")
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    data, digest = given_text(path, option, OF.get(option, "answers"))
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         return _table(path, option, "\t" if name.endswith(".tsv") else ","), digest
     try:
-        items = _listed(parse_json(data, named), option, named)
+        items = _listed(value := parse_json(data, named), option, named)
+        if isinstance(value, dict) and len(items) == len(value) and (twice := keys_again(data)):
+            raise UserError(f"{named}: more than once in it: {questions_listed(twice)}; JSON keeps the last: leave one")
         return _objects((f"{path} {number}", item) for number, item in items), digest
     except UserError:
         if data.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"{" or b"\n" not in data.strip():
