@@ -141,11 +141,11 @@ def test_a_task_is_one_of_three(files, capsys):
 
 def test_embeddings_are_scored_both_ways(files, capsys):
     rng = np.random.default_rng()
-    image_ID = rng.normal(size=(20, 6))
-    text_CD = image_ID.repeat(5, axis=0) + 0.01 * rng.normal(size=(100, 6))
+    image_ID = np.eye(20)  # as far apart as can be: the noise takes no text to another image
+    text_CD = image_ID.repeat(5, axis=0) + 0.01 * rng.normal(size=(100, 20))
     arrays = {"image_ids": np.arange(20), "text_image_ids": np.arange(20).repeat(5), "text": text_CD}
     np.savez("e.npz", image=image_ID, **arrays)
-    np.savez("random.npz", image=rng.normal(size=(20, 6)), **arrays)
+    np.savez("random.npz", image=rng.normal(size=(20, 20)), **arrays)
     assert call("score", "task=retrieve", "predictions=e.npz", "vs=random.npz", "out=scored") == 0
     out = capsys.readouterr().out
     saved = read_sealed(Path("scored/scores.json"))
