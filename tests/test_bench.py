@@ -48,6 +48,13 @@ def test_decoding_beside_transformers_and_open_clip(tmp_path):
     assert 5 < found["tokens"]["mean"] < 20
 
 
+def test_this_tree_beside_itself(tmp_path):
+    tree = str(SCRIPTS.parent)
+    found = bench("bench_base.py", "--base", tree, "--small", "--rounds", "2", out=tmp_path / "base.json")
+    assert found["base"] == tree and found["seconds"].keys() == {"train", "decode", "read"}
+    assert all(len(times) == 2 and min(times) > 0 for of in found["seconds"].values() for times in of.values())
+
+
 @pytest.mark.java
 def test_scores_beside_pycocoevalcap(tmp_path):
     needs_java()
