@@ -96,6 +96,24 @@ def test_texts_that_are_read_once_give_the_same_losses(place):
     assert call(*once, "data.cache_texts=true", "dry_run=true") == 0
 
 
+def test_questions_that_are_read_once_give_the_same_losses(place):
+    data = ["dataset.questions=true", "dataset.store=stores/asked", "dataset.root=data/asked"]
+    assert call("preprocess", "dataset=shapes", *TINY, *data) == 0
+    asked = [word for word in COMMAND if not word.startswith(("loss.", "metrics."))] + [*data, "task=vqa"]
+    asked += ["text.freeze=all", "task.min_answers=1"]
+    assert call(*asked, "name=asked_anew") == 0
+    assert call(*asked, "name=asked_once", "data.cache_texts=true") == 0
+    for a, b in zip(losses(place / "asked_anew"), losses(place / "asked_once"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+
+
+def test_texts_that_nobody_reads_alone_are_not_kept(place, capsys):
+    alone = ["text.freeze=all", "data.cache_texts=true", "name=alone"]
+    for more in (["loss.gamma=0"], ["task=vqa", "fusion=prefix", "loss.beta=0"]):
+        assert call(*COMMAND, *alone, *more) == 2
+        assert "data.cache_texts keeps texts that are read without an image, and none is" in capsys.readouterr().err
+
+
 def test_views_of_the_training_images_are_kept_beside_the_plain_one(place, capsys):
     more = ["name=views", "data.cache=fp32", "data.views=3", "data.crop_scale=0.5", "data.flip=true"]
     assert call(*COMMAND, *more) == 0

@@ -250,10 +250,22 @@ def _threads(run: schema.RunConfig) -> Iterator[str]:
         yield f"run.threads={run.threads}: this machine has {cores} cores; at most as many, or 0 (as torch decides)"
 
 
+def _reads_texts_alone(config: schema.TrainRoot) -> bool:
+    """Whether a text encoder gives states that no image has entered."""
+    if config.task.judges:
+        return not isinstance(config.fusion, (schema.PrefixConfig, schema.GatedConfig))
+    return config.loss.gamma != "0"
+
+
 def _cache(config: schema.TrainRoot) -> Iterator[str]:
     data = config.data
     if data.cache_texts and (config.text.freeze != "all" or config.run.compile is not schema.Compile.off):
         yield "data.cache_texts keeps what a frozen text encoder says: set text.freeze=all and run.compile=off"
+    if data.cache_texts and not _reads_texts_alone(config):
+        yield (
+            "data.cache_texts keeps texts that are read without an image, and none is: neither does L_joint compare "
+            "captions (loss.gamma), nor are questions judged behind the text encoder; leave it out"
+        )
     if data.cache is schema.FeatureCaching.none:
         if data.views > 1:
             yield f"data.views={data.views} are kept in a cache: say data.cache=bf16 too (without, every view is new)"

@@ -30,6 +30,9 @@ def test_states_of_texts_are_those_of_the_encoder_and_are_made_once(kind):
         found_NTD = remembered(tokens_NT, lengths_N)
         torch.testing.assert_close(found_NTD[visible_NT], expected_NTD[visible_NT])
         assert not found_NTD[~visible_NT].any()
-    assert read == [4]  # the two alike once, and nothing again
+    assert read == [1, 1, 1, 1]  # each by itself, the two alike once, and nothing again
+    elsewhere = Remembered(text)(tokens_NT[4:, :3], lengths_N[4:])  # as a run meets it that goes on from here
+    assert torch.equal(elsewhere[0], found_NTD[4, :3])
+    read.clear()
     remembered(tokens_NT[1:2, :3], lengths_N[1:2])  # however they are padded
-    assert read == [4]
+    assert not read

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_loss, states_words_loss
+from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
@@ -61,15 +62,18 @@ class JudgingLearner(Learner):
         mask_id: int = 0,
         reads: bool = True,
         space: str = ANSWERS,
+        remember_texts: bool = False,
     ) -> None:
         """`weights`: alpha, beta, gamma by the term that they weigh; of a term that has none nothing is learned.
 
         `labels`: C. `reads`: whether examples have a source. `space`: the batch's labels that are judged. `mask_id`:
-        the token that stands where a word is hidden.
+        the token that stands where a word is hidden. `remember_texts`: sources, which a frozen text encoder then reads
+        once; the fusion comes after it.
         """
         super().__init__()
         self.model, self.loss, self.weights = model, loss, weights
         self.reads, self.space, self.mask_id = reads, space, mask_id
+        self.remembered = Remembered(model.text) if remember_texts else None
         active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
         learned = frozenset(name for name, weight in weights.items() if weight.learned)
         patches = "image" in active and loss.image is ImageLoss.masked_patches
@@ -144,8 +148,11 @@ class JudgingLearner(Learner):
 
     def _read(self, memory: tuple, batch: Batch) -> Tensor:
         """Fused states (B, L, D) of the sources."""
-        assert batch.source_BL is not None, "examples have a source"
+        assert batch.source_BL is not None and batch.source_lengths_B is not None, "examples have a source"
         model = self.model
+        if self.remembered is not None and not batch.source_BL.is_meta:  # a dry run's have no values
+            states_BLD = self.remembered(batch.source_BL, batch.source_lengths_B)
+            return model.fusion(states_BLD, memory, lengths_N=batch.source_lengths_B)[0]
         fused_BLD, _ = model.fusion.read(model.text, batch.source_BL, memory, lengths_N=batch.source_lengths_B)
         return fused_BLD
 

@@ -191,7 +191,7 @@ class DataConfig:
     )  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: what frozen layers say of images, computed once
     cache_texts: bool = (
-        False  # L_joint: a frozen text encoder reads each caption once a run; ten kB of memory a caption
+        False  # a frozen text encoder reads each caption of L_joint, each question once a run; about 10 kB a text
     )
     views: int = within(
         1, least=1

@@ -96,6 +96,7 @@ class VqaTask(Task[Answered]):
             label_loss=self.options.label_loss,
             dropout=self.options.dropout,
             mask_id=tokenizer.mask_id,
+            remember_texts=config.data.cache_texts,
         )
 
     def is_learned(self, config: TrainRoot) -> bool:
