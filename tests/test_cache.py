@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_models import folder
 from velm import TINY, TINY_MODEL, call
 
 from velm_cli.data.features import LOCK
@@ -75,6 +76,24 @@ def test_a_coarser_grid_has_features_of_its_own(place, capsys):
     for a, b in zip(losses(place / "coarse"), losses(place / "coarse_uncached"), strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
     assert losses(place / "coarse") != losses(place / "plain")
+
+
+def test_joined_blocks_have_features_of_their_own(place, capsys):
+    net = ["vision=dinov2", f"vision.name={folder('dinov2')}", "vision.image_size=16", "vision.freeze=all"]
+    small = ["text.width=32", "text.layers=1", "text.heads=2", "fusion.layers=1", "fusion.heads=2", "run.max_steps=1"]
+    for join in ("[]", "[1]"):
+        command = [*net, *small, f"vision.join={join}", "data.cache=fp32", f"name=joined{len(join)}"]
+        assert call("train", *TINY, *command, "metrics.names=[cider]") == 0
+        assert "computed for 40 images" in capsys.readouterr().out
+
+
+def test_texts_that_are_read_once_give_the_same_losses(place):
+    once = [*COMMAND, "text.freeze=all", "loss.joint=matching"]
+    assert call(*once, "name=read_anew") == 0
+    assert call(*once, "name=read_once", "data.cache_texts=true") == 0
+    for a, b in zip(losses(place / "read_anew"), losses(place / "read_once"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+    assert call(*once, "data.cache_texts=true", "dry_run=true") == 0
 
 
 def test_views_of_the_training_images_are_kept_beside_the_plain_one(place, capsys):
@@ -164,6 +183,10 @@ def test_the_layers_above_frozen_ones_learn_from_what_those_say(place, capsys):
         ),
         ("data.views=2", "data.views=2 would be alike: set data.crop_scale, data.flip or data.colour_jitter too"),
         ("data.views=0", "data.views=0: must be at least 1"),
+        (
+            "data.cache_texts=true",
+            "data.cache_texts keeps what a frozen text encoder says: set text.freeze=all and run.compile=off",
+        ),
     ],
 )
 def test_what_cannot_be_cached_is_refused(place, wrong, line, capsys):

@@ -176,6 +176,9 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             yield f"vision.grid={vision.grid} averages tokens, and vision.output=pooled has one: set vision.output=grid"
         if vision.grid and isinstance(vision, schema.RegionsConfig):
             yield f"vision.grid={vision.grid}: regions are no grid; vision.regions says how many there are"
+        if getattr(vision, "join", None) and vision.freeze.startswith("first:"):
+            why = f"blocks that vision.freeze={vision.freeze} passes once"
+            yield f"vision.join reads {why}: set vision.freeze=all or none"
         is_there = os.path.isdir if isinstance(vision, schema.TransformersVisionConfig) else os.path.isfile
         follow = isinstance(config, schema.FinetuneRoot)  # those of the checkpoint take their place
         if vision.weights not in ("none", "pretrained") and not is_there(vision.weights) and not follow:
@@ -249,6 +252,8 @@ def _threads(run: schema.RunConfig) -> Iterator[str]:
 
 def _cache(config: schema.TrainRoot) -> Iterator[str]:
     data = config.data
+    if data.cache_texts and (config.text.freeze != "all" or config.run.compile is not schema.Compile.off):
+        yield "data.cache_texts keeps what a frozen text encoder says: set text.freeze=all and run.compile=off"
     if data.cache is schema.FeatureCaching.none:
         if data.views > 1:
             yield f"data.views={data.views} are kept in a cache: say data.cache=bf16 too (without, every view is new)"

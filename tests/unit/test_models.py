@@ -274,6 +274,27 @@ def test_a_coarser_grid_is_the_mean_of_its_tokens_and_leaves_the_class_token(vis
         averaged(all_of_it, 7)
 
 
+@pytest.mark.parametrize("kind", ["dinov2", "clip", "siglip", "vit"])
+def test_joined_blocks_say_what_nets_say_that_end_there(kind):
+    config = schema.TransformersVisionConfig(name=folder(kind), image_size=16)
+    alone = [build_vision(replace(config, layer=layer)).eval() for layer in (1, 2)]
+    joined = build_vision(replace(config, join=[1])).eval()
+    for net in alone:  # what the tiny models leave to chance, a pooler among it
+        net.load_state_dict(joined.state_dict(), strict=False)
+    image = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        found, each = joined(image), [net(image) for net in alone]
+    assert joined.width == 2 * alone[0].width == found.tokens_BSD.shape[-1]
+    torch.testing.assert_close(found.tokens_BSD, torch.cat([one.tokens_BSD for one in each], dim=-1))
+    torch.testing.assert_close(found.pooled_BD, torch.cat([one.pooled_BD for one in each], dim=-1))
+
+
+@pytest.mark.parametrize("join", [[2], [0], [1, 1], [3]])
+def test_what_is_no_earlier_block_is_not_joined(join):
+    with pytest.raises(UserError, match=r"vision.join=.*name blocks before the last one, 2, in"):
+        build_vision(schema.TransformersVisionConfig(name=folder("dinov2"), join=join))
+
+
 @pytest.mark.parametrize("text", ["transformer", "lstm", "gpt2", "llama", "bert", "bloom"])
 @pytest.mark.parametrize("vision", ["convnet", "vit", "resnet18", "clip", "dinov2", "siglip"])
 def test_a_model_whose_weights_were_not_drawn_is_the_one_whose_weights_it_gets(text, vision):

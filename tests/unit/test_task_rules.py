@@ -135,6 +135,11 @@ def test_what_goes_together(task, options):
             "vision.grid=2: regions are no grid; vision.regions says how many there are",
         ),
         (
+            schema.CaptionTaskConfig(),
+            {"vision": schema.TransformersVisionConfig(join=[1], freeze="first:2")},
+            "vision.join reads blocks that vision.freeze=first:2 passes once: set vision.freeze=all or none",
+        ),
+        (
             GENERATE,
             {"dataset": schema.WebDatasetConfig()},
             "task=vqa needs a store of its examples, and dataset=webdataset streams images with captions: preprocess "

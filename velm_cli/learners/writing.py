@@ -19,6 +19,7 @@ from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_
 from velm_cli.models.decoding import decode_stream
 from velm_cli.models.layers import without_gradients
 from velm_cli.models.search import image_draws
+from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
@@ -44,10 +45,12 @@ class WritingLearner(Learner):
         concepts: int,
         mask_id: int = 0,
         never_written: Sequence[int] = (),
+        remember_texts: bool = False,
     ) -> None:
         """`weights`: alpha, beta, gamma by the term that they weigh; of a term that has none nothing is made.
 
-        `mask_id`: the token that stands where a word is hidden. `never_written`: tokens that no caption holds."""
+        `mask_id`: the token that stands where a word is hidden. `never_written`: tokens that no caption holds.
+        `remember_texts`: L_joint's, which a frozen text encoder then reads once."""
         super().__init__()
         self.model = model
         self.loss = loss
@@ -60,6 +63,7 @@ class WritingLearner(Learner):
         matching = "joint" in active and loss.joint is JointLoss.matching
         patches = "image" in active and loss.image is ImageLoss.masked_patches
         self.mask_id, self.never_written = mask_id, list(never_written)
+        self.remembered = Remembered(model.text) if remember_texts else None
         self.critic: SelfCritical | None = None  # set it, and training learns from rewards instead of captions
         # Matching reads fused states, as the text's loss does, but predicts no words.
         model.freeze_unused(
@@ -137,10 +141,12 @@ class WritingLearner(Learner):
             text_NTD = None  # the text alone, needed by L_joint and by fusions that come after it
             reads = self._learns_from_text and not masked and not own_words_share
             if "joint" in active or (self.model.fusion.after_text and reads):
-                packing = batch.packing if self.model.text.causal else None
-                text_NTD, _ = self.model.text(
-                    tokens_NT[:, :-1], lengths_N=batch.lengths_BK.view(-1) - 1, packing=packing
-                )
+                read_N = batch.lengths_BK.view(-1) - 1
+                if self.remembered is not None and not tokens_NT.is_meta:  # a dry run's have no values
+                    text_NTD = self.remembered(tokens_NT[:, :-1], read_N.clamp(min=0))
+                else:
+                    packing = batch.packing if self.model.text.causal else None
+                    text_NTD, _ = self.model.text(tokens_NT[:, :-1], lengths_N=read_N, packing=packing)
             if "text" in active:
                 memory, figures = self._memory(features, batch), {}
                 if masked:
@@ -224,9 +230,13 @@ class WritingLearner(Learner):
         counts_X = torch.cat([present_B, counts])
         memory = self.model.memory(features.select(image_X))
         lengths_X = batch.lengths_BK[caption_X, 0]
-        fused_XTD, _ = self.model.fusion.read(
-            self.model.text, batch.tokens_BKT[caption_X, 0], memory, lengths_N=lengths_X
-        )
+        if self.remembered is not None and self.model.fusion.after_text and not image_X.is_meta:
+            states_BTD = self.remembered(batch.tokens_BKT[:, 0], batch.lengths_BK[:, 0])
+            fused_XTD, _ = self.model.fusion(states_BTD[caption_X], memory, lengths_N=lengths_X)
+        else:
+            fused_XTD, _ = self.model.fusion.read(
+                self.model.text, batch.tokens_BKT[caption_X, 0], memory, lengths_N=lengths_X
+            )
         at_X = torch.arange(len(image_X), device=image_X.device)
         states_XD = fused_XTD[at_X, (lengths_X - 1).clamp(min=0)]
         match_X = (at_X < len(own_B)).to(states_XD.dtype)

@@ -190,6 +190,9 @@ class DataConfig:
         0, least=0, most=1024
     )  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: what frozen layers say of images, computed once
+    cache_texts: bool = (
+        False  # L_joint: a frozen text encoder reads each caption once a run; ten kB of memory a caption
+    )
     views: int = within(
         1, least=1
     )  # of each training image in the cache: the first as it is, the others augmented; an epoch takes one

@@ -88,6 +88,7 @@ class TransformersVisionConfig(VisionConfig):
     name: str = path("")  # folder of a transformers model, or a hub name
     weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
     layer: int = within(0, least=0)  # stop after so many blocks; 0 = all
+    join: list[int] = field(default_factory=list)  # states of these earlier blocks too, beside the last one's: [8,10]
 
 
 @dataclass

@@ -54,6 +54,8 @@ def cached_features(
     about = {"encoder": _fingerprint(model.vision), "one_token": model.one_token, "image_size": side}
     if model.grid:
         about |= {"grid": model.grid}
+    if model.vision.joined:
+        about |= {"join": list(model.vision.joined)}
     if model.frozen_stages:
         about = {"stages": _fingerprint(_first(model.vision, model.frozen_stages)), "image_size": side}
     about |= {"mean": list(pixels.mean), "std": list(pixels.std), "precision": precision.value}

@@ -41,4 +41,5 @@ def writing_learner(
         concepts=len(spaces.get("concepts", ())),
         mask_id=tokenizer.mask_id,
         never_written=tokenizer.never_written,
+        remember_texts=config.data.cache_texts,
     )

@@ -89,6 +89,7 @@ class VisionEncoder(nn.Module):
     tokens_only: tuple[str, ...] = ()  # its parts and parameters of which `pooled` knows nothing
     pooled_only: tuple[str, ...] = ()  # ... of which `tokens` know nothing
     no_decay: tuple[str, ...] = ()  # ... that are no matrices of a product: positions, class tokens, queries
+    joined: tuple[int, ...] = ()  # blocks before the last one whose states stand beside its own
     notes: tuple[str, ...] = ()  # lines about the weights that it was given
     images_at_once: int = 16  # on a CPU that keeps nothing for gradients: more gain nothing, their memory is new
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from velm_cli.data.resizing import BICUBIC, BILINEAR, Resizing, colours_of, processor_options, resizing_of
@@ -39,6 +40,7 @@ class TransformersVision(VisionEncoder):
     """tokens = the net's last_hidden_state; pooled = its pooler_output, or the class token where it has no pooler.
 
     `layer=n` drops the blocks after the n-th, so the net's own last norm, where it has one, follows block n.
+    `join` puts what earlier blocks say beside it: tokens and pooled, each as if the net ended there, get wider.
     Image sizes other than the weights' own get interpolated positions. Images are normalised, and with `resize=auto`
     resized, as the image processor does whose file is in the model's folder.
     """
@@ -65,6 +67,12 @@ class TransformersVision(VisionEncoder):
             raise UserError(f"vision.layer={config.layer}: {config.name} has {len(self.blocks)} blocks")
         if config.layer:
             del self.blocks[config.layer :]
+        if list(config.join) != sorted({*config.join} & {*range(1, len(self.blocks))}):
+            raise UserError(
+                f"vision.join={list(config.join)}: name blocks before the last one, {len(self.blocks)}, in their order"
+            )
+        self.joined = tuple(config.join)
+        self.width *= 1 + len(self.joined)
         for name, parameter in self.net.named_parameters():
             if name.endswith(MASK_TOKEN):
                 parameter.requires_grad_(False)
@@ -77,6 +85,8 @@ class TransformersVision(VisionEncoder):
         return blocks_of(self.net)
 
     def forward(self, image_BCHW: Tensor) -> ImageFeatures:
+        if self.joined:
+            return self._of_blocks(image_BCHW)
         out = self.net(image_BCHW, **any_size(self.net))
         pooled_BD = out.pooler_output
         return ImageFeatures(out.last_hidden_state, out.last_hidden_state[:, 0] if pooled_BD is None else pooled_BD)
@@ -86,7 +96,21 @@ class TransformersVision(VisionEncoder):
         return self._through(x_BSD, list(self.blocks)[: stages - 1])
 
     def finish(self, hidden_BSD: Tensor, stages: int) -> ImageFeatures:
-        tokens_BSD = self._pass(self.family.after, self._through(hidden_BSD, list(self.blocks)[stages - 1 :]))
+        return self._said(self._through(hidden_BSD, list(self.blocks)[stages - 1 :]))
+
+    def _of_blocks(self, image_BCHW: Tensor) -> ImageFeatures:
+        """What the blocks `joined` and the last one say, side by side."""
+        said, hidden_BSD, passed = [], self.begin(image_BCHW, 1), 0
+        for stop in (*self.joined, len(self.blocks)):
+            hidden_BSD, passed = self._through(hidden_BSD, list(self.blocks)[passed:stop]), stop
+            said.append(self._said(hidden_BSD))
+        return ImageFeatures(
+            torch.cat([one.tokens_BSD for one in said], dim=-1), torch.cat([one.pooled_BD for one in said], dim=-1)
+        )
+
+    def _said(self, hidden_BSD: Tensor) -> ImageFeatures:
+        """What the net says if its last block has given this."""
+        tokens_BSD = self._pass(self.family.after, hidden_BSD)
         whole = "head" in self._paths  # SigLIP's: attention over all positions
         return ImageFeatures(tokens_BSD, self._pass(self.family.pooled, tokens_BSD if whole else tokens_BSD[:, 0]))
 
