@@ -20,6 +20,7 @@ from velm_cli.data.transfer import on_device
 from velm_cli.metrics.embeddings import Embeddings
 from velm_cli.metrics.retrieval import Best
 from velm_cli.models.state import Memory
+from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.joint import ContrastiveLoss, MatchingLoss, SigmoidLoss
@@ -33,6 +34,7 @@ class Matcher(Protocol):
     model: VelmModel
     joint_loss: ContrastiveLoss | SigmoidLoss | None
     matching_loss: MatchingLoss | None
+    remembered: Remembered | None
 
 
 def embed_images(learner: Matcher, features: ImageFeatures) -> Tensor:
@@ -45,8 +47,16 @@ def embed_texts(learner: Matcher, tokens_NT: Tensor, lengths_N: Tensor) -> Tenso
     """Unit vectors (N, E); `lengths` count BOS, words and EOS, and 0 is an empty slot, whose vector is anything."""
     assert learner.joint_loss is not None
     read_N = (lengths_N - 1).clamp(min=0)  # EOS ends what is written, and is not read
-    states_NTD, _ = learner.model.text(tokens_NT[:, :-1], lengths_N=read_N)
+    states_NTD = _states(learner, tokens_NT[:, :-1], read_N)
     return learner.joint_loss.embed_texts(learner.joint_loss.pool_texts(states_NTD, read_N))
+
+
+def _states(learner: Matcher, tokens_NT: Tensor, lengths_N: Tensor) -> Tensor:
+    """(N, T, D): of texts without an image, which several batches of images may ask for."""
+    if learner.remembered is not None:
+        return learner.remembered(tokens_NT, lengths_N)
+    states_NTD, _ = learner.model.text(tokens_NT, lengths_N=lengths_N)
+    return states_NTD
 
 
 class Texts(NamedTuple):
@@ -163,7 +173,7 @@ def match_logits(
     for group, texts in enumerate(order_N.split(TEXTS_AT_ONCE)):
         lengths_n = lengths_N[texts.to(lengths_N.device)]
         tokens_nT = tokens_NT[texts.to(lengths_N.device), : int(lengths_n.max())]
-        states_nTD = model.text(tokens_nT, lengths_N=lengths_n)[0] if model.fusion.after_text else None
+        states_nTD = _states(learner, tokens_nT, lengths_n) if model.fusion.after_text else None
         for image, of_image in enumerate(of_images):
             pairs = ((group_P == group) & (pairs_P2[:, 0] == image)).nonzero()[:, 0]
             if not len(pairs):
