@@ -1,6 +1,7 @@
 """Retrieval scores: they are `figures`, exact chance, folds, intervals over images, and files in both forms."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -108,6 +109,21 @@ def test_figures_of_folds_are_the_means_of_the_folds(tmp_path):
     assert scores.signature["protocol"] == "mean of 3 folds of 10 images"
     with pytest.raises(UserError, match="fold=7: 30 images are not a whole number of folds of 7"):
         ranked_embeddings(file, "predictions", None, fold=7)
+
+
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_a_fold_whose_images_have_no_captions_is_in_no_mean(empty):
+    image_ID, text_CD, image_of_C = embedded(20)
+    kept = image_of_C + np.where(image_of_C // 10 >= empty, 10, 0)
+    more = np.insert(image_ID, 10 * empty, image_ID[:10], axis=0)
+    score = partial(score_retrieval, config=METRICS, fold=10)
+    with np.errstate(all="raise"):
+        found = score(rank_both_ways(more, text_CD, kept, fold=10), kept, images=list(range(30)))
+    wanted = score(rank_both_ways(image_ID, text_CD, image_of_C, fold=10), image_of_C, images=list(range(20)))
+    assert found.corpus == pytest.approx(wanted.corpus)
+    assert found.floors["chance"] == pytest.approx(wanted.floors["chance"])
+    for key, summands in found.summands.items():
+        assert summands.total() == pytest.approx(wanted.corpus[key]), key
 
 
 def test_ranked_lists_and_embeddings_give_the_same(tmp_path):
