@@ -178,7 +178,7 @@ def test_an_image_without_captions_is_a_candidate_and_no_query(tmp_path):
     [
         ({"image": np.ones((3, 4))}, "its arrays do not fit together"),
         ({"image": np.ones((2, 5))}, "its arrays do not fit together"),
-        ({"image": np.ones((2, 4), int)}, "its arrays do not fit together"),
+        ({"image": np.ones((2, 4), int)}, "image must be floats, not of the type int64"),
         ({"image": np.full((2, 4), np.nan)}, "it holds numbers that are not finite"),
         ({"image_ids": np.array([1, 1])}, "an image is there twice"),
         ({"text_image_ids": np.array([1, 2, 9])}, r"1 captions of no image that is there \(9, ...\)"),
@@ -203,6 +203,7 @@ LINE = {"kind": "text", "query": "a#0", "ranked": ["a", "b"]}
     [
         ([1], "it must be"),
         (LINE | {"kind": "word"}, "it must be"),
+        (LINE | {"kind": ["text"]}, "it must be"),
         (LINE | {"query": "c#0"}, "no text c#0 in the references"),
         (LINE | {"ranked": ["a", "c"]}, "the candidate c is not in the references"),
         (LINE | {"ranked": ["a", "a"]}, "a candidate is on the list twice"),

@@ -138,7 +138,12 @@ def read_rankings(path: Path, option: str, references: References, file: str) ->
     for number, line in json_lines(path, refused):
         where = f"{path} line {number}"
         kind = line.get("kind") if isinstance(line, dict) else None
-        if kind not in found_at or not isinstance(line.get("ranked"), list) or "query" not in line:
+        if (
+            not isinstance(kind, str)
+            or kind not in found_at
+            or not isinstance(line.get("ranked"), list)
+            or "query" not in line
+        ):
             raise UserError(f'{where}: it must be {{"kind": "text" or "image", "query": id, "ranked": [ids]}}')
         queries, candidates, ranks = found_at[kind]
         query = queries.get(str(line["query"]))
