@@ -173,6 +173,20 @@ def test_an_image_without_captions_is_a_candidate_and_no_query(tmp_path):
     assert [line["about"]["i2t_rank"] for line in read_images(tmp_path)][20:] == [None] * 4
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_list_of_an_image_without_captions_counts_for_nothing(tmp_path, asked):
+    references = References({"a": ["x"], "b": [], "c": ["y"]})
+    lists = {"a": ["a#0", "c#0"], "c": ["c#0", "a#0"]} | ({"b": ["a#0", "c#0"]} if asked else {})
+    lines = [{"kind": "image", "query": image, "ranked": captions} for image, captions in lists.items()]
+    lines += [{"kind": "text", "query": f"{image}#0", "ranked": [image, "b"]} for image in "ac"]
+    for line in lines[-2:]:
+        line["ranked"].append("c" if "a" in line["ranked"] else "a")
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = read_rankings(tmp_path / "r.jsonl", "predictions", references, "none")
+    np.testing.assert_array_equal(found.ranks.image_I, [1, np.nan, 1])
+    assert found.notes == [] and figures(found.ranks)["rsum"] == 600
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
