@@ -146,6 +146,20 @@ def test_ids_may_be_text_in_any_of_the_files(files, capsys):
     assert "both.json 13: question 100 is there twice" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", [VQA, ("score", "references=captions.json")])
+def test_a_folder_without_scores_takes_the_mended_file(files, capsys, words):
+    key = "question_id" if words is VQA else "image_id"
+    rows = [{key: 100 + n, "answer" if words is VQA else "caption": "a dog"} for n in range(12)]
+    Path("captions.json").write_text(json.dumps(rows))
+    Path("mine.json").write_text(json.dumps(rows[:-1]))
+    words = [*words, "predictions=mine.json", "out=scored", *(["metrics=fast"] if words is not VQA else [])]
+    assert call(*words) == 2
+    Path("mine.json").write_text(json.dumps(rows))
+    assert call(*words) == 0 and Path("scored/scores.json").is_file()
+    Path("mine.json").write_text(json.dumps(rows[::-1]))
+    assert call(*words) == 2 and "holds the scores of other files" in capsys.readouterr().err
+
+
 def test_what_the_other_file_lacks_can_be_left_out_and_is_counted(files, capsys):
     Path("few.json").write_text(json.dumps([{"question_id": 100, "answer": "yes"}, {"question_id": 7, "answer": "a"}]))
     assert call(*VQA, "predictions=few.json", "mismatch=ignore") == 0
