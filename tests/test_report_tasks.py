@@ -41,7 +41,8 @@ def test_a_question_stands_with_its_image_answers_and_probabilities(questions, s
     path, truth, predicted, scores = questions
     assert path.read_text("utf-8").count('id="thumbnail-') == 10, "an image of three questions is there once"
     page = show(path)
-    assert page.find("#summary").text.startswith("30 questions")
+    different = {answer for question in truth.values() for answer in question.answers}
+    assert page.find("#summary").text == f"30 questions · {len(different)} different answers"
     assert page.load_all() != list(truth), "the best first"
     for card in page.all(".card"):
         number = int(card.find_element("css selector", ".id").text[1:])
@@ -84,7 +85,7 @@ def test_questions_are_filtered_by_type(questions, show):  # noqa: F811
 def test_an_image_stands_with_what_it_found_and_what_found_it(tmp_path, show):  # noqa: F811
     image_of_C = np.repeat(np.arange(4), 2)
     ranks = Ranks(text_C=np.array([1, 2, 1, 1, 4, 3, 1, 1.5]), image_I=np.array([1, 3, 1, 2.0]))
-    captions = [f"caption {number}" for number in range(8)]
+    captions = [f"caption {number}" for number in range(7)] + [HOSTILE["right to left"]]
     about = [
         {"retrieved": [["caption 0", True], ["caption 5", False]], "found_images": [["a", "b"], ["c", "a"]]}
         for _ in range(4)
@@ -99,6 +100,10 @@ def test_an_image_stands_with_what_it_found_and_what_found_it(tmp_path, show):  
         "caption 0 rank 1",
         "caption 1 rank 2",
     ]
+    of_table = page.js("[...arguments[0].querySelectorAll('.figures th')].map(cell => cell.textContent)", first)
+    assert of_table == [*(f"{way} R@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)), "rsum"], "what an image has"
+    notes = "[...document.querySelectorAll('.note')].map(note => getComputedStyle(note).direction)"
+    assert page.js(notes) == ["ltr"] * 8, "also behind a caption that turns the direction round"
     marks = page.js("[...arguments[0].querySelectorAll('.candidates li')].map(row => row.className)", first)
     assert marks == ["right", "wrong"]
     page.find(".opener").click()

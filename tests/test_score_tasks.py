@@ -96,6 +96,11 @@ def test_every_form_of_answers_gives_the_same(files, capsys):
         (["predictions=list.json"], "list.json 1: the answer must be text, not ['a']"),
         (["predictions=none.json"], "predictions=none.json does not exist"),
         (["predictions=again.json"], "predictions=again.json: more than once in it: 1 question (100); JSON keeps"),
+        (["predictions=wrapped.json"], "predictions=wrapped.json: more than once in it: 1 question (100); JSON keeps"),
+        (["predictions=columns.csv"], "predictions=columns.csv: the column answer is there twice"),
+        (["predictions=sign.csv"], "no reference for 2 questions (²"),
+        (["predictions=lines.json"], r"no reference for 1 question (\nvelm: \x1b[2J)"),
+        (["predictions=no.json", "questions=asked.json"], "asked.json 13: question 100 is there twice"),
         (["predictions=packed.json"], "predictions=packed.json is a zip archive or spreadsheet: unpack it"),
         (["predictions=cut.json"], "predictions=cut.json is broken JSON at line 1"),
         (["predictions=no.json", "training=no.json"], "no.json 1: no answers: none of answers, direct_answers"),
@@ -109,15 +114,50 @@ def test_a_mistake_is_one_line(files, capsys, words, line):
         "other.json": [*answers, {"question_id": 7, "answer": "no"}],
         "twice.json": [*answers, answers[0]],
         "nobody.json": [{"question_id": 1}],
+        "lines.json": [*answers, {"question_id": "\nvelm: \x1b[2J", "answer": "no"}],
+        "asked.json": [*QUESTIONS, QUESTIONS[0] | {"question": "another?"}],
         "list.json": [{"question_id": 1, "answer": ["a"]}],
     }.items():
         Path(name).write_text(json.dumps(value))
     Path("cut.json").write_text('[{"question_id": 1, "ans')
     Path("again.json").write_text('{"100": "no", "100": "yes", "101": "no"}')
+    Path("wrapped.json").write_text('{"predictions": {"100": "no", "100": "yes", "101": "no"}}')
+    Path("columns.csv").write_text("question_id,answer,Answer\n100,yes,no\n")
+    Path("sign.csv").write_text("question_id,answer\n²,yes\n" + "9" * 5000 + ",yes\n")
     Path("packed.json").write_bytes(b"PK\x03\x04" + bytes(40))
     assert call(*VQA, *words) == 2
     err = capsys.readouterr().err
     assert line in err and len(err.splitlines()) == 1
+
+
+def test_ids_may_be_text_in_any_of_the_files(files, capsys):
+    def as_text(rows):
+        return [row | {"question_id": str(row["question_id"])} for row in rows]
+
+    Path("texts.json").write_text(json.dumps(as_text(QUESTIONS)))
+    Path("training.json").write_text(json.dumps({"annotations": as_text(ANNOTATIONS[:5])}))
+    words = [*VQA, "predictions=no.json", "questions=texts.json", "training=training.json"]
+    assert call(*words, "out=scored") == 0
+    assert "training has 5 of the scored questions" in capsys.readouterr().out
+    first = json.loads(Path("scored/per_example.jsonl").read_text().splitlines()[0])
+    assert (first["id"], first["about"]["question"]) == (100, "question 0?")
+    Path("both.json").write_text(json.dumps([*ANNOTATIONS, *as_text(ANNOTATIONS[:1])]))
+    assert call("score", "task=vqa", "predictions=no.json", "references=both.json") == 2
+    assert "both.json 13: question 100 is there twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [VQA, ("score", "references=captions.json")])
+def test_a_folder_without_scores_takes_the_mended_file(files, capsys, words):
+    key = "question_id" if words is VQA else "image_id"
+    rows = [{key: 100 + n, "answer" if words is VQA else "caption": "a dog"} for n in range(12)]
+    Path("captions.json").write_text(json.dumps(rows))
+    Path("mine.json").write_text(json.dumps(rows[:-1]))
+    words = [*words, "predictions=mine.json", "out=scored", *(["metrics=fast"] if words is not VQA else [])]
+    assert call(*words) == 2
+    Path("mine.json").write_text(json.dumps(rows))
+    assert call(*words) == 0 and Path("scored/scores.json").is_file()
+    Path("mine.json").write_text(json.dumps(rows[::-1]))
+    assert call(*words) == 2 and "holds the scores of other files" in capsys.readouterr().err
 
 
 def test_what_the_other_file_lacks_can_be_left_out_and_is_counted(files, capsys):

@@ -73,13 +73,24 @@ def test_candidates_are_judged_again_by_any_number_of_processes(place, checked):
     np.testing.assert_allclose([two[key] for key in keys], [scores[key] for key in keys], rtol=1e-6)
 
 
+def test_what_could_not_be_scored_is_refused_before_the_work(place, checked, capsys):
+    line = "task.fold=7: 8 images are not a whole number of folds of 7; 0 takes all together"
+    for dry in ("true", "false"):
+        assert call("train", "task=retrieve", *DATA, *TINY_MODEL, "task.fold=7", "name=folds", f"dry_run={dry}") == 2
+        assert line in capsys.readouterr().err and not (place / "runs/train/folds").exists()
+        assert call("eval", f"checkpoint={checked.run}", "task.fold=7", "name=folds", f"dry_run={dry}") == 2
+        assert line in capsys.readouterr().err and not (place / "runs/evaluate/folds").exists()
+
+
 def test_a_captioner_with_a_joint_loss_finds_and_others_say_why_not(place, checked, capsys):
     steps = ["run.max_steps=2", ALIKE]
     assert call("train", *DATA, *TINY_MODEL, *steps, "loss=joint", "name=both") == 0
     folder = evaluated("eval", "checkpoint=runs/train/both", "task=retrieve", "report.page=false")
     assert json.loads((folder / "scores.json").read_text())["primary"] == "rsum"
-    assert call("eval", "checkpoint=runs/train/both", "task=retrieve", "task.rerank=5") == 2
-    assert "judges by the matching head" in capsys.readouterr().err
+    for dry in ("true", "false"):
+        options = ["task=retrieve", "task.rerank=5", f"dry_run={dry}"]
+        assert call("eval", "checkpoint=runs/train/both", *options) == 2
+        assert "judges by the matching head" in capsys.readouterr().err
     assert call("train", *DATA, *TINY_MODEL, *steps, "name=writes") == 0
     assert call("eval", "checkpoint=runs/train/writes", "task=retrieve") == 2
     assert "cannot retrieve: it was trained without an L_joint" in capsys.readouterr().err

@@ -46,6 +46,31 @@ def test_a_strangers_compressed_file_in_half_precision_is_read(tmp_path):
     np.testing.assert_allclose(read_embeddings(tmp_path / "theirs.npz", "e").text_CE, some().text_CE, atol=1e-3)
 
 
+@pytest.mark.parametrize(("length", "kind"), [(1e30, np.float32), (1e-30, np.float32), (1e300, float), (1e-310, float)])
+def test_the_length_of_an_embedding_says_nothing(tmp_path, length, kind):
+    write_embeddings(tmp_path / "own.npz", some((7, 8)))
+    with np.load(tmp_path / "own.npz") as plain:
+        arrays = {name: plain[name] for name in plain}
+    for name in ("image", "text"):
+        arrays[name] = arrays[name].astype(kind) * kind(length)
+    arrays["text"][2] = 0
+    np.savez(tmp_path / "e.npz", **arrays)
+    with np.errstate(all="raise"):
+        found = read_embeddings(tmp_path / "e.npz", "e")
+        np.testing.assert_allclose(unit(found.image_IE), some().image_IE, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(unit(found.text_CE[:2]), some().text_CE[:2], rtol=1e-5, atol=1e-6)
+    assert not found.text_CE[2].any()
+
+
+def test_what_is_no_archive_is_not_called_a_pickle(tmp_path):
+    (tmp_path / "text.npz").write_text("0.5 0.5")
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.ones((2, 4)))
+    for name in ("text.npz", "array.npz"):
+        with pytest.raises(UserError, match=r"no \.npz archive"):
+            read_embeddings(tmp_path / name, "e")
+
+
 def test_zeros_have_no_direction():
     np.testing.assert_allclose(np.linalg.norm(unit(np.array([[3.0, 4.0], [0.0, 0.0]])), axis=1), [1, 0])
 
@@ -53,7 +78,9 @@ def test_zeros_have_no_direction():
 SPOILT = {
     "numbers that are not finite": {"text": np.full((3, 4), np.nan, np.float32)},
     "do not fit together": {"image": np.full((3, 4), 0.5, np.float32)},
-    "its arrays do not fit": {"image": np.ones((2, 4), np.int64)},
+    "image must be floats, not of the type int64": {"image": np.ones((2, 4), np.int64)},
+    "image_ids must be numbers or text, not of the type float64": {"image_ids": np.array([7.0, 8.0])},
+    r"text, captions have the shapes .*, \(1,\)": {"captions": np.array(["one"])},
     "captions of no image that is there": {"text_image_ids": np.array([7, 7, 9])},
     "an image is there twice": {"image_ids": np.array([7, 7])},
     "pickled objects": {"image": np.array([{}, {}], object)},

@@ -1,6 +1,7 @@
 """Retrieval scores: they are `figures`, exact chance, folds, intervals over images, and files in both forms."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,6 +111,21 @@ def test_figures_of_folds_are_the_means_of_the_folds(tmp_path):
         ranked_embeddings(file, "predictions", None, fold=7)
 
 
+@pytest.mark.parametrize("empty", [0, 1, 2])
+def test_a_fold_whose_images_have_no_captions_is_in_no_mean(empty):
+    image_ID, text_CD, image_of_C = embedded(20)
+    kept = image_of_C + np.where(image_of_C // 10 >= empty, 10, 0)
+    more = np.insert(image_ID, 10 * empty, image_ID[:10], axis=0)
+    score = partial(score_retrieval, config=METRICS, fold=10)
+    with np.errstate(all="raise"):
+        found = score(rank_both_ways(more, text_CD, kept, fold=10), kept, images=list(range(30)))
+    wanted = score(rank_both_ways(image_ID, text_CD, image_of_C, fold=10), image_of_C, images=list(range(20)))
+    assert found.corpus == pytest.approx(wanted.corpus)
+    assert found.floors["chance"] == pytest.approx(wanted.floors["chance"])
+    for key, summands in found.summands.items():
+        assert summands.total() == pytest.approx(wanted.corpus[key]), key
+
+
 def test_ranked_lists_and_embeddings_give_the_same(tmp_path):
     image_ID, text_CD, image_of_C = embedded(20)
     names = [f"{number}.jpg" for number in range(20)]
@@ -157,12 +173,26 @@ def test_an_image_without_captions_is_a_candidate_and_no_query(tmp_path):
     assert [line["about"]["i2t_rank"] for line in read_images(tmp_path)][20:] == [None] * 4
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_list_of_an_image_without_captions_counts_for_nothing(tmp_path, asked):
+    references = References({"a": ["x"], "b": [], "c": ["y"]})
+    lists = {"a": ["a#0", "c#0"], "c": ["c#0", "a#0"]} | ({"b": ["a#0", "c#0"]} if asked else {})
+    lines = [{"kind": "image", "query": image, "ranked": captions} for image, captions in lists.items()]
+    lines += [{"kind": "text", "query": f"{image}#0", "ranked": [image, "b"]} for image in "ac"]
+    for line in lines[-2:]:
+        line["ranked"].append("c" if "a" in line["ranked"] else "a")
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = read_rankings(tmp_path / "r.jsonl", "predictions", references, "none")
+    np.testing.assert_array_equal(found.ranks.image_I, [1, np.nan, 1])
+    assert found.notes == [] and figures(found.ranks)["rsum"] == 600
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
         ({"image": np.ones((3, 4))}, "its arrays do not fit together"),
         ({"image": np.ones((2, 5))}, "its arrays do not fit together"),
-        ({"image": np.ones((2, 4), int)}, "its arrays do not fit together"),
+        ({"image": np.ones((2, 4), int)}, "image must be floats, not of the type int64"),
         ({"image": np.full((2, 4), np.nan)}, "it holds numbers that are not finite"),
         ({"image_ids": np.array([1, 1])}, "an image is there twice"),
         ({"text_image_ids": np.array([1, 2, 9])}, r"1 captions of no image that is there \(9, ...\)"),
@@ -187,6 +217,7 @@ LINE = {"kind": "text", "query": "a#0", "ranked": ["a", "b"]}
     [
         ([1], "it must be"),
         (LINE | {"kind": "word"}, "it must be"),
+        (LINE | {"kind": ["text"]}, "it must be"),
         (LINE | {"query": "c#0"}, "no text c#0 in the references"),
         (LINE | {"ranked": ["a", "c"]}, "the candidate c is not in the references"),
         (LINE | {"ranked": ["a", "a"]}, "a candidate is on the list twice"),

@@ -119,7 +119,8 @@ def test_every_form_gives_the_same_records(tmp_path, photos, form, folder):
 
 def test_bad_token_lines_are_refused_and_unlisted_images_noted(tmp_path, photos):
     write_images(tmp_path, photos)
-    write_tokens(tmp_path, {**photos, "5_a.jpg.1": ("train", ["of no photo"])})
+    long = f"{'9' * 5000}.jpg"  # more digits than Python makes a number of
+    write_tokens(tmp_path, {**photos, "5_a.jpg.1": ("train", ["of no photo"]), long: ("train", ["of none too"])})
     write_lists(tmp_path, {**photos, "6_b.jpg": ("test", [])})
     file = tmp_path / "Flickr8k.token.txt"
     count = len(file.read_text().splitlines())
@@ -133,7 +134,7 @@ def test_bad_token_lines_are_refused_and_unlisted_images_noted(tmp_path, photos)
         (f"{file}:{count + 4}", "not UTF-8 text: byte 1 of the line; save the file as UTF-8 (in Excel: CSV UTF-8)"),
     ]
     assert corpus.notes == [
-        "left out 1 annotated images that Flickr_8k.*Images.txt does not name (first: 5_a.jpg.1)",
+        f"left out 2 annotated images that Flickr_8k.*Images.txt does not name (first: 5_a.jpg.1, {long})",
         "1 images of Flickr_8k.*Images.txt have no annotation (first: 6_b.jpg)",
     ]
 

@@ -53,7 +53,7 @@ def test_runs_that_differ_in_nothing_are_told_apart_by_their_names(tmp_path):
 
 
 def test_a_run_and_its_evaluations_are_never_averaged(tmp_path):
-    """The training knows no split and no decoding, so these are no columns; the seed is the same."""
+    """The training knows no decoding, so that is no column; the seed is the same."""
     options = {"optim.lr": 1e-3, "seed": 0}
     runs = [
         scored("a", options, [1.0], tmp_path),

@@ -75,6 +75,12 @@ def test_two_evaluations_of_the_same_have_no_control():
     assert not compare([RUNS[0], again, RUNS[1]]).blind
 
 
+def test_a_control_has_no_control():
+    again = run("a-image-again", 0.31, "image", lr="1")
+    rows = compare([RUNS[0], again, RUNS[1]]).rows
+    assert [(row.scores["VQA"], list(row.controls)) for row in rows] == [(0.4, ["image"]), (0.31, [])]
+
+
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """runs/train/r and its evaluations: with everything, without images, and another split."""
@@ -115,6 +121,12 @@ def test_folders_of_another_task_have_their_own_columns_and_controls(folders, ca
     assert call("report", *folders, "metric=CIDEr") == 2
     assert "no score of that name; VQA, VQA always, VQA yes/no" in capsys.readouterr().err
     assert call("report", *folders, "out=page.html") == 0 and '"task":"vqa"' in Path("page.html").read_text()
+
+
+def test_a_run_and_its_evaluation_on_another_part_are_told_apart_by_it(folders, capsys):
+    assert call("report", "runs/train/r", folders[0]) == 0
+    header, best, other = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header[0] == "split" and (best[0], other[0]) == ("val", "test"), "scores at the end of training are of val"
 
 
 def test_runs_of_two_tasks_are_two_tables(folders, capsys):

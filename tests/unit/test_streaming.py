@@ -539,6 +539,10 @@ def test_a_tar_that_claims_too_much_is_not_believed():
 
     with pytest.raises(SourceError, match="a name of 8,589,934,592 bytes"):
         read(header("pax", 8 << 30, tarfile.XHDTYPE))
+    for record in (b"0 path=a\n", b"no path=a\n", b"9" * 5000 + b" path=a\n"):
+        packed = record + bytes(-len(record) % tarfile.BLOCKSIZE)
+        with pytest.raises(SourceError, match="damaged: pax records"):
+            read(header("pax", len(record), tarfile.XHDTYPE) + packed)
     with pytest.raises(SourceError, match="ends within a member"):
         read(header("1.jpg", 8 << 30))
     huge = header("1.jpg", tars.MAX_MEMBER + 1)

@@ -130,7 +130,9 @@ def _pax(content: bytes) -> dict[str, str]:
     records: dict[str, str] = {}
     while content and content[0]:
         digits, _, _ = content.partition(b" ")
-        length = int(digits) if digits.isdigit() else 0
+        length = int(digits) if digits.isdigit() and len(digits) < 19 else 0
+        if length <= len(digits):  # it would never end
+            raise SourceError("damaged: pax records")
         key, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
         if not equals:
             raise SourceError("damaged: pax records")

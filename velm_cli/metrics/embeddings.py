@@ -85,9 +85,12 @@ def _arrays(
     path: Path, named: str
 ) -> tuple[list[int | str], np.ndarray, list[int | str], np.ndarray, list[str] | None]:
     try:
+        if path.exists() and not zipfile.is_zipfile(
+            path
+        ):  # numpy reads an array alone too, and takes all else for pickles
+            raise ValueError("it is no .npz archive, as numpy.savez writes one")
         with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile) or file.zip is None:
-                raise ValueError("no .npz archive")
+            assert file.zip is not None
             if sum(member.file_size for member in file.zip.infolist()) > most_unpacked(path.stat().st_size):
                 raise ValueError("it unpacks to many times its size")
             if missing := [name for name in ARRAYS if name not in file]:
@@ -99,17 +102,29 @@ def _arrays(
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         why = "it holds pickled objects, which velm never reads" if "pickle" in str(error) else error
         raise UserError(f"{named} holds no embeddings: {why}") from error
-    fits = image_IE.ndim == text_CE.ndim == 2 and image_IE.shape[1] == text_CE.shape[1] > 0
-    for vectors in (image_IE, text_CE):
-        fits = fits and vectors.dtype.kind == "f" and len(vectors) > 0
-    for names, vectors in ((ids, image_IE), (own_ids, text_CE)):
-        fits = fits and names.ndim == 1 and names.dtype.kind in "iuU" and len(names) == len(vectors)
+    arrays = dict(zip(ARRAYS, (ids, image_IE, own_ids, text_CE), strict=True))
     if captions is not None:
-        fits = fits and captions.dtype.kind == "U" and captions.shape == own_ids.shape
-    if not fits:
-        shapes = f"{ids.shape}, {image_IE.shape}, {own_ids.shape}, {text_CE.shape}"
-        raise UserError(f"{named}: its arrays do not fit together: {', '.join(ARRAYS)} have the shapes {shapes}")
-    image_IE, text_CE = image_IE.astype(np.float32), text_CE.astype(np.float32)
+        arrays["captions"] = captions
+    for name, array in arrays.items():
+        kinds, of = ("f", "floats") if name in ("image", "text") else ("iuU", "numbers or text")
+        kinds, of = ("U", "text") if name == "captions" else (kinds, of)
+        if array.dtype.kind not in kinds:
+            raise UserError(f"{named}: {name} must be {of}, not of the type {array.dtype}")
+    fits = image_IE.ndim == text_CE.ndim == 2 and image_IE.shape[1] == text_CE.shape[1] > 0
+    for names, vectors in ((ids, image_IE), (own_ids, text_CE)):
+        fits = fits and names.ndim == 1 and len(names) == len(vectors) > 0
+    if not fits or (captions is not None and captions.shape != own_ids.shape):
+        shapes = ", ".join(str(array.shape) for array in arrays.values())
+        raise UserError(f"{named}: its arrays do not fit together: {', '.join(arrays)} have the shapes {shapes}")
     if not (np.isfinite(image_IE).all() and np.isfinite(text_CE).all()):
         raise UserError(f"{named}: it holds numbers that are not finite")
+    image_IE, text_CE = _of_usual_length(image_IE), _of_usual_length(text_CE)
     return ids.tolist(), image_IE, own_ids.tolist(), text_CE, None if captions is None else captions.tolist()
+
+
+def _of_usual_length(vectors_ND: np.ndarray) -> np.ndarray:
+    """In float32, very long and short ones divided by a power of two: their squares would be infinite or 0."""
+    _, exponents_N1 = np.frexp(np.abs(vectors_ND).max(axis=1, keepdims=True))
+    exponents_N1 = np.where(np.abs(exponents_N1) > 30, exponents_N1, 0)
+    scaled: np.ndarray = np.ldexp(vectors_ND, -exponents_N1).astype(np.float32)
+    return scaled

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from velm_cli.errors import UserError
 from velm_cli.lines import not_the_file, read_bytes
@@ -49,8 +50,14 @@ def digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def keys_again(data: bytes) -> list[str]:
-    """Keys that an object of this JSON has more than once: a parser keeps the last of them."""
+def keys_again(data: bytes, value: Any, items: int) -> list[str]:
+    """Keys that an object of this JSON has more than once: a parser keeps the last of them.
+
+    Looked for where `items` have ids for their keys: in the parsed `value` itself, or in what it wraps.
+    """
+    wrapped = list(value.values()) if isinstance(value, dict) else []
+    if not any(isinstance(each, dict) and len(each) == items for each in (value, *wrapped)):
+        return []
     twice: list[str] = []
 
     def seen(pairs: list[tuple[str, object]]) -> dict[str, object]:

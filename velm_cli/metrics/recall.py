@@ -21,9 +21,10 @@ def rows_of(
     images = len(image_I)
     folds_I = np.zeros(images, int) if fold_of_I is None else fold_of_I
     is_query_I = ~np.isnan(image_I)  # an image without captions is none
-    images_F, captions_F = np.bincount(folds_I, is_query_I), np.bincount(folds_I[image_of_C])
+    images_F = np.bincount(folds_I, is_query_I)
+    captions_F = np.bincount(folds_I[image_of_C], minlength=len(images_F))  # the last fold may have none
     weight_I = np.where(is_query_I, is_query_I.sum() / (len(images_F) * np.maximum(1, images_F[folds_I])), 0.0)
-    weight_C = (len(text_C) / (len(images_F) * captions_F[folds_I]))[image_of_C]
+    weight_C = len(text_C) / (len(images_F) * captions_F[folds_I[image_of_C]])
     of_images = [weight_I * (image_I <= k) for k in KS] + [weight_I]
     of_captions = [np.bincount(image_of_C, weight_C * (text_C <= k), minlength=images) for k in KS]
     of_captions.append(np.bincount(image_of_C, weight_C, minlength=images))

@@ -205,8 +205,7 @@ def _json(path: Path, data: bytes, role: Role, option: str) -> Rows:
         rows = read_value(value, str(path), role)
     except RecursionError:
         raise UserError(f"{named} is nested too deeply to be a file of captions") from None
-    keyed = isinstance(value, dict) and len(value) == len(rows.rows)  # by ids
-    if keyed and (twice := keys_again(data)):
+    if twice := keys_again(data, value, len(rows.rows)):
         raise UserError(f"{named}: more than once in it: {listing(twice)}; JSON keeps the last, so leave one")
     return rows
 

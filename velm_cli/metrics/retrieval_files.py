@@ -138,7 +138,12 @@ def read_rankings(path: Path, option: str, references: References, file: str) ->
     for number, line in json_lines(path, refused):
         where = f"{path} line {number}"
         kind = line.get("kind") if isinstance(line, dict) else None
-        if kind not in found_at or not isinstance(line.get("ranked"), list) or "query" not in line:
+        if (
+            not isinstance(kind, str)
+            or kind not in found_at
+            or not isinstance(line.get("ranked"), list)
+            or "query" not in line
+        ):
             raise UserError(f'{where}: it must be {{"kind": "text" or "image", "query": id, "ranked": [ids]}}')
         queries, candidates, ranks = found_at[kind]
         query = queries.get(str(line["query"]))
@@ -151,18 +156,19 @@ def read_rankings(path: Path, option: str, references: References, file: str) ->
         _refuse_list(ranked, line["ranked"], among, where)
         own = [image_of_C[query]] if kind == "text" else np.flatnonzero(image_of_C == query).tolist()
         ranks[query] = next((at for at, each in enumerate(ranked, 1) if each in own), 0) or among
-        missed += not any(each in own for each in ranked)
+        missed += bool(own) and not any(each in own for each in ranked)
         best_of[kind][query] = np.array(ranked[:BEST])
     if refused:
         raise UserError(f"{option}={refused[0][0]}: {refused[0][1]}")
+    image_I[np.array(counts) == 0] = np.nan  # a candidate, and no query
     for kind, ranks in (("images", image_I), ("captions", text_C)):
         if absent := int((ranks == 0).sum()):
             raise UserError(f"{named}: no list for {absent:,} {kind} of the references")
     notes = []
     if missed:
+        lists = np.count_nonzero(counts) + len(captions)
         notes.append(
-            f"on {missed:,} of {len(images) + len(captions):,} lists is nothing that belongs to the query: its rank "
-            "counts as the last"
+            f"on {missed:,} of {lists:,} lists is nothing that belongs to the query: its rank counts as the last"
         )
     return Retrieved(
         ranks=Ranks(text_C=text_C, image_I=image_I),

@@ -141,7 +141,8 @@ def chance(captions_I: np.ndarray, fold: int = 0) -> dict[str, float | None]:
     The median ranks are those of the distribution of all queries' ranks.
     """
     folds = folds_of(len(captions_I), fold)
-    by_fold = [_chance(captions_I[folds == number]) for number in range(int(folds.max()) + 1)]
+    in_folds = [captions_I[folds == number] for number in range(int(folds.max()) + 1)]
+    by_fold = [_chance(captions_F) for captions_F in in_folds if captions_F.any()]  # without captions: no query
     return {key: float(np.mean([found[key] for found in by_fold])) for key in by_fold[0]}
 
 

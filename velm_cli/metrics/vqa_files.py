@@ -70,12 +70,10 @@ def read_questions(
     UserError for other forms, a question that comes twice or has no answers.
     """
     found: dict[ExampleId, Question] = {}
+    seen: set[str] = set()
     rows, digest = _rows(path, option)
     for where, item in rows:
-        number = image_id(item[_key(item, ID_KEYS, where, "question_id")], where, "question_id")
-        if number in found:
-            raise UserError(f"{where}: question {number} is there twice")
-        found[number] = _question(item, where)
+        found[_new_id(item, ID_KEYS, where, seen)] = _question(item, where)
     if not found:
         raise UserError(f"{option}={path} holds no questions; {KNOWN[option]}")
     if questions is not None:
@@ -109,19 +107,29 @@ def _question(item: Mapping[str, Any], where: str) -> Question:
 
 def _add_texts(found: dict[ExampleId, Question], path: Path) -> None:
     rows, _ = _rows(path, "questions")
-    texts: dict[ExampleId, tuple[str, Any]] = {}
+    texts: dict[str, tuple[str, Any]] = {}
+    seen: set[str] = set()
     for where, item in rows:
-        number = image_id(item[_key(item, ID_KEYS[:2], where, "question_id")], where, "question_id")
+        number = _new_id(item, ID_KEYS[:2], where, seen)
         text = item.get("question")
         if not isinstance(text, str):
             raise UserError(f'{where}: "question" must be text')
-        texts[number] = (text, item.get("image_id"))
-    if missing := [number for number in found if number not in texts]:
+        texts[str(number)] = (text, item.get("image_id"))
+    if missing := [number for number in found if str(number) not in texts]:
         raise UserError(f"questions={path}: no text for {questions_listed(missing)} of the references")
     for number, question in found.items():
-        text, image = texts[number]
+        text, image = texts[str(number)]
         image = image if isinstance(image, (int, str)) and question.image is None else question.image
         found[number] = replace(question, text=text, image=image)
+
+
+def _new_id(item: Mapping[str, Any], keys: tuple[str, ...], where: str, seen: set[str]) -> ExampleId:
+    """The question's id. UserError where it was `seen` before, be it as a number or as text."""
+    number = image_id(item[_key(item, keys, where, "question_id")], where, "question_id")
+    if str(number) in seen:
+        raise UserError(f"{where}: question {on_one_line(str(number))[:40]} is there twice")
+    seen.add(str(number))
+    return number
 
 
 # ------------------------------------------------------------------------------------- both together
@@ -186,7 +194,7 @@ def _rows(path: Path, option: str) -> tuple[Iterator[tuple[str, dict[str, Any]]]
         return _table(path, option, "\t" if name.endswith(".tsv") else ","), digest
     try:
         items = _listed(value := parse_json(data, named), option, named)
-        if isinstance(value, dict) and len(items) == len(value) and (twice := keys_again(data)):
+        if twice := keys_again(data, value, len(items)):
             raise UserError(f"{named}: more than once in it: {questions_listed(twice)}; JSON keeps the last: leave one")
         return _objects((f"{path} {number}", item) for number, item in items), digest
     except UserError:
@@ -241,13 +249,17 @@ def _table(path: Path, option: str, delimiter: str) -> Iterator[tuple[str, dict[
     rows = csv.reader((line for _, line in lines), delimiter=delimiter, strict=True)
     try:
         names = [name.strip().lower() for name in next(rows)]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise UserError(f"{option}={path}: the column {on_one_line(twice[0])[:40]} is there twice: leave one")
         for cells in rows:
             where = f"{path} line {lines[rows.line_num - 1][0]}"
             if len(cells) != len(names):
                 raise UserError(f"{where}: {len(cells)} cells in {len(names)} columns: put quotes around the answer")
             item: dict[str, Any] = dict(zip(names, cells, strict=True))
             key = _key(item, ID_KEYS, where, "question_id")
-            yield where, item | {key: int(item[key]) if item[key].strip().isdigit() else item[key].strip()}
+            text = item[key].strip()
+            is_number = text.isdecimal() and len(text) < 19  # Python turns no text of thousands of digits into a number
+            yield where, item | {key: int(text) if is_number else text}
     except csv.Error as error:
         raise UserError(f"{option}={path}: {error}: is a quotation mark left open?") from None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from velm_cli import __version__
-from velm_cli.errors import UserError
+from velm_cli.errors import UserError, on_one_line
 from velm_cli.metrics.floors import warn_of_floors
 from velm_cli.metrics.scores import ExampleId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all, mean_of
@@ -120,7 +120,7 @@ def _check(truth: Mapping[ExampleId, Question], predicted: Mapping[ExampleId, st
 
 def questions_listed(ids: Sequence[ExampleId]) -> str:
     """`7 questions (1, 2, 3, 4, 5, ...)`."""
-    shown = ", ".join(map(str, ids[:5]))
+    shown = ", ".join(on_one_line(str(number)) for number in ids[:5])
     return f"{len(ids):,} question{'s' * (len(ids) > 1)} ({shown}{', ...' * (len(ids) > 5)})"
 
 

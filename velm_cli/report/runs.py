@@ -67,7 +67,7 @@ def read_run(folder: Path) -> ScoredRun:
         blind = _blind(config)
         options["eval.blind"] = blind
     else:
-        options = configs.experiment_of(config)
+        options = configs.experiment_of(config) | {"split": "val"}  # of which the scores at the end of training are
     options.pop("checkpoint", None)
     start: dict[str, Any] = {}
     speeds: list[float] = []

@@ -135,7 +135,8 @@ def _row(label: tuple[str, ...], runs: list[ScoredRun], controls: Controls, by: 
         controls={
             kind: {key: mean([twin.scores.get(key) for twin in twins]) for key in runs[0].scores}
             for kind in BLIND
-            if len(twins := [controls[run.twin, kind] for run in runs if (run.twin, kind) in controls]) == len(runs)
+            if runs[0].blind == "none"  # a control has none itself
+            and len(twins := [controls[run.twin, kind] for run in runs if (run.twin, kind) in controls]) == len(runs)
         },
         floor=best_floor(runs[0].floors, by),
     )

@@ -74,6 +74,8 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
     if config.run.patience and not config.run.overfit_images and not len(store.split("val")):
         yield f"run.patience={config.run.patience}: {store.path} has no validation images: set run.patience=0"
     yield from data.task.fitting(store, data.spaces)
+    if scored := len(store.split("val")[: config.run.validate_images or None]):
+        yield from data.task.unscorable(scored)
     yield from metric_problems(data.task, config.metrics)
 
 
@@ -138,7 +140,9 @@ def loader_of(config: TrainRoot, data: TaskData) -> TrainLoader | StreamLoader:
 def refuse_unfit_evaluation(config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray) -> None:
     """UserError with a line for all that an evaluation of these examples would fail at after it has predicted them."""
     lines = list(metric_problems(task, config.metrics))
-    if not lines and config.metrics.required and not _references(store, indices):
+    if _references(store, indices):
+        lines += task.unscorable(len(indices))
+    elif not lines and config.metrics.required:
         lines.append(
             f"metrics.required={list(config.metrics.required)}: no image of split={config.split} in {store.path} has a "
             "caption to compare with: leave metrics.required empty, or name another split"

@@ -58,6 +58,8 @@ def opened_run(trained: TrainRoot, run: Path, weights: Path) -> Iterator[str]:
         task = task_of(trained.task)
         weights_of = constant(*task.predicts_with(trained))
         learner = task.learner(trained, run_spaces(run, task), run_tokenizer(run), weights_of)
+    if line := task.cannot_predict(learner, trained, run):
+        raise UserError(line)
     own = learner.state_dict()
     for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:

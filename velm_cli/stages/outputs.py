@@ -72,6 +72,8 @@ def _refuse_other_folder(where: str, path: Path, inputs: dict[str, str], options
             raise UserError(f"{where}: {error}: give another folder") from error
         if made.get("made_by") != "velm score":
             raise UserError(f"{where} holds files that velm score did not write: give another folder")
+        if there <= {INPUTS, ".lock"}:  # what was scored then was refused, or stopped: no scores to lose
+            return
         if made.get("inputs") != inputs:
             raise UserError(f"{where} holds the scores of other files: give another folder, or delete this one")
         before = made.get("options", options)  # an older velm's does not say

@@ -52,7 +52,8 @@ def _run(
         notes += more
         if theirs.digest == ours.digest:
             notes.append("predictions and vs are the same file")
-    if seen := sum(number in training for number in ids):
+    of_training = set(map(str, training))
+    if seen := sum(str(number) in of_training for number in ids):
         notes.append(f"training has {seen:,} of the scored questions: floors and scores are not on unseen questions")
     questions = {number: truth[number] for number in ids}
     pictures = {}

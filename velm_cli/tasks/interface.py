@@ -147,6 +147,10 @@ class Task(ABC, Generic[P]):
         `learned`: the model was trained on the training part of this store.
         """
 
+    def unscorable(self, examples: int) -> Iterator[str]:
+        """A line for everything at which the scores of so many examples would fail."""
+        return iter(())
+
     def further(self, config: EvaluateRoot, predicted: Predicted[P], folder: Path) -> dict[str, float | None]:
         """Figures beside the scores, written into the evaluation's folder and printed."""
         return {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from velm_cli.errors import UserError
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import DecodeConfig, JointLoss, MetricsConfig, RetrieveTaskConfig, TrainRoot
 from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Task
@@ -177,6 +178,14 @@ class RetrieveTask(Task[Found]):
             signature=signature,
             about=about_best(_with(found, captions), self._order(found, predicted)),
         )
+
+    def unscorable(self, examples: int) -> Iterator[str]:
+        from velm_cli.metrics.retrieval_scores import folds_of
+
+        try:
+            folds_of(examples, self.options.fold)
+        except UserError as error:
+            yield f"task.{error}"
 
     def _logits(self, predicted: Predicted[Found]) -> tuple[np.ndarray, np.ndarray]:
         of_images = [found.logits_k for found in predicted.values() if found.logits_k is not None]

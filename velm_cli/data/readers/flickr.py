@@ -186,4 +186,4 @@ def _images(folder: Path, listing: Listing) -> set[str]:
 def _photo_id(name: str) -> int | str:
     """The photo's number at Flickr, with which every such file name begins; else the name itself."""
     digits = name.partition("_")[0].partition(".")[0]
-    return int(digits) if digits.isdecimal() else name
+    return int(digits) if digits.isdecimal() and len(digits) < 19 else name

@@ -169,21 +169,20 @@ function showThumbnail(picture) {
 }
 
 function scoreTable(index) {
-  const head = metrics.map((metric, column) =>
-    element("th", { scope: "col", title: metric.label, class: column === gallery.metric ? "chosen" : "" }, metric.short),
+  const head = scored.map((column) =>
+    element("th", { scope: "col", title: metrics[column].label, class: column === gallery.metric ? "chosen" : "" }, metrics[column].short),
   );
   const rows = [];
   runs.forEach((run, number) => {
-    const values = metrics.map((metric, column) => run.values[column][index]);
-    const cells = values.map((value, column) =>
-      element("td", { class: column === gallery.metric ? "chosen" : "" }, formatted(value, metrics[column])),
+    const cells = scored.map((column) =>
+      element("td", { class: column === gallery.metric ? "chosen" : "" }, formatted(run.values[column][index], metrics[column])),
     );
     const name = several ? [element("th", { scope: "row" }, runDot(run, number))] : [];
     rows.push(element("tr", {}, ...name, ...cells));
     if (number > 0) {
-      const changes = metrics.map((metric, column) => {
-        const change = difference(values[column], runs[0].values[column][index]);
-        return element("td", { class: verdict(change, metric) }, formattedDifference(change, metric));
+      const changes = scored.map((column) => {
+        const change = difference(run.values[column][index], runs[0].values[column][index]);
+        return element("td", { class: verdict(change, metrics[column]) }, formattedDifference(change, metrics[column]));
       });
       rows.push(element("tr", { class: "difference" }, element("th", { scope: "row", "aria-label": "difference" }, "±"), ...changes));
     }

@@ -42,7 +42,7 @@ function candidateList(candidates, limit) {
   const rows = candidates.map(([text, share, own]) => {
     const row = element("li", { class: own === null ? "" : own ? "right" : "wrong" });
     row.append(caption("span", text, gallery.pattern, limit));
-    if (share !== null) row.append(element("span", { class: "share" }, `${(100 * share).toFixed(1)} %`));
+    if (share !== null) row.append(element("span", { class: "share", dir: "ltr" }, `${(100 * share).toFixed(1)} %`));
     if (share !== null) row.append(shareBar(share));
     if (own) row.append(element("span", { class: "sr" }, " (its own)"));
     return row;
@@ -58,12 +58,12 @@ function shareBar(share) {
   );
 }
 
-// The right texts with their notes; `close` also shows the images that each of them found.
+// The right texts with their notes, whose own direction no text in front of them turns round; `close` also shows the images that each of them found.
 function truthOf(index, limit, close) {
   const { truth, found } = images.items[index];
   return truth.map(([text, note], number) => {
     const row = caption("li", text, gallery.pattern, limit);
-    if (note) row.append(" ", element("span", { class: "note" }, note));
+    if (note) row.append(" ", element("span", { class: "note", dir: "ltr" }, note));
     if (close && found[number]?.length) row.append(element("div", { class: "found" }, ...found[number].map((place) => foundImage(place, index))));
     return row;
   });

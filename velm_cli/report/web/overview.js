@@ -3,8 +3,9 @@
 function describePage() {
   document.title = `${data.title} · velm report`;
   byId("title").textContent = data.title;
-  const references = images.references.reduce((sum, captions) => sum + captions.length, 0);
-  const parts = [[images.ids.length, noun], [references, data.task === "vqa" ? "different answer" : "reference"]];
+  const references = images.references.flat();
+  const truths = data.task === "vqa" ? [new Set(references).size, "different answer"] : [references.length, "reference"];
+  const parts = [[images.ids.length, noun], truths];
   if (several) parts.push([runs.length, "run"]);
   if (!captions) {
     byId("details").firstElementChild.textContent = "More figures";
