@@ -202,7 +202,7 @@ def _value(stage: str, key: str, value: str, sweeping: bool) -> str:
     if options and all(option.is_list for option in options):
         return _list(value, sweeping)
     pieces = split(value)
-    is_text = bool(options) and all(option.is_text for option in options)
+    is_text = _is_files(options, value) or (bool(options) and all(option.is_text for option in options))
     if not sweeping:
         if len(pieces) > 1 and not is_text and value[0] not in "[{" and (options or group):
             raise UserError(f"{key}={value[:80]}: one value is expected; a sweep over several is velm {stage} -m ...")
@@ -233,6 +233,8 @@ def _element(piece: str, options: Sequence[Option], is_group: bool, sweeping: bo
         if re.fullmatch(WITH_INTERPOLATION, bare):
             return bare
         return quote(piece)
+    if _is_files(options, bare):
+        return _files(piece)
     if options and all(option.is_text for option in options):
         return piece if re.fullmatch(PLAIN, piece) and not re.fullmatch(A_NUMBER, piece) else quote(piece)
     if options and options[0].key in SCHEDULES and re.fullmatch(SCHEDULE, bare):
@@ -242,6 +244,22 @@ def _element(piece: str, options: Sequence[Option], is_group: bool, sweeping: bo
     if re.fullmatch(PLAIN, bare) or (not options and not is_group and bare[:1] in ("[", "{")):
         return bare
     return quote(bare)
+
+
+def _is_files(options: Sequence[Option], value: str) -> bool:
+    """Whether it is for the choice that takes files: dataset.questions of `shapes` is true or false."""
+    return any(option.is_files for option in options) and value.strip().lower() not in ("true", "false")
+
+
+def _files(value: str) -> str:
+    """A file, `[a.json, b.json]` or `{train: a.json, val: [b.json]}`; every name is as it was typed."""
+    bare, inner = value.strip(), split(value.strip()[1:-1])
+    if bare[:1] == "[" and bare[-1:] == "]":
+        return f"[{','.join(_files(piece) for piece in inner if piece.strip())}]"
+    if bare[:1] == "{" and bare[-1:] == "}":
+        pairs = (piece.partition(":") for piece in inner if piece.strip())
+        return f"{{{','.join(f'{part.strip()}:{_files(file)}' for part, _, file in pairs)}}}"
+    return bare if re.fullmatch(QUOTED, bare) or bare.lower() == "null" else quote(bare)
 
 
 def _list(value: str, sweeping: bool) -> str:

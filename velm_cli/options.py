@@ -73,6 +73,11 @@ class Option:
         return typing.get_origin(self.type) is list or list[str] in typing.get_args(self.type)
 
     @property
+    def is_files(self) -> bool:
+        """Whether it takes a path, a list of them, or one or several of each part: `{train: a.json, val: b.json}`."""
+        return self.type is Any
+
+    @property
     def values(self) -> list[str]:
         """The words that it takes, if these are all."""
         if isinstance(self.type, type) and issubclass(self.type, Enum):

@@ -152,6 +152,20 @@ def test_what_makes_no_sense_gets_one_line(place, checked, capsys, mode, options
     assert set(Path("runs").rglob("*")) == before
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("debug", ["overfit", "smoke"])
+def test_debug_configs_take_questions(place, checked, capsys, mode, debug):
+    """With the encoder that needs several images a batch: the first 8 examples are of one image."""
+    checked(mode)  # the store
+    capsys.readouterr()
+    small = ["text.width=32", "text.layers=1", "vision.image_size=32", "run.threads=1"]
+    asked = ["run.max_steps=2", f"name={mode}-{debug}", f"debug={debug}", *small]
+    assert call("train", *DATA, *MODES[mode], *asked, "optim.warmup_steps=0") == 0
+    lines = [json.loads(line) for line in Path(f"runs/train/{mode}-{debug}/metrics.jsonl").read_text().splitlines()]
+    assert [line["vqa"] for line in lines if line["kind"] == "validation"]
+    assert "no training image has more than 0" not in capsys.readouterr().out
+
+
 def test_two_ranks_predict_what_one_does(place, checked):
     command = ["eval", f"checkpoint={checked('rank').run}", "run.precision=fp32", "eval.blind=shuffled"]
     done = subprocess.run(

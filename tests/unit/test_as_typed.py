@@ -84,6 +84,26 @@ def test_shards_of_a_shell_are_one_list():
     assert hydras("dataset.urls=[a,b]")["dataset.urls"] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("a b.json", "a b.json"),
+        ("a,b.json", "a,b.json"),
+        ("7", "7"),
+        ("null", None),
+        ("[a (1).json, b.json]", ["a (1).json", "b.json"]),
+        ("{train: a/b.json, val: O'Brien.json}", {"train": "a/b.json", "val": "O'Brien.json"}),
+        ("{train:[a.json,b c.json],val:C:/d.json,}", {"train": ["a.json", "b c.json"], "val": "C:/d.json"}),
+    ],
+)
+def test_files_of_parts_keep_their_names(typed, read):
+    assert hydras(f"dataset.questions={typed}", stage="preprocess")["dataset.questions"] == read
+
+
+def test_questions_of_shapes_are_a_switch():
+    assert hydras("dataset.questions=true")["dataset.questions"] is True
+
+
 def test_numbers_and_choices_are_read_as_before():
     assert hydras("optim.lr=1e-3", "seed=1_000", "fusion=add", "data.flip=true") == {
         "optim.lr": 1e-3, "seed": 1000, "fusion": "add", "data.flip": True,

@@ -210,7 +210,9 @@ def test_nothing_left_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no example is left: 2 images have captions, but none has its file"):
         read(official(tmp_path, missing=Missing.skip))
     write_coco(tmp_path, {1: ["  "]}, {2: ["\n"]})
-    with pytest.raises(UserError, match=r"no example is left: 0 .* 4 entries refused, first 1 \(caption 1 is empty"):
+    with pytest.raises(
+        UserError, match=r"no example is left: nothing .* 4 entries refused, first 1 \(caption 1 is empty"
+    ):
         read(official(tmp_path))
 
 

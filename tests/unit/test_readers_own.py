@@ -128,7 +128,7 @@ def test_manifest_mistakes(tmp_path):
     with pytest.raises(UserError) as error:
         read(schema.ManifestConfig(file=str(file)))
     assert str(error.value) == (
-        f"{file}: no example is left: 0 images have captions; 2 entries refused, first {file}:1 "
+        f"{file}: no example is left: nothing in it can be used; 2 entries refused, first {file}:1 "
         "(not JSON: Expecting property name enclosed in double quotes (column 2))"
     )
     write_lines(file, {"image": "gone.jpg", "caption": "x"}, {"image": "here.jpg", "caption": "y"})

@@ -210,7 +210,48 @@ def test_a_question_that_is_there_twice_or_answered_in_two_ways(tmp_path):
     corpus = read(VqaConfig(root=str(tmp_path)))
     assert len(corpus.examples) == 6 and len(corpus.refused) == 6
     write(tmp_path / "val_questions.json", questions_of("train2014", range(5, 7)))
-    with pytest.raises(UserError, match=r"the example id 5 stands for both 'Is it 5\?' and 'Is it 5\?'"):
+    with pytest.raises(
+        UserError, match=r"the example id 5 stands for both 'Is it 5\?' \(train\) and 'Is it 5\?' \(val\)"
+    ):
+        read(VqaConfig(root=str(tmp_path)))
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_a_question_that_is_asked_again_says_so(tmp_path, annotated):
+    part = "train" if annotated else "test"
+    rows = question_rows(range(3))
+    again = {**rows[1], "question": "Is it another?"}
+    images(tmp_path, "train2014", range(3))
+    write(tmp_path / f"{part}_questions.json", {"data_subtype": "train2014", "questions": [*rows, again, rows[2]]})
+    if annotated:
+        write(tmp_path / "train_annotations.json", annotations_of("train2014", range(3)))
+    corpus = read(VqaConfig(root=str(tmp_path)))
+    assert [example.source for example in corpus.examples] == ["Is it 0?", "Is it 1?", "Is it 2?"]
+    reason = f"it is asked again in {tmp_path / f'{part}_questions.json'}: the first one counts"
+    assert corpus.refused == [("1", reason), ("2", reason)]
+
+
+def test_forms_that_others_hand_around(tmp_path):
+    """OK-VQA keeps the raw answer beside; ids may be text in one of the files; a question may be null."""
+    rows, answers = question_rows(range(3)), annotation_rows(range(3))
+    for row in answers:
+        row["question_id"] = str(row["question_id"])
+        for answer in row["answers"]:
+            answer["raw_answer"] = answer["answer"] + "s"
+    rows[2]["question"] = None
+    images(tmp_path, "train2014", range(3))
+    write(tmp_path / "train_questions.json", {"data_subtype": "train2014", "questions": rows})
+    write(tmp_path / "train_annotations.json", {"annotations": answers})
+    corpus = read(VqaConfig(root=str(tmp_path)))
+    assert corpus.examples == [example(n, "train", "train2014", tmp_path) for n in range(2)]
+    assert [reason for _, reason in corpus.refused] == ['it has no usable "question_id", "image_id" or "question"']
+
+
+def test_nothing_that_can_be_used_is_not_counted_as_captions(tmp_path):
+    write(tmp_path / "train_questions.json", {"data_subtype": "train2014", "questions": question_rows(range(3))})
+    write(tmp_path / "train_annotations.json", {"annotations": annotation_rows(range(5, 8))})
+    line = r"no example is left: nothing in it can be used; 3 entries refused, first 0 \(no annotation of train has its answers\)"
+    with pytest.raises(UserError, match=line):
         read(VqaConfig(root=str(tmp_path)))
 
 
@@ -281,3 +322,17 @@ def test_rows_of_one_id_that_differ_are_refused(tmp_path):
     corpus = table(tmp_path, "q.jsonl", rows)
     assert len(corpus.examples) == 1
     assert corpus.refused[0][1].startswith("conflict: ") and "gave id 1 to another question" in corpus.refused[0][1]
+
+
+def test_answers_of_vizwiz_are_objects(tmp_path):
+    answers = [{"answer": "a dog", "answer_confidence": "maybe"}, {"answer": "dog", "answer_confidence": "yes"}]
+    rows = [{"image": "0.jpg", "question": "what?", "answers": answers, "answerable": 1, "split": "train"}]
+    corpus = table(tmp_path, "q.jsonl", rows)
+    assert [example.targets for example in corpus.examples] == [("a dog", "dog")] and not corpus.refused
+
+
+def test_a_named_column_of_questions_that_is_not_there_is_named(tmp_path):
+    rows = [{"image": "0.jpg", "caption": "a dog", "question": "what?", "answer": "dog", "split": "train"}]
+    table(tmp_path, "q.jsonl", rows)
+    with pytest.raises(UserError, match=r'no "ask", which dataset.source_column= names: the keys are image, caption'):
+        read(ManifestConfig(file=str(tmp_path / "q.jsonl"), source_column="ask"))

@@ -18,7 +18,7 @@ from test_loader import BOS, EOS, MEAN, PAD, PIXELS, STD, all_same, take
 
 from velm_cli import schema
 from velm_cli.data.batch import Batch, Columns
-from velm_cli.data.loader import TrainLoader, eval_batches, image_batches
+from velm_cli.data.loader import TrainLoader, eval_batches, image_batches, of_first_images
 from velm_cli.data.order import Share, runs_of
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.transforms import EvalTransform
@@ -323,6 +323,17 @@ def test_evaluation_sees_every_example_once_in_order_whatever_the_ranks():
     assert [example for batch in whole for example in batch.examples] == order
     shared = [list(eval_batches(store, store.columns(), order, **options, share=Share(r, 3))) for r in range(3)]
     assert all_same(whole, [shared[n % 3][n // 3] for n in range(len(whole))])
+
+
+def test_the_first_images_keep_all_their_examples():
+    store = Questions(9, each=(2, 12))
+    images_N = [str(store.images_of(np.array([n]))[0][0]) for n in store.split("train")]
+    first = list(dict.fromkeys(images_N))[:3]
+    chosen = of_first_images(store, "train", 3)
+    assert [images_N[n] in first for n in store.split("train")] == [n in chosen for n in store.split("train")]
+    assert len(of_first_images(store, "train", 0)) == len(of_first_images(store, "train", 99)) == len(store)
+    (batch,) = epoch(loader(store, limit=3, batch_size=len(store)))
+    assert sorted(batch.ids) == sorted(store.example_id(int(n)) for n in chosen)
 
 
 def test_labels_alone_need_no_targets():

@@ -87,7 +87,7 @@ class TrainLoader:
         share: Share = Share(),  # noqa: B008, it cannot change
     ) -> None:
         self._store, self._columns, self._data, self._seed, self._share = store, columns, data, seed, share
-        self._examples = store.split(split)[: limit or None]
+        self._examples = of_first_images(store, split, limit)
         alone = store.one_image_each or not store.has_images
         examples, noun = len(self._examples), "images" if alone else "examples"
         if examples == 0:
@@ -248,6 +248,16 @@ def image_batches(
 
 def _random(seed: int, epoch: int, stream: int, count: int) -> np.ndarray:
     return random_of(count, seed, epoch, stream)
+
+
+def of_first_images(store: Store, split: str, images: int) -> np.ndarray:
+    """int64: the examples of a split that are about its first `images` images; 0 = all."""
+    examples_N = store.split(split)
+    if not images or store.one_image_each or not store.has_images:
+        return examples_N[: images or None]
+    images_N = _first_images(store, examples_N)
+    different, first_X = np.unique(images_N, return_index=True)
+    return examples_N[np.isin(images_N, different[np.argsort(first_X)[:images]])]
 
 
 def _first_images(store: Store, examples: np.ndarray) -> np.ndarray:

@@ -116,7 +116,8 @@ def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
             )
     if task.judges:
         if not isinstance(config, schema.FinetuneRoot):  # which may have them from a captioner
-            yield from without_effect("data", config.data, "captions_per_image", chosen=chosen)
+            if not config.run.overfit_images:  # debug=overfit says it for every task
+                yield from without_effect("data", config.data, "captions_per_image", chosen=chosen)
             words = ("method", "beams", "max_length", "length_penalty", "top_p", "temperature")
             yield from without_effect("decode", config.decode, *words, chosen=chosen)
         if loss.text is schema.TextLoss.self_critical:

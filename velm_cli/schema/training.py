@@ -129,7 +129,9 @@ class RunConfig:
     keep_every: int = within(0, least=0)  # steps; checkpoints of their multiples stay, too; 0 = none
     async_checkpoints: bool = False  # write them beside training; costs a copy of the weights and the optimiser's state
     validate_every: int = within(200, least=0)  # steps; 0 = only at the end
-    validate_images: int = within(200, least=0)  # images decoded and scored at a validation; 0 = all
+    validate_images: int = within(
+        200, least=0
+    )  # examples (images, questions) decoded and scored at a validation; 0 = all
     patience: int = within(
         0, least=0
     )  # stop after N validations without a better CIDEr, counted once no schedule moves; 0 = never

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from velm_cli.data.features import Encode, FeatureCache
-from velm_cli.data.loader import image_batches
+from velm_cli.data.loader import image_batches, of_first_images
 from velm_cli.data.resizing import CENTRE_CROP
 from velm_cli.data.store import Store
 from velm_cli.data.transfer import on_device
@@ -115,7 +115,7 @@ def training_views(
     )
     if first is None:
         return []
-    train = store.split("train")[: config.run.overfit_images or None]
+    train = of_first_images(store, "train", config.run.overfit_images)
     further = (
         cached_features(config, store, train, learner, device, precision, ranks, stop, view=view)
         for view in range(1, config.data.views)
@@ -129,7 +129,7 @@ def images_of_training(config: TrainRoot, store: Store) -> np.ndarray:
 
 
 def _examples_of_training(config: TrainRoot, store: Store) -> np.ndarray:
-    train = store.split("train")[: config.run.overfit_images or None]
+    train = of_first_images(store, "train", config.run.overfit_images)
     return np.concatenate([train, store.split("val")[: config.run.validate_images or None]])
 
 

@@ -110,7 +110,7 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
     if config.run.overfit_images > images:
         yield f"note: run.overfit_images={config.run.overfit_images}: there are {images:,} training images"
     asked, most = config.data.captions_per_image, loader.captions_per_image
-    if asked > most and asked != DataConfig().captions_per_image:
+    if asked > most > 0 and asked != DataConfig().captions_per_image:
         yield f"note: data.captions_per_image={asked}: no training image has more than {most}"
     together = config.data.examples_per_image
     if (store.one_image_each or not store.has_images) and together != DataConfig().examples_per_image:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from velm_cli.data.batch import Columns
 from velm_cli.data.features import Features
-from velm_cli.data.loader import eval_batches
+from velm_cli.data.loader import eval_batches, of_first_images
 from velm_cli.data.order import Share
 from velm_cli.data.store import Store
 from velm_cli.data.transfer import on_device
@@ -114,9 +114,10 @@ def _examples_together(examples: int, batch_size: int) -> int:
 def validation(run: Run, data: TaskData, learner: Learner, step: int, stop: StopRequest) -> Validation:
     """Losses (`_validation_losses`) and the task's quick figures of greedy predictions on the validation examples."""
     config, task, store = run.config, data.task, data.store
-    part = "train" if config.run.overfit_images else "val"
-    limit = config.run.overfit_images or config.run.validate_images or None
-    indices = store.split(part)[:limit]
+    if config.run.overfit_images:
+        indices = of_first_images(store, "train", config.run.overfit_images)
+    else:
+        indices = store.split("val")[: config.run.validate_images or None]
     if not len(indices):
         return Validation({})
     figures = _validation_losses(run, data, learner, indices, stop)

@@ -189,6 +189,8 @@ def assemble(
         looked = f", but none has its file (first {_absent(absent[0], listing)})" if absent else ""
         looked += f"; {said}" if absent and (said := doubtful()) else ""
         counted = f"{labelled:,} images have captions" if found.captions_only else f"{len(found):,} were found"
+        if not found and corpus.refused:  # they may have been captions or questions
+            counted = "nothing in it can be used"
         raise UserError(f"{where}: no example is left: {counted}{looked}{refused}{named}")
     if absent:
         few = first_few(absent.ids())
@@ -237,7 +239,7 @@ def _question(entry: Question, refused: Refused) -> Example | None:
 
 
 def _named(example: Example) -> str:
-    return str(example.image if example.source is None else repr(example.source))
+    return str(example.image) if example.source is None else f"{example.source!r} ({example.split})"
 
 
 def _absent(example: Example, listing: Listing | None) -> Path:

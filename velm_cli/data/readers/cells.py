@@ -69,7 +69,7 @@ def looks_like_image(cell: str) -> bool:
 
 
 def captions_of(value: Any) -> list[object]:
-    """The captions of a cell or value: a text, a list, a list that was written as text, Karpathy's sentences."""
+    """The captions of a cell or value: a text, a list, one that was written as text, Karpathy's or VizWiz's objects."""
     if isinstance(value, str):
         if "]" not in value:  # nearly all
             return [value]
@@ -83,7 +83,7 @@ def captions_of(value: Any) -> list[object]:
 
 
 def _text_of(item: dict[str, Any]) -> object:
-    return next((item[key] for key in ("raw", "caption", "text", "sentence") if key in item), item)
+    return next((item[key] for key in ("raw", "caption", "text", "sentence", "answer") if key in item), item)
 
 
 def listed_texts(text: str) -> list[object] | None:

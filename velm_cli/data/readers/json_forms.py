@@ -82,6 +82,9 @@ class _Objects:
             image = values[columns.image]
         elif image is None:
             image = item.get("images")
+        if self.wanted.source and columns.source is None:
+            named = f'no "{self.wanted.source}", which dataset.source_column= names'
+            raise ValueError(f"{named}: the keys are {', '.join(keys)[:80]}")
         source = None if columns.source is None else values[columns.source]
         if columns.source is not None and not isinstance(source, str):
             raise ValueError("no question: it is not text")

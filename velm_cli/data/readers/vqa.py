@@ -27,7 +27,8 @@ FOLDERS = ("train2014", "val2014", "test2014", "test2015", "train2017", "val2017
 SPLITS = ("train", "val", "test")
 # Multiple choice has the questions of the open-ended task again; test-dev is a part of test.
 ASIDE = {"MultipleChoice_": "multiple choice", "test-dev": "a part of the test questions"}
-_ANSWER = frozenset(("answer", "answer_id", "answer_confidence"))
+# What one of the annotators said: of VQA, and beside it OK-VQA's text before stemming.
+_ANSWER = frozenset(("answer", "answer_id", "answer_confidence", "raw_answer"))
 
 Files = dict[str, list[Path]]  # part -> its files
 ABOUT = ("question_type", "answer_type", "multiple_choice_answer")
@@ -63,8 +64,9 @@ def read_vqa(config: schema.VqaConfig, root: Path | None) -> Corpus:
             answers = _answers(annotations[part], corpus.refused) if part in annotations else None
             if answers is None:
                 corpus.notes.append(f"{part}: no annotations file, so its questions have no answers")
+            seen: set[str] = set()
             for path in paths:
-                yield from _of_file(path, part, answers, images, corpus.refused)
+                yield from _of_file(path, part, answers, images, seen, corpus.refused)
             if answers:
                 few = first_few(answers)
                 corpus.notes.append(f"{part}: {len(answers):,} annotations are of questions that no file has ({few})")
@@ -158,9 +160,9 @@ def _part_of(path: Path, folders: Sequence[str]) -> str | None:
 
 
 def _of_file(
-    path: Path, part: str, answers: dict[int | str, Annotation] | None, images: _Images, refused: Refused
+    path: Path, part: str, answers: dict[str, Annotation] | None, images: _Images, seen: set[str], refused: Refused
 ) -> Iterator[Question]:
-    """The questions of a file. Takes what it uses out of `answers`, so that what is left belongs to none."""
+    """The questions of a file, each once. Takes what it uses out of `answers`, so that what is left belongs to none."""
     data = load_json(path)
     rows = _rows(data, QUESTIONS, path)
     data_type, subtype = (str(data.get(key) or "") for key in ("data_type", "data_subtype"))
@@ -168,27 +170,34 @@ def _of_file(
         where = f"{path} questions[{position}]"
         try:
             name, image, text = _id(row["question_id"]), _id(row["image_id"]), row["question"]
+            if text is None:
+                raise TypeError
         except (KeyError, TypeError, ValueError):
             refused.append((where, 'it has no usable "question_id", "image_id" or "question"'))
             continue
+        key = str(name)
+        if key in seen:
+            refused.append((key, f"it is asked again in {path}: the first one counts"))
+            continue
+        seen.add(key)
         given: list[object] = []
         about: dict[str, str] = {}
         if answers is not None:
-            if name not in answers:
-                refused.append((str(name), f"no annotation of {part} has its answers"))
+            if key not in answers:
+                refused.append((key, f"no annotation of {part} has its answers"))
                 continue
-            given, about = answers.pop(name)
+            given, about = answers.pop(key)
         reference = ImageRef(image, images.find(image, data_type, subtype))
         yield Question(name, part, (reference,), text, given, about, unlabelled=answers is None)
 
 
-def _answers(paths: list[Path], refused: Refused) -> dict[int | str, Annotation]:
-    """Question id -> its annotation."""
-    found: dict[int | str, Annotation] = {}
+def _answers(paths: list[Path], refused: Refused) -> dict[str, Annotation]:
+    """Question id -> its annotation; as text, for one of the two files may have it so."""
+    found: dict[str, Annotation] = {}
     for path in paths:
         for position, row in enumerate(_rows(load_json(path, reduce=_only_answer), ANNOTATIONS, path)):
             try:
-                name, answers = _id(row["question_id"]), row["answers"]
+                name, answers = str(_id(row["question_id"])), row["answers"]
                 if not isinstance(answers, list):
                     raise TypeError
             except (KeyError, TypeError, ValueError):
@@ -198,7 +207,7 @@ def _answers(paths: list[Path], refused: Refused) -> dict[int | str, Annotation]
             if name in found:
                 if found[name] != (answers, about):
                     raise UserError(f"{path}: the question {name} has several annotations, and they differ")
-                refused.append((str(name), f"its annotation is twice in {path}: taken once"))
+                refused.append((name, f"its annotation is there again in {path}: taken once"))
             found[name] = (answers, about)
     return found
 
