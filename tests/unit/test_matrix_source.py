@@ -27,11 +27,11 @@ CELLS = [
 ]
 
 
-def build(vision: str, text: str, fusion: str) -> VelmModel:
+def build(vision: str, text: str, fusion: str, *, layers: int = 2) -> VelmModel:
     TEXT[text]()  # the first to ask for a tiny model makes it, by drawing numbers
     torch.manual_seed(0)
     sees = schema.NoVisionConfig() if vision == "none" else VISION[vision]()
-    model = VelmModel(vision=sees, text=TEXT[text](), fusion=FUSION[fusion](), vocab_size=VOCAB, source=2)
+    model = VelmModel(vision=sees, text=TEXT[text](), fusion=FUSION[fusion](), vocab_size=VOCAB, source=layers)
     open_gates(model)
     return model.double()
 
@@ -51,9 +51,10 @@ def logits(model: VelmModel, tokens: torch.Tensor, features: ImageFeatures) -> t
     return model.logits(model.fusion.read(model.text, tokens, model.memory(features))[0])
 
 
+@pytest.mark.parametrize("layers", [2, 0])
 @pytest.mark.parametrize(("vision", "text", "fusion"), CELLS)
-def test_a_source_is_memory(vision, text, fusion):
-    model = build(vision, text, fusion).eval()
+def test_a_source_is_memory(vision, text, fusion, layers):
+    model = build(vision, text, fusion, layers=layers).eval()
     image = pictures(vision, 3)
     source, lengths = torch.randint(3, VOCAB, (3, 6)), torch.tensor([6, 4, 2])
     tokens = torch.randint(3, VOCAB, (6, 5))  # two texts an example
@@ -102,6 +103,26 @@ def test_a_source_is_memory(vision, text, fusion):
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.source.parameters())
 
 
+@pytest.mark.parametrize(("text", "fusion"), [("transformer", "cross_modal"), ("gru", "concat"), ("gpt2", "gated")])
+def test_a_source_without_an_encoder_is_read_with_its_image(text, fusion):
+    """Which changes the states of its words, as it changes those that a judge reads; nothing else is learned."""
+    model, own = (build("convnet", text, fusion, layers=layers).eval() for layers in (0, 2))
+    image, source, lengths = pictures("convnet", 2), torch.randint(3, VOCAB, (2, 4)), torch.tensor([4, 3])
+    with torch.no_grad():
+        found = [context(model, image[[row, row]], source, lengths) for row in (0, 1)]
+        words = [features.tokens_BSD[:, features.of_image :] for features in found]
+        read, _ = model.fusion.read(model.text, source, model.memory(model.encode_image(image[:1])))
+        alone = [context(own, image[[row, row]], source, lengths) for row in (0, 1)]
+    assert (words[0] - words[1])[0].abs().amax(-1).min() > 1e-10, "each word has met the image"
+    torch.testing.assert_close(words[0][0], model.source.project(read[0]))
+    assert torch.equal(*(features.tokens_BSD[:, features.of_image :] for features in alone))
+    assert {name.split(".")[0] for name, _ in model.source.named_parameters()} == {
+        "project",
+        "norm_source",
+        "norm_image",
+    }
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_a_recurrent_source_is_read_from_both_ends(cell):
     """As torch's bidirectional nets do, on texts without their padding."""
@@ -121,12 +142,12 @@ def test_a_recurrent_source_is_read_from_both_ends(cell):
 
 
 @pytest.mark.parametrize(("text", "fusion"), [("transformer", "cross_modal"), ("gru", "attention"), ("gpt2", "prefix")])
-@pytest.mark.parametrize("beams", [1, 3])
-def test_examples_are_decoded_as_if_alone(text, fusion, beams):
+@pytest.mark.parametrize(("beams", "layers"), [(1, 2), (3, 2), (3, 0)])
+def test_examples_are_decoded_as_if_alone(text, fusion, beams, layers):
     """Sources of different lengths, images that are shared, batches that join others."""
     from velm_cli.models.decoding import decode_stream
 
-    model = build("convnet", text, fusion).eval()
+    model = build("convnet", text, fusion, layers=layers).eval()
     image, image_of = pictures("convnet", 2), torch.tensor([[1], [0], [1], [1], [0]])
     source, lengths = torch.randint(3, VOCAB, (5, 11)), torch.tensor([3, 11, 2, 7, 9])
     config = schema.DecodeConfig(beams=beams, max_length=6)

@@ -43,6 +43,7 @@ def problems(task, *, vision=None, encoder=None, fusion=None, batch_size=32, dat
         (GENERATE, {}),
         (RANK, {"vision": schema.NoVisionConfig()}),
         (VqaTaskConfig(answer=Answer.rank, source_layers=3), {"encoder": schema.LSTMConfig()}),
+        (VqaTaskConfig(answer=Answer.generate, source_layers=0), {"encoder": BERT}),
         (schema.CaptionTaskConfig(), {"gamma": "1"}),
         (RANK, {"vision": schema.NoVisionConfig(), "dataset": schema.ShapesConfig()}),  # leaves the images alone
     ],

@@ -40,9 +40,11 @@ class SourceEncoder(nn.Module):
     ) -> None:
         """`text`: the encoder that `config` describes. `image_width`: None without vision."""
         super().__init__()
-        self.encoder: TextEncoder
+        self.encoder: TextEncoder | None = None
         self.enter: nn.Module = nn.Identity()
         match config:
+            case _ if not layers:
+                pass
             case TransformerConfig():
                 self.encoder = TransformerText(replace(config, layers=layers), None, causal=False)
             case LSTMConfig() | GRUConfig():
@@ -58,7 +60,7 @@ class SourceEncoder(nn.Module):
                 raise AssertionError(f"no encoder of the source for {type(config).__name__}")
         self.embeds = isinstance(config, BertConfig)  # itself, that is: not by the text encoder
         self.width = image_width or text.width
-        self.project = nn.Linear(self.encoder.width, self.width)
+        self.project = nn.Linear((self.encoder or text).width, self.width)
         self.norm_source = nn.LayerNorm(self.width)
         self.norm_image = nn.LayerNorm(self.width) if image_width else None
 
@@ -69,15 +71,18 @@ class SourceEncoder(nn.Module):
         source_BL: Tensor,
         lengths_B: Tensor,
         *,
+        states_BLD: Tensor | None = None,
         multiple: int = 1,
     ) -> ImageFeatures:
         """Features of images (of B examples; None without vision) and sources together.
 
-        L is made a multiple of `multiple`. A length of 0 is an example without source; where it has no image, either,
-        one position of zeros is visible.
+        `states`: of the sources, where they have no encoder of their own. L is made a multiple of `multiple`. A length
+        of 0 is an example without source; where it has no image, either, one position of zeros is visible.
         """
-        embedded_BLE = self.encoder.embed(source_BL) if self.embeds else self.enter(text.embed(source_BL))
-        states_BLD, _ = self.encoder.run(embedded_BLE, lengths_N=lengths_B)
+        if self.encoder is not None:
+            embedded_BLE = self.encoder.embed(source_BL) if self.embeds else self.enter(text.embed(source_BL))
+            states_BLD, _ = self.encoder.run(embedded_BLE, lengths_N=lengths_B)
+        assert states_BLD is not None, "nobody has read the source"
         position_L = torch.arange(source_BL.shape[1], device=source_BL.device)
         source_BLD = self.project(states_BLD).masked_fill((position_L >= lengths_B[:, None])[:, :, None], 0.0)
         mean_BD = self.norm_source(mean_of_text(source_BLD, lengths_B))

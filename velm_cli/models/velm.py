@@ -35,7 +35,8 @@ class VelmModel(nn.Module):
     ) -> None:
         """`causal=False`: every word sees the whole text, for objectives that generate nothing.
 
-        `source`: layers of the encoder of the source that the text is written from; None: there is no source.
+        `source`: layers of the encoder of the source that the text is written from, 0 where text encoder and fusion
+        read it; None: there is no source.
         """
         super().__init__()
         self.vision = build_vision(vision)
@@ -116,12 +117,19 @@ class VelmModel(nn.Module):
         `multiple`: L is made a multiple of it, so that batches whose sources differ in length can be decoded together.
         Without a source, and where every example has an image of its own (`image_of` is None), that is `features`.
         """
+        of_images = features
         if features is not None and image_of_BI is not None:
             features = features.of_examples(image_of_BI)
         if self.source is None:
             return features
         assert source_BL is not None and source_lengths_B is not None, "the model's examples have a source"
-        return self.source(self.text, features, source_BL, source_lengths_B, multiple=multiple)
+        states_BLD = None
+        if self.source.encoder is None and of_images is not None:
+            memory = self.memory(of_images, image_of_BI)
+            states_BLD, _ = self.fusion.read(self.text, source_BL, memory, lengths_N=source_lengths_B)
+        elif self.source.encoder is None:
+            states_BLD, _ = self.text(source_BL, lengths_N=source_lengths_B)
+        return self.source(self.text, features, source_BL, source_lengths_B, states_BLD=states_BLD, multiple=multiple)
 
     def memory(self, features: ImageFeatures | None, image_of_BI: Tensor | None = None) -> tuple:
         """What decoding needs of the images, image first; computed once.

@@ -127,7 +127,7 @@ def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
     if task.source_is_memory:
         if loss.text is schema.TextLoss.masked:
             yield f"loss.text=masked learns to write nothing, and {chosen} writes"
-        if isinstance(config.text, schema.BertConfig):
+        if isinstance(config.text, schema.BertConfig) and getattr(task, "source_layers", True):
             yield from without_effect("task", task, "source_layers", chosen="text=bert")
         fusion = config.fusion
         if isinstance(fusion, schema.NoFusionConfig):

@@ -79,7 +79,9 @@ class VqaTaskConfig(TaskConfig):
     min_answers: int = within(1, least=1)  # classify, rank: questions that an answer of the list has at least
     label_loss: LabelLoss = LabelLoss.softmax  # classify: softmax | sigmoid, with the annotators' shares as targets
     dropout: float = within(0.1, least=0, below=1)  # classify: before the last layer
-    source_layers: int = within(2, least=1, most=1000)  # generate, rank: layers of the question's own encoder
+    source_layers: int = within(
+        2, least=0, most=1000
+    )  # generate, rank: layers of the question's own encoder; 0 = text encoder and fusion read it, beside the image
     candidates: int = within(128, least=1)  # rank: answers compared by all their words, the best by their first one
 
     @property
