@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 from harness import ALIKE, Checked, check_task, evaluated
+from PIL import Image
 from test_distributed import torchrun
 from velm import TINY, TINY_MODEL, call
 
@@ -80,6 +81,20 @@ def test_what_could_not_be_scored_is_refused_before_the_work(place, checked, cap
         assert line in capsys.readouterr().err and not (place / "runs/train/folds").exists()
         assert call("eval", f"checkpoint={checked.run}", "task.fold=7", "name=folds", f"dry_run={dry}") == 2
         assert line in capsys.readouterr().err and not (place / "runs/evaluate/folds").exists()
+
+
+def test_images_without_captions_are_embedded(place, checked):
+    (place / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number, 0, 0)).save(place / f"photos/{number}.png")
+    photos = ["dataset=folder", "dataset.root=photos", "dataset.store=stores/photos"]
+    assert call("preprocess", *photos) == 0
+    for options in ([], ["task.rerank=3"], ["task.rerank=3", "task.fold=1"]):
+        folder = evaluated("eval", f"checkpoint={checked.run}", *photos, *options)
+        with np.load(folder / "embeddings.npz") as found:
+            assert found["image"].shape[0] == 3 and found["text"].shape[0] == 0
+        assert not (folder / "scores.json").exists()
+    assert call("eval", f"checkpoint={checked.run}", *photos, "task.rerank=3", "task.fold=7") == 2
 
 
 def test_a_captioner_with_a_joint_loss_finds_and_others_say_why_not(place, checked, capsys):

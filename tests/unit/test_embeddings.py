@@ -46,7 +46,7 @@ def test_a_strangers_compressed_file_in_half_precision_is_read(tmp_path):
     np.testing.assert_allclose(read_embeddings(tmp_path / "theirs.npz", "e").text_CE, some().text_CE, atol=1e-3)
 
 
-@pytest.mark.parametrize(("length", "kind"), [(1e30, np.float32), (1e-30, np.float32), (1e300, float), (1e-310, float)])
+@pytest.mark.parametrize(("length", "kind"), [(1e30, np.float32), (1e-30, np.float32), (1e300, float), (1e-300, float)])
 def test_the_length_of_an_embedding_says_nothing(tmp_path, length, kind):
     write_embeddings(tmp_path / "own.npz", some((7, 8)))
     with np.load(tmp_path / "own.npz") as plain:

@@ -82,7 +82,7 @@ def embedded(learner: Matcher, batches: Iterable[Batch], device: torch.device) -
         there_BK = batch.lengths_BK > 0
         tokens_NT, lengths_N = batch.tokens_BKT[there_BK], batch.lengths_BK[there_BK]
         parts = [np.zeros((0, image_BE.shape[1]), np.float32)]
-        for part in torch.arange(len(lengths_N), device=device).split(TEXTS_AT_ONCE):
+        for part in _in_parts(torch.arange(len(lengths_N), device=device)):
             longest = int(lengths_N[part].max())
             parts.append(embed_texts(learner, tokens_NT[part, :longest], lengths_N[part]).float().cpu().numpy())
         text_NE, rows = np.concatenate(parts), tokens_NT.cpu().numpy()
@@ -105,6 +105,11 @@ def together(found: Mapping[int | str, Embedded]) -> tuple[Embeddings, Texts]:
     lengths_C = torch.tensor([len(row) for row in tokens], dtype=torch.long)
     padded_CT = pad_sequence(tokens, batch_first=True) if tokens else torch.zeros((0, 0), dtype=torch.long)
     return embeddings, Texts(padded_CT, lengths_C)
+
+
+def _in_parts(numbers_N: Tensor) -> tuple[Tensor, ...]:
+    """TEXTS_AT_ONCE each; none of no texts, as of images without captions."""
+    return numbers_N.split(TEXTS_AT_ONCE) if len(numbers_N) else ()
 
 
 def _features(learner: Matcher, batch: Batch) -> ImageFeatures:
@@ -131,7 +136,7 @@ def judge_split(
     A pair that both ways have is judged once, and the keys and values of an image are made once. Candidates that are
     images of no batch get NaN: several processes may share the batches, and put their logits together.
     """
-    captions = len(embeddings.text_CE)
+    captions = max(1, len(embeddings.text_CE))  # of a split without any all candidates are -1
     images_Ck, texts_Ik = (each.numbers_Qk for each in best)
     key_Ck = np.where(images_Ck < 0, -1, images_Ck * captions + np.arange(captions)[:, None])
     key_Ik = np.where(texts_Ik < 0, -1, np.arange(len(texts_Ik))[:, None] * captions + texts_Ik)
@@ -170,7 +175,7 @@ def match_logits(
     place_N = torch.empty_like(order_N)
     place_N[order_N] = torch.arange(len(order_N))
     group_P, row_P = place_N[pairs_P2[:, 1]] // TEXTS_AT_ONCE, place_N[pairs_P2[:, 1]] % TEXTS_AT_ONCE
-    for group, texts in enumerate(order_N.split(TEXTS_AT_ONCE)):
+    for group, texts in enumerate(_in_parts(order_N)):
         lengths_n = lengths_N[texts.to(lengths_N.device)]
         tokens_nT = tokens_NT[texts.to(lengths_N.device), : int(lengths_n.max())]
         states_nTD = _states(learner, tokens_nT, lengths_n) if model.fusion.after_text else None

@@ -139,10 +139,8 @@ def loader_of(config: TrainRoot, data: TaskData) -> TrainLoader | StreamLoader:
 
 def refuse_unfit_evaluation(config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray) -> None:
     """UserError with a line for all that an evaluation of these examples would fail at after it has predicted them."""
-    lines = list(metric_problems(task, config.metrics))
-    if _references(store, indices):
-        lines += task.unscorable(len(indices))
-    elif not lines and config.metrics.required:
+    lines = [*metric_problems(task, config.metrics), *task.unscorable(len(indices))]
+    if not lines and config.metrics.required and not _references(store, indices):
         lines.append(
             f"metrics.required={list(config.metrics.required)}: no image of split={config.split} in {store.path} has a "
             "caption to compare with: leave metrics.required empty, or name another split"
