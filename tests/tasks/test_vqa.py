@@ -10,7 +10,7 @@ import pytest
 import torch
 from harness import Checked, check_task, evaluated
 from test_distributed import torchrun
-from velm import TINY, call
+from velm import TINY, TINY_MODEL, call
 
 from velm_cli.data.batch import Batch, Columns
 from velm_cli.data.loader import eval_batches
@@ -110,6 +110,18 @@ def test_blind_predictions_are_those_of_what_is_left(place, checked, mode):
     assert set(seen) == set(range(len(batch.images))), "all are shown"
     differ = {kind: sum(not same(blind[kind][q], now[q]) for q in now) for kind in BLIND}
     assert min(differ.values()) > B / 2, "the model looks at neither"
+
+
+def test_a_run_that_learned_the_words_of_questions_too_is_evaluated_as_it_was_trained(place, checked, capsys):
+    """It has learned to read one way, since it predicts each word from those before."""
+    checked("classify")  # its store
+    train = ["train", *DATA, *TINY_MODEL, "task=vqa", "loss.alpha=1", "name=words", "run.max_steps=3"]
+    assert call(*train, "run.precision=fp32") == 0
+    wanted = probabilities(Path("runs/train/words"))
+    found = probabilities(
+        evaluated("eval", "checkpoint=runs/train/words", "split=val", "run.precision=fp32", "report.page=false")
+    )
+    assert wanted and all(same(found[question], wanted[question]) for question in wanted)
 
 
 def test_other_options_are_another_evaluation(place, checked, capsys):

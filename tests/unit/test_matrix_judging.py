@@ -39,20 +39,21 @@ def cells() -> list:
     return [pytest.param(*c, id="-".join(c), marks=() if c in chosen else pytest.mark.slow) for c in product]
 
 
-def learner(vision: str, text: str, fusion: str, form: LabelLoss = LabelLoss.softmax, active="text image joint"):
+def learner(vision: str, text: str, fusion: str, label: LabelLoss = LabelLoss.softmax, active="text image joint"):
     sees, reads = SEES[vision](), TEXT[text]()
     torch.manual_seed(0)
     terms = set(active.split()) - ({"image"} if vision == "none" else set())
     hides = fusion in JUDGING or (text in ("bert", "transformer") and vision in ("vit", "clip"))
-    loss = schema.LossConfig(text=schema.TextLoss.masked if hides else schema.TextLoss.next_token)
     if fusion in JUDGING and text not in ("bert", "transformer"):
         terms -= {"text"}  # validate refuses it: such a text encoder cannot tell hidden words, the fusion no next ones
+    form = schema.TextLoss.masked if hides else schema.TextLoss.next_token
+    loss = schema.LossConfig(alpha=str(int("text" in terms)), text=form)
     weights = {name: Weight(float(name in terms), float(name in terms)) for name in ("text", "image", "joint")}
     model = VelmModel(
-        vision=sees, text=reads, fusion=FUSIONS[fusion](), vocab_size=VOCAB, causal=reads_one_way(reads, loss, weights)
+        vision=sees, text=reads, fusion=FUSIONS[fusion](), vocab_size=VOCAB, causal=reads_one_way(reads, loss)
     )
     open_gates(model)
-    made = JudgingLearner(model, loss, weights=weights, labels=LABELS, concepts=CONCEPTS, label_loss=form, mask_id=3)
+    made = JudgingLearner(model, loss, weights=weights, labels=LABELS, concepts=CONCEPTS, label_loss=label, mask_id=3)
     with torch.no_grad():  # what starts small and equal must not hide what is wrong
         for parameter in made.label_head.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -23,7 +23,7 @@ from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.label import LabelHead
 from velm_cli.objectives.terms import Term
-from velm_cli.objectives.weights import Weight
+from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.schema import BertConfig, ImageLoss, LossConfig, TextConfig, TextLoss, TransformerConfig
 from velm_cli.schema.tasks import LabelLoss
 
@@ -37,9 +37,12 @@ class Judgement(NamedTuple):
     probabilities_BC: Tensor
 
 
-def reads_one_way(text: TextConfig, loss: LossConfig, weights: Mapping[str, Weight]) -> bool:
-    """`causal` of a judge's model: only where its kind can nothing else, or the source's next words are predicted."""
-    predicts = not weights["text"].always_zero and loss.text is not TextLoss.masked
+def reads_one_way(text: TextConfig, loss: LossConfig) -> bool:
+    """`causal` of a judge's model: only where its kind can nothing else, or the source's next words are predicted.
+
+    As `loss` of its training says, whatever terms the learner is built with: it has to read as it has learned to.
+    """
+    predicts = not parse_weight("loss.alpha", loss.alpha).always_zero and loss.text is not TextLoss.masked
     return predicts or not isinstance(text, (TransformerConfig, BertConfig))
 
 

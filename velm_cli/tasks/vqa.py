@@ -85,7 +85,7 @@ class VqaTask(Task[Answered]):
             text=config.text,
             fusion=config.fusion,
             vocab_size=tokenizer.vocab_size,
-            causal=reads_one_way(config.text, config.loss, weights),
+            causal=reads_one_way(config.text, config.loss),
         )
         return JudgingLearner(
             model,
