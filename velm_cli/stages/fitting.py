@@ -83,15 +83,16 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
     brought = isinstance(config.text, PretrainedTextConfig) or vocabulary_source(config) is not None
     own = vocabulary_grows(config) or not brought
     noun = "answers" if len(store.all_sources) else "captions"
-    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=own, noun=noun)
+    if not data.task.options.judges:  # who takes answers whole, whatever their words
+        yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=own, noun=noun)
     if isinstance(sources := data.sources, Tokens):
         yield from coverage_lines(
             sources, store.all_sources, config.tokenizer, own=own, noun=f"{data.task.unit}s", column="sources"
         )
     elif len(store.all_sources):
         yield (
-            f"note: the examples of {store.path} are questions, and task={config.task.kind} writes their answers "
-            "without reading them: task=vqa reads them"
+            f"note: the examples of {store.path} are questions, and task={config.task.kind} takes their answers "
+            "for captions, without reading them: task=vqa reads them"
         )
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
     if warmup >= steps:
@@ -115,7 +116,7 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
         yield f"note: data.examples_per_image={together} has no effect: no two examples of this store share an image"
     if store.has_images and not config.run.overfit_images and not len(store.split("val")):
         yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
-    if not data.task.options.judges:
+    if data.task.manner is None:  # else no text is decoded
         yield from _lengths(config, tokens, noun)
 
 
