@@ -200,12 +200,13 @@ def _too_few_images(config: TrainRoot, data: TaskData, loader: TrainLoader | Str
     together, world = loader.batch_size, place().world
     own = together // world
     joint = _active(config, "gamma")
-    side_by_side = config.data.examples_per_image  # of one image; ranks share them out, but for L_joint
-    shared = not data.store.one_image_each and own <= (side_by_side if joint else -(-side_by_side // world))
+    side_by_side = config.data.examples_per_image  # of one image; a rank's examples stand side by side
+    shared = not data.store.one_image_each and own <= side_by_side
     if own > 1 and not shared:
         return
     if own > 1:
-        cause = f"run.batch_size={together} can be examples of one image (data.examples_per_image={side_by_side})"
+        each = f", {own} for each of {world} processes," if world > 1 else ""
+        cause = f"run.batch_size={together}{each} can be examples of one image (data.examples_per_image={side_by_side})"
     elif together > 1:
         cause = f"run.batch_size={together} is one image for each of {world} processes"
     elif config.run.batch_size == 1:
