@@ -178,14 +178,16 @@ def test_data_of_another_task_are_said(capsys):
             assert capsys.readouterr().err.startswith(f"velm: {line}")
     assert call("train", *ASKED, *TINY_MODEL, *SHORT, "metrics.names=[cider]", "name=answers") == 0
     assert (
-        "note: the examples of stores/shapes-questions are questions, and task=caption writes their answers without "
-        "reading them: task=vqa reads them\n"
+        "note: the examples of stores/shapes-questions are questions, and task=caption takes their answers for "
+        "captions, without reading them: task=vqa reads them\n"
     ) in capsys.readouterr().out
 
 
-def test_questions_are_answered_without_images_on_the_same_store():
+def test_questions_are_answered_without_images_on_the_same_store(capsys):
     text = ["text.width=32", "text.layers=1", "text.heads=2"]
     assert call("train", *ASKED, *text, *SHORT, "task=vqa", "vision=none", "fusion=none", "name=blind") == 0
+    said = capsys.readouterr().out
+    assert "questions cut at" in said and "answers cut at" not in said, "an answer of a list is no text"
     assert not [key for key in weights("runs/train/blind") if "vision" in key]
 
 

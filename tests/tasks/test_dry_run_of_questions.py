@@ -5,6 +5,8 @@ import re
 import pytest
 from velm import TINY, TINY_MODEL, call
 
+from velm_cli.place import Place
+
 DATA = ["dataset=shapes", "dataset.questions=true", *TINY]
 
 
@@ -39,3 +41,15 @@ def test_a_batch_that_may_have_one_image_only_is_refused_with_batch_normalisatio
     )
     assert line in capsys.readouterr().err
     assert call(*train, "data.examples_per_image=3") == 0 and call(*train, "run.batch_size=9") == 0
+
+
+@pytest.mark.parametrize("answer", ["classify", "generate"])
+def test_every_process_needs_two_images(place, monkeypatch, capsys, answer):
+    """Its rows of a batch stand side by side, whatever the losses."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("velm_cli.stages.fitting.place", lambda: Place(0, 2))
+    model = [option for option in TINY_MODEL if not option.startswith(("vision", "run.batch_size"))]
+    train = ["train", "task=vqa", f"task.answer={answer}", *DATA, *model, "dry_run=true"]
+    assert call(*train, "run.batch_size=16") == 2
+    assert "run.batch_size=16, 8 for each of 2 processes, can be examples of one image" in capsys.readouterr().err
+    assert call(*train, "run.batch_size=18") == 0

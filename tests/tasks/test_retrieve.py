@@ -106,6 +106,8 @@ def test_a_captioner_with_a_joint_loss_finds_and_others_say_why_not(place, check
         options = ["task=retrieve", "task.rerank=5", f"dry_run={dry}"]
         assert call("eval", "checkpoint=runs/train/both", *options) == 2
         assert "judges by the matching head" in capsys.readouterr().err
+    assert call("eval", "checkpoint=runs/train/both", "task=retrieve", "decode.beams=3") == 2
+    assert "decode.beams has no effect: task=retrieve writes no text" in capsys.readouterr().err
     assert call("train", *DATA, *TINY_MODEL, *steps, "name=writes") == 0
     assert call("eval", "checkpoint=runs/train/writes", "task=retrieve") == 2
     assert "cannot retrieve: it was trained without an L_joint" in capsys.readouterr().err

@@ -336,3 +336,11 @@ def test_a_named_column_of_questions_that_is_not_there_is_named(tmp_path):
     table(tmp_path, "q.jsonl", rows)
     with pytest.raises(UserError, match=r'no "ask", which dataset.source_column= names: the keys are image, caption'):
         read(ManifestConfig(file=str(tmp_path / "q.jsonl"), source_column="ask"))
+
+
+def test_a_list_of_numbers_in_a_cell_is_a_list_of_answers(tmp_path):
+    (tmp_path / "0.jpg").touch()
+    lines = ["image,question,answers,split", '0.jpg,how many?,"[2, 2, 3.5]",train', "0.jpg,which?,['a' '2'],train"]
+    (tmp_path / "q.csv").write_text("\n".join(lines))
+    corpus = read(ManifestConfig(file=str(tmp_path / "q.csv")))
+    assert [example.targets for example in corpus.examples] == [("2", "2", "3.5"), ("a", "2")]

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from velm_cli import compose, configs, console, naming
+from velm_cli import compose, configs, console, naming, schema
 from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
 from velm_cli.errors import UserError
 from velm_cli.lineage import refuse_other_sources, vocabulary_grows, vocabulary_source
@@ -23,6 +23,7 @@ from velm_cli.place import place
 from velm_cli.quiet import quiet
 from velm_cli.relocating import store_path
 from velm_cli.schema import ScoredTask
+from velm_cli.tasks import task_of
 from velm_cli.validate import validate
 
 
@@ -77,6 +78,7 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     typed = compose.to_dataclass(config)
     if stage in ("train", "finetune", "evaluate"):
         _refuse_metrics_of_captions(typed.task.kind, list(HydraConfig.get().overrides.task))
+        _refuse_decoding(typed.task, list(HydraConfig.get().overrides.task))
     if getattr(typed, "name", None) is not None:
         naming.refuse_name(typed.name)
     if stage in ("train", "finetune"):
@@ -107,6 +109,16 @@ def _name(config: Any) -> str:
     if config.fresh or old == new or new.exists():
         return new.name
     return old.name if is_of(old, config) and _is_of_this_data(old, config.dataset) else new.name
+
+
+def _refuse_decoding(options: schema.TaskConfig, overrides: list[str]) -> None:
+    """UserError for an option of how texts are found, in the command of a task that judges or ranks."""
+    said = [
+        key for key in sorted(_given(overrides)) if key.partition(".")[0] == "decode" and key != "decode.batch_size"
+    ]
+    if said and task_of(options).manner:
+        chosen = f"task.answer={options.answer.value}" if isinstance(options, schema.VqaTaskConfig) else ""
+        raise UserError(f"{said[0]} has no effect: {chosen or f'task={options.kind}'} writes no text; leave it out")
 
 
 def _is_of_this_data(run: Path, dataset: Any) -> bool:

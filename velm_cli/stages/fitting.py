@@ -85,15 +85,16 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
     brought = isinstance(config.text, PretrainedTextConfig) or vocabulary_source(config) is not None
     own = vocabulary_grows(config) or not brought
     noun = "answers" if len(store.all_sources) else "captions"
-    yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=own, noun=noun)
+    if not data.task.options.judges:  # who takes answers whole, whatever their words
+        yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=own, noun=noun)
     if isinstance(sources := data.sources, Tokens):
         yield from coverage_lines(
             sources, store.all_sources, config.tokenizer, own=own, noun=f"{data.task.unit}s", column="sources"
         )
     elif len(store.all_sources):
         yield (
-            f"note: the examples of {store.path} are questions, and task={config.task.kind} writes their answers "
-            "without reading them: task=vqa reads them"
+            f"note: the examples of {store.path} are questions, and task={config.task.kind} takes their answers "
+            "for captions, without reading them: task=vqa reads them"
         )
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
     if warmup >= steps:
@@ -117,7 +118,7 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
         yield f"note: data.examples_per_image={together} has no effect: no two examples of this store share an image"
     if store.has_images and not config.run.overfit_images and not len(store.split("val")):
         yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
-    if not data.task.options.judges:
+    if data.task.manner is None:  # else no text is decoded
         yield from _lengths(config, tokens, noun)
 
 
@@ -201,12 +202,13 @@ def _too_few_images(config: TrainRoot, data: TaskData, loader: TrainLoader | Str
     together, world = loader.batch_size, place().world
     own = together // world
     joint = _active(config, "gamma")
-    side_by_side = config.data.examples_per_image  # of one image; ranks share them out, but for L_joint
-    shared = not data.store.one_image_each and own <= (side_by_side if joint else -(-side_by_side // world))
+    side_by_side = config.data.examples_per_image  # of one image; a rank's examples stand side by side
+    shared = not data.store.one_image_each and own <= side_by_side
     if own > 1 and not shared:
         return
     if own > 1:
-        cause = f"run.batch_size={together} can be examples of one image (data.examples_per_image={side_by_side})"
+        each = f", {own} for each of {world} processes," if world > 1 else ""
+        cause = f"run.batch_size={together}{each} can be examples of one image (data.examples_per_image={side_by_side})"
     elif together > 1:
         cause = f"run.batch_size={together} is one image for each of {world} processes"
     elif config.run.batch_size == 1:

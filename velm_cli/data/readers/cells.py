@@ -68,12 +68,15 @@ def looks_like_image(cell: str) -> bool:
     )
 
 
-def captions_of(value: Any) -> list[object]:
-    """The captions of a cell or value: a text, a list, one that was written as text, Karpathy's or VizWiz's objects."""
+def captions_of(value: Any, *, numbers: bool = False) -> list[object]:
+    """The captions of a cell or value: a text, a list, one that was written as text, Karpathy's or VizWiz's objects.
+
+    `numbers`: a list that was written as text may hold some, as answers do.
+    """
     if isinstance(value, str):
         if "]" not in value:  # nearly all
             return [value]
-        listed = listed_texts(value)
+        listed = listed_texts(value, numbers=numbers)
         return [value] if listed is None else listed
     if isinstance(value, dict):
         return [_text_of(value)]
@@ -86,8 +89,12 @@ def _text_of(item: dict[str, Any]) -> object:
     return next((item[key] for key in ("raw", "caption", "text", "sentence", "answer") if key in item), item)
 
 
-def listed_texts(text: str) -> list[object] | None:
-    """The texts of a list as Python, JSON, pandas or numpy write it: `['a', "b"]`, `['a' 'b']`; else None."""
+def listed_texts(text: str, *, numbers: bool = False) -> list[object] | None:
+    """The texts of a list as Python, JSON, pandas or numpy write it: `['a', "b"]`, `['a' 'b']`; else None.
+
+    With `numbers`, `[2, 3]` is one too.
+    """
+    kinds = (str, int, float) if numbers else (str,)
     inner = text.strip()
     if inner.startswith("array(") and inner.endswith(")"):
         inner = re.sub(r",\s*dtype=\w+$", "", inner[6:-1].strip()).strip()
@@ -95,7 +102,7 @@ def listed_texts(text: str) -> list[object] | None:
         return None
     try:
         listed = json.loads(inner)
-        return listed if all(item is None or isinstance(item, str) for item in listed) else None
+        return listed if all(item is None or isinstance(item, kinds) for item in listed) else None
     except (ValueError, RecursionError):
         pass
     found: list[object] = []
