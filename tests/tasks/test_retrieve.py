@@ -83,6 +83,15 @@ def test_what_could_not_be_scored_is_refused_before_the_work(place, checked, cap
         assert line in capsys.readouterr().err and not (place / "runs/evaluate/folds").exists()
 
 
+def test_questions_are_no_captions(place, checked, capsys):
+    asked = [*DATA, "dataset.questions=true", "dataset.store=stores/asked", "dataset.root=data/asked"]
+    assert call("preprocess", *asked) == 0
+    line = "task=retrieve compares images with captions, and the examples of stores/asked are questions with answers"
+    for words in (["train", "task=retrieve", *TINY_MODEL], ["eval", f"checkpoint={checked.run}", "dry_run=true"]):
+        assert call(*words, *asked) == 2
+        assert line in capsys.readouterr().err
+
+
 def test_images_without_captions_are_embedded(place, checked):
     (place / "photos").mkdir()
     for number in range(3):

@@ -115,11 +115,9 @@ def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
                 "task=vqa task.answer=classify, or loss.joint=contrastive"
             )
     if task.judges:
-        if not isinstance(config, schema.FinetuneRoot):  # which may have them from a captioner
-            if not config.run.overfit_images:  # debug=overfit says it for every task
-                yield from without_effect("data", config.data, "captions_per_image", chosen=chosen)
-            words = ("method", "beams", "max_length", "length_penalty", "top_p", "temperature")
-            yield from without_effect("decode", config.decode, *words, chosen=chosen)
+        # A finetuning may have it from a captioner, and debug=overfit says it for every task.
+        if not isinstance(config, schema.FinetuneRoot) and not config.run.overfit_images:
+            yield from without_effect("data", config.data, "captions_per_image", chosen=chosen)
         if loss.text is schema.TextLoss.self_critical:
             yield f"loss.text=self_critical rewards texts that are written, and {chosen} writes none"
         if loss.scheduled_sampling != "0":

@@ -33,7 +33,7 @@ from velm_cli.stages.predicting import predict_split, score_and_save
 from velm_cli.stages.showing import write_report
 from velm_cli.stages.starting import open_store, same_weights
 from velm_cli.stages.submitting import submission, submit
-from velm_cli.stages.task_data import TaskData
+from velm_cli.stages.task_data import TaskData, refuse_other_examples
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.interface import ExampleId
 
@@ -45,6 +45,7 @@ def run(config: EvaluateRoot) -> float | None:
     task = _task(config, trained, home)
     weights = weight_file(config.checkpoint)
     store = open_store(config)
+    refuse_other_examples(task, store)
     indices = _indices(config, task, store)
     place = submission(config, task, len(indices))
     refuse_unfit_evaluation(config, task, store, indices)

@@ -63,12 +63,23 @@ class TaskData:
         return Columns(source=self.sources)
 
 
-def _sources(task: Task[Any], store: Store, tokenizer: Tokenizer, config: TrainRoot) -> Tokens | None:
-    if not task.needs.source:
-        return None
-    if not len(store.all_sources):
+def refuse_other_examples(task: Task[Any], store: Store) -> None:
+    """UserError where the examples of the store are not what the task is about."""
+    asks = len(store.all_sources) > 0
+    if task.needs.source and not asks:
         raise UserError(
             f"task={task.kind} reads {task.unit}s, and {store.path} has none: name data that have them (dataset=vqa, "
             "dataset=shapes dataset.questions=true), or say task=caption"
         )
+    if task.needs.targets_given and asks:  # an image would be a candidate once for each of its questions
+        raise UserError(
+            f"task={task.kind} compares images with captions, and the examples of {store.path} are questions with "
+            "answers: name data with captions"
+        )
+
+
+def _sources(task: Task[Any], store: Store, tokenizer: Tokenizer, config: TrainRoot) -> Tokens | None:
+    refuse_other_examples(task, store)
+    if not task.needs.source:
+        return None
     return store.encode(tokenizer, config.tokenizer.max_source_tokens, "sources")
