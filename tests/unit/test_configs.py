@@ -35,6 +35,7 @@ NEEDS = {
         "text.name={bert}",
         "fusion=none",
     ],
+    "experiment/shapes_vqa_generate": ["task=vqa"],
     "tokenizer/pretrained": ["tokenizer.name=somewhere"],
     "loss/vqa": ["task=vqa"],
     "dataset/manifest": ["dataset.file={file}"],
@@ -101,7 +102,8 @@ def test_every_file_opens_with_the_command_that_uses_it(file):
 def test_experiments_reach_the_options_they_name(group):
     for file in (CONF / group).glob("*.yaml"):
         wanted = OmegaConf.load(file)
-        found = OmegaConf.structured(composed("train", [f"{group}={file.stem}"]))
+        task = [need for need in NEEDS.get(f"{group}/{file.stem}", ()) if need.startswith("task=")]
+        found = OmegaConf.structured(composed("train", [f"{group}={file.stem}", *task]))
         for section, values in wanted.items():
             for key, value in values.items():
                 assert str(getattr(found[section][key], "name", found[section][key])) == str(value), (
