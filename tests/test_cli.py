@@ -21,7 +21,7 @@ MISTAKES = [
     (
         ["train", "experiment=typo"],
         "velm: experiment=typo: no such choice "
-        "(choices: flickr8k_retrieve, shapes_demo, shapes_demo_finetune, shapes_vqa, shapes_vqa_captions, shapes_vqa_generate)",
+        "(choices: flickr8k_retrieve, shapes_demo, shapes_demo_finetune, shapes_vqa, shapes_vqa_captions, shapes_vqa_generate, vqa_frozen)",
     ),
     (["train", "run.max_steps=many"], "velm: run.max_steps=many: expected a whole number"),
     (["train", "run.device=gpu"], "velm: run.device=gpu: expected one of auto, cpu, cuda, mps"),
