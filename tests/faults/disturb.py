@@ -173,7 +173,7 @@ def tree(folder: Path) -> dict[str, object]:
     }
 
 
-def trained(folder: Path, task: str) -> dict[str, object]:
+def trained(folder: Path, task: str = "caption") -> dict[str, object]:
     names = ["model.safetensors", "best.safetensors", *LEFT[task]]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{k: v for k, v in line.items() if k not in TIMING} for line in lines]
@@ -182,7 +182,7 @@ def trained(folder: Path, task: str) -> dict[str, object]:
     return {name: (folder / name).read_bytes() for name in names} | {"metrics.jsonl": metrics} | tensors
 
 
-def evaluated(folder: Path, task: str) -> dict[str, object]:
+def evaluated(folder: Path, task: str = "caption") -> dict[str, object]:
     (folder,) = [path.parent for path in (folder / "evaluate").glob("*/DONE")]
     names = [*LEFT[task], *(["facts.json"] if task == "caption" else [])]
     return {name: (folder / name).read_bytes() for name in names}

@@ -25,10 +25,25 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from disturb import EVALUATE, PREPROCESS, SHAPES, TRAIN, Attempt, differing, evaluated, photos, trained, tree, velm
+from disturb import (
+    EVALUATE,
+    JUDGED,
+    PREPROCESS,
+    SHAPES,
+    TRAIN,
+    TRAINED,
+    Attempt,
+    differing,
+    evaluated,
+    photos,
+    trained,
+    tree,
+    velm,
+)
 
 KB = 1024
-WITH_JAVA = [*EVALUATE[:-1], "metrics.names=[bleu,meteor,rouge_l,cider]"]
+CAPTION, JUDGE = [*TRAIN, *TRAINED["caption"]], [*EVALUATE, *JUDGED["caption"]]
+WITH_JAVA = [*EVALUATE, "metrics.names=[bleu,meteor,rouge_l,cider]"]
 HOME = Path(tempfile.gettempdir())  # of this session; set by main
 
 
@@ -103,7 +118,7 @@ def full_disk_in_a_checkpoint() -> str:
     first = HOME / "runs/train/straight/checkpoints"
     one = sum(file.stat().st_size for file in sorted(first.glob("step-*"))[0].iterdir())
     with disk("small", 2 * one + 200 * KB) as path:
-        args = [*TRAIN, f"run.dir={path}", "name=full"]
+        args = [*CAPTION, f"run.dir={path}", "name=full"]
         attempt = velm(args, HOME)
         said = refusal(attempt, 1, "cannot write", "No space left|os error 28")
         left = sorted(p.name for p in (path / "train/full/checkpoints").iterdir())
@@ -117,7 +132,7 @@ def full_disk_in_a_checkpoint() -> str:
 
 def full_disk_in_the_log() -> str:
     with disk("log", 64 * 1024 * KB) as path:
-        args = [*TRAIN, f"run.dir={path}", "name=full", "run.checkpoint_every=4"]
+        args = [*CAPTION, f"run.dir={path}", "name=full", "run.checkpoint_every=4"]
         log = path / "train/full/metrics.jsonl"
 
         def work() -> bool:
@@ -140,7 +155,7 @@ def full_disk_in_the_log() -> str:
 
 def full_disk_in_preprocess() -> str:
     with disk("packing", 64 * 1024 * KB) as path:
-        args = [*PREPROCESS, f"dataset.root={HOME}/photos", f"dataset.store={path}/store"]
+        args = [*PREPROCESS, "dataset=folder", f"dataset.root={HOME}/photos", f"dataset.store={path}/store"]
         done = velm(args, HOME)
         check(done.code == 0, done)
         expected = tree(path / "store")
@@ -158,7 +173,7 @@ def full_disk_in_preprocess() -> str:
 
 def full_disk_in_evaluate() -> str:
     with disk("judging", 40 * KB) as path:
-        args = [*EVALUATE, f"checkpoint={HOME}/runs/train/straight", f"run.dir={path}"]
+        args = [*JUDGE, f"checkpoint={HOME}/runs/train/straight", f"run.dir={path}"]
         attempt = velm(args, HOME)
         said = refusal(attempt, 1, "cannot write", "No space left")
         resize(path, "size=64m")
@@ -171,9 +186,13 @@ def full_disk_in_evaluate() -> str:
 def read_only_folder() -> str:
     with disk("frozen", 64 * 1024 * KB) as path:
         resize(path, "ro")
-        said = refusal(velm([*TRAIN, f"run.dir={path}", "name=x"], HOME), 1, "Read-only")
-        refusal(velm([*PREPROCESS, f"dataset.root={HOME}/photos", f"dataset.store={path}/s"], HOME), 2, "Read-only")
-        refusal(velm([*EVALUATE, f"checkpoint={HOME}/runs/train/straight", f"run.dir={path}"], HOME), 1, "Read-only")
+        said = refusal(velm([*CAPTION, f"run.dir={path}", "name=x"], HOME), 1, "Read-only")
+        refusal(
+            velm([*PREPROCESS, "dataset=folder", f"dataset.root={HOME}/photos", f"dataset.store={path}/s"], HOME),
+            2,
+            "Read-only",
+        )
+        refusal(velm([*JUDGE, f"checkpoint={HOME}/runs/train/straight", f"run.dir={path}"], HOME), 1, "Read-only")
         check(not list(path.iterdir()), what="something was written")
     return said
 
@@ -182,7 +201,7 @@ def files_of_limited_size() -> str:
     """RLIMIT_FSIZE, for machines that mount nothing: every file ends at 40 kB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (40 * KB, hard))
-    args = [*TRAIN, "name=limited"]
+    args = [*CAPTION, "name=limited"]
     try:
         attempt = velm(args, HOME)
     finally:
@@ -204,9 +223,9 @@ def second_process() -> str:
     (HOME / "refs.json").write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "a red circle"}]}))
     (HOME / "hyps.json").write_text(json.dumps([{"image_id": 1, "caption": "a circle"}]))
     commands = {
-        "runs/train/held": [*TRAIN, "name=held"],
+        "runs/train/held": [*CAPTION, "name=held"],
         "runs/finetune/held": ["finetune", "checkpoint=runs/train/straight", "name=held", "run.max_steps=1"],
-        f"other/evaluate/{judged.name}": [*EVALUATE, f"checkpoint={HOME}/runs/train/straight", "run.dir=other"],
+        f"other/evaluate/{judged.name}": [*JUDGE, f"checkpoint={HOME}/runs/train/straight", "run.dir=other"],
         "scored": ["score", "predictions=hyps.json", "references=refs.json", "out=scored", "metrics.names=[bleu]"],
     }
     said = ""
@@ -266,7 +285,7 @@ def clock_jumps() -> str:
     """time.time leaps by days at each call, and all files are of 1970 or 2100 between the runs."""
     real = time.time
     rng = random.Random(0)
-    args = [*TRAIN, "name=clock"]
+    args = [*CAPTION, "name=clock"]
     runs = 0
     try:
         time.time = lambda: real() + rng.uniform(-1e8, 1e8)  # type: ignore[assignment]
@@ -292,7 +311,7 @@ def image_that_decays() -> str:
     data = bytearray(shard.read_bytes())
     data[shard.stat().st_size // 3] ^= 1
     shard.write_bytes(data)
-    attempt = velm([*TRAIN, "name=decayed", "dataset.store=stores/decayed", "data.workers=2"], HOME)
+    attempt = velm([*CAPTION, "name=decayed", "dataset.store=stores/decayed", "data.workers=2"], HOME)
     said = refusal(attempt, 2, "of the store .* cannot be read .* have changed")
     check((HOME / "runs/train/decayed/FAILED").exists(), attempt)
     return said
@@ -364,8 +383,8 @@ def main() -> int:
         photos(HOME / "photos")
         for args in (
             ["preprocess", "dataset=shapes", *SHAPES],
-            [*TRAIN, "name=straight"],
-            [*EVALUATE, f"checkpoint={HOME}/runs/train/straight", "run.dir=judged"],
+            [*CAPTION, "name=straight"],
+            [*JUDGE, f"checkpoint={HOME}/runs/train/straight", "run.dir=judged"],
         ):
             done = velm(args, HOME)
             assert done.code == 0, done.output
