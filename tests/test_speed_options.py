@@ -147,6 +147,10 @@ def test_operations_of_a_linear_layer_are_counted_exactly():
     with meter.watching(captions=2):
         layer(torch.randn(400, 8))
     assert meter.per_caption == 2 * (2 * 4 * 8 * 16) / 2, "only the first step is counted"
+    meter.forget()
+    with meter.watching(captions=2):
+        layer(torch.randn(400, 8))
+    assert meter.per_caption == 2 * 400 * 8 * 16 / 2
 
 
 def test_operations_of_a_step_are_those_that_torch_counts():

@@ -119,6 +119,8 @@ def fit(
             size |= {f"count of {name}": sum(count[name] for count in counts) for name in counts[0]}
             told = run.ranks.counted(size, stop)
             totals = {name: told[f"count of {name}"] for name in counts[0]}
+            if run.config.data.cache_texts and progress.step % max(1, round(run.steps_per_epoch)) == 0:
+                run.meter.forget()  # texts that have been read cost nothing from now on
             with run.meter.watching(size["captions"]):
                 figures = train_step(run, progress.step, micro_batches, totals)
         progress.step += 1

@@ -96,6 +96,10 @@ class Meter:
             yield
         self.per_caption = counted.operations / max(1, captions)
 
+    def forget(self) -> None:
+        """Count the next step again."""
+        self.per_caption = None
+
     def utilisation(self, captions_per_s: float) -> float:
         """Share of the peak, 0 to 1; 0 before anything was counted."""
         return (self.per_caption or 0.0) * captions_per_s / self.peak
