@@ -100,17 +100,6 @@ def test_the_loss_of_training_is_that_of_these_embeddings_and_logits(cell, at_on
     torch.testing.assert_close(found, wanted)
 
 
-@pytest.mark.parametrize(("fusion", "rows"), [("cross_modal", 3), ("prefix", 9)])
-def test_keys_of_an_image_serve_all_its_pairs_where_they_draw_nothing(fusion, rows, monkeypatch):
-    learner = learner_of("gpt2", fusion)
-    made, of_images = [], learner.model.memory
-    monkeypatch.setattr(
-        learner.model, "memory", lambda features: made.append(len(features.pooled_BD)) or of_images(features)
-    )
-    learner(batch_of(torch.randn(3, 3, 16, 16)), Moment(frozenset({"joint"})))
-    assert made == [rows]
-
-
 def split_of(images: int, most: int) -> list[Batch]:
     """Images with up to `most` captions each, the last one without any, in batches of three."""
     batches = []
