@@ -110,7 +110,7 @@ def test_questions_that_are_read_once_give_the_same_losses(place):
 def test_texts_that_nobody_reads_alone_are_not_kept(place, capsys):
     alone = ["text.freeze=all", "data.cache_texts=true", "name=alone"]
     asked = [word for word in COMMAND if not word.startswith(("loss.", "metrics."))]
-    for command in ([*COMMAND, "loss.gamma=0"], [*asked, "task=vqa", "fusion=prefix"]):
+    for command in ([*COMMAND, "loss.gamma=0.0"], [*asked, "task=vqa", "fusion=prefix"]):
         assert call(*command, *alone) == 2
         assert "data.cache_texts keeps texts that are read without an image, and none is" in capsys.readouterr().err
 

@@ -239,7 +239,7 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
             if name in weights and not weights[name].always_zero:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
     yield from objective_problems(config, weights)
-    yield from _cache(config)
+    yield from _cache(config, "gamma" in weights and not weights["gamma"].always_zero)
     if config.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
         yield "run.tensorboard=true needs TensorBoard: pip install tensorboard"
 
@@ -250,18 +250,18 @@ def _threads(run: schema.RunConfig) -> Iterator[str]:
         yield f"run.threads={run.threads}: this machine has {cores} cores; at most as many, or 0 (as torch decides)"
 
 
-def _reads_texts_alone(config: schema.TrainRoot) -> bool:
-    """Whether a text encoder gives states that no image has entered."""
+def _reads_texts_alone(config: schema.TrainRoot, compares: bool) -> bool:
+    """Whether a text encoder gives states that no image has entered. `compares`: there is an L_joint."""
     if config.task.judges:
         return not isinstance(config.fusion, (schema.PrefixConfig, schema.GatedConfig))
-    return config.loss.gamma != "0"
+    return compares
 
 
-def _cache(config: schema.TrainRoot) -> Iterator[str]:
+def _cache(config: schema.TrainRoot, compares: bool) -> Iterator[str]:
     data = config.data
     if data.cache_texts and (config.text.freeze != "all" or config.run.compile is not schema.Compile.off):
         yield "data.cache_texts keeps what a frozen text encoder says: set text.freeze=all and run.compile=off"
-    if data.cache_texts and not _reads_texts_alone(config):
+    if data.cache_texts and not _reads_texts_alone(config, compares):
         yield (
             "data.cache_texts keeps texts that are read without an image, and none is: neither does L_joint compare "
             "captions (loss.gamma), nor are questions judged behind the text encoder; leave it out"

@@ -80,7 +80,7 @@ def _with_all_heads(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Meter:
-    """Counts the operations of a process's first step; later steps cost in proportion to their captions."""
+    """Counts the operations of a process's first step, and of the next after `forget`; others in proportion."""
 
     def __init__(self, device: torch.device, precision: Precision) -> None:
         self.peak = matrix_peak(device, precision)

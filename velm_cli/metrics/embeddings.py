@@ -85,9 +85,8 @@ def _arrays(
     path: Path, named: str
 ) -> tuple[list[int | str], np.ndarray, list[int | str], np.ndarray, list[str] | None]:
     try:
-        if path.exists() and not zipfile.is_zipfile(
-            path
-        ):  # numpy reads an array alone too, and takes all else for pickles
+        # numpy reads an array alone too, and takes all else for pickles.
+        if path.exists() and not zipfile.is_zipfile(path):
             raise ValueError("it is no .npz archive, as numpy.savez writes one")
         with np.load(path, allow_pickle=False) as file:
             assert file.zip is not None
