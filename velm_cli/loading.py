@@ -1,52 +1,30 @@
 """A trained model from its run folder: learner, tokenizer and config. No store, no Hydra, no engine.
 
-What evaluates a run and what uses it from Python both begin here. Raises UserError for whatever the user can mend.
+What evaluates a run and what uses it elsewhere (`inference/`) both begin here. Raises UserError for whatever the user
+can mend.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from velm_cli import configs
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner
-from velm_cli.lineage import averaged, joined, noted_identity, refuse_other_tokenizer, weight_file
+from velm_cli.lineage import averaged, joined, noted_identity, refuse_other_tokenizer
 from velm_cli.models.kept import refuse_damaged
 from velm_cli.models.weights import Undrawn, fitted, read_state, refuse_not_finite
 from velm_cli.objectives.weights import constant
 from velm_cli.schema import PretrainedTextConfig, TrainRoot
-from velm_cli.tasks import Task, task_of
+from velm_cli.tasks import Task
 from velm_cli.tasks.spaces import FILE, read_spaces
 
 KEPT = ("vision", "text")  # groups whose pretrained models a run folder keeps the small files of
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """What `load` found: `learner` is in evaluation mode; `file` holds its weights, of this SHA-256."""
-
-    learner: Learner
-    task: Task
-    tokenizer: Tokenizer
-    config: TrainRoot
-    file: Path
-    sha256: str
-
-
-def load(checkpoint: str | Path, device: torch.device | str = "cpu") -> Loaded:
-    """The model of a run folder, of a .safetensors file in one, or of a kept checkpoint RUN/checkpoints/step-*."""
-    config, file = run_config(checkpoint), weight_file(checkpoint)
-    home = configs.run_folder_of(checkpoint)
-    tokenizer, task = run_tokenizer(home), task_of(config.task)
-    state, digest = read_weights(file)
-    learner = trained_learner(config, task, tokenizer, home, file, state)
-    return Loaded(learner.to(device), task, tokenizer, config, file, digest)
 
 
 def run_config(checkpoint: str | Path) -> TrainRoot:
@@ -80,6 +58,22 @@ def run_spaces(run: Path, task: Task) -> dict[str, list[str]]:
     return spaces
 
 
+def has_learned(task: Task, config: TrainRoot) -> bool:
+    """Whether the run, or one that it was finetuned from, learned what the task predicts; True where those are gone."""
+    seen: set[str] = set()
+    kind = config.task.kind
+    while not task.is_learned(config):
+        source = getattr(config, "checkpoint", None)
+        if source is None or source in seen or config.task.kind != kind:
+            return False
+        seen.add(source)
+        try:
+            config = configs.load_run_config(source)
+        except UserError:
+            return True
+    return config.task.kind == kind  # what was learned for another task has other layers
+
+
 def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
     """The tensors of a run's weights and their SHA-256.
 
@@ -97,17 +91,25 @@ def read_weights(file: Path) -> tuple[dict[str, Tensor], str]:
 
 
 def trained_learner(
-    config: TrainRoot, task: Task, tokenizer: Tokenizer, run: Path, file: Path, state: Mapping[str, Tensor]
+    config: TrainRoot,
+    task: Task,
+    tokenizer: Tokenizer,
+    run: Path,
+    file: Path,
+    state: Mapping[str, Tensor],
+    *,
+    terms: frozenset[str] | None = None,
 ) -> Learner:
     """The learner with the weights `state`, which were read from `file` in the folder `run`; in evaluation mode.
 
-    Of its objectives' own layers it has those that the task predicts with. `config` is changed where it names weights
-    that `state` replaces.
+    Of its objectives' own layers it has those of `terms`: if not given, those that the task predicts with. `config` is
+    changed where it names weights that `state` replaces.
     """
+    terms = task.predicts_with(config) if terms is None else terms
     if isinstance(config.text, PretrainedTextConfig):
         config.text.weights = "none"  # they are in the file
     with Undrawn():
-        learner = task.learner(config, run_spaces(run, task), tokenizer, constant(*task.predicts_with(config)))
+        learner = task.learner(config, run_spaces(run, task), tokenizer, constant(*terms))
     if line := task.cannot_predict(learner, config, run):
         raise UserError(line)
     own = learner.state_dict()

@@ -15,7 +15,7 @@ from velm import TINY, TINY_MODEL, call
 from velm_cli.data.batch import Batch, Columns
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.opening import open_store
-from velm_cli.loading import load
+from velm_cli.inference.abilities import load_able
 from velm_cli.report.about import about_folder
 from velm_cli.tasks.interface import Session
 from velm_cli.tasks.spaces import read_spaces
@@ -74,7 +74,7 @@ def same(found: dict[str, float], wanted: dict[str, float]) -> bool:
 @pytest.mark.parametrize("mode", ["classify", "rank"])
 def test_blind_predictions_are_those_of_what_is_left(place, checked, mode):
     """Each is made again from a batch that is changed by hand: grey, every other image, an empty question."""
-    run, store = load(checked(mode).run), open_store(Path("stores/shapes-questions"))
+    run, store = load_able(checked(mode).run, torch.device("cpu")), open_store(Path("stores/shapes-questions"))
     numbers = store.split("test")
     sources = store.encode(run.tokenizer, 64, "sources")
     batches = eval_batches(store, Columns(source=sources), numbers, batch_size=1000, pixels=run.learner.pixels)

@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": {"data", "learners", "metrics", "models", "objectives"},
     "lineage": {"configs", "relocating"},
     "loading": {"configs", "data", "learners", "lineage", "models", "objectives", "tasks"},
+    "inference": {"configs", "data", "engine", "learners", "lineage", "loading", "metrics", "models", "tasks"},
     "engine": {"configs", "console", "data", "learners", "models", "objectives", "observe"},
     "report": {"configs", "data", "metrics"},
     "validate": {"data", "models", "objectives", "tasks"},
@@ -51,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "sweep", "unexpected", "usage",
     },
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"inference"},
 }  # fmt: skip
 
 

@@ -74,8 +74,10 @@ class NormalisedImage:
 Normalise = Callable[[Path], NormalisedImage]
 
 
-def normalise_image(source: Path | bytes, *, image_size: int, quality: int, max_pixels: int) -> NormalisedImage:
-    """The image of a path or of a file's content, upright, RGB, its shorter side at most `image_size`, as JPEG.
+def normalise_image(
+    source: Path | bytes | Image.Image, *, image_size: int, quality: int, max_pixels: int
+) -> NormalisedImage:
+    """The image of a path, a file's content or Pillow, upright, RGB, its shorter side at most `image_size`, as JPEG.
 
     Smaller images keep their size; of animations the first frame counts; transparency becomes white;
     strips beyond 8:1 are cut to their middle. The same file gives the same bytes. Raises ImageRefused
@@ -119,18 +121,14 @@ def is_plain(content: bytes) -> bool:
 
 
 @contextmanager
-def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(source: Path | bytes | Image.Image, max_pixels: int) -> Iterator[Image.Image]:
     """An image of a size that is allowed; whatever is wrong with it, then or in the block, as ImageRefused."""
     if isinstance(source, Path):
         _check_file(source)
-    elif not source:
+    elif isinstance(source, bytes) and not source:
         raise ImageRefused("empty: the file has 0 bytes")
     try:
-        with (
-            _bounded_pillow(max_pixels),
-            source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
-            Image.open(pixels_only(file) or file, formats=_formats()) as image,
-        ):
+        with _bounded_pillow(max_pixels), _decoder(source) as image:
             width, height = image.size
             if min(width, height) < MIN_SIDE:
                 raise ImageRefused(f"too small: {width}x{height} pixels, both sides must have {MIN_SIDE}")
@@ -140,6 +138,7 @@ def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
     except ImageRefused:
         raise
     except UnidentifiedImageError:
+        assert not isinstance(source, Image.Image)
         with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file:
             raise ImageRefused(_what_else(file.read(32))) from None
     except DamagedPng as error:
@@ -151,6 +150,19 @@ def _opened(source: Path | bytes, max_pixels: int) -> Iterator[Image.Image]:
     except Exception as error:  # decoders raise nearly every type on damaged input
         kind = "truncated" if "truncated" in str(error).lower() else "undecodable"
         raise ImageRefused(f"{kind}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+@contextmanager
+def _decoder(source: Path | bytes | Image.Image) -> Iterator[Image.Image]:
+    """The image before its pixels are decoded; one of Pillow as a copy, for what follows changes it."""
+    if isinstance(source, Image.Image):
+        yield source.copy()
+        return
+    with (
+        source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as file,
+        Image.open(pixels_only(file) or file, formats=_formats()) as image,
+    ):
+        yield image
 
 
 def _what_else(start: bytes) -> str:

@@ -18,16 +18,18 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from velm_cli.data.batch import Batch, Columns, assemble
+from velm_cli.data.batch import Batch, Columns, Examples, assemble
 from velm_cli.data.features import FeatureCache, Features
 from velm_cli.data.order import AUGMENT, RUNS, VIEW, Share, bucket, draw_targets, random_of, runs_of, slots_of
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.reading import (
+    Images,
     Showing,
     by_itself,
     filled,
@@ -178,8 +180,17 @@ class TrainLoader:
         read_augmented(self._store, self._transform, image, when.showing(image), name, out_CHW)
 
 
+class Evaluated(Examples, Images, Protocol):
+    """What predictions are made of: a Store, or examples in memory."""
+
+    @property
+    def has_images(self) -> bool: ...
+
+    def target_ranges(self, examples: np.ndarray) -> np.ndarray: ...
+
+
 def eval_batches(
-    store: Store,
+    store: Evaluated,
     columns: Columns,
     examples: Sequence[int] | np.ndarray,
     *,

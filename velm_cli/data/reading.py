@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,16 @@ from velm_cli.schema import DataConfig
 
 From = TypeVar("From")
 Read = Callable[[int, From, Tensor], object]  # image, epoch (or what else it comes from), its row of the batch to fill
+
+
+class Images(Protocol):
+    """What there is to read: those of a Store, or images in memory."""
+
+    def image_name(self, x: int) -> int | str: ...
+
+    def image_bytes(self, x: int) -> bytes: ...
+
+
 Showing = Callable[[int], Sequence[int]]  # image -> the examples that show it
 
 
@@ -61,7 +71,7 @@ def _texts(store: Store, examples: Sequence[int]) -> list[str]:
     return texts
 
 
-def _read_image(store: Store, image: int, transform: Callable[[bytes], Tensor]) -> None:
+def _read_image(store: Images, image: int, transform: Callable[[bytes], Tensor]) -> None:
     try:
         transform(store.image_bytes(image))
     except OSError as error:  # it was checked when the store was built, but disks decay
@@ -83,7 +93,7 @@ def read_augmented(
     _read_image(store, image, draw)
 
 
-def reading_plainly(store: Store, pixels: Pixels) -> Read[int]:
+def reading_plainly(store: Images, pixels: Pixels) -> Read[int]:
     transform = EvalTransform(*pixels)
 
     def read(image: int, epoch: int, out_CHW: Tensor) -> None:

@@ -250,9 +250,14 @@ class WritingLearner(Learner):
         *,
         device: torch.device,
         seed: int = 0,
+        prompt: str = "",
     ) -> Iterator[tuple[int | str, str]]:
-        """(id, text) of all examples of the batches, as texts end. `seed`: of nucleus sampling."""
+        """(id, text) of all examples of the batches, as texts end. `seed`: of nucleus sampling.
+
+        Each text begins with `prompt`, as the tokenizer writes it.
+        """
         image_ids: list[int | str] = []
+        (begun,) = tokenizer.encode_batch([prompt])
 
         def memories() -> Iterator[tuple[tuple, int]]:
             for batch in on_device(batches, device):
@@ -278,6 +283,7 @@ class WritingLearner(Learner):
             banned=tokenizer.never_written,
             device=device,
             draws=draws,
+            prompt=begun,
         )
         for number, tokens in captions:
-            yield image_ids[number], tokenizer.decode(tokens)
+            yield image_ids[number], tokenizer.decode([*begun, *tokens])

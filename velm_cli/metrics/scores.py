@@ -63,6 +63,9 @@ class Scores:
     groups: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     about: dict[ExampleId, dict[str, Any]] = field(default_factory=dict, repr=False)
 
+    def __getitem__(self, name: str) -> float | None:
+        return self.corpus[name]
+
     @property
     def headline(self) -> float | None:
         """The score that the run is compared by."""

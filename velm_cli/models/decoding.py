@@ -81,8 +81,11 @@ def decode_stream(
     banned: Sequence[int] = (),
     device: torch.device | str = "cpu",
     draws: Draws | None = None,
+    prompt: Sequence[int] = (),
 ) -> Iterator[tuple[int, list[int]]]:
     """(number of the image, its tokens) as captions end: without BOS and EOS, at most `config.max_length` with EOS.
+
+    Each caption goes on from the tokens of `prompt`, which are neither returned nor scored.
 
     `memories`: what `model.memory_for(features, config)` gave, and of how many images. So many images as the first has
     are decoded together: where captions have ended, images of the next take their places (see `_open`), and only then
@@ -97,7 +100,9 @@ def decode_stream(
         is_open = live is None or _open(live, places)
         if waiting is None and is_open and (found := next(coming)) is not None:
             memory, images = found
-            waiting = _Live.of(search.begin(range(begun, begun + images), bos_id, device), memory, begun, device)
+            waiting = _Live.of(
+                search.begin(range(begun, begun + images), bos_id, device), memory, begun, prompt, device
+            )
             begun, places = begun + images, places or images
             yield from waiting.step(model, search)
             waiting = waiting if waiting.images else None
@@ -127,15 +132,16 @@ def _open(live: _Live, places: int) -> bool:
 class _Live:
     """Images that are decoded together: which, their texts, and what the model knows of both."""
 
-    def __init__(self, image_B: Tensor, texts: Any, memory: Memory, state: Any) -> None:
-        self.image_B, self.texts, self.memory, self.state = image_B, texts, memory, state
+    def __init__(self, image_B: Tensor, texts: Any, memory: Memory, state: Any, prompt: Sequence[int] = ()) -> None:
+        """`prompt`: tokens that are read right after BOS, where there is no state yet."""
+        self.image_B, self.texts, self.memory, self.state, self.prompt = image_B, texts, memory, state, prompt
 
     @staticmethod
     @torch.no_grad()
-    def of(texts: Any, memory: tuple, first: int, device: torch.device | str) -> _Live:
+    def of(texts: Any, memory: tuple, first: int, prompt: Sequence[int], device: torch.device | str) -> _Live:
         """Images number `first` and so on, at their beginning."""
         images = len(texts.token_BK)
-        return _Live(torch.arange(first, first + images, device=device), texts, Memory(memory, images), None)
+        return _Live(torch.arange(first, first + images, device=device), texts, Memory(memory, images), None, prompt)
 
     @property
     def images(self) -> int:
@@ -144,7 +150,11 @@ class _Live:
     @torch.no_grad()
     def step(self, model: StepModel, search: Search) -> list[tuple[int, list[int]]]:
         """One more token; the captions that have ended with it, whose images leave."""
-        logits_NV, state = model.step(self.texts.token_BK.reshape(-1, 1), self.memory.nested(), self.state)
+        token_NT = self.texts.token_BK.reshape(-1, 1)
+        if self.state is None and self.prompt:
+            prompt_NP = torch.tensor([self.prompt], device=token_NT.device).expand(len(token_NT), -1)
+            token_NT = torch.cat([token_NT, prompt_NP], dim=1)
+        logits_NV, state = model.step(token_NT, self.memory.nested(), self.state)
         texts, source_BK, goes_on_B = search.advance(self.texts, logits_NV)
         goes_on = goes_on_B.tolist()  # the one time in a step that the device is waited for
         if all(goes_on):

@@ -20,7 +20,7 @@ from velm_cli.engine.signals import Stopped, stop_on_signals
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import sealed, sha256, write_json
 from velm_cli.lineage import noted_store, weight_file
-from velm_cli.loading import KEPT, run_spaces, run_tokenizer, trained_learner, with_kept_models
+from velm_cli.loading import KEPT, has_learned, run_spaces, run_tokenizer, trained_learner, with_kept_models
 from velm_cli.metrics.scores import missing_scores
 from velm_cli.report.tables import BLIND
 from velm_cli.schema import Blind, CaptionTaskConfig, EvaluateRoot, TrainRoot
@@ -174,7 +174,7 @@ def _task(config: EvaluateRoot, trained: TrainRoot, home: Path) -> Task:
     UserError where the run has not learned it, or an option comes too late.
     """
     task = task_of(config.task)
-    if not _is_learned(task, trained):
+    if not has_learned(task, trained):
         raise UserError(task.why_not_learned(trained, home))
     lines = list(blind_problems(config, task, trained, home))
     if type(config.task) is type(trained.task):
@@ -193,22 +193,6 @@ def _task(config: EvaluateRoot, trained: TrainRoot, home: Path) -> Task:
 
 def _blind_words(config: EvaluateRoot) -> str:
     return f", {BLIND[config.eval.blind.value]}" if config.eval.blind is not Blind.none else ""
-
-
-def _is_learned(task: Task[Any], config: TrainRoot) -> bool:
-    """Whether the run, or one that it was finetuned from, learned what the task predicts; True where those are gone."""
-    seen: set[str] = set()
-    kind = config.task.kind
-    while not task.is_learned(config):
-        source = getattr(config, "checkpoint", None)
-        if source is None or source in seen or config.task.kind != kind:
-            return False
-        seen.add(source)
-        try:
-            config = configs.load_run_config(source)
-        except UserError:
-            return True
-    return config.task.kind == kind  # what was learned for another task has other layers
 
 
 def _indices(config: EvaluateRoot, task: Task, store: Store) -> np.ndarray:

@@ -1,0 +1,380 @@
+"""A trained model as Python uses it: `velm_cli.load(RUN)` gives one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from velm_cli.data.batch import Batch, Columns, assemble
+from velm_cli.data.loader import eval_batches
+from velm_cli.data.processes import available_cores
+from velm_cli.engine.device import autocast, pick_device, pick_precision
+from velm_cli.errors import UserError
+from velm_cli.inference.abilities import Able, load_able
+from velm_cli.inference.answering import Asked, answered
+from velm_cli.inference.examples import Given, Tokenised
+from velm_cli.inference.pictures import Form, Picture, content_of, stored
+from velm_cli.learners.matching import TEXTS_AT_ONCE, embed_images, embed_texts
+from velm_cli.learners.writing import WritingLearner
+from velm_cli.models.decoding import converted_once, laid_out_for_steps
+from velm_cli.schema import DecodeConfig, DecodeMethod, Device, Precision
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+TOGETHER = 256  # images that are read and decoded together
+
+
+class Decoding(TypedDict, total=False):
+    """The options of `Model.caption`."""
+
+    beams: int
+    prompt: str
+    max_length: int
+    length_penalty: float
+    top_p: float
+    temperature: float
+    seed: int
+    batch_size: int
+    progress: bool
+
+
+def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precision: Precision | str = "auto") -> Model:
+    """The model of a run folder, of an exported folder, of a kept checkpoint or of a .safetensors file in a run.
+
+    `device`: auto (CUDA, else Metal, else the CPU), cpu, cuda, cuda:1, mps. `precision`: auto (bf16 where the hardware
+    multiplies it faster), fp32 or bf16. Raises UserError, in one line, for whatever is wrong with the checkpoint.
+    """
+    where = device if isinstance(device, torch.device) else _device(device)
+    how = pick_precision(_choice("precision", precision, Precision), where)
+    return Model(load_able(checkpoint, where), how)
+
+
+class Model:
+    """Captions, answers and embeddings of images by one trained model. Made by `load`.
+
+    An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3]. It is brought into the
+    form that the training store had, so the words are those of `velm eval`. One image gives one result, several
+    (any iterable) a list in their order. Not thread-safe: calls from several threads wait for each other at your side.
+    """
+
+    def __init__(self, able: Able, precision: Precision) -> None:
+        self._able, self._precision = able, precision
+        self._form = Form.of(able.config.dataset)
+        self._ready = False
+
+    # ------------------------------------------------------------------------------------- what it is
+
+    @property
+    def config(self) -> Any:
+        """The options it was trained with (a `velm_cli.schema.TrainRoot`)."""
+        return self._able.config
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights, hexadecimal."""
+        return self._able.sha256
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._able.learner.parameters()).device
+
+    @property
+    def precision(self) -> str:
+        return self._precision.value
+
+    @property
+    def can(self) -> tuple[str, ...]:
+        """What it has learned: some of `caption`, `answer`, `embed`."""
+        named = {"caption": "caption", "vqa": "answer", "retrieve": "embed"}
+        return tuple(named[kind] for kind in self._able.can if kind in named)
+
+    def __repr__(self) -> str:
+        config = self._able.config
+        parts = f"{config.vision.kind} + {config.text.kind} + {config.fusion.kind}"
+        return f"<velm model {self._able.file}: {parts}, can {' and '.join(self.can) or 'predict nothing'}>"
+
+    # -------------------------------------------------------------------------------------- captions
+
+    @overload
+    def caption(self, images: Picture, *, n: None = None, **options: Unpack[Decoding]) -> str: ...  # type: ignore[overload-overlap]
+    @overload
+    def caption(self, images: Picture, *, n: int, **options: Unpack[Decoding]) -> list[str]: ...  # type: ignore[overload-overlap]
+    @overload
+    def caption(self, images: Iterable[Picture], *, n: None = None, **options: Unpack[Decoding]) -> list[str]: ...
+    @overload
+    def caption(self, images: Iterable[Picture], *, n: int, **options: Unpack[Decoding]) -> list[list[str]]: ...
+
+    def caption(
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        beams: int = 5,
+        n: int | None = None,
+        prompt: str = "",
+        max_length: int = 30,
+        length_penalty: float = 1.0,
+        top_p: float = 0.9,
+        temperature: float = 1.0,
+        seed: int = 0,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Any:
+        """A caption of each image; with `n` a list of n captions of each, drawn by nucleus sampling.
+
+        `beams`: 1 is greedy. `prompt`: what each caption begins with. `top_p`, `temperature` and `seed` are of drawn
+        captions, which depend on the seed and the image alone. `max_length` counts tokens behind the prompt.
+        """
+        self._needs("caption")
+        drawn = DecodeMethod.beam if n is None else DecodeMethod.nucleus
+        how = DecodeConfig(
+            method=drawn,
+            beams=_whole("beams", beams) if n is None else 1,
+            max_length=_whole("max_length", max_length),
+            length_penalty=length_penalty,
+            top_p=top_p,
+            temperature=temperature,
+            batch_size=_whole("batch_size", batch_size),
+        )
+        count = 1 if n is None else _whole("n", n)
+        alone = _is_one(images)
+        pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
+        found: list[Any] = []
+        with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
+            for some in _chunks(pictures):
+                jpegs = list(pool.map(self._stored, some))
+                texts = self.captions_of(jpegs, how, n=count, seed=seed, prompt=prompt)
+                found += texts if n is None else [list(each) for each in _chunks(texts, count)]
+                bar.update(len(jpegs))
+        return found[0] if alone else found
+
+    def captions_of(
+        self, jpegs: Sequence[bytes], how: DecodeConfig, *, n: int = 1, seed: int = 0, prompt: str = ""
+    ) -> list[str]:
+        """Captions of images that are in the form of the store already (`stored`), n of each side by side."""
+        learner, device = self._writer, self.device
+        names: list[str] | None = None  # ids seed what is drawn; else the same photo twice would be one example
+        if how.method is DecodeMethod.nucleus:
+            names = [f"{number}-{content_of(jpeg)}-{draw}" for number, jpeg in enumerate(jpegs) for draw in range(n)]
+        if n == 1:
+            given = Given(jpegs, names=names)
+        else:
+            given = Given(jpegs, names=names, image_of=[image for image in range(len(jpegs)) for _ in range(n)])
+        with self._steps(len(given) > how.batch_size), self._autocast():
+            told = learner.describe(
+                self._batches(given, how.batch_size), self._able.tokenizer, how, device=device, seed=seed, prompt=prompt
+            )
+            texts = dict(told)
+        return [texts[number] for number in given.ids]
+
+    # --------------------------------------------------------------------------------------- answers
+
+    def answer(
+        self,
+        image: Picture | Sequence[Picture],
+        question: str | Sequence[str],
+        *,
+        choices: Sequence[str] | None = None,
+        probabilities: int = 0,
+        beams: int = 1,
+        max_length: int = 30,
+        batch_size: int = 64,
+    ) -> Any:
+        """The answer to a question about an image; a list where images or questions (or both, in pairs) are lists.
+
+        `choices`: the answer is the likeliest of these. `probabilities`: instead of the answer alone, a dict of so many
+        of the likeliest answers with their probabilities (where answers are chosen, not written).
+        """
+        self._needs("vqa")
+        alone = _is_one(image) and isinstance(question, str)
+        images: list[Any] = [image] if _is_one(image) else list(image)  # type: ignore[arg-type]
+        questions = [question] if isinstance(question, str) else list(question)
+        if len(images) == 1 and len(questions) > 1:
+            image_of = [0] * len(questions)
+        elif len(questions) == 1:
+            questions, image_of = questions * len(images), list(range(len(images)))
+        elif len(images) == len(questions):
+            image_of = list(range(len(images)))
+        else:
+            raise UserError(f"{len(images)} images and {len(questions)} questions: give one of either, or pairs")
+        how = DecodeConfig(
+            beams=_whole("beams", beams),
+            max_length=_whole("max_length", max_length),
+            batch_size=_whole("batch_size", batch_size),
+        )
+        jpegs = [self._stored(each) for each in images]
+        found = self.answers_of(jpegs, questions, image_of, how, choices=choices, probabilities=probabilities)
+        return found[0] if alone else found
+
+    def answers_of(
+        self,
+        jpegs: Sequence[bytes],
+        questions: Sequence[str],
+        image_of: Sequence[int],
+        how: DecodeConfig,
+        *,
+        choices: Sequence[str] | None = None,
+        probabilities: int = 0,
+    ) -> list[Any]:
+        """As `answer`, of images in the form of the store; question i is about image `image_of[i]`."""
+        if not questions:
+            return []
+        given = Given(jpegs, sources=questions, image_of=image_of)
+        asked = Asked(choices=choices, probabilities=probabilities)
+        with self._steps(len(given) > how.batch_size), self._autocast():
+            batches = self._batches(given, how.batch_size)
+            found = dict(answered(self._able, batches, how, asked, self.device))
+        return [found[number] for number in given.ids]
+
+    # ------------------------------------------------------------------------------------ embeddings
+
+    def embed_images(
+        self, images: Picture | Iterable[Picture], *, batch_size: int = 64, progress: bool = False
+    ) -> np.ndarray:
+        """Unit vectors, float32: [E] of one image, [N, E] of several. Their products with texts' are cosines."""
+        self._needs("retrieve")
+        alone = _is_one(images)
+        pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
+        parts = []
+        with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
+            for some in _chunks(pictures):
+                parts.append(self.embeddings_of(list(pool.map(self._stored, some)), batch_size))
+                bar.update(len(parts[-1]))
+        found = np.concatenate(parts) if parts else np.zeros((0, self._joint_width), np.float32)
+        return found[0] if alone else found
+
+    def embeddings_of(self, jpegs: Sequence[bytes], batch_size: int = 64) -> np.ndarray:
+        """float32 [N, E], of images in the form of the store."""
+        learner: Any = self._able.learner
+        parts = [np.zeros((0, self._joint_width), np.float32)]
+        with torch.no_grad(), self._autocast():
+            for batch in self._batches(Given(jpegs), batch_size):
+                features = learner.model.encode_image(batch.to(self.device).image_XCHW)
+                parts.append(embed_images(learner, features).float().cpu().numpy())
+        return np.concatenate(parts)
+
+    def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Unit vectors, float32: [E] of one text, [N, E] of several."""
+        self._needs("retrieve")
+        alone = isinstance(texts, str)
+        listed = [texts] if alone else list(texts)
+        learner: Any = self._able.learner
+        parts = [np.zeros((0, self._joint_width), np.float32)]
+        with torch.no_grad(), self._autocast():
+            for some in _chunks(listed, TEXTS_AT_ONCE):
+                batch = self._of_texts(some).to(self.device)
+                tokens_NT, lengths_N = batch.tokens_BKT[:, 0], batch.lengths_BK[:, 0]
+                parts.append(embed_texts(learner, tokens_NT, lengths_N).float().cpu().numpy())
+        found = np.concatenate(parts)
+        return found[0] if alone else found
+
+    # ---------------------------------------------------------------------------------------- within
+
+    @contextlib.contextmanager
+    def ready(self) -> Iterator[Model]:
+        """Within it many calls share what each would prepare: weights laid out (float32) or converted (bf16) once."""
+        if self._ready:
+            yield self
+            return
+        prepare = laid_out_for_steps if self._precision is Precision.fp32 else converted_once
+        with prepare(self._able.learner.model):
+            self._ready = True
+            try:
+                yield self
+            finally:
+                self._ready = False
+
+    def stored(self, picture: Picture) -> bytes:
+        """The image in the form of the training store; UserError names it where it cannot be used."""
+        return stored(picture, self._form)
+
+    @property
+    def form(self) -> Form:
+        """How the training store kept its images."""
+        return self._form
+
+    _stored = stored
+
+    @property
+    def _writer(self) -> WritingLearner:
+        learner = self._able.learner
+        assert isinstance(learner, WritingLearner)
+        return learner
+
+    @property
+    def _joint_width(self) -> int:
+        width: int = self._able.config.loss.joint_width
+        return width
+
+    def _batches(self, given: Given, batch_size: int) -> Iterator[Batch]:
+        learner, config = self._able.learner, self._able.config
+        columns = given.columns(self._able.tokenizer, config.tokenizer.max_source_tokens)
+        numbers = np.arange(len(given))
+        return eval_batches(
+            given, columns, numbers, batch_size=batch_size, pixels=learner.pixels, workers=available_cores()
+        )
+
+    def _of_texts(self, texts: Sequence[str]) -> Batch:
+        """A batch of texts without images, cut where training cut its captions."""
+        config, tokenizer = self._able.config, self._able.tokenizer
+        tokens = Tokenised(texts, tokenizer, config.tokenizer.max_tokens)
+        numbers = np.arange(len(texts))
+        return assemble(Given((), image_of=[0] * len(texts)), Columns(tokens), numbers, numbers[:, None], None, None)
+
+    def _steps(self, many: bool) -> contextlib.AbstractContextManager[Any]:
+        """Preparing takes the time of a word or two, so it is for several batches."""
+        return self.ready() if many else contextlib.nullcontext()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return autocast(self.device, self._precision)
+
+    def _needs(self, kind: str) -> None:
+        if (why := self._able.why_not(kind)) is not None:
+            raise UserError(why)
+
+    def _bar(self, pictures: Any, unit: str, progress: bool) -> tqdm:
+        total = len(pictures) if hasattr(pictures, "__len__") else None
+        return tqdm(total=total, unit=unit, disable=not progress)
+
+
+def _chunks(items: Iterable[Any], size: int = TOGETHER) -> Iterator[list[Any]]:
+    waiting = iter(items)
+    while some := list(islice(waiting, size)):
+        yield some
+
+
+def _is_one(images: Any) -> bool:
+    return isinstance(images, (str, Path, bytes, Image.Image, np.ndarray))
+
+
+def _whole(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name}={value!r}: must be a whole number, at least 1")
+    return value
+
+
+def _choice(name: str, value: Any, choices: type[Any]) -> Any:
+    try:
+        return choices(value)
+    except ValueError:
+        raise UserError(f"{name}={value!r}: one of {', '.join(each.value for each in choices)}") from None
+
+
+def _device(name: str) -> torch.device:
+    if name in {each.value for each in Device}:
+        return pick_device(Device(name))
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None
