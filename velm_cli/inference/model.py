@@ -134,7 +134,7 @@ class Model:
         `beams`: 1 is greedy. `prompt`: what each caption begins with. `top_p`, `temperature` and `seed` are of drawn
         captions, which depend on the seed and the image alone. `max_length` counts tokens behind the prompt.
         """
-        self._needs("caption")
+        self.needs("caption")
         drawn = DecodeMethod.beam if n is None else DecodeMethod.nucleus
         how = DecodeConfig(
             method=drawn,
@@ -194,7 +194,7 @@ class Model:
         `choices`: the answer is the likeliest of these. `probabilities`: instead of the answer alone, a dict of so many
         of the likeliest answers with their probabilities (where answers are chosen, not written).
         """
-        self._needs("vqa")
+        self.needs("vqa")
         alone = _is_one(image) and isinstance(question, str)
         images: list[Any] = [image] if _is_one(image) else list(image)  # type: ignore[arg-type]
         questions = [question] if isinstance(question, str) else list(question)
@@ -241,7 +241,7 @@ class Model:
         self, images: Picture | Iterable[Picture], *, batch_size: int = 64, progress: bool = False
     ) -> np.ndarray:
         """Unit vectors, float32: [E] of one image, [N, E] of several. Their products with texts' are cosines."""
-        self._needs("retrieve")
+        self.needs("retrieve")
         alone = _is_one(images)
         pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
         parts = []
@@ -264,7 +264,7 @@ class Model:
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
         """Unit vectors, float32: [E] of one text, [N, E] of several."""
-        self._needs("retrieve")
+        self.needs("retrieve")
         alone = isinstance(texts, str)
         listed = [texts] if alone else list(texts)
         learner: Any = self._able.learner
@@ -337,7 +337,8 @@ class Model:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, self._precision)
 
-    def _needs(self, kind: str) -> None:
+    def needs(self, kind: str) -> None:
+        """UserError where it has not learned this task (caption, vqa, retrieve)."""
         if (why := self._able.why_not(kind)) is not None:
             raise UserError(why)
 
