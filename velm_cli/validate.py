@@ -33,6 +33,8 @@ def _problems(config: Any) -> Iterator[str]:
         if config.fix not in (None, "spice"):
             yield f"doctor fix={config.fix}: nothing known by that name; spice is"
         return
+    if isinstance(config, schema.SearchRoot):
+        return
     if isinstance(config, schema.UseRoot):
         yield from _decode(config.decode)
         return

@@ -93,6 +93,12 @@ class Model:
         return self._precision.value
 
     @property
+    def width(self) -> int:
+        """E: numbers in an embedding."""
+        width: int = self._able.config.loss.joint_width
+        return width
+
+    @property
     def can(self) -> tuple[str, ...]:
         """What it has learned: some of `caption`, `answer`, `embed`."""
         named = {"caption": "caption", "vqa": "answer", "retrieve": "embed"}
@@ -151,7 +157,7 @@ class Model:
         found: list[Any] = []
         with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
             for some in _chunks(pictures):
-                jpegs = list(pool.map(self._stored, some))
+                jpegs = list(pool.map(self.stored, some))
                 texts = self.captions_of(jpegs, how, n=count, seed=seed, prompt=prompt)
                 found += texts if n is None else [list(each) for each in _chunks(texts, count)]
                 bar.update(len(jpegs))
@@ -211,7 +217,7 @@ class Model:
             max_length=_whole("max_length", max_length),
             batch_size=_whole("batch_size", batch_size),
         )
-        jpegs = [self._stored(each) for each in images]
+        jpegs = [self.stored(each) for each in images]
         found = self.answers_of(jpegs, questions, image_of, how, choices=choices, probabilities=probabilities)
         return found[0] if alone else found
 
@@ -247,15 +253,15 @@ class Model:
         parts = []
         with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
             for some in _chunks(pictures):
-                parts.append(self.embeddings_of(list(pool.map(self._stored, some)), batch_size))
+                parts.append(self.embeddings_of(list(pool.map(self.stored, some)), batch_size))
                 bar.update(len(parts[-1]))
-        found = np.concatenate(parts) if parts else np.zeros((0, self._joint_width), np.float32)
+        found = np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
         return found[0] if alone else found
 
     def embeddings_of(self, jpegs: Sequence[bytes], batch_size: int = 64) -> np.ndarray:
         """float32 [N, E], of images in the form of the store."""
         learner: Any = self._able.learner
-        parts = [np.zeros((0, self._joint_width), np.float32)]
+        parts = [np.zeros((0, self.width), np.float32)]
         with torch.no_grad(), self._autocast():
             for batch in self._batches(Given(jpegs), batch_size):
                 features = learner.model.encode_image(batch.to(self.device).image_XCHW)
@@ -268,7 +274,7 @@ class Model:
         alone = isinstance(texts, str)
         listed = [texts] if alone else list(texts)
         learner: Any = self._able.learner
-        parts = [np.zeros((0, self._joint_width), np.float32)]
+        parts = [np.zeros((0, self.width), np.float32)]
         with torch.no_grad(), self._autocast():
             for some in _chunks(listed, TEXTS_AT_ONCE):
                 batch = self._of_texts(some).to(self.device)
@@ -302,18 +308,11 @@ class Model:
         """How the training store kept its images."""
         return self._form
 
-    _stored = stored
-
     @property
     def _writer(self) -> WritingLearner:
         learner = self._able.learner
         assert isinstance(learner, WritingLearner)
         return learner
-
-    @property
-    def _joint_width(self) -> int:
-        width: int = self._able.config.loss.joint_width
-        return width
 
     def _batches(self, given: Given, batch_size: int) -> Iterator[Batch]:
         learner, config = self._able.learner, self._able.config

@@ -241,6 +241,21 @@ class AnswerRoot(UseRoot):
 
 
 @dataclass
+class SearchRoot:
+    stage: str = "search"
+    index: str = path(MISSING)  # folder of the embeddings; made, or added to, by images=
+    checkpoint: str | None = path(None)  # run whose L_joint compares images with captions; null = the index's own
+    images: Any = path(None)  # images to embed: file, folder, pattern, .tar, list of paths, or several
+    query: str | None = None  # text to search for
+    image: str | None = path(None)  # image to search for
+    top: int = within(20, least=1, most=1_000_000)  # images that are found
+    out: str | None = path(None)  # .json, .jsonl or .csv, with a page of the pictures; null = print
+    page: bool = True  # with out=FILE also a page of the pictures
+    workers: int = within(0, least=0, most=1024)  # processes that read images; 0 = one a core
+    run: ComputeConfig = field(default_factory=ComputeConfig)
+
+
+@dataclass
 class DoctorRoot:
     stage: str = "doctor"
     fix: str | None = None  # spice: fetch what SPICE lacks
@@ -256,6 +271,7 @@ ROOTS: dict[str, type] = {
     "score": ScoreRoot,
     "caption": CaptionRoot,
     "answer": AnswerRoot,
+    "search": SearchRoot,
     "doctor": DoctorRoot,
 }
 

@@ -74,6 +74,8 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
                     config.images = None
                     continue
                 raise UserError(f"{key} is not set: velm {stage} checkpoint=runs/train/NAME images=FOLDER")
+    if stage == "search" and OmegaConf.is_missing(config, "index"):
+        raise UserError("index is not set: velm search index=FOLDER, with checkpoint=RUN images=FOLDER to make it")
     if stage == "score":
         for key in ("predictions", "references"):
             if OmegaConf.is_missing(config, key):

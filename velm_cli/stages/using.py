@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import islice
@@ -146,14 +146,19 @@ def written(
             write_results(output.refused, refused, ("image", "refused"))
         else:
             output.refused.unlink(missing_ok=True)
-        counted = {"images": len(images), "refused": len(refused), "velm": __version__}
-        made = {"made_by": "velm", "about": dict(about), **counted, "sha256": sha256(output.path)}
-        write_json(output.about, sealed(made))
+        write_about(output, about, images=len(images), refused=len(refused))
         _say(output, len(images), refused)
         if page is not None:
-            _write_page(output.page, images, journal.rows(), page, page_images, model)
+            write_page_of(output.page, images, journal.rows(), page, page_images, model)
         journal.path.unlink()
     return True
+
+
+def write_about(output: Output, about: Mapping[str, Any], *, images: int, refused: int) -> None:
+    """How the result file was made, and what it is: also the sign that it is velm's."""
+    counted = {"images": images, "refused": refused, "velm": __version__}
+    made = {"made_by": "velm", "about": dict(about), **counted, "sha256": sha256(output.path)}
+    write_json(output.about, sealed(made))
 
 
 def _until(stop: StopRequest, chunks: Iterator[list[Row]]) -> Iterator[list[Row]]:
@@ -172,10 +177,10 @@ def _say(output: Output, images: int, refused: Sequence[Row]) -> None:
         print(f"            all {len(refused):,} are listed in {output.refused}")
 
 
-def _write_page(
+def write_page_of(
     path: Path,
     images: Sequence[Listed],
-    rows: Iterator[dict[str, Any]],
+    rows: Iterable[Row],
     page: Callable[[Sequence[Row]], Evaluated],
     most: int,
     model: Model,
@@ -189,7 +194,7 @@ def _write_page(
         return
     pictures: dict[int | str, Picture] = {}
     by_name = {image.name: image for image in images}
-    wanted = [by_name[name] for name in dict.fromkeys(row["image"] for row in shown)]
+    wanted = [by_name[name] for name in dict.fromkeys(row["image"] for row in shown) if name in by_name]
 
     def seen(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
         pictures.update((image.name, Picture(thumbnail(jpeg))) for image, jpeg in zip(some, jpegs, strict=True))
