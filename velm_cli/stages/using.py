@@ -202,7 +202,7 @@ def write_page_of(
 
     for _ in rows_of(wanted, model.form, seen):
         pass
-    write_page(path, [page(shown)], pictures, title=path.stem)
+    write_page(path, [page(shown)], pictures, title=path.stem, columns=())
     more = f", of the first {most:,} images" if len(shown) == most else ""
     print(f"page        {path}{more}")
 
