@@ -20,7 +20,6 @@ from velm import TINY, TINY_MODEL, call, velm
 
 import velm_cli
 from velm_cli.files import sealed
-from velm_cli.inference import bulk
 from velm_cli.inference.index import Index
 
 RUN = "checkpoint=runs/train/tiny"
@@ -169,8 +168,7 @@ def test_a_kill_loses_a_chunk_at_most_and_each_image_is_captioned_once(trained, 
     for copy in range(6):
         shutil.copytree(trained / "photos", home / f"many/{copy}")
     damaged(home / "many/0")
-    monkeypatch.setattr(bulk, "CHUNK", 16)
-    command = ("caption", RUN, "images=many", "page=false")
+    command = ("caption", RUN, "images=many", "page=false", "decode.batch_size=16")
     assert call(*command, "out=whole.json") == 0
     capsys.readouterr()
 
