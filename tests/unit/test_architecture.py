@@ -25,10 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading": {"configs", "data", "learners", "lineage", "models", "objectives", "tasks"},
     "engine": {"configs", "console", "data", "learners", "models", "objectives", "observe"},
     "report": {"configs", "data", "metrics"},
-    "validate": {"data", "models", "objectives", "tasks"},
+    "validate": {"data", "models", "objectives", "tasks", "trackers"},
     "stages": {
         "compose", "configs", "console", "data", "engine", "learners", "lineage", "loading", "metrics", "models",
-        "naming", "objectives", "observe", "relocating", "report", "tasks", "validate",
+        "naming", "objectives", "observe", "relocating", "report", "tasks", "trackers", "validate",
     },
     "relocating": set(),
     "configs": {"relocating"},
@@ -43,7 +43,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "usage": {"as_typed", "hints", "options", "stage_help"},
     "completion": {"options"},
     "console": set(),
-    "observe": set(),
+    "observe": {"trackers"},
+    "trackers": {"tracker_kinds"},
+    "tracker_kinds": set(),
     "unexpected": set(),
     "sweep": {"compose", "console", "engine", "report", "stages", "start_from", "usage"},
     "cli": {
