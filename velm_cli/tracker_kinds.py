@@ -80,10 +80,14 @@ class Wandb:
                 disable_code=True,
                 disable_job_creation=True,
                 x_disable_meta=True,  # the command line, which may hold credentials
-                symlink=False,  # a run folder with links cannot be moved
+                symlink=False,
                 init_timeout=20,
+                x_transaction_log_flush_interval=1.0,  # seconds of figures that a kill -9 loses
             ),
         )
+        for link in Path(self.run.settings.sync_dir).rglob("*.log"):
+            if link.is_symlink():  # to its log in ~/.cache, until it ends; velm refuses links that lead out of a run
+                link.unlink()
         self.run.define_metric("*", step_metric="step")
         offline = f"{folder}/offline-run-*-{self.run.id} (wandb sync sends it)"
         return self.run.id, f"wandb: {self.run.url or offline}"
