@@ -1,6 +1,7 @@
 """TensorBoard, Weights & Biases and MLflow get what metrics.jsonl has, each figure once; none of them stops training."""
 
 import json
+import re
 import shutil
 import struct
 import threading
@@ -190,6 +191,18 @@ def test_a_tracker_that_is_switched_on_late_gets_what_was_before(here):
     shutil.copytree(here / "runs/train/plain", here / "runs/train/late")
     assert call(*TRAIN, "run.max_steps=6", "name=late", "run.wandb=true") == 0
     same(of_wandb(here / "runs/train/late")[0], of_log(here / "runs/train/late"))
+
+
+def test_the_commands_of_the_page(here):
+    page = (Path(__file__).resolve().parents[1] / "docs/trackers.md").read_text("utf-8")
+    commands = re.search(r"```bash\n(.*?)```", page, re.S)[1].splitlines()
+    assert len(commands) == 3
+    for command in commands:
+        words = [word for word in command.split()[1:] if not word.startswith("run.max_steps")]
+        assert call(*words, *TRAIN[2:], "run.max_steps=2") == 0
+    for name, tracker in (("board", "tensorboard"), ("biases", "wandb"), ("flow", "mlflow")):
+        state = json.loads((here / "runs/train" / name / tracker / "velm.json").read_text())
+        assert state["sent"].keys() == {"start", "train", "validation", "scores"}
 
 
 class Server(BaseHTTPRequestHandler):
