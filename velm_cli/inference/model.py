@@ -17,16 +17,19 @@ from tqdm import tqdm
 from velm_cli.data.batch import Batch, Columns, assemble
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.processes import available_cores
-from velm_cli.engine.device import autocast, pick_device, pick_precision
+from velm_cli.data.looked import Attention
+from velm_cli.engine.device import autocast, pick_precision
 from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able, load_able
 from velm_cli.inference.answering import Asked, answered
+from velm_cli.inference.arguments import choice, device_of, whole
+from velm_cli.inference.attribution import attention_of
 from velm_cli.inference.examples import Given, Tokenised
 from velm_cli.inference.pictures import Form, Picture, content_of, stored
 from velm_cli.learners.matching import TEXTS_AT_ONCE, embed_images, embed_texts
 from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.decoding import converted_once, laid_out_for_steps
-from velm_cli.schema import DecodeConfig, DecodeMethod, Device, Precision
+from velm_cli.schema import DecodeConfig, DecodeMethod, Precision
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,8 +57,8 @@ def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precisi
     `device`: auto (CUDA, else Metal, else the CPU), cpu, cuda, cuda:1, mps. `precision`: auto (bf16 where the hardware
     multiplies it faster), fp32 or bf16. Raises UserError, in one line, for whatever is wrong with the checkpoint.
     """
-    where = device if isinstance(device, torch.device) else _device(device)
-    how = pick_precision(_choice("precision", precision, Precision), where)
+    where = device if isinstance(device, torch.device) else device_of(device)
+    how = pick_precision(choice("precision", precision, Precision), where)
     return Model(load_able(checkpoint, where), how)
 
 
@@ -138,14 +141,14 @@ class Model:
         drawn = DecodeMethod.beam if n is None else DecodeMethod.nucleus
         how = DecodeConfig(
             method=drawn,
-            beams=_whole("beams", beams) if n is None else 1,
-            max_length=_whole("max_length", max_length),
+            beams=whole("beams", beams) if n is None else 1,
+            max_length=whole("max_length", max_length),
             length_penalty=length_penalty,
             top_p=top_p,
             temperature=temperature,
-            batch_size=_whole("batch_size", batch_size),
+            batch_size=whole("batch_size", batch_size),
         )
-        count = 1 if n is None else _whole("n", n)
+        count = 1 if n is None else whole("n", n)
         alone = _is_one(images)
         pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
         found: list[Any] = []
@@ -207,9 +210,9 @@ class Model:
         else:
             raise UserError(f"{len(images)} images and {len(questions)} questions: give one of either, or pairs")
         how = DecodeConfig(
-            beams=_whole("beams", beams),
-            max_length=_whole("max_length", max_length),
-            batch_size=_whole("batch_size", batch_size),
+            beams=whole("beams", beams),
+            max_length=whole("max_length", max_length),
+            batch_size=whole("batch_size", batch_size),
         )
         jpegs = [self._stored(each) for each in images]
         found = self.answers_of(jpegs, questions, image_of, how, choices=choices, probabilities=probabilities)
@@ -234,6 +237,22 @@ class Model:
             batches = self._batches(given, how.batch_size)
             found = dict(answered(self._able, batches, how, asked, self.device))
         return [found[number] for number in given.ids]
+
+    # ------------------------------------------------------------------------------- where it looked
+
+    def attention(
+        self, image: Picture, text: str | None = None, *, question: str | None = None, method: str = "auto"
+    ) -> Attention:
+        """Where in the image it looked for each word of the caption `text`, or for the answer `text` to a question.
+
+        Without `text` it is the model's own. The result has `words`, `maps_THW` (for each word a grid of shares of 1),
+        `box` (the part of the image that the grid covers) and the `method`: attention (of the words to the image, where
+        the fusion has any), gradient, occlusion, or by itself (auto) what docs/where-it-looked.md found to be right.
+        """
+        self._needs("caption" if question is None else "vqa")
+        if text is None:
+            text = self.caption(image) if question is None else self.answer(image, question)
+        return attention_of(self._able, self._stored(image), text, question, method, self.device)
 
     # ------------------------------------------------------------------------------------ embeddings
 
@@ -354,27 +373,3 @@ def _chunks(items: Iterable[Any], size: int = TOGETHER) -> Iterator[list[Any]]:
 
 def _is_one(images: Any) -> bool:
     return isinstance(images, (str, Path, bytes, Image.Image, np.ndarray))
-
-
-def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name}={value!r}: must be a whole number, at least 1")
-    return value
-
-
-def _choice(name: str, value: Any, choices: type[Any]) -> Any:
-    try:
-        return choices(value)
-    except ValueError:
-        raise UserError(f"{name}={value!r}: one of {', '.join(each.value for each in choices)}") from None
-
-
-def _device(name: str) -> torch.device:
-    if name in {each.value for each in Device}:
-        return pick_device(Device(name))
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-        return device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None
