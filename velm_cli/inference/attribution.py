@@ -10,10 +10,8 @@ from velm_cli.data.transforms import kept_box
 from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able
 from velm_cli.inference.examples import Given
-from velm_cli.learners.attribution import METHODS, Said, as_one, chosen, looked, spelled, why_not
-from velm_cli.learners.judging import JudgingLearner
-from velm_cli.metrics.vqa import normalised
-from velm_cli.tasks.vqa import ANSWERS
+from velm_cli.learners.attribution import METHODS, chosen, looked, said_of, why_not
+from velm_cli.learners.judging import ANSWERS
 
 
 def attention_of(
@@ -24,7 +22,8 @@ def attention_of(
         raise UserError(f"method={method!r}: one of auto, {', '.join(METHODS)}")
     if (why := why_not(able.learner, method)) is not None:
         raise UserError(f"method={method}: this model cannot show where it looked: {why}")
-    said = said_of(able, text, question)
+    answers = able.spaces.get(ANSWERS, ())
+    said = said_of(able.learner, able.tokenizer, text, answers=answers, asked=question is not None)
     pixels = able.learner.pixels
     assert pixels is not None, "a model without vision has been refused"
     given = Given([jpeg], sources=None if question is None else [question])
@@ -33,19 +32,3 @@ def attention_of(
     used = chosen(able.learner, method)
     (maps_THW,) = looked(able.learner, batch.to(device), [said], used)
     return Attention(list(said.words), maps_THW, kept_box(jpeg, pixels.size, pixels.resizing), used)
-
-
-def said_of(able: Able, text: str, question: str | None) -> Said:
-    """UserError for a text without words, or an answer that the model cannot tell apart."""
-    if isinstance(able.learner, JudgingLearner):
-        places = {normalised(answer): place for place, answer in enumerate(able.spaces[ANSWERS])}
-        if (place := places.get(normalised(text))) is None:
-            raise UserError(
-                f"text={text!r} is not among the {len(places):,} answers that this model can tell apart "
-                "(task.answer=classify)"
-            )
-        return Said([text], label=place)
-    said = spelled(able.tokenizer, text) if question is None else as_one(able.tokenizer, text)
-    if not said.words or not said.word_of:
-        raise UserError(f"text={text!r}: it has no words to look for")
-    return said

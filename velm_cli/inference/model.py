@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from velm_cli.data.batch import Batch, Columns, assemble
 from velm_cli.data.loader import eval_batches
-from velm_cli.data.processes import available_cores
 from velm_cli.data.looked import Attention
+from velm_cli.data.processes import available_cores
 from velm_cli.engine.device import autocast, pick_precision
 from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able, load_able

@@ -21,11 +21,13 @@ from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner
 from velm_cli.learners.judging import JudgingLearner
 from velm_cli.learners.writing import WritingLearner
+from velm_cli.metrics.vqa import normalised
 from velm_cli.models.attributing import Score, encoded, gradient_maps, occlusion_maps, shares
 from velm_cli.models.looking import attends, looks
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.schema.tasks import LabelLoss
 
+OCCLUDED = 1 << 28  # images times parameters of their encoder: about a minute on a core of a CPU
 METHODS = ("attention", "gradient", "occlusion")
 NO_GRID = "its words attend to no positions of the image; method=gradient and method=occlusion show where it looked"
 
@@ -56,6 +58,27 @@ def as_one(tokenizer: Tokenizer, answer: str) -> Said:
     return Said([answer], [tokenizer.bos_id, *tokens], [0] * len(tokens))
 
 
+def said_of(
+    learner: Learner, tokenizer: Tokenizer, text: str, *, answers: Sequence[str] = (), asked: bool = False
+) -> Said:
+    """A caption's words, or (`asked`) an answer as one; `answers` are those that a judge tells apart.
+
+    UserError for a text without words, or an answer that is not among them.
+    """
+    if isinstance(learner, JudgingLearner):
+        places = {normalised(answer): place for place, answer in enumerate(answers)}
+        if (place := places.get(normalised(text))) is None:
+            raise UserError(
+                f"text={text!r} is not among the {len(places):,} answers that this model can tell apart "
+                "(task.answer=classify)"
+            )
+        return Said([text], label=place)
+    said = as_one(tokenizer, text) if asked else spelled(tokenizer, text)
+    if not text.split() or not said.word_of:
+        raise UserError(f"text={text!r}: it has no words to look for")
+    return said
+
+
 def why_not(learner: Learner, method: str = "auto") -> str | None:
     """One line where nothing can be shown by this method; None where it can."""
     model = learner.model
@@ -69,9 +92,16 @@ def why_not(learner: Learner, method: str = "auto") -> str | None:
     return None
 
 
-def chosen(learner: Learner, method: str = "auto") -> str:
-    """The method that `auto` stands for."""
-    return "gradient" if method == "auto" else method
+def chosen(learner: Learner, method: str = "auto", *, images: int = 1) -> str:
+    """The method that `auto` stands for: occlusion, which passed the check best with every kind of model.
+
+    It encodes an image 49 times, so for many `images` through a large encoder it is gradients.
+    """
+    if method != "auto":
+        return method
+    assert learner.model.vision is not None
+    weights = sum(parameter.numel() for parameter in learner.model.vision.parameters())
+    return "occlusion" if images * weights <= OCCLUDED else "gradient"
 
 
 def looked(learner: Learner, batch: Batch, said: Sequence[Said], method: str) -> list[np.ndarray]:

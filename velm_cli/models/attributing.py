@@ -6,10 +6,14 @@ probability of each word. Shapes: B images, W scores of each, S image positions,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from velm_cli.models.looking import has_grid, on_grid
 from velm_cli.models.velm import VelmModel
@@ -20,39 +24,38 @@ Score = Callable[[ImageFeatures], Tensor]  # features of B images -> (B, W); an 
 
 CELLS = 8  # a side, of the squares that are hidden
 WINDOW = 2  # cells a side, of one square
+STEPS = 8  # from the mean position to the image's own, at which gradients are taken
 STAGES_BACK = 3  # of the encoder that are tried, from its end
 
 
 def gradient_maps(model: VelmModel, image_BCHW: Tensor, score: Score) -> Tensor:
-    """(B, W, h, w): by a first-order estimate, what each score loses where a position says the mean of all positions.
+    """(B, W, h, w): what each score gains where a position of the image says what it does, not what all say on average.
 
-    gradient . (activation - mean activation), at the last grid of the encoder that the score depends on: gradients
-    times activations (Selvaraju et al. 2017, position by position as Draelos & Carin 2020), counted from the mean
-    instead of from 0. Negative where the score would rise. Where nothing in the encoder has a grid, of the pixels.
+    Integrated gradients (Sundararajan et al. 2017) of STEPS steps, at the last grid of the encoder that the score
+    depends on (as Grad-CAM; Selvaraju et al. 2017): all positions go from their mean to what they are, and
+    sum_d gradient . (activation - mean) of a position is its part of what the score gains by that. Negative where the
+    score would be higher without. Where nothing in the encoder has a grid, of the pixels.
     """
-    found_BWhw = None
-    for leaf, features_of in _places(model, image_BCHW):
-        leaf = leaf.detach().requires_grad_()
-        with torch.enable_grad():
-            score_BW = score(features_of(leaf))
-            columns = [score_BW[:, w].sum() for w in range(score_BW.shape[1])]
-            grads = [
-                torch.autograd.grad(column, leaf, retain_graph=w + 1 < len(columns), allow_unused=True)[0]
-                for w, column in enumerate(columns)
-            ]
-        leaf = leaf.detach()
-        grad_BW = torch.stack([torch.zeros_like(leaf) if grad is None else grad for grad in grads], dim=1)
-        if leaf.dim() == 4:  # pixels
-            contrast = leaf - leaf.mean((2, 3), keepdim=True)
-            return _in_cells((grad_BW * contrast[:, None]).sum(2))
-        grid_BWSD = grad_BW if isinstance(model.vision, Regions) else _grid_part(grad_BW)
-        x_BSD = leaf if isinstance(model.vision, Regions) else _grid_part(leaf)
-        contrast_BSD = x_BSD - x_BSD.mean(1, keepdim=True)
-        found_BWhw = on_grid(model, (grid_BWSD * contrast_BSD[:, None]).sum(-1), leaf)
-        if found_BWhw.any():
-            return found_BWhw
-    assert found_BWhw is not None
-    return found_BWhw
+    for whole in _places(model, image_BCHW):
+        grid_B = whole.grid
+        mean = grid_B.mean(dim=whole.over, keepdim=True)
+        total = None
+        for step in range(STEPS):
+            along = torch.lerp(mean.expand_as(grid_B), grid_B, (step + 0.5) / STEPS).requires_grad_()
+            with torch.enable_grad():
+                score_BW = score(whole.features(along))
+                columns = score_BW.sum(0).unbind()
+                grads = [
+                    torch.autograd.grad(column, along, retain_graph=w + 1 < len(columns), allow_unused=True)[0]
+                    for w, column in enumerate(columns)
+                ]
+            each = torch.stack([torch.zeros_like(along) if grad is None else grad for grad in grads], dim=1)
+            total = each if total is None else total + each
+        assert total is not None
+        map_BWhw = whole.map(total * (grid_B - mean)[:, None] / STEPS)
+        if map_BWhw.any():
+            break
+    return map_BWhw
 
 
 def occlusion_maps(model: VelmModel, image_BCHW: Tensor, score: Score) -> Tensor:
@@ -109,40 +112,58 @@ def shares(maps_BWhw: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------- places
 
 
-def _places(model: VelmModel, image_BCHW: Tensor) -> Iterator[tuple[Tensor, Callable[[Tensor], ImageFeatures]]]:
-    """(what the image is there, the features that the model makes of it), from the end of the encoder to the pixels.
+class _Place(NamedTuple):
+    """Somewhere on the way from the image to its features."""
 
-    Class tokens know of the image only by the last block, so of those the grid before that one counts.
+    grid: Tensor  # what the image's positions say there, (B, S, D) or pixels; tokens before the grid stay as they are
+    over: tuple[int, ...]  # the dimensions of positions
+    features: Callable[[Tensor], ImageFeatures]  # of such a grid
+    map: Callable[[Tensor], Tensor]  # from (B, W, ...) of such a grid to (B, W, h, w)
+
+
+@torch.no_grad()
+def _place(model: VelmModel, tokens_BSD: Tensor, after: Callable[[Tensor], ImageFeatures]) -> _Place:
+    """`after`: from tokens to the encoder's features."""
+    positions = tokens_BSD.shape[1]
+    before = 0 if isinstance(model.vision, Regions) else positions - math.isqrt(positions) ** 2
+    first_BSD, grid_BSD = tokens_BSD.detach().split((before, positions - before), dim=1)
+    return _Place(
+        grid_BSD,
+        (1,),
+        lambda x_BSD: model.passed_on(after(torch.cat([first_BSD, x_BSD], dim=1))),
+        lambda x_BWSD: on_grid(model, x_BWSD.sum(-1), grid_BSD),
+    )
+
+
+def _places(model: VelmModel, image_BCHW: Tensor) -> Iterator[_Place]:
+    """From the end of the encoder to the pixels.
+
+    A class token knows nothing of the last block's grid; where the score depends on it alone, the grid before counts.
     """
     vision = model.vision
     assert vision is not None
     if isinstance(vision, Regions) or vision.joined:
         with torch.no_grad():
-            features = vision(image_BCHW)
-        pooled = isinstance(vision, Regions)  # the mean of its regions
-        if has_grid(model, features.tokens_BSD.shape[1]):
-            yield (
-                features.tokens_BSD,
-                lambda x_BSD: model.passed_on(ImageFeatures(x_BSD, x_BSD.mean(1) if pooled else features.pooled_BD)),
+            said = vision(image_BCHW)
+        of_tokens = isinstance(vision, Regions)  # pooled is their mean; else of class tokens
+        if has_grid(model, said.tokens_BSD.shape[1]):
+            yield _place(
+                model,
+                said.tokens_BSD,
+                lambda x_BSD: ImageFeatures(x_BSD, x_BSD.mean(1) if of_tokens else said.pooled_BD),
             )
     else:
         last = len(vision.stages())
         for stages in range(last, max(0, last - STAGES_BACK), -1):
             with torch.no_grad():
-                x_BSD = vision.begin(image_BCHW, stages)
-            if has_grid(model, x_BSD.shape[1]):
-                yield x_BSD, lambda x_BSD, stages=stages: model.passed_on(vision.finish(x_BSD, stages))  # type: ignore[misc]
-    yield image_BCHW, lambda x_BCHW: model.passed_on(vision(x_BCHW))
+                hidden_BSD = vision.begin(image_BCHW, stages)
+            if has_grid(model, hidden_BSD.shape[1]):
+                yield _place(model, hidden_BSD, partial(vision.finish, stages=stages))
+    yield _Place(image_BCHW, (2, 3), lambda x_BCHW: model.passed_on(vision(x_BCHW)), _in_cells)
 
 
-def _grid_part(x: Tensor) -> Tensor:
-    """The positions of the grid, without what transformers put before them."""
-    positions = x.shape[-2]
-    side = int(positions**0.5 + 1e-9)
-    return x[..., positions - side * side :, :]
-
-
-def _in_cells(map_BWHW: Tensor) -> Tensor:
-    """(B, W, n, n): sums over cells of pixels."""
-    cells = min(CELLS * 2, *map_BWHW.shape[-2:])
-    return torch.nn.functional.adaptive_avg_pool2d(map_BWHW, cells)
+def _in_cells(x_BWCHW: Tensor) -> Tensor:
+    """(B, W, n, n): sums over the pixels of cells of pixels."""
+    map_BWHW = x_BWCHW.sum(2)
+    cells = min(2 * CELLS, *map_BWHW.shape[-2:])
+    return functional.adaptive_avg_pool2d(map_BWHW, cells)

@@ -51,7 +51,7 @@ function fillView() {
   });
   if (words.length) {
     stage.append(looked);
-    looked.textContent = "Point at a word, or use ← and →, to see where the model looked.";
+    looked.textContent = `Point at ${images.items ? "the answer" : "a word, or use ← and →,"} to see where the model looked.`;
   }
   const truth = images.items ? truthOf(index, Infinity, true) : images.references[index].map((one) => caption("li", one, pattern));
   text.append(element("h3", {}, TRUTH), element("ul", { class: "references" }, ...truth));
@@ -92,7 +92,7 @@ function spells(list, text) {
 function wordStrip(run, attention, overlay, looked) {
   const levels = Uint8Array.from(atob(attention.weights), (character) => character.charCodeAt(0));
   const cells = attention.height * attention.width;
-  const strip = element("p", { class: "words", role: "toolbar", "aria-label": `Attention of each word, ${run.name}`, dir: "auto" });
+  const strip = element("p", { class: "words", role: "toolbar", "aria-label": `Where ${run.name} looked, by ${images.items ? "answer" : "word"}`, dir: "auto" });
   const clear = () => {
     if (words.includes(document.activeElement)) document.activeElement.show();
     else overlay.getContext("2d").clearRect(0, 0, overlay.width, overlay.height);
@@ -123,6 +123,9 @@ function moveWord(by) {
   words[Math.max(0, Math.min(words.length - 1, current + by))].focus();
 }
 
+// What a map's shares are of, by how they were found.
+const SHARES = { attention: "of the attention", gradient: "of what speaks for it", occlusion: "of what it loses where squares are hidden" };
+
 // What the heat shows, for those who cannot see it.
 function inWords(word, attention, map, peak) {
   const cell = map.indexOf(Math.max(...map));
@@ -132,7 +135,8 @@ function inWords(word, attention, map, peak) {
   const side = across < 1 / 3 ? "left" : across < 2 / 3 ? "centre" : "right";
   const even = 1 / (attention.width * attention.height);
   const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
-  return `“${word}”: most at ${height} ${side}, ${percent(peak)} on one cell (even: ${percent(even)})`;
+  if (!peak) return `“${word}”: nothing in the image speaks for it`;
+  return `“${word}”: most at ${height} ${side}, ${percent(peak)} on one cell (even: ${percent(even)}) ${SHARES[attention.method] ?? ""}`.trimEnd();
 }
 
 // Cool and dark where the model did not look, warm where it did.
