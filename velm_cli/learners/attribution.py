@@ -42,14 +42,13 @@ class Said(NamedTuple):
 
 
 def spelled(tokenizer: Tokenizer, text: str) -> Said:
-    """The words of a text, each with its tokens; those of blanks alone make no word."""
+    """The words of a text, each with its tokens; those of blanks alone make no word, and belong to a neighbour."""
     tokens = tokenizer.encode_batch([text])[0]
     words = tokenizer.decode(tokens).split()
     ends = [len(tokenizer.decode(tokens[: number + 1]).split()) for number in range(len(tokens))]
-    owners = np.clip(np.array(ends, int) - 1, 0, max(0, len(words) - 1)).tolist()
-    kept = [number for number in range(len(words)) if number in owners]
-    places = {word: place for place, word in enumerate(kept)}
-    return Said([words[number] for number in kept], [tokenizer.bos_id, *tokens], [places[owner] for owner in owners])
+    owners = np.clip(np.array(ends, int) - 1, 0, len(words) - 1).tolist() if words else []
+    kept = sorted(set(owners))
+    return Said([words[number] for number in kept], [tokenizer.bos_id, *tokens], [kept.index(each) for each in owners])
 
 
 def as_one(tokenizer: Tokenizer, answer: str) -> Said:

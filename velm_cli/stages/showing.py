@@ -46,8 +46,8 @@ def write_report(
 ) -> Path:
     """Write the page of the evaluation in `folder`; for `attention` of the examples with where the model looked.
 
-    `looking`: how that is found. `columns`: what predictions were made of. `answers`: those that a judge tells apart. Of several images of an example
-    the first is shown. `facts` are those of `score_facts`, where scenes are known.
+    `looking`: how that is found. `columns`: what predictions were made of. `answers`: those that a judge tells apart.
+    Of several images of an example the first is shown. `facts` are those of `score_facts`, where scenes are known.
     """
     about = about_folder(folder) | _made_by(folder)
     curves = curves_behind(folder, scores.primary)

@@ -123,8 +123,8 @@ function moveWord(by) {
   words[Math.max(0, Math.min(words.length - 1, current + by))].focus();
 }
 
-// What a map's shares are of, by how they were found.
-const SHARES = { attention: "of the attention", gradient: "of what speaks for it", occlusion: "of what it loses where squares are hidden" };
+// How a map was found, where not by the attention of the words.
+const FOUND = { gradient: ", by gradients", occlusion: ", by hiding squares" };
 
 // What the heat shows, for those who cannot see it.
 function inWords(word, attention, map, peak) {
@@ -136,7 +136,7 @@ function inWords(word, attention, map, peak) {
   const even = 1 / (attention.width * attention.height);
   const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
   if (!peak) return `“${word}”: nothing in the image speaks for it`;
-  return `“${word}”: most at ${height} ${side}, ${percent(peak)} on one cell (even: ${percent(even)}) ${SHARES[attention.method] ?? ""}`.trimEnd();
+  return `“${word}”: most at ${height} ${side}, ${percent(peak)} on one cell (even: ${percent(even)})${FOUND[attention.method] ?? ""}`;
 }
 
 // Cool and dark where the model did not look, warm where it did.
