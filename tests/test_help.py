@@ -8,7 +8,7 @@ import velm as harness
 from velm import call
 
 from velm_cli import __version__, schema
-from velm_cli.options import choices, groups_of, has_effect, options_of
+from velm_cli.options import choice_groups, choices, has_effect, options_of
 
 STAGES = list(schema.ROOTS)
 
@@ -32,7 +32,7 @@ def test_a_stage_lists_each_of_its_options_with_a_meaning(stage, page):
     for key, options in options_of(stage).items():
         assert re.search(rf"^  {re.escape(key)} ", text, re.M), key
         assert all(option.meaning for option in options), key
-    for group in groups_of(stage):
+    for group in choice_groups(stage):
         for choice in choices(group):
             assert re.search(rf"\b{choice}\b", text), choice
     assert not re.search(r"\b(_checkpoint|_kind)\b", text)

@@ -21,6 +21,9 @@ STAGES = {
     "finetune": "go on from another run's weights",
     "evaluate": "caption a split with a trained model and score it (also: eval)",
     "score": "score any predictions against any references: no model, the field's numbers with error bars",
+    "caption": "write captions of any images with a trained model",
+    "answer": "answer questions about any images with a trained model",
+    "search": "find images by a text or another image, with a trained model",
     "report": "one table of any number of runs: scores, error bars, size, speed",
     "doctor": "say what works on this machine and how to mend what does not",
 }
@@ -39,6 +42,8 @@ examples:
   velm train      dataset=shapes vision=convnet text=transformer fusion=cross_modal loss.beta=0.1
   velm finetune   checkpoint=runs/train/NAME optim.lr=1e-4
   velm eval       checkpoint=runs/train/NAME split=test decode.beams=5
+  velm caption    checkpoint=runs/train/NAME images=photos out=captions.json
+  velm search     index=photos.index checkpoint=runs/train/NAME images=photos query="a dog in the snow"
   velm score      predictions=results.json references=captions_val2014.json vs=other.json out=scored
   velm train -m   fusion=concat,cross_modal seed=0,1 --jobs=2   a sweep: every combination, two at a time
   velm report     runs/train/* out=fusions.png                  the table and plot of it

@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"configs", "data", "metrics"},
     "validate": {"data", "models", "objectives", "tasks"},
     "stages": {
-        "compose", "configs", "console", "data", "engine", "learners", "lineage", "loading", "metrics", "models",
+        "compose", "configs", "console", "data", "engine", "inference", "learners", "lineage", "loading", "metrics", "models",
         "naming", "objectives", "observe", "relocating", "report", "tasks", "validate",
     },
     "relocating": set(),

@@ -43,7 +43,7 @@ def samples(
     """
     number = -1
     current: Sample | None = None
-    for name, member in _members(file):
+    for name, member in members(file):
         match = KEY.fullmatch(name)
         if match is None or name.startswith("/") or ".." in name.split("/"):
             if refuse is not None:
@@ -78,7 +78,7 @@ class _Member:
             self._left -= len(_exactly(self._file, min(self._left, SKIP)))
 
 
-def _members(file: BinaryIO) -> Iterator[tuple[str, _Member]]:
+def members(file: BinaryIO) -> Iterator[tuple[str, _Member]]:
     """(name, content) of the regular files. The content must be read before the next one is asked for, or never."""
     long_name: str | None = None
     long_size: int | None = None

@@ -96,6 +96,12 @@ class Model:
         return self._precision.value
 
     @property
+    def width(self) -> int:
+        """E: numbers in an embedding."""
+        width: int = self._able.config.loss.joint_width
+        return width
+
+    @property
     def can(self) -> tuple[str, ...]:
         """What it has learned: some of `caption`, `answer`, `embed`."""
         named = {"caption": "caption", "vqa": "answer", "retrieve": "embed"}
@@ -137,7 +143,7 @@ class Model:
         `beams`: 1 is greedy. `prompt`: what each caption begins with. `top_p`, `temperature` and `seed` are of drawn
         captions, which depend on the seed and the image alone. `max_length` counts tokens behind the prompt.
         """
-        self._needs("caption")
+        self.needs("caption")
         drawn = DecodeMethod.beam if n is None else DecodeMethod.nucleus
         how = DecodeConfig(
             method=drawn,
@@ -154,7 +160,7 @@ class Model:
         found: list[Any] = []
         with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
             for some in _chunks(pictures):
-                jpegs = list(pool.map(self._stored, some))
+                jpegs = list(pool.map(self.stored, some))
                 texts = self.captions_of(jpegs, how, n=count, seed=seed, prompt=prompt)
                 found += texts if n is None else [list(each) for each in _chunks(texts, count)]
                 bar.update(len(jpegs))
@@ -197,7 +203,7 @@ class Model:
         `choices`: the answer is the likeliest of these. `probabilities`: instead of the answer alone, a dict of so many
         of the likeliest answers with their probabilities (where answers are chosen, not written).
         """
-        self._needs("vqa")
+        self.needs("vqa")
         alone = _is_one(image) and isinstance(question, str)
         images: list[Any] = [image] if _is_one(image) else list(image)  # type: ignore[arg-type]
         questions = [question] if isinstance(question, str) else list(question)
@@ -214,7 +220,7 @@ class Model:
             max_length=whole("max_length", max_length),
             batch_size=whole("batch_size", batch_size),
         )
-        jpegs = [self._stored(each) for each in images]
+        jpegs = [self.stored(each) for each in images]
         found = self.answers_of(jpegs, questions, image_of, how, choices=choices, probabilities=probabilities)
         return found[0] if alone else found
 
@@ -260,21 +266,21 @@ class Model:
         self, images: Picture | Iterable[Picture], *, batch_size: int = 64, progress: bool = False
     ) -> np.ndarray:
         """Unit vectors, float32: [E] of one image, [N, E] of several. Their products with texts' are cosines."""
-        self._needs("retrieve")
+        self.needs("retrieve")
         alone = _is_one(images)
         pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
         parts = []
         with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
             for some in _chunks(pictures):
-                parts.append(self.embeddings_of(list(pool.map(self._stored, some)), batch_size))
+                parts.append(self.embeddings_of(list(pool.map(self.stored, some)), batch_size))
                 bar.update(len(parts[-1]))
-        found = np.concatenate(parts) if parts else np.zeros((0, self._joint_width), np.float32)
+        found = np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
         return found[0] if alone else found
 
     def embeddings_of(self, jpegs: Sequence[bytes], batch_size: int = 64) -> np.ndarray:
         """float32 [N, E], of images in the form of the store."""
         learner: Any = self._able.learner
-        parts = [np.zeros((0, self._joint_width), np.float32)]
+        parts = [np.zeros((0, self.width), np.float32)]
         with torch.no_grad(), self._autocast():
             for batch in self._batches(Given(jpegs), batch_size):
                 features = learner.model.encode_image(batch.to(self.device).image_XCHW)
@@ -283,11 +289,11 @@ class Model:
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
         """Unit vectors, float32: [E] of one text, [N, E] of several."""
-        self._needs("retrieve")
+        self.needs("retrieve")
         alone = isinstance(texts, str)
         listed = [texts] if alone else list(texts)
         learner: Any = self._able.learner
-        parts = [np.zeros((0, self._joint_width), np.float32)]
+        parts = [np.zeros((0, self.width), np.float32)]
         with torch.no_grad(), self._autocast():
             for some in _chunks(listed, TEXTS_AT_ONCE):
                 batch = self._of_texts(some).to(self.device)
@@ -321,18 +327,11 @@ class Model:
         """How the training store kept its images."""
         return self._form
 
-    _stored = stored
-
     @property
     def _writer(self) -> WritingLearner:
         learner = self._able.learner
         assert isinstance(learner, WritingLearner)
         return learner
-
-    @property
-    def _joint_width(self) -> int:
-        width: int = self._able.config.loss.joint_width
-        return width
 
     def _batches(self, given: Given, batch_size: int) -> Iterator[Batch]:
         learner, config = self._able.learner, self._able.config
@@ -356,7 +355,8 @@ class Model:
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         return autocast(self.device, self._precision)
 
-    def _needs(self, kind: str) -> None:
+    def needs(self, kind: str) -> None:
+        """UserError where it has not learned this task (caption, vqa, retrieve)."""
         if (why := self._able.why_not(kind)) is not None:
             raise UserError(why)
 

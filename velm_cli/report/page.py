@@ -68,7 +68,8 @@ def write_page(
     `notes` are sentences above the table.
 
     The images are those that any run has scored, in the order of the runs; `pictures` may lack some or all.
-    Of the columns (of the first run, if not given) those are shown of which some run has a value or a reason for none.
+    Of the columns (of the first run, if not given) those are shown of which some run has a value or a reason for none;
+    without any column the page shows the pictures with what was said of them, and no scores.
     """
     assert runs, "a page needs at least one run"
     columns = runs[0].columns if columns is None else columns

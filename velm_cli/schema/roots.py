@@ -51,10 +51,12 @@ from velm_cli.schema.paths import path
 from velm_cli.schema.tasks import Blind, Looking, TaskConfig
 from velm_cli.schema.training import (
     DecodeConfig,
+    Device,
     InitConfig,
     LossConfig,
     MetricsConfig,
     OptimConfig,
+    Precision,
     RunConfig,
 )
 
@@ -199,6 +201,64 @@ class ScoreRoot:
 
 
 @dataclass
+class ComputeConfig:
+    device: Device = Device.auto  # auto | cpu | cuda | mps
+    precision: Precision = Precision.auto  # auto | fp32 | bf16
+    threads: int = within(0, least=0)  # CPU threads; 0 = as torch decides
+
+
+@dataclass
+class UseRoot:
+    """What all stages have in common that use a trained model on images."""
+
+    stage: str = MISSING
+    checkpoint: str = path(MISSING)  # run folder, exported folder, .safetensors file or kept checkpoint in a run
+    images: Any = path(MISSING)  # file, folder, pattern, .tar, list of paths (.txt, or - on standard input), or several
+    out: str | None = path(None)  # .json, .jsonl or .csv; sidecar | xmp: a file beside each image; null = print
+    limit: int = within(0, least=0)  # only the first so many images; 0 = all
+    fresh: bool = False  # begin anew, and replace what the same out= has of velm's
+    dry_run: bool = False  # check everything, predict nothing
+    page: bool = True  # with out=FILE also a page of the pictures
+    page_images: int = within(1000, least=1)  # images that it shows, the first ones
+    workers: int = within(0, least=0, most=1024)  # processes that read images; 0 = one a core
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    run: ComputeConfig = field(default_factory=ComputeConfig)
+
+
+@dataclass
+class CaptionRoot(UseRoot):
+    stage: str = "caption"
+    prompt: str = ""  # what each caption begins with
+    seed: int = within(0, least=0, most=2**63 - 1)  # nucleus sampling
+
+
+@dataclass
+class AnswerRoot(UseRoot):
+    stage: str = "answer"
+    question: str | None = None  # asked about every image
+    questions: str | None = path(
+        None
+    )  # .jsonl, .json or .csv with image and question (and question_id) in each row; images= is then their folder
+    choices: list[str] | None = None  # the answer is the likeliest of these
+    probabilities: int = within(0, least=0, most=10)  # likeliest answers whose probabilities are told; 0 = none
+
+
+@dataclass
+class SearchRoot:
+    stage: str = "search"
+    index: str = path(MISSING)  # folder of the embeddings; made, or added to, by images=
+    checkpoint: str | None = path(None)  # run whose L_joint compares images with captions; null = the index's own
+    images: Any = path(None)  # images to embed: file, folder, pattern, .tar, list of paths, or several
+    query: str | None = None  # text to search for
+    image: str | None = path(None)  # image to search for
+    top: int = within(20, least=1, most=1_000_000)  # images that are found
+    out: str | None = path(None)  # .json, .jsonl or .csv, with a page of the pictures; null = print
+    page: bool = True  # with out=FILE also a page of the pictures
+    workers: int = within(0, least=0, most=1024)  # processes that read images; 0 = one a core
+    run: ComputeConfig = field(default_factory=ComputeConfig)
+
+
+@dataclass
 class DoctorRoot:
     stage: str = "doctor"
     fix: str | None = None  # spice: fetch what SPICE lacks
@@ -212,6 +272,9 @@ ROOTS: dict[str, type] = {
     "finetune": FinetuneRoot,
     "evaluate": EvaluateRoot,
     "score": ScoreRoot,
+    "caption": CaptionRoot,
+    "answer": AnswerRoot,
+    "search": SearchRoot,
     "doctor": DoctorRoot,
 }
 

@@ -67,6 +67,15 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     stage = config.stage
     if stage in compose.STAGES_FROM_CHECKPOINT and OmegaConf.is_missing(config, "checkpoint"):
         raise UserError(f"checkpoint is not set: velm {stage} checkpoint=runs/train/NAME")
+    if issubclass(schema.ROOTS[stage], schema.UseRoot):
+        for key in ("checkpoint", "images"):
+            if OmegaConf.is_missing(config, key):
+                if key == "images" and config.get("questions") is not None:  # which name their images
+                    config.images = None
+                    continue
+                raise UserError(f"{key} is not set: velm {stage} checkpoint=runs/train/NAME images=FOLDER")
+    if stage == "search" and OmegaConf.is_missing(config, "index"):
+        raise UserError("index is not set: velm search index=FOLDER, with checkpoint=RUN images=FOLDER to make it")
     if stage == "score":
         for key in ("predictions", "references"):
             if OmegaConf.is_missing(config, key):

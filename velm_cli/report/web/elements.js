@@ -6,6 +6,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const { metrics, runs, images } = data;
 const several = runs.length > 1;
+const unscored = metrics.length === 0; // nothing to compare with: the page shows pictures and what was said of them
 const captions = data.task === "caption";
 const pictured = new Set(images.pictures);
 

@@ -8,7 +8,7 @@ const BARS = 48;
 const scored = metrics.map((_, column) => column).filter((column) => runs.some((run) => run.values[column].some((value) => value !== null)));
 
 const gallery = {
-  order: several ? "differ" : "best",
+  order: unscored ? "stored" : several ? "differ" : "best",
   metric: scored.find((column) => metrics[column].name === data.primary) ?? scored[0] ?? 0,
   run: runs.length - 1,
   low: null, // as the page writes scores; null: no bound
@@ -21,11 +21,10 @@ const gallery = {
 };
 
 const ORDERS = [
-  ["best", "best first"],
-  ["worst", "worst first"],
+  ...(unscored ? [] : [["best", "best first"], ["worst", "worst first"]]),
   ...(several ? [["differ", "differ most"], ["ahead", `ahead of ${runs[0].name}`], ["behind", `behind ${runs[0].name}`]] : []),
   ["random", "random"],
-  ["stored", "as stored"],
+  ["stored", unscored ? "as given" : "as stored"],
 ];
 
 // ------------------------------------------------------------------ which images, in which order
@@ -46,7 +45,7 @@ function sortKey() {
   const metric = metrics[gallery.metric];
   const values = runs.map((run) => run.values[gallery.metric]);
   const chosen = values[gallery.run];
-  const direction = metric.lowerIsBetter ? -1 : 1;
+  const direction = metric?.lowerIsBetter ? -1 : 1;
   const ahead = (index) => {
     const change = difference(chosen[index], values[0][index]);
     return change === null ? null : direction * change;
@@ -138,7 +137,7 @@ function card(index, position) {
     showThumbnail(picture);
   }
   const attended = runs.some((run) => attendedBy(run).has(index));
-  opener.append(element("span", { class: "id" }, `#${id}`));
+  opener.append(element("span", { class: "id" }, unscored ? id : `#${id}`));
   if (attended) opener.append(element("span", { class: "badge" }, "where it looked"));
   const hypotheses = images.items ? [...promptOf(index), ...runs.map((run, number) => answerOf(run, number, index, CARD_TEXT))] : runs.map((run, number) => {
     const text = caption("p", run.hypotheses[index], gallery.pattern, CARD_TEXT);
@@ -152,7 +151,7 @@ function card(index, position) {
     opener,
     element("div", { class: "hypotheses" }, ...hypotheses),
     element("ul", { class: "references", "aria-label": TRUTH }, ...references),
-    scoreTable(index),
+    ...(unscored ? [] : [scoreTable(index)]),
   );
 }
 
@@ -196,6 +195,8 @@ function scoreTable(index) {
 // ------------------------------------------------------------------ the range of scores
 
 function setUpRange() {
+  byId("range").hidden = unscored;
+  if (unscored) return;
   const metric = metrics[gallery.metric];
   const values = runs[gallery.run].values[gallery.metric].filter((value) => value !== null).map((value) => value * metric.scale);
   gallery.low = gallery.high = null;
@@ -328,6 +329,7 @@ function setUpControls() {
   byId("metric").value = gallery.metric;
   byId("run").value = gallery.run;
   byId("run-field").hidden = !several;
+  byId("metric").parentElement.hidden = byId("where").hidden = unscored;
   document.body.classList.toggle("no-pictures", !images.pictures.length);
 }
 

@@ -5,7 +5,7 @@ function describePage() {
   byId("title").textContent = data.title;
   const references = images.references.flat();
   const truths = data.task === "vqa" ? [new Set(references).size, "different answer"] : [references.length, "reference"];
-  const parts = [[images.ids.length, noun], truths];
+  const parts = [[images.ids.length, noun], ...(unscored ? [] : [truths])];
   if (several) parts.push([runs.length, "run"]);
   if (!captions) {
     byId("details").firstElementChild.textContent = "More figures";
@@ -246,7 +246,8 @@ function tickText(value) {
 }
 
 describePage();
-showScores();
+if (unscored) byId("scores-heading").hidden = true;
+else showScores();
 showNotes();
 showFolded("about", (run) => run.about);
 showFolded("details", (run) => run.details);

@@ -54,8 +54,10 @@ function fillView() {
     looked.textContent = `Point at ${images.items ? "the answer" : "a word, or use ← and →,"} to see where the model looked.`;
   }
   const truth = images.items ? truthOf(index, Infinity, true) : images.references[index].map((one) => caption("li", one, pattern));
-  text.append(element("h3", {}, TRUTH), element("ul", { class: "references" }, ...truth));
-  text.append(element("h3", {}, "Scores"), element("div", { class: "scroll" }, detailedScores(index)));
+  if (!unscored) {
+    text.append(element("h3", {}, TRUTH), element("ul", { class: "references" }, ...truth));
+    text.append(element("h3", {}, "Scores"), element("div", { class: "scroll" }, detailedScores(index)));
+  }
   byId("view-body").replaceChildren(...(address ? [stage, text] : [text]));
   byId("view-body").scrollTop = 0;
 }

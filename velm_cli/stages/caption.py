@@ -1,0 +1,75 @@
+"""caption: what a trained model writes of anybody's images: to the console, a file, or beside each image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from velm_cli.inference.journal import Row
+from velm_cli.inference.listing import Listed, listed_images
+from velm_cli.inference.results import BESIDE
+from velm_cli.report.evaluations import Evaluated
+from velm_cli.schema import CaptionRoot
+from velm_cli.stages import using
+
+COLUMNS = ("image", "caption")
+
+
+def run(config: CaptionRoot) -> None:
+    images = listed_images(config.images)[: config.limit or None]
+    output = None if config.out is None or config.out in BESIDE else using.Output.of(config.out)
+    model = using.loaded(config.checkpoint, config.run)
+    model.needs("caption")
+    if config.dry_run:
+        print(f"would caption {len(images):,} images with {model!r}{f' into {config.out}' if config.out else ''}")
+        return
+
+    def captioned(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
+        texts = model.captions_of(jpegs, config.decode, seed=config.seed, prompt=config.prompt)
+        return [[{"image": image.name, "caption": text}] for image, text in zip(some, texts, strict=True)]
+
+    with model.ready():
+        if config.out is None:
+            using.printed(images, model, captioned, "caption", workers=config.workers)
+        elif output is None:
+            using.beside_images(
+                images, model, config.out, captioned, "caption", workers=config.workers, doing="captions"
+            )
+        else:
+            using.written(
+                output,
+                images,
+                model,
+                _about(config, model.sha256, images),
+                captioned,
+                columns=COLUMNS,
+                workers=config.workers,
+                fresh=config.fresh,
+                doing="captions",
+                page=(lambda rows: _shown(config, rows)) if config.page else None,
+                page_images=config.page_images,
+            )
+
+
+def _about(config: CaptionRoot, weights: str, images: Sequence[Listed]) -> dict[str, Any]:
+    """What the captions depend on."""
+    return {
+        "stage": "caption",
+        "weights": weights,
+        "images": using.digest_of_names([image.name for image in images]),
+        "prompt": config.prompt,
+        "seed": config.seed,
+        "decode": using.plain(config.decode),
+    }
+
+
+def _shown(config: CaptionRoot, rows: Sequence[Row]) -> Evaluated:
+    return Evaluated(
+        name=Path(config.checkpoint).name,
+        scores={},
+        per_image={row["image"]: {} for row in rows},
+        hypotheses={row["image"]: row["caption"] for row in rows},
+        references={},
+        about={"model": config.checkpoint},
+    )

@@ -1,0 +1,117 @@
+"""search: embed a folder of images once, then find those that a text or another image is nearest to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from velm_cli.engine.signals import stop_on_signals
+from velm_cli.errors import UserError, on_one_line, visible
+from velm_cli.inference.bulk import rows_of, shown_refusals
+from velm_cli.inference.index import Index, Near, building
+from velm_cli.inference.journal import Row
+from velm_cli.inference.listing import Listed, listed_images
+from velm_cli.inference.model import Model
+from velm_cli.inference.results import write_results
+from velm_cli.report.evaluations import Evaluated
+from velm_cli.schema import SearchRoot
+from velm_cli.stages import using
+
+COLUMNS = ("rank", "image", "cosine")
+
+
+def run(config: SearchRoot) -> None:
+    _refuse(config)
+    folder = Path(config.index)
+    checkpoint = config.checkpoint or Index(folder).about.get("checkpoint")
+    model = using.loaded(str(checkpoint), config.run)
+    model.needs("retrieve")
+    if config.images is not None and not _embedded(config, folder, model, str(checkpoint)):
+        return
+    if config.query is None and config.image is None:
+        return
+    index = Index(folder)
+    if index.about.get("weights") != model.sha256:
+        raise UserError(f"index={folder} was made by other weights than {checkpoint}: name the run that made it")
+    vector = model.embed_texts(config.query) if config.query is not None else model.embed_images(str(config.image))
+    found = index.nearest(np.asarray(vector), config.top)
+    if config.out is None:
+        for near in found:
+            print(f"{near.cosine:6.3f}  {on_one_line(near.image)}")
+    else:
+        _write(config, model, found)
+
+
+def _refuse(config: SearchRoot) -> None:
+    if config.images is None and config.query is None and config.image is None:
+        raise UserError('give images=FOLDER to embed, or query="..." or image=FILE to search for')
+    if config.query is not None and config.image is not None:
+        raise UserError("query= and image= are two searches: give one of them")
+    if config.images is not None and config.checkpoint is None and not (Path(config.index) / "images.jsonl").exists():
+        raise UserError("checkpoint is not set: velm search index=FOLDER checkpoint=RUN images=FOLDER")
+
+
+def _embedded(config: SearchRoot, folder: Path, model: Model, checkpoint: str) -> bool:
+    """Add the images to the index; False when a signal has stopped it before the end."""
+    images = listed_images(config.images)
+    about = {"checkpoint": str(Path(checkpoint).resolve()), "weights": model.sha256, "width": model.width}
+    if folder.exists() and (folder / "images.jsonl").exists():  # the run may have moved since
+        about["checkpoint"] = Index(folder).about.get("checkpoint", about["checkpoint"])
+    vectors: list[np.ndarray] = []
+    refused: list[Row] = []
+
+    def embedded(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
+        vectors.append(model.embeddings_of(jpegs))
+        return [[{"image": image.name}] for image in some]
+
+    with building(folder, about) as builder, stop_on_signals() as stop:
+        left = [image for image in images if image.name not in builder.done]
+        with tqdm(total=len(images), initial=len(images) - len(left), unit="image", desc="embed", disable=None) as bar:
+            for rows in rows_of(left, model.form, embedded, workers=config.workers):
+                builder.add(rows, np.concatenate(vectors) if vectors else np.zeros((0, model.width)))
+                vectors.clear()
+                refused += [row for row in rows if "refused" in row]
+                bar.update(len(rows))
+                if stop:
+                    print(f"stopped by {stop.signal_name}; the same command goes on")
+                    return False
+    print(f"index       {folder}  {len(Index(folder).images):,} images, {len(left) - len(refused):,} of them new")
+    for line in shown_refusals(refused, most=20):
+        print(visible(line))
+    return True
+
+
+def _write(config: SearchRoot, model: Model, found: Sequence[Near]) -> None:
+    output = using.Output.of(str(config.out))
+    about: dict[str, Any] = {
+        "stage": "search",
+        "weights": model.sha256,
+        "query": config.query,
+        "image": config.image,
+        "top": config.top,
+    }
+    if output.path.exists():
+        output.made_before(about, fresh=True)  # refuses what is not velm's
+    rows: list[Row] = [
+        {"rank": rank, "image": near.image, "cosine": round(near.cosine, 6)} for rank, near in enumerate(found, 1)
+    ]
+    write_results(output.path, rows, COLUMNS)
+    using.write_about(output, about, images=len(rows), refused=0)
+    print(f"written     {output.path}  {len(rows):,} images")
+    if config.page:
+        images = [Listed(near.image) for near in found if Path(near.image).is_file()]
+        using.write_page_of(output.page, images, rows, lambda some: _shown(config, some), len(rows), model)
+
+
+def _shown(config: SearchRoot, rows: Sequence[Row]) -> Evaluated:
+    return Evaluated(
+        name=config.query or str(config.image),
+        scores={},
+        per_image={row["image"]: {} for row in rows},
+        hypotheses={row["image"]: f"{row['rank']}. cosine {row['cosine']:.3f}" for row in rows},
+        references={},
+    )

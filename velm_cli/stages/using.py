@@ -1,0 +1,254 @@
+"""What `caption` and `answer` share: where results go, work that goes on after a kill, and what is said at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from velm_cli import __version__
+from velm_cli.engine.device import pick_device, prepare
+from velm_cli.engine.signals import StopRequest, stop_on_signals
+from velm_cli.errors import UserError, on_one_line, visible
+from velm_cli.files import read_sealed, sealed, sha256, write_json
+from velm_cli.inference.bulk import Predict, rows_of, shown_refusals, told
+from velm_cli.inference.journal import Row, open_journal
+from velm_cli.inference.listing import Listed
+from velm_cli.inference.model import Model, load
+from velm_cli.inference.results import BESIDE, beside, refuse_other_suffix, write_beside, write_results
+from velm_cli.report.evaluations import Evaluated
+from velm_cli.report.page import Picture, is_page, thumbnail, write_page
+from velm_cli.schema import ComputeConfig
+
+
+def loaded(checkpoint: str, compute: ComputeConfig) -> Model:
+    """The model on the device of the options, which are also set for the process."""
+    device = pick_device(compute.device)
+    prepare(device, compute.threads)
+    return load(checkpoint, device, precision=compute.precision)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The result file and what lies beside it: how it was made, what was refused, the page."""
+
+    path: Path
+
+    @staticmethod
+    def of(out: str) -> Output:
+        refuse_other_suffix(out)
+        path = Path(out)
+        if path.is_dir():
+            raise UserError(f"out={out} is a folder: give the name of a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Output(path)
+
+    @property
+    def about(self) -> Path:
+        return self._beside("about.json")
+
+    @property
+    def refused(self) -> Path:
+        return self._beside("refused.jsonl")
+
+    @property
+    def page(self) -> Path:
+        return self.path.with_suffix(".html") if self.path.suffix.lower() == ".json" else self._beside("html")
+
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(f"{self.path.name}.{ending}")
+
+    @property
+    def journal(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.part")
+
+    def made_before(self, about: Mapping[str, Any], fresh: bool) -> bool:
+        """Whether the file is there, of the same work. UserError where it is of other work, or is not velm's."""
+        if not self.path.exists():
+            return False
+        try:
+            made = read_sealed(self.about)
+        except (OSError, ValueError):
+            made = {}
+        if made.get("made_by") != "velm" or made.get("sha256") != sha256(self.path):
+            raise UserError(
+                f"out={self.path} is there, and is not as velm wrote it: give another name, nothing was changed"
+            )
+        if fresh:
+            return False
+        if made.get("about") != dict(about):
+            before = made.get("about")
+            changed = [key for key, value in about.items() if not isinstance(before, dict) or before.get(key) != value]
+            raise UserError(
+                f"out={self.path} was made with another {' and '.join(changed[:3])}: give another name, or fresh=true "
+                "to replace it"
+            )
+        return True
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """A dataclass of options as JSON values."""
+    return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(options).items()}
+
+
+def digest_of_names(names: Sequence[str]) -> str:
+    """What stands for a list of images where two commands are compared."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(json.dumps(name).encode() + b"\n")
+    return f"{len(names)} images, sha256 {digest.hexdigest()[:16]}"
+
+
+def written(
+    output: Output,
+    images: Sequence[Listed],
+    model: Model,
+    about: Mapping[str, Any],
+    predict: Predict,
+    *,
+    columns: Sequence[str],
+    workers: int,
+    fresh: bool,
+    doing: str,
+    page: Callable[[Sequence[Row]], Evaluated] | None,
+    page_images: int,
+) -> bool:
+    """Predict all images into the output's files; False when a signal has stopped it before the end.
+
+    A kill loses a chunk at most: the same command goes on. `page`: what the page shows of these rows.
+    """
+    if output.made_before(about, fresh):
+        print(f"complete    {output.path}  (fresh=true makes it again)")
+        return True
+    with open_journal(output.journal, about, fresh=fresh) as journal, stop_on_signals() as stop:
+        left = [image for image in images if image.name not in journal.done]
+        if len(left) < len(images):
+            print(f"goes on     {len(images) - len(left):,} of {len(images):,} images are done ({output.journal})")
+        with tqdm(total=len(images), initial=len(images) - len(left), unit="image", desc=doing, disable=None) as bar:
+            for rows in _until(stop, rows_of(left, model.form, predict, workers=workers)):
+                journal.append(rows)
+                bar.update(len({row["image"] for row in rows}))
+        if stop:
+            done = len({row["image"] for row in journal.rows()})
+            print(f"stopped by {stop.signal_name} after {done:,} of {len(images):,} images; the same command goes on")
+            return False
+        refused = [dict(row) for row in journal.rows() if "refused" in row]
+        write_results(output.path, told(journal.rows(), columns), columns)
+        if refused:
+            write_results(output.refused, refused, ("image", "refused"))
+        else:
+            output.refused.unlink(missing_ok=True)
+        write_about(output, about, images=len(images), refused=len(refused))
+        _say(output, len(images), refused)
+        if page is not None:
+            write_page_of(output.page, images, journal.rows(), page, page_images, model)
+        journal.path.unlink()
+    return True
+
+
+def write_about(output: Output, about: Mapping[str, Any], *, images: int, refused: int) -> None:
+    """How the result file was made, and what it is: also the sign that it is velm's."""
+    counted = {"images": images, "refused": refused, "velm": __version__}
+    made = {"made_by": "velm", "about": dict(about), **counted, "sha256": sha256(output.path)}
+    write_json(output.about, sealed(made))
+
+
+def _until(stop: StopRequest, chunks: Iterator[list[Row]]) -> Iterator[list[Row]]:
+    with contextlib.closing(chunks) as coming:  # type: ignore[type-var]
+        for rows in coming:
+            yield rows
+            if stop:
+                return
+
+
+def _say(output: Output, images: int, refused: Sequence[Row]) -> None:
+    print(f"written     {output.path}  {images - len(refused):,} of {images:,} images")
+    for line in shown_refusals(refused):
+        print(visible(line))
+    if refused:
+        print(f"            all {len(refused):,} are listed in {output.refused}")
+
+
+def write_page_of(
+    path: Path,
+    images: Sequence[Listed],
+    rows: Iterable[Row],
+    page: Callable[[Sequence[Row]], Evaluated],
+    most: int,
+    model: Model,
+) -> None:
+    """The first images with what was said of them; nothing where something else is in the page's place."""
+    if path.exists() and not is_page(path):
+        print(f"note: {path} is there and is no page of velm's, so none was written")
+        return
+    shown = list(islice((row for row in rows if "refused" not in row), most))
+    if not shown:
+        return
+    pictures: dict[int | str, Picture] = {}
+    by_name = {image.name: image for image in images}
+    wanted = [by_name[name] for name in dict.fromkeys(row["image"] for row in shown) if name in by_name]
+
+    def seen(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
+        pictures.update((image.name, Picture(thumbnail(jpeg))) for image, jpeg in zip(some, jpegs, strict=True))
+        return [[] for _ in some]
+
+    for _ in rows_of(wanted, model.form, seen):
+        pass
+    write_page(path, [page(shown)], pictures, title=path.stem, columns=())
+    more = f", of the first {most:,} images" if len(shown) == most else ""
+    print(f"page        {path}{more}")
+
+
+def beside_images(
+    images: Sequence[Listed], model: Model, kind: str, predict: Predict, column: str, *, workers: int, doing: str
+) -> bool:
+    """Write a file beside each image that has none yet; False when a signal has stopped it before the end."""
+    if packed := next((image for image in images if image.tar is not None), None):
+        raise UserError(f"out={kind} writes beside the images, and {on_one_line(packed.name)} lies in a tar: out=FILE")
+    left = [image for image in images if not beside(image.name, kind).exists()]
+    if len(left) < len(images):
+        print(f"left alone  {len(images) - len(left):,} images that have a {BESIDE[kind]} file already")
+    refused: list[Row] = []
+    new = 0
+    with stop_on_signals() as stop, tqdm(total=len(left), unit="image", desc=doing, disable=None) as bar:
+        for rows in _until(stop, rows_of(left, model.form, predict, workers=workers)):
+            for row in rows:
+                if "refused" in row:
+                    refused.append(row)
+                else:
+                    write_beside(row["image"], row[column], kind)
+                    new += 1
+            bar.update(len(rows))
+    if stop:
+        print(f"stopped by {stop.signal_name}; the same command goes on")
+        return False
+    print(f"written     {new:,} {BESIDE[kind]} files")
+    for line in shown_refusals(refused, most=20):
+        print(visible(line))
+    return True
+
+
+def printed(images: Sequence[Listed], model: Model, predict: Predict, column: str, *, workers: int) -> None:
+    """To standard output: what is said of the image, or of each, behind its name."""
+    refused: list[Row] = []
+    for rows in rows_of(images, model.form, predict, workers=workers):
+        for row in rows:
+            if "refused" in row:
+                refused.append(row)
+            else:
+                text = on_one_line(row[column])
+                print(text if len(images) == 1 else f"{on_one_line(row['image'])}\t{text}", flush=True)
+    if refused:
+        one = len(images) == 1
+        lines = [f"{row['image']}: {row['refused']}" for row in refused]
+        raise UserError(
+            on_one_line(lines[0]) if one else "\n".join(["these could not be used:", *map(on_one_line, lines)])
+        )
