@@ -1,6 +1,6 @@
 """Whether maps point at what a model used: hiding that must cost more log probability than hiding as much elsewhere.
 
-    python scripts/check_attribution.py RUN [--split test] [--images FOLDER] [--count 100] [--fill mean|blur]
+    python scripts/check_attribution.py RUN [--split test] [--images FOLDER] [--count 100] [--words N] [--fill blur]
 
 For each word that the model itself says (and each answer that it gives) a fifth of the image is hidden: where the
 word's map is largest; where it is smallest; under the same shape moved at random, round the borders; and under a random
@@ -85,6 +85,7 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="test")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--words", type=int, default=0, help="at most so many of each caption, spread over it; 0: all")
     parser.add_argument("--fill", choices=("mean", "blur"), default="mean")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
@@ -133,6 +134,8 @@ def _lost(
     score = score_of(learner, batch, said)
     whole_BW = score(encoded(learner.model, image_BCHW))
     there_BW = torch.tensor([[w < len(each.words) for w in range(whole_BW.shape[1])] for each in said])
+    columns = _spread(np.arange(whole_BW.shape[1]), given.words or whole_BW.shape[1]).tolist()
+    there_BW &= torch.tensor([w in columns for w in range(whole_BW.shape[1])])
     instead = _blurred(image_BCHW) if given.fill == "blur" else None
 
     def lost(keep_Bnn: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ def _lost(
         with torch.enable_grad():
             maps = looked(learner, batch, said, method)
         parts = {name: torch.zeros_like(whole_BW, device="cpu", dtype=torch.float32) for name in PLACES}
-        for w in range(whole_BW.shape[1]):
+        for w in columns:
             map_Bnn = torch.stack([_in_cells(each[min(w, len(each) - 1)]) for each in maps])
             for name, keep_Bnn in _kept(map_Bnn).items():
                 parts[name][:, w] = lost(keep_Bnn)[:, w]

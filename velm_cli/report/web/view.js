@@ -46,7 +46,12 @@ function fillView() {
     part.append(element("h3", {}, several ? runLabel(run, number) : ANSWER));
     if (images.items) part.append(answerOf(run, number, index));
     else if (!attention || !spells(attention.words, run.hypotheses[index])) part.append(caption("p", run.hypotheses[index], pattern));
-    if (attention) part.append(wordStrip(run, attention, overlay, looked));
+    if (attention) {
+      const strip = wordStrip(run, attention, overlay, looked);
+      const answer = part.querySelector(".answer > .caption");
+      if (answer) answer.after(strip);
+      else part.append(strip);
+    }
     text.append(part);
   });
   if (words.length) {
@@ -100,7 +105,7 @@ function wordStrip(run, attention, overlay, looked) {
     else overlay.getContext("2d").clearRect(0, 0, overlay.width, overlay.height);
   };
   attention.words.forEach((word, position) => {
-    const button = element("button", { type: "button", tabindex: words.length ? "-1" : "0", dir: "auto" }, word || "∅");
+    const button = element("button", { type: "button", tabindex: words.length ? "-1" : "0", dir: "auto" }, images.items ? "where it looked" : word || "∅");
     const map = levels.subarray(position * cells, (position + 1) * cells);
     button.show = () => {
       for (const other of words) other.classList.toggle("looking", other === button);
