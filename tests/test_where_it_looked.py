@@ -15,7 +15,7 @@ from velm_cli.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW = ["run.batch_size=8", "run.max_steps=10", "run.validate_every=0", "run.validate_images=2"]
-RUNS = {"pooled": ["fusion=add"], "asked": ["dataset.questions=true", "task=vqa"]}
+RUNS = {"pooled": ["fusion=add", "metrics.names=[bleu]"], "asked": ["dataset.questions=true", "task=vqa"]}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def home(tmp_path_factory):
             asks = [option for option in options if option.startswith("dataset.")]
             assert call("preprocess", "dataset=shapes", *TINY, *asks) == 0
             model = [word for word in TINY_MODEL if not (name == "pooled" and word.startswith("fusion"))]
-            assert call("train", *TINY, *model, *FEW, *options, "metrics.names=[bleu]", f"name={name}") == 0
-            page = ["report.attention=3", f"name={name}", "limit=6"]
-            assert call("eval", f"checkpoint=runs/train/{name}", "metrics.names=[bleu]", *page) == 0
+            assert call("train", *TINY, *model, *FEW, *options, f"name={name}") == 0
+            page = [*options[1:], "report.attention=3", f"name={name}", "limit=6"]
+            assert call("eval", f"checkpoint=runs/train/{name}", *page) == 0
         yield folder
 
 

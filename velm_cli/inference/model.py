@@ -255,10 +255,10 @@ class Model:
         `box` (the part of the image that the grid covers) and the `method`: attention (of the words to the image, where
         the fusion has any), gradient, occlusion, or by itself (auto) what docs/where-it-looked.md found to be right.
         """
-        self._needs("caption" if question is None else "vqa")
+        self.needs("caption" if question is None else "vqa")
         if text is None:
             text = self.caption(image) if question is None else self.answer(image, question)
-        return attention_of(self._able, self._stored(image), text, question, method, self.device)
+        return attention_of(self._able, self.stored(image), text, question, method, self.device)
 
     # ------------------------------------------------------------------------------------ embeddings
 
