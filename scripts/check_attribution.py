@@ -62,6 +62,8 @@ def main(arguments: Sequence[str]) -> dict[str, object]:
             if text.strip()
         ]
         rows = [row for row, text in enumerate(texts) if text.strip()]
+        if not rows:
+            continue
         kept = Given([jpegs[row] for row in rows], sources=questions and [questions[row] for row in rows])
         columns = kept.columns(able.tokenizer, able.config.tokenizer.max_source_tokens)
         pixels = learner.pixels
@@ -69,6 +71,8 @@ def main(arguments: Sequence[str]) -> dict[str, object]:
             for name, values in _lost(learner, one_image_each(batch.to(model.device)), said, methods, given).items():
                 losses[name] += values
         print(f"{len(next(iter(losses.values())))} examples", file=sys.stderr)
+    if not losses:
+        raise UserError(f"{given.run} says nothing of these images: train it longer")
     found = _summary(losses, methods)
     print(f"{given.run}: {len(losses['square'])} examples, hidden by {given.fill}; nats, 95 % intervals")
     for line in found:

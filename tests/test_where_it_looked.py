@@ -14,7 +14,8 @@ import velm_cli
 from velm_cli.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-FEW = ["run.batch_size=8", "run.max_steps=10", "run.validate_every=0", "run.validate_images=2"]
+FEW = ["run.batch_size=8", "run.max_steps=40", "run.validate_every=0", "run.validate_images=2", "optim.lr=1e-2",
+       "optim.warmup_steps=5"]  # fmt: skip
 RUNS = {"pooled": ["fusion=add", "metrics.names=[bleu]"], "asked": ["dataset.questions=true", "task=vqa"]}
 
 
@@ -53,10 +54,12 @@ def test_the_report_has_maps_of_every_model(home, name):
 def test_python_gets_them_for_its_own_text_and_for_others(home):
     model = velm_cli.load(home / "runs/train/pooled", device="cpu")
     image = next((home / "data/shapes").glob("val2014/*.jpg"))
+    known = json.loads((home / "data/shapes/annotations/captions_train2014.json").read_text())
+    text = known["annotations"][0]["caption"]
     for method, used in (("auto", "occlusion"), ("gradient", "gradient")):
-        found = model.attention(image, "a red  circle", method=method)
-        assert (list(found.words), found.method, found.box) == (["a", "red", "circle"], used, (0.0, 0.0, 1.0, 1.0))
-        assert found.maps_THW.shape[0] == 3 and found.maps_THW.dtype == np.float32
+        found = model.attention(image, f" {text}  ", method=method)
+        assert (list(found.words), found.method, found.box) == (text.split(), used, (0.0, 0.0, 1.0, 1.0))
+        assert found.maps_THW.shape[0] == len(text.split()) and found.maps_THW.dtype == np.float32
         assert (found.maps_THW >= 0).all() and (found.maps_THW.sum((1, 2)) <= 1 + 1e-4).all()
     own = model.caption(image)
     if own:
