@@ -21,6 +21,7 @@ STAGES = {
     "finetune": "go on from another run's weights",
     "evaluate": "caption a split with a trained model and score it (also: eval)",
     "score": "score any predictions against any references: no model, the field's numbers with error bars",
+    "serve": "a trained model over HTTP, with a web page: captions, answers, embeddings",
     "report": "one table of any number of runs: scores, error bars, size, speed",
     "doctor": "say what works on this machine and how to mend what does not",
 }
@@ -41,6 +42,7 @@ examples:
   velm eval       checkpoint=runs/train/NAME split=test decode.beams=5
   velm score      predictions=results.json references=captions_val2014.json vs=other.json out=scored
   velm train -m   fusion=concat,cross_modal seed=0,1 --jobs=2   a sweep: every combination, two at a time
+  velm serve      checkpoint=runs/train/NAME
   velm report     runs/train/* out=fusions.png                  the table and plot of it
 
 more:

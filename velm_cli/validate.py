@@ -33,6 +33,8 @@ def _problems(config: Any) -> Iterator[str]:
         if config.fix not in (None, "spice"):
             yield f"doctor fix={config.fix}: nothing known by that name; spice is"
         return
+    if isinstance(config, schema.ServeRoot):
+        return
     if isinstance(config, schema.ScoreRoot):
         yield from _metrics(config.metrics)
         if config.metrics.clip is not None and config.images is None:

@@ -48,13 +48,16 @@ from velm_cli.schema.model import (
     WeightedSumConfig,
 )
 from velm_cli.schema.paths import path
+from velm_cli.schema.serving import ServeConfig
 from velm_cli.schema.tasks import Blind, TaskConfig
 from velm_cli.schema.training import (
     DecodeConfig,
+    Device,
     InitConfig,
     LossConfig,
     MetricsConfig,
     OptimConfig,
+    Precision,
     RunConfig,
 )
 
@@ -196,6 +199,15 @@ class ScoreRoot:
 
 
 @dataclass
+class ServeRoot:
+    stage: str = "serve"
+    checkpoint: str = path(MISSING)  # run folder, exported folder, or a .safetensors file or kept checkpoint in a run
+    device: Device = Device.auto  # auto | cpu | cuda | mps
+    precision: Precision = Precision.auto  # auto | fp32 | bf16
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+
+@dataclass
 class DoctorRoot:
     stage: str = "doctor"
     fix: str | None = None  # spice: fetch what SPICE lacks
@@ -209,6 +221,7 @@ ROOTS: dict[str, type] = {
     "finetune": FinetuneRoot,
     "evaluate": EvaluateRoot,
     "score": ScoreRoot,
+    "serve": ServeRoot,
     "doctor": DoctorRoot,
 }
 
