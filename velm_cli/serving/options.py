@@ -62,7 +62,7 @@ class Option:
             raise Refused(422, f"{self.name}: not valid Unicode")
         return value
 
-    def _number(self, value: Any, kind: type) -> Any:
+    def _number(self, value: Any, kind: type[int] | type[float]) -> Any:
         number: Any = value
         if isinstance(value, str) and len(value) < 40:
             try:

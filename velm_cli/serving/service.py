@@ -49,9 +49,7 @@ class Service:
             figures=figures,
             needs_token=token is not None,
         )
-        why_not = _reasons(model)
-        if not attends:
-            why_not["/attention"] = "this model attends to no grid of the image: there is nothing to show"
+        why_not = {path: why for path, why in WHY_NOT.items() if path[1:] not in self.can}
         guard = Guard(app.routes, limits, token, figures, lambda: self._server.connections, why_not)
         self._server = Server(guard, limits)
         self._app, self._batches, self._figures = app, batches, figures
@@ -71,10 +69,13 @@ class Service:
         self._server.stop()
 
 
-def _reasons(model: Model) -> dict[str, str]:
-    """Path -> why the model has no such endpoint."""
-    paths = {"caption": "/caption", "vqa": "/answer", "retrieve": "/embed"}
-    return {paths[kind]: why for kind, why in model._able.reasons.items() if kind in paths}
+# Path -> why a model may have no such endpoint. Not the model's own lines: they name folders of the server.
+WHY_NOT = {
+    "/caption": "this model writes no captions: it was trained for another task",
+    "/answer": "this model answers no questions: it was trained for another task",
+    "/embed": "this model embeds nothing: its training compared no images with texts",
+    "/attention": "this model attends to no grid of the image: there is nothing to show",
+}
 
 
 def _about(model: Model) -> dict[str, str]:
