@@ -167,10 +167,10 @@ def test_what_is_no_image_gets_one_clear_line(client, body, kind, status, line):
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
-    began = time.monotonic()
-    status, told, _ = client.ask("/caption", bomb(), "image/png")
-    assert status == 413 and "too many pixels: 30000x30000, at most 1000000" in told["error"]
-    assert time.monotonic() - began < 2
+    content, began = bomb(), time.monotonic()
+    status, told, _ = client.ask("/caption", content, "image/png")
+    assert (status, told["error"]) == (413, "the image has too many pixels: this server takes 1,000,000")
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_a_hundred_megabytes_are_refused_at_once_with_an_answer(client):
         for _ in range(40):
             yield bytes(1_000_000)
 
-    status, told, _ = client.ask("/caption", chunks(), Transfer_Encoding="chunked")
+    status, told, _ = client.ask("/caption", chunks())
     assert status == 413
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 25
     assert client.ask("/caption", photo())[0] == 200
 
 
@@ -334,7 +334,7 @@ def test_many_connections_get_an_answer_each(model):
             each.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         answers = [received(each) for each in opened]
         statuses = [answer[9:12] for answer in answers]
-        assert set(statuses) == {b"200", b"503"} and statuses.count(b"503") >= 20
+        assert set(statuses) == {b"200", b"503"} and statuses.count(b"200") == 50
         assert b"too many connections" in next(answer for answer in answers if answer[9:12] == b"503")
         crowd = [client.raw() for _ in range(130)]  # more than twice as many: closed
         time.sleep(0.1)
@@ -411,7 +411,7 @@ def test_sigterm_finishes_what_has_begun_and_exits_0(command):
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
-    with pytest.raises(OSError):
+    with pytest.raises(ConnectionRefusedError):
         client.raw()
     begun.sendall(image[100:])
     answer = received(begun)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ class App:
         batches: Batches,
         figures: Figures,
         needs_token: bool,
+        connections: Callable[[], int],
     ) -> None:
         self._form = form._replace(max_pixels=min(form.max_pixels, limits.max_pixels))
         self._limits, self._batches, self._figures = limits, batches, figures
@@ -53,7 +54,7 @@ class App:
         self._document = document(self._options, about, limits, needs_token=needs_token)
         self._listing = listing(self._document)
         self._page = Page(self._options, about, limits)
-        self.connections = 0  # kept by the server
+        self._connections = connections
         answers: dict[str, Handler] = {
             "/caption": self._caption,
             "/answer": self._answer,
@@ -133,9 +134,11 @@ class App:
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, partial(self._form.stored, content))
             except ImageRefused as error:
-                line = str(error).replace("dataset.max_pixels=", "at most ")
-                status = 413 if line.startswith("too many pixels") else 422
-                raise Refused(status, f"the image cannot be used: {line}") from None
+                line = str(error)
+                if line.startswith("too many pixels"):
+                    most = f"{self._form.max_pixels:,}"
+                    raise Refused(413, f"the image has too many pixels: this server takes {most}") from None
+                raise Refused(422, f"the image cannot be used: {line}") from None
 
     async def _asked(self, request: Request, key: Hashable, item: Any) -> Any:
         """What the model says. A client that goes away meanwhile frees its place."""
@@ -169,7 +172,7 @@ class App:
         now: dict[str, float] = {
             "requests_admitted": self._batches.admitted,
             "body_bytes": self._bodies.held,
-            "connections": self.connections,
+            "connections": self._connections(),
             "resident_bytes": resident_bytes(),
         }
         return PlainTextResponse(self._figures.text(now), media_type=PROMETHEUS)

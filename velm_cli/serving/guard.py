@@ -33,6 +33,7 @@ from velm_cli.serving.refusing import Refused, error_response, refuse
 Handler = Callable[[Request], Awaitable[Response]]
 
 OPEN = {"/", "/health", "/openapi.json", "/docs"}  # what needs no token: nothing in them is secret
+TOO_MANY = "too many connections"  # in the state of a scope whose connection is one too many
 CLOSED = 499  # in the counts: the client was gone before its answer
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -55,14 +56,13 @@ class Guard:
         limits: ServeConfig,
         token: str | None,
         figures: Figures,
-        connections: Callable[[], int],
         why_not: Mapping[str, str],
     ) -> None:
         """`routes`: by (method, path). `why_not`: paths that this model cannot serve, and why."""
         self._routes, self._limits, self._figures = routes, limits, figures
         self._token = None if token is None else token.encode()
         self._hosts = {"localhost", *(name.lower() for name in limits.hosts)}
-        self._connections, self._why_not = connections, why_not
+        self._why_not = why_not
         self._paths = {path for _, path in routes}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -114,8 +114,8 @@ class Guard:
         """Raises Refused with what is wrong with the request line and its headers."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         path, method = scope["path"], "GET" if scope["method"] == "HEAD" else scope["method"]
-        if self._connections() > self._limits.connections:
-            raise Refused(503, "too many connections", {"Retry-After": "1"})
+        if TOO_MANY in scope.get("state", ()):
+            raise Refused(503, TOO_MANY, {"Retry-After": "1"})
         self._check_host(headers.get(b"host", ""))
         self._check_origin(headers, opens_a_page=method == "GET" and path == "/")
         if self._token is not None and path not in OPEN:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import anyio
 from starlette.responses import JSONResponse
 
-LINGER_SECONDS = 5.0  # for what the client still sends; closed at once, the system would drop the answer with it
+# For what the client still sends: closed at once, the system would drop the answer with it. As nginx lingers.
+LINGER_SECONDS, LINGER_SILENT = 30.0, 5.0  # at most; without a byte
 
 
 class Refused(Exception):
@@ -27,7 +29,7 @@ def error_response(status: int, line: str, headers: Mapping[str, str] | None = N
 async def refuse(refused: Refused, scope: Any, receive: Any, send: Any, *, unread: bool) -> None:
     """Send the refusal. `unread`: the client may still be sending, so the connection ends here.
 
-    The answer goes out at once; then what comes in is dropped for a few seconds before the connection is closed.
+    The answer goes out at once; then what comes in is dropped for a while before the connection is closed.
     """
     response = error_response(refused.status, refused.line, refused.headers)
     headers = [*response.raw_headers, *([(b"connection", b"close")] if unread else [])]
@@ -35,11 +37,19 @@ async def refuse(refused: Refused, scope: Any, receive: Any, send: Any, *, unrea
     await send({"type": "http.response.body", "body": response.body, "more_body": unread})
     if not unread:
         return
+    with contextlib.suppress(TimeoutError):
+        await _drop(scope, receive)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _drop(scope: Any, receive: Any) -> None:
     waits = any(name == b"expect" for name, _ in scope["headers"])  # then it sends nothing after this answer
     with anyio.move_on_after(0 if waits else LINGER_SECONDS):
-        while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
-            pass
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+        while True:
+            with anyio.fail_after(LINGER_SILENT):
+                message = await receive()
+            if message["type"] != "http.request" or not message.get("more_body", False):
+                break
 
 
 def phrase(status: int) -> str:

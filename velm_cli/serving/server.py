@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from velm_cli.errors import UserError
 from velm_cli.schema import ServeConfig
 from velm_cli.serving.figures import Figures
+from velm_cli.serving.guard import TOO_MANY
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)
 LINE_SECONDS = 60.0
@@ -41,7 +42,6 @@ def listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         made.close()
         raise UserError(f"serve.port={port}: {error.strerror}; choose another, or 0 for a free one") from None
-    made.set_inheritable(False)
     return made
 
 
@@ -59,7 +59,7 @@ def allow_files(count: int) -> None:
 def protocol_of(limits: ServeConfig) -> type[H11Protocol]:
     """uvicorn's protocol, which waits for ever for headers and takes any number of connections, with bounds on both.
 
-    Up to twice `serve.connections` get a 503 as an answer (guard.py); further ones are closed.
+    Connections beyond `serve.connections` get a 503 for an answer (guard.py), those beyond twice as many are closed.
     """
 
     class Bounded(H11Protocol):
@@ -68,8 +68,10 @@ def protocol_of(limits: ServeConfig) -> type[H11Protocol]:
             self._deadline: asyncio.TimerHandle | None = None
             if len(self.connections) > 2 * limits.connections:
                 transport.abort()
-            else:
-                self._expect_headers()
+                return
+            if len(self.connections) > limits.connections:
+                self.app_state = {TOO_MANY: True}  # becomes the state of each request's scope
+            self._expect_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()

@@ -40,7 +40,7 @@ class Service:
             ready=model.ready,
             noted=figures.batch,
         )
-        app = App(
+        self._app = App(
             can=self.can,
             form=model.form,
             about=_about(model),
@@ -48,11 +48,12 @@ class Service:
             batches=batches,
             figures=figures,
             needs_token=token is not None,
+            connections=lambda: self._server.connections,
         )
         why_not = {path: why for path, why in WHY_NOT.items() if path[1:] not in self.can}
-        guard = Guard(app.routes, limits, token, figures, lambda: self._server.connections, why_not)
+        guard = Guard(self._app.routes, limits, token, figures, why_not)
         self._server = Server(guard, limits)
-        self._app, self._batches, self._figures = app, batches, figures
+        self._batches, self._figures = batches, figures
 
     def run(self, at: socket.socket, said: Callable[[str], None]) -> str | None:
         """The name of the signal that ended it."""

@@ -15,6 +15,7 @@ from velm_cli.report.evaluations import Attention
 from velm_cli.schema import ServeConfig, ServeRoot
 
 VARIABLE = "VELM_SERVE_TOKEN"
+BACKLOG = 2048  # connections that the system keeps until they are taken
 SHORTEST = 16  # characters of a token
 NEEDS = ("uvicorn", "starlette", "python_multipart")
 
@@ -32,6 +33,7 @@ def run(config: ServeRoot) -> None:
     at = server.listening(limits.host, limits.port)
     model = load(config.checkpoint, config.device.value, precision=config.precision)
     service = Service(model, limits, token, look)
+    at.listen(BACKLOG)  # from here on nobody is turned away
     address = _address(at.getsockname())
     print(f"model       {config.checkpoint}  on {model.device}, {model.precision}")
     print(f"serving     {address}  ({', '.join(service.can)}; {address}docs lists the endpoints)")
