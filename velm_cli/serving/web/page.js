@@ -81,7 +81,8 @@ function caption() {
     byId("caption").replaceChildren(element("p", { dir: "auto" }, told.caption || "(no words)"));
     if (!can("attention") || !told.caption.trim()) return;
     const attention = await ask("attention", [["text", told.caption]]);
-    if (attention.words.length) byId("caption").replaceChildren(wordStrip(attention));
+    const bare = (text) => text.replace(/\s+/g, "");
+    if (bare(attention.words.join("")) === bare(told.caption)) byId("caption").replaceChildren(wordStrip(attention));
   });
 }
 
@@ -101,7 +102,9 @@ function question() {
   return busy("The model is thinking …", async () => {
     const fields = [["question", asked], ...choices.map((choice) => ["choices", choice])];
     const told = await askWithProbabilities(fields);
-    const bars = Object.entries(told.probabilities ?? {}).map(([text, share]) => bar(text, share, `${(100 * share).toFixed(1)} %`));
+    // An object's keys that look like numbers come first: "2" would stand above the likelier "yes".
+    const likeliest = Object.entries(told.probabilities ?? {}).sort((a, b) => b[1] - a[1]);
+    const bars = likeliest.map(([text, share]) => bar(text, share, `${(100 * share).toFixed(1)} %`));
     const item = element("li", {}, element("div", { class: "muted", dir: "auto" }, asked), element("div", { class: "answer", dir: "auto" }, told.answer), ...bars);
     byId("answers").prepend(item);
     byId("question").select();
