@@ -37,7 +37,7 @@ def start(work):
     started = []
 
     def make(**options):
-        batches = Batches(work, **({"batch_size": 4, "wait": 0.0, "queue": 100} | options))
+        batches = Batches(work, **({"batch_size": 4, "wait": 0.0, "queue": 100, "longest": 100.0} | options))
         batches.start()
         started.append(batches)
         return batches
@@ -104,6 +104,21 @@ def test_an_idle_model_waits_for_nobody_but_for_images_that_are_being_decoded(wo
         began = time.monotonic()
         assert batches.submit("k", 5).result(10) == 10
         assert 0.3 < time.monotonic() - began < 3
+
+
+def test_a_slow_model_gets_batches_that_it_can_do_in_time(work, start, monkeypatch):
+    sizes = []
+
+    def slow(key, items):
+        sizes.append(len(items))
+        time.sleep(0.02 * len(items))
+        return items
+
+    batches = start(batch_size=64, longest=0.1)
+    monkeypatch.setattr(batches, "_work", slow)
+    futures = [batches.submit("k", number) for number in range(40)]
+    assert [future.result(10) for future in futures] == list(range(40))
+    assert sizes[0] <= 8 and max(sizes[1:]) <= 5 and sum(sizes) == 40
 
 
 def test_a_full_queue_takes_no_more_until_somebody_has_left(start):

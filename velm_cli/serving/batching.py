@@ -2,6 +2,9 @@
 
 No request waits for others to come while the model is idle. Only when further requests are already being prepared
 (their images are being decoded) does the thread wait for them, and not longer than `wait` seconds.
+
+A batch has as many items as the model handles in `longest` seconds, by what the batch before took: a slow model with
+large batches would answer nobody in time.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+FIRST = 8  # items at most, while nothing is known of the model's speed
 Work = Callable[[Any, Sequence[Any]], Sequence[Any]]
 
 
@@ -39,6 +43,7 @@ class Batches:
         batch_size: int,
         wait: float,
         queue: int,
+        longest: float,
         ready: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         noted: Callable[[int, float], None] = lambda items, seconds: None,
     ) -> None:
@@ -48,6 +53,8 @@ class Batches:
         """
         self._work, self._ready, self._noted = work, ready, noted
         self._batch_size, self._wait, self._queue = batch_size, wait, queue
+        self._longest = longest
+        self._most: dict[type, int] = {}  # items of a batch, by the kind of what is asked
         self._waiting: deque[_Job] = deque()
         self._admitted = 0  # requests that wait, are prepared or are worked on
         self._preparing = 0
@@ -126,14 +133,15 @@ class Batches:
                     return []
                 self._changed.wait()
             key, until = self._waiting[0].key, time.monotonic() + self._wait
-            while self._preparing and sum(job.key == key for job in self._waiting) < self._batch_size:
+            most = self._most.get(type(key), min(FIRST, self._batch_size))
+            while self._preparing and sum(job.key == key for job in self._waiting) < most:
                 left = until - time.monotonic()
                 if left <= 0 or not self._changed.wait(left):
                     break
             taken: list[_Job] = []
             kept: deque[_Job] = deque()
             for job in self._waiting:
-                (taken if job.key == key and len(taken) < self._batch_size else kept).append(job)
+                (taken if job.key == key and len(taken) < most else kept).append(job)
             self._waiting = kept
             return taken
 
@@ -151,6 +159,9 @@ class Batches:
                 for job in jobs:
                     self._do([job])
             return
-        self._noted(len(jobs), time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._noted(len(jobs), seconds)
+        fit = int(self._longest * len(jobs) / max(seconds, 1e-6))
+        self._most[type(jobs[0].key)] = max(1, min(fit, self._batch_size))
         for job, result in zip(jobs, results, strict=True):
             job.future.set_result(result)

@@ -37,6 +37,7 @@ class Service:
             batch_size=limits.batch_size,
             wait=limits.wait_ms / 1000,
             queue=limits.queue,
+            longest=limits.request_seconds / 4,
             ready=model.ready,
             noted=figures.batch,
         )
