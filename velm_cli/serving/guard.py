@@ -37,7 +37,7 @@ TOO_MANY = "too many connections"  # in the state of a scope whose connection is
 CLOSED = 499  # in the counts: the client was gone before its answer
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"x-frame-options", b"DENY"),
