@@ -10,7 +10,7 @@ MISTAKES = [
     (["trian"], "velm: unknown stage 'trian'; did you mean 'train'?"),
     (
         ["frobnicate"],
-        "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, score, report, doctor",
+        "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, score, serve, report, doctor",
     ),
     (
         ["train", "fusion=crossmodal"],
