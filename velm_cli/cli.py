@@ -22,6 +22,7 @@ STAGES = {
     "evaluate": "caption a split with a trained model and score it (also: eval)",
     "score": "score any predictions against any references: no model, the field's numbers with error bars",
     "report": "one table of any number of runs: scores, error bars, size, speed",
+    "export": "a trained model as a folder that needs nothing else: velm, transformers, ONNX",
     "doctor": "say what works on this machine and how to mend what does not",
 }
 ALIASES = {"eval": "evaluate"}
@@ -41,6 +42,7 @@ examples:
   velm eval       checkpoint=runs/train/NAME split=test decode.beams=5
   velm score      predictions=results.json references=captions_val2014.json vs=other.json out=scored
   velm train -m   fusion=concat,cross_modal seed=0,1 --jobs=2   a sweep: every combination, two at a time
+  velm export     checkpoint=runs/train/NAME out=FOLDER         the model alone, to give away
   velm report     runs/train/* out=fusions.png                  the table and plot of it
 
 more:

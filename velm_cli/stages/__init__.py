@@ -67,6 +67,10 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     stage = config.stage
     if stage in compose.STAGES_FROM_CHECKPOINT and OmegaConf.is_missing(config, "checkpoint"):
         raise UserError(f"checkpoint is not set: velm {stage} checkpoint=runs/train/NAME")
+    if stage == "export":
+        for key in ("checkpoint", "out"):
+            if OmegaConf.is_missing(config, key):
+                raise UserError(f"{key} is not set: velm export checkpoint=runs/train/NAME out=FOLDER")
     if stage == "score":
         for key in ("predictions", "references"):
             if OmegaConf.is_missing(config, key):
