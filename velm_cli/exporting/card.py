@@ -14,7 +14,7 @@ from velm_cli import configs
 from velm_cli.errors import UserError
 from velm_cli.exporting.anonymous import command_without_places, model_name
 from velm_cli.files import read_sealed
-from velm_cli.metrics.scores import read_summary, scores_of_summary, table
+from velm_cli.metrics.scores import NOT_REQUESTED, read_summary, scores_of_summary, table
 from velm_cli.schema import TrainRoot
 
 USES = {
@@ -62,7 +62,7 @@ def evaluations(home: Path, sha256: str, given: Any) -> list[Evaluated]:
     if not found and (home / "scores.json").is_file():
         try:
             title = "validation part, at the end of training"
-            found = [Evaluated(title, table(scores_of_summary(read_summary(home))))]
+            found = [Evaluated(title, _table(read_summary(home)))]
         except (OSError, ValueError):
             pass
     return found
@@ -75,6 +75,8 @@ def _evaluated(folder: Path, sha256: str) -> Evaluated:
     config: Any = {}
     if (folder / "config.yaml").is_file():
         config = OmegaConf.to_container(configs.read_config(folder / "config.yaml"))
+    if config.get("stage", "evaluate") != "evaluate":
+        raise UserError(f"scores={folder} is a run of {config['stage']}: give a folder of velm eval or velm score")
     data = (config.get("dataset") or {}).get("kind", folder.name)
     decode = config.get("decode") or {}
     how = "" if summary["task"] == "retrieve" else f", beams {decode.get('beams', 1)}"
@@ -82,7 +84,14 @@ def _evaluated(folder: Path, sha256: str) -> Evaluated:
     blind = (config.get("eval") or {}).get("blind", "none")
     unseen = f", blind: {blind}" if blind != "none" else ""
     title = f"{data}, {config.get('split', 'given')} part{first}, {summary.get('images', '?')} examples{how}{unseen}"
-    return Evaluated(title, table(scores_of_summary(summary)))
+    return Evaluated(title, _table(summary))
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    """Without the scores that were not computed, whose reasons are of another machine."""
+    scores = scores_of_summary(summary)
+    scores.reasons.update({key: NOT_REQUESTED for key, value in scores.corpus.items() if value is None})
+    return table(scores)
 
 
 def parts_of(config: TrainRoot) -> list[str]:
@@ -150,7 +159,9 @@ def card(
     ]
     for one in scored:
         lines += [f"{one.title}:", "", "```", one.text, "```", ""]
-    lines += [] if scored else ["It was not evaluated: `velm eval checkpoint=THIS_FOLDER split=test dataset.store=...`", ""]
+    lines += (
+        [] if scored else ["It was not evaluated: `velm eval checkpoint=THIS_FOLDER split=test dataset.store=...`", ""]
+    )
     if about["dtype"] != "fp32" and scored:
         lines += [f"These scores are of the float32 weights, before they were made {about['dtype']}.", ""]
     lines += ["## How it was made", ""]
@@ -162,8 +173,8 @@ def card(
         "## Limits",
         "",
         "- It knows what its data showed it: other kinds of images and other languages are guessed at.",
-        "- It states things that are not in the image, and repeats the stereotypes of its data. Nobody should be judged, "
-        "and nothing safety-critical decided, by what it says.",
+        "- It states things that are not in the image, and repeats the stereotypes of its data: judge nobody by "
+        "what it says, and decide nothing safety-critical.",
         *(f"- {limit}" for limit in limits),
         "",
         "velm is under the MIT licence; for the weights see LICENSE.md.",

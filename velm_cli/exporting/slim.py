@@ -1,8 +1,8 @@
 """format=velm: a run folder of only what using the model needs; it loads where a run folder does, from anywhere.
 
-    config.yaml sources.json tokenizer/ vision/ text/ labels.json    as in the run, without paths
-    model.safetensors                                                all weights in one file, in the type asked for
-    README.md LICENSE.md export.json                                 model card, whose weights they are, velm's seal
+config.yaml sources.json tokenizer/ vision/ text/ labels.json    as in the run, without paths
+model.safetensors                                                all weights in one file, in the type asked for
+README.md LICENSE.md export.json                                 model card, whose weights they are, velm's seal
 """
 
 from __future__ import annotations

@@ -41,15 +41,13 @@ def run(config: ExportRoot) -> float:
             state = write_slim(able, trained, home, part, config.dtype)
             about["parameters"] = sum(tensor.numel() for name, tensor in state.items() if name.startswith("model."))
             load(part, "cpu")  # as whoever gets it will: UserError here rather than there
-            lines, limits = _velm_lines(about["can"]), []
+            lines = _velm_lines(about["can"])
         else:
             raise NotImplementedError
         parts = parts_of(trained)
         write_text(
             part / "README.md",
-            card(
-                trained, home, can=about["can"], about=about, scored=scored, parts=parts, load=lines, limits=limits
-            ),
+            card(trained, home, can=about["can"], about=about, scored=scored, parts=parts, load=lines),
         )
         write_text(part / "LICENSE.md", licence(parts))
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
