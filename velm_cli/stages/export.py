@@ -12,12 +12,23 @@ from velm_cli import __version__, configs
 from velm_cli.errors import UserError
 from velm_cli.exported import refuse_others, written_whole
 from velm_cli.exporting.card import USES, card, evaluations, licence, parts_of
+from velm_cli.exporting.graph_files import write_graphs
 from velm_cli.exporting.slim import write_slim
 from velm_cli.files import write_text
 from velm_cli.inference.abilities import Able, load_able
 from velm_cli.inference.model import load
 from velm_cli.schema import ExportFormat, ExportRoot
 
+_GRAPH_LINES = {
+    ExportFormat.onnx: """import onnxruntime  # pip install onnxruntime; what goes in and comes out: config.json
+
+encoder = onnxruntime.InferenceSession("THIS_FOLDER/encoder.onnx")
+""",
+    ExportFormat.torch_export: """import torch  # what goes in and comes out: config.json
+
+encoder = torch.export.load("THIS_FOLDER/encoder.pt2").module()
+""",
+}
 NAMES = {"caption": "caption", "vqa": "answer", "retrieve": "embed"}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
@@ -43,7 +54,9 @@ def run(config: ExportRoot) -> float:
             load(part, "cpu")  # as whoever gets it will: UserError here rather than there
             lines = _velm_lines(about["can"])
         else:
-            raise NotImplementedError
+            apart = write_graphs(able, part, config.format, config.tolerance)
+            lines = _GRAPH_LINES[config.format]
+            print(f"checked     largest difference from the model {apart:.1e}, in batches of 1, 2 and 5 random images")
         parts = parts_of(trained)
         write_text(
             part / "README.md",
