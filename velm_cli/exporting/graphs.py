@@ -218,7 +218,7 @@ Run = Callable[[Sequence[Tensor]], list[Tensor]]
 def largest_difference(graphs: dict[str, Graph], runs: dict[str, Run], *, seed: int = 0, steps: int = 6) -> float:
     """Of logits (embeddings), between the model and the graphs, on random images in batches of 1, 2 and 5."""
     generator = torch.Generator().manual_seed(seed)
-    largest = 0.0
+    largest, mine, theirs = 0.0, [], []
     for images in (1, 2, 5):
         for graph, run in ((graphs[name], runs[name]) for name in graphs if name in ("encoder", "image_embedding")):
             image = torch.rand(images, *graph.inputs[0].shape[1:], generator=generator)
@@ -233,13 +233,13 @@ def largest_difference(graphs: dict[str, Graph], runs: dict[str, Run], *, seed: 
             continue
         first, start, step = [mine, theirs], graphs["start"].module, graphs["step"].module
         token = torch.ones(images, 1, dtype=torch.long)
-        (logits, state), (theirs, *their_state) = start(token, tuple(first[0])), runs["start"]([token, *first[1]])
-        largest = max(largest, _apart([logits], [theirs]))
+        (logits, state), (other, *their_state) = start(token, tuple(first[0])), runs["start"]([token, *first[1]])
+        largest = max(largest, _apart([logits], [other]))
         for _ in range(steps):
             token = logits.argmax(dim=-1, keepdim=True)
             logits, state = step(token, tuple(first[0]), tuple(state))
-            theirs, *their_state = runs["step"]([token, *first[1], *their_state])
-            largest = max(largest, _apart([logits], [theirs]))
+            other, *their_state = runs["step"]([token, *first[1], *their_state])
+            largest = max(largest, _apart([logits], [other]))
     return largest
 
 

@@ -11,6 +11,7 @@ import torch
 from velm_cli import __version__, configs
 from velm_cli.errors import UserError
 from velm_cli.exported import refuse_others, written_whole
+from velm_cli.exporting import hf
 from velm_cli.exporting.card import USES, card, evaluations, licence, parts_of
 from velm_cli.exporting.graph_files import write_graphs
 from velm_cli.exporting.slim import write_slim
@@ -53,6 +54,10 @@ def run(config: ExportRoot) -> float:
             about["parameters"] = sum(tensor.numel() for name, tensor in state.items() if name.startswith("model."))
             load(part, "cpu")  # as whoever gets it will: UserError here rather than there
             lines = _velm_lines(about["can"])
+        elif config.format is ExportFormat.hf:
+            lines = hf.lines(able)
+            apart = hf.write_hf(able, trained, part, config.tolerance)
+            print(f"checked     largest difference of logits from the model {apart:.1e}, on random images and words")
         else:
             apart = write_graphs(able, part, config.format, config.tolerance)
             lines = _GRAPH_LINES[config.format]

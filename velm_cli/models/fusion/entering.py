@@ -25,7 +25,7 @@ class Prefix(Fusion):
     `mapper=mlp`: P positions from the pooled image by W2 tanh(W1 x) (ClipCap; Mokady et al. 2021);
     `mapper=transformer`: P learned queries read the image tokens in transformer blocks (same paper);
     `mapper=tokens`: every image token by W2 gelu(W1 x) (LLaVA; Liu et al. 2023).
-    The positions start as large as the text's embeddings are.
+    The positions start as large as the text's embeddings are; with `norm=False` they are as the map makes them.
     """
 
     after_text = False
@@ -37,7 +37,7 @@ class Prefix(Fusion):
         self.mapper, self.length = config.mapper, config.length
         self.takes_padding = config.mapper is not PrefixMapper.tokens
         self.uses = frozenset({"pooled" if config.mapper is PrefixMapper.mlp else "tokens"})
-        self.norm_image = nn.LayerNorm(image_width)
+        self.norm_image = nn.LayerNorm(image_width) if config.norm else nn.Identity()
         self.map: nn.Module
         if config.mapper is PrefixMapper.mlp:
             inner = max(image_width, width * config.length // 2)
@@ -51,8 +51,8 @@ class Prefix(Fusion):
                 Block(width, config.heads, config.dropout) for _ in range(config.layers)
             )
             initialise(self, config.layers)
-        self.norm = nn.LayerNorm(width)
-        self.scale = nn.Parameter(torch.tensor(text.embedding_scale))
+        self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
+        self.scale = nn.Parameter(torch.tensor(text.embedding_scale)) if config.norm else 1.0
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         assert features is not None
