@@ -1,7 +1,7 @@
 """A model as graphs without Python: an image encoder, the first step of a caption and each further one.
 
     encoder  image [B, 3, S, S], float32 in 0..1           -> memory: what decoding needs of the images
-    start    tokens [B, T] (BOS, or with a prompt), memory -> logits [B, V] of the next token, state
+    start    tokens [B, T] (BOS, or with a prompt), memory -> logits [B, V] of the next token, state (recurrent: T = 1)
     step     token [B, 1], memory, state                   -> logits [B, V], state with one position more
 
 For comparing images with texts: `image_embedding` (image -> unit vectors [B, E]) and `text_embedding` (tokens [N, T]
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able
 from velm_cli.models.state import KeyValue, Past
+from velm_cli.models.text.scratch import RecurrentText
 
 IMAGES, TOKENS = 3, 4  # of the examples that graphs are traced with: no size may be 0 or 1
 LONGEST = 512  # positions that a graph takes, where the model itself has no limit
@@ -161,12 +162,12 @@ def graphs_of(able: Able) -> dict[str, Graph]:
     size, vocabulary = model.image_size, len(model.output_bias)
     image = torch.rand(IMAGES, 3, size, size)
     tokens = torch.randint(vocabulary, (IMAGES, TOKENS))
-    longest = min(LONGEST, getattr(model.text, "positions", None) or LONGEST) - TOKENS
-    batch, length, past = Dim("batch", min=1), Dim("tokens", min=1, max=longest), Dim("past", min=1, max=longest)
+    longest = getattr(model.text, "positions", None) or LONGEST
+    batch = Dim("batch", min=1)
     if "caption" not in able.can:
         space, texts = learner.joint_loss, Dim("texts", min=1)
         encoder = Encoder(learner, lambda features: (space.embed_images(space.pool_images(features)),))
-        lengths = torch.arange(1, IMAGES + 1)
+        lengths, length = torch.arange(1, IMAGES + 1), Dim("tokens", min=1, max=longest)
         return {
             "image_embedding": Graph(encoder, (image,), ({0: batch},), (["image"], ["embedding"])),
             "text_embedding": Graph(
@@ -177,9 +178,13 @@ def graphs_of(able: Able) -> dict[str, Graph]:
     encoder = Encoder(learner, lambda features: tuple(flat(model.memory(features))))
     memory = model.memory(model.encode_image(image))
     parts = tuple(encoder(image))
-    _, state = model.step(tokens, memory, None)
+    recurrent = isinstance(model.text, RecurrentText)  # torch unrolls it: a prompt is then read step by step
+    first = tokens[:, :1] if recurrent else tokens
+    _, state = model.step(first, memory, None)
     _, longer = model.step(torch.cat([tokens, tokens[:, :1]], dim=1), memory, None)
     before = tuple(flat(state))
+    prefix = max((a.shape[2] for a in before if a.dim() == 4), default=TOKENS) - TOKENS  # positions of the image
+    past, length = Dim("past", min=1, max=longest - 1), Dim("tokens", min=1, max=longest - prefix)
     of_memory = tuple({0: batch} for _ in parts)
     of_state = tuple(
         {0: batch, **{d: past for d in range(1, a.dim()) if a.shape[d] != b.shape[d]}}
@@ -190,7 +195,7 @@ def graphs_of(able: Able) -> dict[str, Graph]:
     return {
         "encoder": Graph(encoder, (image,), ({0: batch},), (["image"], named[0])),
         "start": Graph(
-            Start(model, memory), (tokens, parts), ({0: batch, 1: length}, of_memory),
+            Start(model, memory), (first, parts), ({0: batch} if recurrent else {0: batch, 1: length}, of_memory),
             (["tokens", *named[0]], ["logits", *named[1]]),
         ),
         "step": Graph(

@@ -85,7 +85,8 @@ class Prefix(Fusion):
         x_NTD = text.embed(tokens_NT)
         if state is None:
             prefix_BPD = memory[0]
-            prefix_NPD = prefix_BPD.repeat_interleave(len(tokens_NT) // len(prefix_BPD), dim=0)
+            texts = tokens_NT.shape[0] // prefix_BPD.shape[0]  # torch.export takes len() for a constant
+            prefix_NPD = prefix_BPD.repeat_interleave(texts, dim=0)
             x_NTD = torch.cat([prefix_NPD.to(x_NTD.dtype), x_NTD], dim=1)
             lengths_N = None if lengths_N is None else lengths_N + prefix_NPD.shape[1]
         y_NTD, state = text.run(x_NTD, state, lengths_N=lengths_N)
