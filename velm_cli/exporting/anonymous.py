@@ -6,6 +6,7 @@ was; data sets are found by whoever uses the model.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import shlex
@@ -23,7 +24,7 @@ CHOICES = ("none", "pretrained")  # values of `weights` that are no paths
 
 def without_places(config: TrainRoot) -> TrainRoot:
     """The options as of a train run; a finetuning's `checkpoint` and the runs of `init` are left out."""
-    plain = TrainRoot(**{field.name: getattr(config, field.name) for field in fields(TrainRoot)})
+    plain = TrainRoot(**{field.name: copy.deepcopy(getattr(config, field.name)) for field in fields(TrainRoot)})
     plain.stage, plain.name = "train", None
     plain.experiment = plain.debug = None
     _clear(plain)
