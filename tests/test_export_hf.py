@@ -30,11 +30,12 @@ def place(tmp_path_factory):
         assert call("preprocess", "dataset=shapes", *TINY) == 0
         for name, more in {
             "llava": ["vision=clip", f"vision.name={folder('clip')}"],
-            "lora": ["vision=dinov2", f"vision.name={folder('dinov2')}", "text.lora_rank=2", "vision.layer=1"],
+            "lora": ["vision=clip", f"vision.name={folder('clip')}", "text.lora_rank=2", "vision.layer=1"],
+            "dino": ["vision=dinov2", f"vision.name={folder('dinov2')}"],
             "normed": ["vision=clip", f"vision.name={folder('clip')}", "fusion.norm=true"],
         }.items():
             assert (
-                call("train", "dataset=shapes", *TINY, *LLAVA, *more, *SHORT, "run.max_steps=25", f"name={name}") == 0
+                call("train", "dataset=shapes", *TINY, *LLAVA, *more, *SHORT, "run.max_steps=12", f"name={name}") == 0
             )
         yield where
 
@@ -69,4 +70,6 @@ def test_what_transformers_does_not_have_is_refused_in_one_line(place, capsys):
     assert call("export", "checkpoint=runs/train/normed", "out=no", "format=hf") == 2
     said = capsys.readouterr().err
     assert "(fusion.mapper=tokens fusion.norm=true); possible is vision=clip" in said and said.count("\n") == 1
+    assert call("export", "checkpoint=runs/train/dino", "out=no", "format=hf") == 2  # whose last norm LLaVA leaves out
+    assert "its logits would differ by" in capsys.readouterr().err
     assert not Path("no").exists()

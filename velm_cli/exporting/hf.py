@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from velm_cli.errors import UserError
 from velm_cli.exporting.anonymous import model_name
@@ -67,9 +67,12 @@ def write_hf(able: Able, config: TrainRoot, out: Path, tolerance: float) -> floa
         text_state = _below("model.text.net.", merged(learner))
     else:
         text_state = text.net.state_dict()
-    twin = _twin(transformers, model, text_state)
-    _settle_generation(able, twin)
-    apart = _largest_difference(able, twin)
+    try:
+        twin = _twin(transformers, model, text_state)
+        _settle_generation(able, twin)
+        apart = _largest_difference(able, twin)
+    except (RuntimeError, ValueError) as error:  # such as an image size that its encoder does not take
+        raise UserError(POSSIBLE.format(why=" ".join(str(error).split())[:160])) from error
     if not apart <= tolerance:
         why = f"its logits would differ by {apart:.1e}, tolerance={tolerance:g}"
         raise UserError(POSSIBLE.format(why=why))
@@ -83,6 +86,7 @@ def _twin(transformers: Any, model: Any, text_state: dict[str, Tensor]) -> Any:
     vocabulary, rows = len(model.output_bias), len(text.output_weight)
     of_text, of_vision = (type(net.config).from_dict(net.config.to_dict()) for net in (text.net, vision.net))
     of_vision.num_hidden_layers = len(vision.blocks)
+    of_vision.image_size, of_images = model.image_size, _for_size(vision.net, model.image_size)
     of_text.vocab_size = max(rows, vocabulary + 1)  # the image's place in a text is a token behind all others
     of_text.tie_word_embeddings = False
     config = transformers.LlavaConfig(
@@ -104,7 +108,7 @@ def _twin(transformers: Any, model: Any, text_state: dict[str, Tensor]) -> Any:
     own = next(name for name, parameter in inner.language_model.named_parameters() if parameter is embedding)
     given = {name: tensor for name, tensor in text_state.items() if name != own}
     for part, state, lacks in (
-        (inner.vision_tower, vision.net.state_dict(), "pooler"),  # ViT's, which velm does not use
+        (inner.vision_tower, of_images, "pooler"),  # ViT's, which velm does not use
         (inner.language_model, given, own),
     ):
         found = part.load_state_dict(state, strict=False)
@@ -120,6 +124,22 @@ def _twin(transformers: Any, model: Any, text_state: dict[str, Tensor]) -> Any:
             its.weight.copy_(mine.weight)
             its.bias.copy_(mine.bias)
     return twin
+
+
+@torch.no_grad()
+def _for_size(net: Any, size: int) -> dict[str, Tensor]:
+    """The encoder's weights with positions for images of this size: velm interpolates them in each pass."""
+    state = dict(net.state_dict())
+    if net.config.image_size == size:
+        return state
+    for path, part in net.named_modules():
+        table = getattr(part, "position_embedding", None)
+        if isinstance(table, nn.Embedding) and hasattr(part, "interpolate_pos_encoding"):  # CLIP, SigLIP
+            side, new = (each // net.config.patch_size for each in (net.config.image_size, size))
+            blank = torch.zeros(1, len(table.weight) - side**2 + new**2, table.embedding_dim)
+            name = f"{path}.position_embedding.weight".lstrip(".")
+            state[name] = part.interpolate_pos_encoding(blank, size, size)[0]
+    return state
 
 
 def _settle_generation(able: Able, twin: Any) -> None:
