@@ -86,7 +86,7 @@ def _twin(transformers: Any, model: Any, text_state: dict[str, Tensor]) -> Any:
     vocabulary, rows = len(model.output_bias), len(text.output_weight)
     of_text, of_vision = (type(net.config).from_dict(net.config.to_dict()) for net in (text.net, vision.net))
     of_vision.num_hidden_layers = len(vision.blocks)
-    of_vision.image_size, of_images = model.image_size, _for_size(vision.net, model.image_size)
+    of_images = _for_size(vision.net, of_vision, model.image_size)
     of_text.vocab_size = max(rows, vocabulary + 1)  # the image's place in a text is a token behind all others
     of_text.tie_word_embeddings = False
     config = transformers.LlavaConfig(
@@ -127,8 +127,9 @@ def _twin(transformers: Any, model: Any, text_state: dict[str, Tensor]) -> Any:
 
 
 @torch.no_grad()
-def _for_size(net: Any, size: int) -> dict[str, Tensor]:
-    """The encoder's weights with positions for images of this size: velm interpolates them in each pass."""
+def _for_size(net: Any, config: Any, size: int) -> dict[str, Tensor]:
+    """The encoder's weights with positions for images of this size, and so `config`: velm interpolates them in each
+    pass. DINOv2 does so itself."""
     state = dict(net.state_dict())
     if net.config.image_size == size:
         return state
@@ -137,6 +138,7 @@ def _for_size(net: Any, size: int) -> dict[str, Tensor]:
         if isinstance(table, nn.Embedding) and hasattr(part, "interpolate_pos_encoding"):  # CLIP, SigLIP
             side, new = (each // net.config.patch_size for each in (net.config.image_size, size))
             blank = torch.zeros(1, len(table.weight) - side**2 + new**2, table.embedding_dim)
+            config.image_size = size
             name = f"{path}.position_embedding.weight".lstrip(".")
             state[name] = part.interpolate_pos_encoding(blank, size, size)[0]
     return state
