@@ -21,7 +21,7 @@ from velm_cli.inference.model import load
 from velm_cli.schema import ExportFormat, ExportRoot
 
 _GRAPH_LINES = {
-    ExportFormat.onnx: """import onnxruntime  # pip install onnxruntime; what goes in and comes out: config.json
+    ExportFormat.onnx: """import onnxruntime  # what goes in and comes out: config.json
 
 encoder = onnxruntime.InferenceSession("THIS_FOLDER/encoder.onnx")
 """,
