@@ -26,6 +26,7 @@ STAGES = {
     "search": "find images by a text or another image, with a trained model",
     "serve": "a trained model over HTTP, with a web page: captions, answers, embeddings",
     "report": "one table of any number of runs: scores, error bars, size, speed",
+    "export": "a trained model as a folder that needs nothing else: velm, transformers, ONNX",
     "doctor": "say what works on this machine and how to mend what does not",
 }
 ALIASES = {"eval": "evaluate"}
@@ -48,6 +49,7 @@ examples:
   velm score      predictions=results.json references=captions_val2014.json vs=other.json out=scored
   velm train -m   fusion=concat,cross_modal seed=0,1 --jobs=2   a sweep: every combination, two at a time
   velm serve      checkpoint=runs/train/NAME
+  velm export     checkpoint=runs/train/NAME out=FOLDER         the model alone, to give away
   velm report     runs/train/* out=fusions.png                  the table and plot of it
 
 more:

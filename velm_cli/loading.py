@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from velm_cli import configs
+from velm_cli import configs, exported
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner
@@ -58,17 +58,20 @@ def run_spaces(run: Path, task: Task) -> dict[str, list[str]]:
     return spaces
 
 
-def has_learned(task: Task, config: TrainRoot) -> bool:
-    """Whether the run, or one that it was finetuned from, learned what the task predicts; True where those are gone."""
+def has_learned(task: Task, config: TrainRoot, home: Path) -> bool:
+    """Whether the run in the folder `home`, or one that it was finetuned from, learned what the task predicts; True
+    where those are gone. An exported folder says it itself."""
     seen: set[str] = set()
     kind = config.task.kind
     while not task.is_learned(config):
+        if (learned := exported.learned_in(home)) is not None:
+            return task.kind in learned
         source = getattr(config, "checkpoint", None)
         if source is None or source in seen or config.task.kind != kind:
             return False
         seen.add(source)
         try:
-            config = configs.load_run_config(source)
+            config, home = configs.load_run_config(source), configs.run_folder_of(source)
         except UserError:
             return True
     return config.task.kind == kind  # what was learned for another task has other layers

@@ -39,6 +39,10 @@ def _problems(config: Any) -> Iterator[str]:
     if isinstance(config, schema.UseRoot):
         yield from _decode(config.decode)
         return
+    if isinstance(config, schema.ExportRoot):
+        if config.dtype.value != "fp32" and config.format.value != "velm":
+            yield f"dtype={config.dtype.value} is for format=velm: format={config.format.value} is written as fp32"
+        return
     if isinstance(config, schema.ScoreRoot):
         yield from _metrics(config.metrics)
         if config.metrics.clip is not None and config.images is None:

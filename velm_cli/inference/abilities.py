@@ -47,7 +47,7 @@ def load_able(checkpoint: str | Path, device: torch.device) -> Able:
     options = {"caption": CaptionTaskConfig(), "vqa": VqaTaskConfig(), "retrieve": RetrieveTaskConfig()}
     options[own] = config.task
     tasks = {kind: task_of(each) for kind, each in options.items()}
-    learned = {kind for kind, task in tasks.items() if has_learned(task, config)}
+    learned = {kind for kind, task in tasks.items() if has_learned(task, config, home)}
     if own == "vqa":  # its texts are questions and answers: what it embeds nobody would search for
         learned.discard("retrieve")
     tokenizer, state = run_tokenizer(home), read_weights(file)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from velm_cli.errors import StageError, UserError
-from velm_cli.models import frozen
+from velm_cli.models import frozen, int8
 from velm_cli.models.file_kinds import is_safetensors, kind_of
 
 # In a weight file's metadata: CRC-32 and, behind blanks, which run it is of and the digest of what it leaves to
@@ -49,6 +49,7 @@ def load_state(source: str | Path, torchvision_name: str | None = None) -> Any:
             with safe_open(path, framework="pt") as file:
                 seal, _, rest = _seal_in(file.metadata() or {})
             _compare(state, seal)
+            state = int8.unpacked(state)
             return state if rest is None else frozen.put_together(path, state, rest)
         if path.suffix == ".safetensors":
             raise ValueError("it is cut short, or not a safetensors file")
@@ -87,6 +88,7 @@ def read_shapes(path: Path) -> dict[str, Tensor]:
                 )
                 for name, part in slices.items()
             }
+            shapes = int8.unpacked(shapes)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     return shapes if rest is None else read_shapes(frozen.file_of(path)) | shapes
@@ -105,6 +107,7 @@ def read_state(path: Path, run: str | None = None) -> tuple[dict[str, Tensor], s
         state = load(content)
         seal, of_run, rest = _seal_in(_metadata(content))
         _compare(state, seal)
+        state = int8.unpacked(state)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise _unreadable(path, error) from error
     if run is not None and of_run not in (None, run):

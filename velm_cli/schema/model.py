@@ -212,6 +212,7 @@ class PrefixConfig(FusionConfig):
     length: int = within(10, least=1, most=WIDEST)  # positions before the text, of `mlp` and `transformer`
     layers: int = within(2, least=1, most=DEEPEST)  # blocks of `transformer`
     heads: int = within(4, least=1, most=WIDEST)  # attention heads of `transformer`
+    norm: bool = True  # normalise the image's tokens and the prefix | false: neither, as LLaVA (velm export format=hf)
 
 
 @dataclass

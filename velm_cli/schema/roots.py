@@ -75,6 +75,20 @@ class ScoredTask(Enum):
     retrieve = "retrieve"
 
 
+class ExportFormat(Enum):
+    velm = "velm"
+    hf = "hf"
+    onnx = "onnx"
+    torch_export = "torch_export"
+
+
+class ExportDtype(Enum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
 class Submission(Enum):
     none = "none"
     coco = "coco"
@@ -268,6 +282,19 @@ class ServeRoot:
 
 
 @dataclass
+class ExportRoot:
+    stage: str = "export"
+    checkpoint: str = path(
+        MISSING
+    )  # run folder, or a .safetensors file or kept checkpoint (RUN/checkpoints/step-*) in one
+    out: str = path(MISSING)  # folder to write; one that velm export wrote before is replaced, nothing else
+    format: ExportFormat = ExportFormat.velm  # velm (a slim run folder) | hf (transformers) | onnx | torch_export
+    dtype: ExportDtype = ExportDtype.fp32  # of the weights in the file: fp32 | bf16 | fp16 | int8 (matrices, per row)
+    scores: Any = path(None)  # evaluations for the model card: a folder or a list; null = those found next to the run
+    tolerance: float = within(1e-3, above=0, most=1)  # hf, onnx, torch_export: largest logit difference that is taken
+
+
+@dataclass
 class DoctorRoot:
     stage: str = "doctor"
     fix: str | None = None  # spice: fetch what SPICE lacks
@@ -285,6 +312,7 @@ ROOTS: dict[str, type] = {
     "answer": AnswerRoot,
     "search": SearchRoot,
     "serve": ServeRoot,
+    "export": ExportRoot,
     "doctor": DoctorRoot,
 }
 

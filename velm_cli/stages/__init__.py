@@ -76,6 +76,10 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
                 raise UserError(f"{key} is not set: velm {stage} checkpoint=runs/train/NAME images=FOLDER")
     if stage == "search" and OmegaConf.is_missing(config, "index"):
         raise UserError("index is not set: velm search index=FOLDER, with checkpoint=RUN images=FOLDER to make it")
+    if stage == "export":
+        for key in ("checkpoint", "out"):
+            if OmegaConf.is_missing(config, key):
+                raise UserError(f"{key} is not set: velm export checkpoint=runs/train/NAME out=FOLDER")
     if stage == "score":
         for key in ("predictions", "references"):
             if OmegaConf.is_missing(config, key):

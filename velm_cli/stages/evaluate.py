@@ -175,7 +175,7 @@ def _task(config: EvaluateRoot, trained: TrainRoot, home: Path) -> Task:
     UserError where the run has not learned it, or an option comes too late.
     """
     task = task_of(config.task)
-    if not has_learned(task, trained):
+    if not has_learned(task, trained, home):
         raise UserError(task.why_not_learned(trained, home))
     lines = list(blind_problems(config, task, trained, home))
     if type(config.task) is type(trained.task):

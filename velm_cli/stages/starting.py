@@ -20,6 +20,7 @@ from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.folder import best_figure
 from velm_cli.engine.ranks import Ranks
 from velm_cli.errors import StageError, UserError
+from velm_cli.exported import noted
 from velm_cli.files import write_bytes
 from velm_cli.learners.interface import Learner
 from velm_cli.lineage import sources_of, vocabulary_grows, vocabulary_source, weight_file
@@ -169,7 +170,9 @@ def initial_weights(
         learner.load_state_dict(fitting, strict=False)
         refuse_not_finite(learner, file)
         taken[key] = {"file": str(file), "sha256": digest}
-        figure = best_figure(configs.run_folder_of(source)) if key == "checkpoint" else None
+        home = configs.run_folder_of(source)
+        has_log = key == "checkpoint" and noted(home) is None  # an exported folder has none
+        figure = best_figure(home) if has_log else None
         before = "" if figure is None else f"; best validation there: {_in_words(config, source, figure)}"
         notes.append(
             f"weights from {source}: {len(fitting)} of {len(wanted)} tensors{_left_out(wanted, fitting, state)}{before}"

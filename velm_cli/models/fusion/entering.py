@@ -25,7 +25,7 @@ class Prefix(Fusion):
     `mapper=mlp`: P positions from the pooled image by W2 tanh(W1 x) (ClipCap; Mokady et al. 2021);
     `mapper=transformer`: P learned queries read the image tokens in transformer blocks (same paper);
     `mapper=tokens`: every image token by W2 gelu(W1 x) (LLaVA; Liu et al. 2023).
-    The positions start as large as the text's embeddings are.
+    The positions start as large as the text's embeddings are; with `norm=False` they are as the map makes them.
     """
 
     after_text = False
@@ -37,7 +37,7 @@ class Prefix(Fusion):
         self.mapper, self.length = config.mapper, config.length
         self.takes_padding = config.mapper is not PrefixMapper.tokens
         self.uses = frozenset({"pooled" if config.mapper is PrefixMapper.mlp else "tokens"})
-        self.norm_image = nn.LayerNorm(image_width)
+        self.norm_image = nn.LayerNorm(image_width) if config.norm else nn.Identity()
         self.map: nn.Module
         if config.mapper is PrefixMapper.mlp:
             inner = max(image_width, width * config.length // 2)
@@ -51,8 +51,8 @@ class Prefix(Fusion):
                 Block(width, config.heads, config.dropout) for _ in range(config.layers)
             )
             initialise(self, config.layers)
-        self.norm = nn.LayerNorm(width)
-        self.scale = nn.Parameter(torch.tensor(text.embedding_scale))
+        self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
+        self.scale = nn.Parameter(torch.tensor(text.embedding_scale)) if config.norm else 1.0
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         assert features is not None
@@ -85,7 +85,8 @@ class Prefix(Fusion):
         x_NTD = text.embed(tokens_NT)
         if state is None:
             prefix_BPD = memory[0]
-            prefix_NPD = prefix_BPD.repeat_interleave(len(tokens_NT) // len(prefix_BPD), dim=0)
+            texts = tokens_NT.shape[0] // prefix_BPD.shape[0]  # torch.export takes len() for a constant
+            prefix_NPD = prefix_BPD.repeat_interleave(texts, dim=0)
             x_NTD = torch.cat([prefix_NPD.to(x_NTD.dtype), x_NTD], dim=1)
             lengths_N = None if lengths_N is None else lengths_N + prefix_NPD.shape[1]
         y_NTD, state = text.run(x_NTD, state, lengths_N=lengths_N)

@@ -1,0 +1,75 @@
+"""format=hf: plain transformers loads the folder, and gives the same logits and words; other models are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import folder, language_model
+from velm import TINY, call
+
+import velm_cli
+from velm_cli.inference.examples import Given
+
+SHORT = ["run.batch_size=4", "run.log_every=1", "run.validate_images=4", "optim.lr=0.01", "metrics.names=[bleu,cider]"]
+LLAVA = [
+    "fusion=prefix",
+    "fusion.mapper=tokens",
+    "fusion.norm=false",
+    "text=gpt2",
+    "text.name=lm",
+    "vision.image_size=32",
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    where = tmp_path_factory.mktemp("hf")
+    language_model(where / "lm", ["a red circle above two blue stars", "there is one green ring"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(where)
+        assert call("preprocess", "dataset=shapes", *TINY) == 0
+        for name, more in {
+            "llava": ["vision=clip", f"vision.name={folder('clip')}"],
+            "lora": ["vision=clip", f"vision.name={folder('clip')}", "text.lora_rank=2", "vision.layer=1"],
+            "dino": ["vision=dinov2", f"vision.name={folder('dinov2')}"],
+            "normed": ["vision=clip", f"vision.name={folder('clip')}", "fusion.norm=true"],
+        }.items():
+            assert (
+                call("train", "dataset=shapes", *TINY, *LLAVA, *more, *SHORT, "run.max_steps=12", f"name={name}") == 0
+            )
+        yield where
+
+
+@pytest.mark.parametrize("run", ["llava", "lora"])
+def test_transformers_alone_writes_the_same_words(run, place, capsys):
+    from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+    capsys.readouterr()
+    assert call("export", f"checkpoint=runs/train/{run}", f"out={run}", "format=hf") == 0
+    assert "checked     largest difference of logits" in capsys.readouterr().out
+    images = sorted(map(str, Path("data/shapes").rglob("*.jpg")))[:6]
+    model = velm_cli.load(f"runs/train/{run}", "cpu", precision="fp32")
+    (batch,) = model._batches(Given([model.stored(image) for image in images]), len(images))
+    twin = LlavaForConditionalGeneration.from_pretrained(run)
+    processor = AutoProcessor.from_pretrained(run)
+    size = model._able.learner.model.image_size
+    blank = torch.zeros(size, size, 3, dtype=torch.uint8).numpy()
+    start = model._able.tokenizer.bos_id
+    prompt = processor(images=blank, text="<image><|endoftext|>", return_tensors="pt")["input_ids"]
+    assert prompt[0, -1] == start and (prompt[0, :-1] == twin.config.image_token_index).all()
+    tokens = twin.generate(
+        input_ids=prompt.expand(len(images), -1), pixel_values=batch.image_XCHW, max_new_tokens=10, do_sample=False
+    )
+    written = [processor.tokenizer.decode(row, skip_special_tokens=True) for row in tokens[:, prompt.shape[1] :]]
+    told = model.caption(images, beams=1, max_length=10)
+    assert [text.split() for text in written] == [text.split() for text in told]
+    assert len(set(told)) >= 1 and any(told)
+
+
+def test_what_transformers_does_not_have_is_refused_in_one_line(place, capsys):
+    assert call("export", "checkpoint=runs/train/normed", "out=no", "format=hf") == 2
+    said = capsys.readouterr().err
+    assert "(fusion.mapper=tokens fusion.norm=true); possible is vision=clip" in said and said.count("\n") == 1
+    assert call("export", "checkpoint=runs/train/dino", "out=no", "format=hf") == 2  # whose last norm LLaVA leaves out
+    assert "its logits would differ by" in capsys.readouterr().err
+    assert not Path("no").exists()

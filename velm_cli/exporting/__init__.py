@@ -1,0 +1,1 @@
+"""What `velm export` writes: a slim run folder, a transformers model, graphs for ONNX and torch.export. No Hydra."""
