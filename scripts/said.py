@@ -2,8 +2,8 @@
 
     python scripts/said.py [RUN] [OUT]      # runs/finetune/demo docs/said.png, in the folder where `make demo` ran
 
-Nothing is chosen by hand: going through the test scenes in their order, it takes the first with one group of objects of
-which all that the caption asserts is true, the first such scene with two groups, and the first where something is false.
+Nothing is chosen by hand: in the order of the test scenes it takes the first one-group scene whose caption asserts only
+what is true, the first such scene with two groups, and the first scene where something is false.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def main(run: str = "runs/finetune/demo", out: str = "docs/said.png") -> None:
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
     for place, (number, verdict) in enumerate(wanted):
         left = GAP + place * (SIDE + GAP)
-        sheet.paste(Image.open(images[number]).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, GAP))
+        sheet.paste(
+            Image.open(images[number]).convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS), (left, GAP)
+        )
         text = "\n".join(textwrap.wrap(captions[number], WRAP))
         pen.multiline_text((left, SIDE + GAP + 10), text, fill=INK, font=font, spacing=4)
         pen.text((left, height - 28), verdict, fill=WRONG if verdict != "right" else RIGHT, font=font)
