@@ -49,7 +49,7 @@ def main(run: str = "runs/finetune/demo", out: str = "docs/said.png") -> None:
         pen.multiline_text((left, SIDE + GAP + 10), text, fill=INK, font=font, spacing=4)
         pen.text((left, height - 28), verdict, fill=WRONG if verdict != "right" else RIGHT, font=font)
         print(f"{number}\t{verdict}\t{captions[number]}")
-    sheet.save(out, optimize=True)
+    sheet.quantize(256).save(out, optimize=True)
     wrong = sum(bool(_false(extract_facts(text), scene_facts(scenes[number]))) for number, text in captions.items())
     print(f"{out}: of {len(captions)} captions, {wrong} assert something false")
 

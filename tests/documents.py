@@ -84,8 +84,6 @@ def shorter(given: list[str]) -> list[str]:
         config = any(word.startswith("config=") for word in given)
         more += [word for word in FEWER_STEPS if not (config and word.startswith("tokenizer"))]
         more += ["data.examples_per_image=2"] if "task=vqa" in given else []
-    if stage == "eval" and not any(word.startswith("eval.submit") for word in given):
-        more.append("limit=4")
     if stage == "score" and not any(word.startswith(("task=", "metrics")) for word in given):
         more.append("metrics=fast")
     return [*given, *(word for word in more if word not in given)]

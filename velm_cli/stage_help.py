@@ -40,8 +40,8 @@ def stage_help(stage: str, meaning: str, words: Sequence[str] = ()) -> str:
     for group in groups_of(stage):
         lines += _group(stage, group)
     lines += ["", *_filled(
-        f"velm {stage} --help GROUP or OPTION prints a part of this, velm {stage} ... --cfg job the config that a "
-        "command makes. Text is taken as it is typed (quote it for the shell only); key=null means none.", ""
+        f"velm {stage} --help GROUP or OPTION prints a part of this, velm {stage} ... --cfg job the config of a "
+        "command. Text is taken as it is typed (quote it for the shell only); key=null means none.", ""
     )]  # fmt: skip
     return "\n".join(lines)
 

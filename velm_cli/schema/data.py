@@ -157,7 +157,7 @@ class TokenizerConfig:
 
 @dataclass
 class PreprocessConfig:
-    workers: int = within(0, least=0, most=1024)  # processes; 0 = one a core
+    workers: int = within(0, least=0, most=1024)  # processes; 0 = one per core
     shard_images: int = within(1000, least=1)  # images a tar shard
     num_concepts: int = within(1000, least=1)  # most frequent content words of the training captions, for L_image
     part: str | None = (
@@ -191,7 +191,7 @@ class DataConfig:
     )  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: what frozen layers say of images, computed once
     cache_texts: bool = (
-        False  # a frozen text encoder reads each caption of L_joint, each question once a run; about 10 kB a text
+        False  # a frozen text encoder reads each caption of L_joint, each question once per run; about 10 kB per text
     )
     views: int = within(
         1, least=1
