@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 import velm_cli
 from velm_cli.metrics.facts import Facts, extract_facts, load_scenes, scene_facts
 
-SIDE, GAP, WRAP = 300, 20, 36
+SIDE, GAP, WRAP, LETTERS = 300, 20, 29, 20
 RIGHT, WRONG, INK, PAPER = "#1a7f37", "#c9302c", "#1f2328", "#ffffff"
 
 
@@ -37,9 +37,9 @@ def main(run: str = "runs/finetune/demo", out: str = "docs/said.png") -> None:
         place = "wrong" if false else f"{len(scene.groups)} right"
         shown.setdefault(place, (number, f"wrong: {', '.join(false)}" if false else "right"))
     wanted = [shown[place] for place in ("1 right", "2 right", "wrong") if place in shown]
-    width, height = len(wanted) * (SIDE + GAP) + GAP, SIDE + 120
+    width, height = len(wanted) * (SIDE + GAP) + GAP, SIDE + 180
     sheet = Image.new("RGB", (width, height), PAPER)
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LETTERS)
     for place, (number, verdict) in enumerate(wanted):
         left = GAP + place * (SIDE + GAP)
         sheet.paste(
@@ -47,9 +47,9 @@ def main(run: str = "runs/finetune/demo", out: str = "docs/said.png") -> None:
         )
         text = "\n".join(textwrap.wrap(captions[number], WRAP))
         pen.multiline_text((left, SIDE + GAP + 10), text, fill=INK, font=font, spacing=4)
-        pen.text((left, height - 28), verdict, fill=WRONG if verdict != "right" else RIGHT, font=font)
+        pen.text((left, height - 36), verdict, fill=WRONG if verdict != "right" else RIGHT, font=font)
         print(f"{number}\t{verdict}\t{captions[number]}")
-    sheet.quantize(256).save(out, optimize=True)
+    sheet.save(out, optimize=True)
     wrong = sum(bool(_false(extract_facts(text), scene_facts(scenes[number]))) for number, text in captions.items())
     print(f"{out}: of {len(captions)} captions, {wrong} assert something false")
 
