@@ -9,10 +9,10 @@ GPU_IMAGE  := .venv-gpu-image
 GPU_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest test-gpu-image check golden bench gpu-check docs wheel clean
+.PHONY: help setup demo test test-all test-oldest test-gpu-image test-container check golden bench gpu-check docs wheel clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(READY)  ## install velm and its development tools into .venv
 
@@ -55,6 +55,9 @@ $(GPU_IMAGE)/.ready: Makefile
 	$(GPU_IMAGE)/uv/bin/python -m pip wheel --progress-bar=off --quiet --no-deps --wheel-dir $(GPU_IMAGE)/wheels \
 		hydra-core==1.3.8 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3
 	@touch $@
+
+test-container: $(READY)  ## the steps of scripts/Containerfile in a new Debian root: needs root, debootstrap, 10 GB
+	$(BIN)/python -m pytest -m slow --durations 1 tests/test_container.py
 
 check: $(READY)  ## format, lint, types, configs, imports: seconds
 	$(BIN)/ruff format --check .

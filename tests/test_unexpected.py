@@ -165,7 +165,7 @@ def test_a_port_that_is_taken_is_one_line(store, tmp_path):
 
 
 def observer(folder) -> Observer:
-    return Observer(folder, max_steps=9, step=0, tensorboard=False, utilisation=lambda _: 0.0)
+    return Observer(folder, max_steps=9, step=0, utilisation=lambda _: 0.0)
 
 
 def test_figures_that_are_not_finite_are_null_in_the_log(tmp_path):

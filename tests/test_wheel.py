@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
@@ -14,14 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
+def built(tmp_path_factory) -> Path:
+    """A folder with the source distribution, and the wheel that was made of it."""
     folder = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)], capture_output=True, text=True
+        [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    (built,) = folder.glob("velm_cli-*.whl")
-    return built
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built) -> Path:
+    (wheel,) = built.glob("velm_cli-*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +54,18 @@ def run(program: Path, *args: str, cwd: Path) -> subprocess.CompletedProcess:
 
 def test_the_wheel_holds_configs_and_the_spice_engine_and_nothing_of_the_tests(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert "velm_cli/conf/train.yaml" in names
+    assert "velm_cli/conf/train.yaml" in names and "velm_cli/py.typed" in names
     assert "velm_cli/conf/fusion/concat.yaml" in names
     assert any(name.endswith("engine.jar") for name in names)
     assert not [name for name in names if name.startswith(("tests", "docs", "scripts"))]
+
+
+def test_the_source_distribution_holds_all_of_the_checkout(built):
+    (archive,) = built.glob("velm_cli-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) - names <= {".gitignore"}
 
 
 def test_the_installed_command_runs_outside_the_repository(program, tmp_path):

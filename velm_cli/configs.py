@@ -30,7 +30,8 @@ HEAD, SEAL = "# sealed by the last line\n", "# crc32 "  # how a config.yaml, and
 HOUSEKEEPING = {
     "": "stage name seed fresh dry_run checkpoint config experiment debug metrics decode",
     "run.": "dir max_steps log_every checkpoint_every keep_checkpoints keep_every async_checkpoints validate_every "
-    "validate_images patience device parallel threads deterministic tensorboard compile profile",
+    "validate_images patience device parallel threads deterministic tensorboard wandb mlflow "
+    "compile profile",
     "data.": "workers",
     "preprocess.": "workers shard_images part seconds_per_image memory_per_image",
     "dataset.": "root missing store urls val_urls retries damaged pipes",
@@ -185,9 +186,13 @@ def to_yaml(config: Any) -> str:
 
 def experiment_of(config: Any) -> dict[str, Any]:
     """What makes two runs the same experiment: every option but the HOUSEKEEPING, flat by key."""
+    return {k: v for k, v in flat(config).items() if not is_housekeeping(k) or k in ("seed", "checkpoint")}
+
+
+def flat(config: Any) -> dict[str, Any]:
+    """Every option by its key: {"run.max_steps": 1000, ...}."""
     plain = config if isinstance(config, dict) else OmegaConf.create(to_yaml(config))
-    flat = _flatten(plain if isinstance(plain, dict) else OmegaConf.to_container(plain))
-    return {k: v for k, v in flat.items() if not is_housekeeping(k) or k in ("seed", "checkpoint")}
+    return _flatten(plain if isinstance(plain, dict) else OmegaConf.to_container(plain))
 
 
 def is_housekeeping(key: str) -> bool:

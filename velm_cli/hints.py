@@ -20,7 +20,6 @@ WORDS = {
     "run.device": "device cuda accelerator",
     "run.precision": "fp16 bf16 amp mixed_precision dtype torch_dtype",
     "run.dir": "output_dir out_dir outdir output save_dir logdir log_dir logs",
-    "run.tensorboard": "wandb report_to logger mlflow",
     "run.ema_decay": "ema",
     "run.patience": "early_stopping early_stopping_patience",
     "run.checkpoint_every": "save_steps save_every save_interval save_frequency",
@@ -48,6 +47,8 @@ INSTEAD = {
     "gpus gpu num_gpus n_gpu n_gpus devices nproc_per_node ngpu": "several GPUs: torchrun --nproc-per-node=N "
     "--no-python velm train ...; which ones: CUDA_VISIBLE_DEVICES=0,1; one or none: run.device=cuda or cpu",
     "optimizer optimiser": "the optimiser is AdamW; its options are optim.lr, optim.weight_decay ...",
+    "report_to logger loggers tracker trackers log_with": "figures go to metrics.jsonl in the run's folder, and "
+    "with run.tensorboard=true, run.wandb=true or run.mlflow=true to a tracker",
     "resume resume_from_checkpoint auto_resume": "the same command again resumes by itself",
 }  # fmt: skip
 _OPTION_OF = {word: option for option, words in WORDS.items() for word in words.split()}

@@ -1,4 +1,4 @@
-"""What a training run says while it runs: console lines, metrics.jsonl, TensorBoard if asked for."""
+"""What a training run says while it runs: console lines, metrics.jsonl, trackers if asked for."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from velm_cli.files import sealed
+from velm_cli.trackers import Trackers
 
 
 class Observer:
@@ -25,9 +26,9 @@ class Observer:
         *,
         max_steps: int,
         step: int,
-        tensorboard: bool,
         utilisation: Callable[[float], float],
         target: str = "caption",
+        trackers: Trackers | None = None,
     ) -> None:
         """`utilisation`: from captions a second to the share of the machine's peak. No folder: nothing is said.
 
@@ -44,11 +45,7 @@ class Observer:
         self.max_steps = max_steps
         self.utilisation = utilisation
         self.began, self.first_step = time.perf_counter(), step
-        self.board = None
-        if tensorboard and folder:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.board = SummaryWriter(str(folder / "tensorboard"))
+        self.trackers = trackers
         self._restart_clock()
 
     def _restart_clock(self) -> None:
@@ -94,10 +91,8 @@ class Observer:
         strict = {key: None if _is_not_finite(value) else value for key, value in figures.items()}
         with self._naming_the_file():
             self.file.write(json.dumps(sealed({"kind": kind, "step": step, **strict}), allow_nan=False) + "\n")
-        if self.board is not None:
-            for key, value in figures.items():
-                if isinstance(value, (int, float)):
-                    self.board.add_scalar(f"{kind}/{key}", value, step)
+        if self.trackers is not None:
+            self.trackers.log(kind, step, figures)
 
     @contextlib.contextmanager
     def _naming_the_file(self) -> Iterator[None]:
@@ -115,8 +110,6 @@ class Observer:
         self.bar.close()
         with self._naming_the_file():
             self.file.close()  # writes what could not be written before, once more
-        if self.board is not None:
-            self.board.close()
 
 
 def _loss(figures: dict[str, float]) -> str:

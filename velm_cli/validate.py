@@ -15,6 +15,7 @@ from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import place
 from velm_cli.schema.bounds import out_of_bounds
 from velm_cli.tasks import task_of
+from velm_cli.trackers import missing
 
 TORCHVISION_FAMILIES = ("resnet", "vgg", "squeezenet", "convnext", "efficientnet", "swin", "vit_")
 
@@ -245,8 +246,7 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
     yield from objective_problems(config, weights)
     yield from _cache(config, "gamma" in weights and not weights["gamma"].always_zero)
-    if config.run.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        yield "run.tensorboard=true needs TensorBoard: pip install tensorboard"
+    yield from missing(config.run)
 
 
 def _threads(run: schema.RunConfig) -> Iterator[str]:

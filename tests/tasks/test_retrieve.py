@@ -66,7 +66,7 @@ def test_candidates_are_judged_again_by_any_number_of_processes(place, checked):
     again = evaluated("eval", f"checkpoint={run}", ALIKE, "task.rerank=3", "report.page=false")
     assert "rerank3" in again.name
     scores = json.loads((again / "scores.json").read_text())
-    assert scores["signature"]["rerank"] == "the best 3 by matching logit + cosine"
+    assert scores["signature"]["rerank"] == "the best 3 by cosine / temperature + matching logit"
     options = [ALIKE, "task.rerank=3", "report.page=false", "name=two", "decode.batch_size=3"]
     subprocess.run(torchrun(2, "eval", f"checkpoint={run}", *options), check=True, cwd=place)
     two = json.loads((place / "runs/evaluate/two/scores.json").read_text())

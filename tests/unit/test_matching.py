@@ -13,6 +13,7 @@ from velm_cli.learners.interface import Moment
 from velm_cli.learners.matching import embed_images, embed_texts, embedded, judge_split, match_logits, together
 from velm_cli.learners.writing import WritingLearner
 from velm_cli.metrics.retrieval import best_both_ways, rank_both_ways, rerank_both_ways
+from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.joint import hard_negatives
 from velm_cli.objectives.weights import constant
@@ -100,6 +101,23 @@ def test_the_loss_of_training_is_that_of_these_embeddings_and_logits(cell, at_on
     torch.testing.assert_close(found, wanted)
 
 
+def test_remembered_texts_are_matched_alike_with_an_images_keys_made_once(monkeypatch):
+    learner = learner_of("bert", "cross_modal", causal=False)
+    batch = batch_of(torch.randn(3, 3, 16, 16))
+    batch.lengths_BK[:, 0] = torch.tensor([4, 5, 3])  # shorter than the others of the batch
+    found, made, of_images = [], [], learner.model.memory
+    monkeypatch.setattr(
+        learner.model, "memory", lambda features: made.append(len(features.pooled_BD)) or of_images(features)
+    )
+    for remembered in (None, Remembered(learner.model.text)):
+        learner.remembered = remembered
+        torch.manual_seed(3)  # negatives are drawn
+        with torch.no_grad():
+            found.append(learner(batch, Moment(frozenset({"joint"})))["joint"].sum)
+    torch.testing.assert_close(found[0], found[1])
+    assert made == [9, 3]
+
+
 def split_of(images: int, most: int) -> list[Batch]:
     """Images with up to `most` captions each, the last one without any, in batches of three."""
     batches = []
@@ -144,21 +162,23 @@ def test_a_split_is_ranked_and_ranked_again_as_pair_by_pair(text, fusion, monkey
     image, text_rows, owner = embeddings.image_IE, embeddings.text_CE, embeddings.image_of_C
     np.testing.assert_allclose(image @ text_rows.T, cosine, atol=1e-5)
     best = best_both_ways(image, text_rows, owner, 5)
-    logits = judge_split(learner, batches, CPU, embeddings, texts, best)
+    score = cosine * learner.joint_loss.log_scale.exp().item() + logit
+    assert learner.joint_loss.log_scale.exp() > 10, "not the bare cosine"
+    scores = judge_split(learner, batches, CPU, embeddings, texts, best)
     captions = np.arange(len(owner))
-    np.testing.assert_allclose(logits[0], logit[best[0].numbers_Qk, captions[:, None]], atol=1e-5)
-    np.testing.assert_allclose(logits[1], logit[np.arange(8)[:, None], best[1].numbers_Qk], atol=1e-5)
-    ranks = rerank_both_ways(image, text_rows, owner, best, logits)
+    np.testing.assert_allclose(scores[0], score[best[0].numbers_Qk, captions[:, None]], atol=1e-4)
+    np.testing.assert_allclose(scores[1], score[np.arange(8)[:, None], best[1].numbers_Qk], atol=1e-4)
+    ranks = rerank_both_ways(image, text_rows, owner, best, scores)
     for c in captions:
         order = np.argsort(-cosine[:, c])
-        order = [*order[:5][np.argsort(-(cosine + logit)[order[:5], c])], *order[5:]]
+        order = [*order[:5][np.argsort(-score[order[:5], c])], *order[5:]]
         assert ranks.text_C[c] == 1 + order.index(owner[c])
     plain = rank_both_ways(image, text_rows, owner)
     assert np.isnan(plain.image_I[7]) and not np.isnan(plain.image_I[:7]).any()
 
     half = judge_split(learner, batches[:1], CPU, embeddings, texts, best)
     mine = best[0].numbers_Qk < 3
-    np.testing.assert_allclose(half[0][mine], logits[0][mine], atol=1e-5)
+    np.testing.assert_allclose(half[0][mine], scores[0][mine], atol=1e-4)
     assert np.isnan(half[0][~mine]).all() and np.isnan(half[1][3:]).all(), "another process judges these"
 
 

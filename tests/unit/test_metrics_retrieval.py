@@ -75,8 +75,8 @@ def test_a_collapsed_model_is_at_chance():
     assert ranks.image_I == pytest.approx(1 + 495 / 6)
     assert figures(ranks)["rsum"] == 0
     best = best_both_ways(image, text, owner, 10)
-    logits = tuple(np.zeros(each.numbers_Qk.shape) for each in best)
-    again = rerank_both_ways(image, text, owner, best, logits)
+    scores = tuple(np.zeros(each.numbers_Qk.shape) for each in best)
+    again = rerank_both_ways(image, text, owner, best, scores)
     assert figures(again)["rsum"] <= chance(np.bincount(owner))["rsum"]
     assert again.text_C.mean() == pytest.approx(50.5), "what is judged alike stays where it was, on average"
 
@@ -142,48 +142,48 @@ def test_chance_is_what_random_orders_reach(fold):
 
 
 @pytest.mark.parametrize(("k", "block"), [(1, 1 << 22), (4, 50), (60, 1 << 22)])
-def test_the_best_candidates_come_first_in_the_order_of_logit_and_cosine(k, block, monkeypatch):
+def test_the_best_candidates_come_first_in_the_order_of_their_scores(k, block, monkeypatch):
     monkeypatch.setattr(retrieval, "AT_ONCE", block)
     image, text, owner = drawn(13, 50, bare=2)
-    logit = np.random.default_rng().normal(size=(13, 50))
+    score = np.random.default_rng().normal(size=(13, 50))
     best = best_both_ways(image, text, owner, k)
-    ranks = rerank_both_ways(image, text, owner, best, pairs(best, logit))
+    ranks = rerank_both_ways(image, text, owner, best, pairs(best, score))
     cosines = image.astype(np.float64) @ text.astype(np.float64).T
 
-    def rank(cosines: np.ndarray, logits: np.ndarray, right: np.ndarray) -> float:
+    def rank(cosines: np.ndarray, scores: np.ndarray, right: np.ndarray) -> float:
         order = np.argsort(-cosines)
         judged, others = order[:k], order[k:]
-        judged = judged[np.argsort(-(cosines + logits)[judged])]
+        judged = judged[np.argsort(-scores[judged])]
         return 1 + np.flatnonzero(right[[*judged, *others]]).min() if right.any() else np.nan
 
-    wanted = [rank(cosines[:, c], logit[:, c], np.arange(13) == owner[c]) for c in range(50)]
+    wanted = [rank(cosines[:, c], score[:, c], np.arange(13) == owner[c]) for c in range(50)]
     assert ranks.text_C.tolist() == wanted
-    np.testing.assert_array_equal(ranks.image_I, [rank(cosines[i], logit[i], owner == i) for i in range(13)])
+    np.testing.assert_array_equal(ranks.image_I, [rank(cosines[i], score[i], owner == i) for i in range(13)])
 
 
-def pairs(best: tuple[Best, Best], logit_IC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The logits of these pairs."""
+def pairs(best: tuple[Best, Best], score_IC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scores of these pairs."""
     images_Ck, texts_Ik = best[0].numbers_Qk, best[1].numbers_Qk
     return (
-        logit_IC[images_Ck, np.arange(len(images_Ck))[:, None]],
-        logit_IC[np.arange(len(texts_Ik))[:, None], texts_Ik],
+        score_IC[images_Ck, np.arange(len(images_Ck))[:, None]],
+        score_IC[np.arange(len(texts_Ik))[:, None], texts_Ik],
     )
 
 
 def test_equal_scores_have_the_mean_rank_of_all_orders_before_and_behind_the_last_candidate():
-    """Cosines are 1 or 0 and logits 0 or 1, so nearly everything ties."""
+    """Cosines are 1 or 0, and so are scores, so nearly everything ties."""
     draw = np.random.default_rng()
     eye = np.eye(2, dtype=np.float32)
     for _ in range(20):
         image, text = eye[draw.integers(2, size=3)], eye[draw.integers(2, size=5)]
-        owner, logit = draw.integers(3, size=5), draw.integers(2, size=(3, 5)).astype(float)
+        owner, score = draw.integers(3, size=5), draw.integers(2, size=(3, 5)).astype(float)
         best = best_both_ways(image, text, owner, 2)
-        ranks = rerank_both_ways(image, text, owner, best, pairs(best, logit))
+        ranks = rerank_both_ways(image, text, owner, best, pairs(best, score))
         for c in range(5):
-            scores = (image @ text[c]) + np.where(np.isin(np.arange(3), best[0].numbers_Qk[c]), 100 + logit[:, c], 0)
+            scores = np.where(np.isin(np.arange(3), best[0].numbers_Qk[c]), 100 + score[:, c], image @ text[c])
             assert ranks.text_C[c] == pytest.approx(mean_rank(scores, np.arange(3) == owner[c]))
         for i in set(owner):
-            scores = (text @ image[i]) + np.where(np.isin(np.arange(5), best[1].numbers_Qk[i]), 100 + logit[i], 0)
+            scores = np.where(np.isin(np.arange(5), best[1].numbers_Qk[i]), 100 + score[i], text @ image[i])
             assert ranks.image_I[i] == pytest.approx(mean_rank(scores, owner == i))
 
 
@@ -200,16 +200,16 @@ def test_candidates_are_of_the_same_fold_and_fewer_where_it_has_no_more():
             7, (owner // 5 == number // 5).sum()
         )
     best = of_texts, of_images
-    logits = tuple(np.zeros(each.numbers_Qk.shape) for each in best)
-    ranks = rerank_both_ways(image, text, owner, best, logits, fold=5)
+    cosines = of_texts.cosines_Qk, of_images.cosines_Qk
+    ranks = rerank_both_ways(image, text, owner, best, cosines, fold=5)
     plain = rank_both_ways(image, text, owner, fold=5)
     np.testing.assert_array_equal(ranks.text_C, plain.text_C)
     np.testing.assert_array_equal(ranks.image_I, plain.image_I)
 
 
-def test_a_logit_that_is_no_number_is_refused():
+def test_a_score_that_is_no_number_is_refused():
     image, text, owner = drawn(4, 9)
     best = best_both_ways(image, text, owner, 2)
-    logits = tuple(np.full(each.numbers_Qk.shape, np.nan) for each in best)
-    with pytest.raises(ValueError, match="logit is not a finite number"):
-        rerank_both_ways(image, text, owner, best, logits)
+    scores = tuple(np.full(each.numbers_Qk.shape, np.nan) for each in best)
+    with pytest.raises(ValueError, match="score of a candidate is not a finite number"):
+        rerank_both_ways(image, text, owner, best, scores)

@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from velm_cli.engine.folder import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = [
-    ROOT / "README.md", ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci/run",
+    ROOT / "README.md", ROOT / "Makefile", ROOT / "pyproject.toml", ROOT / ".ci/run", ROOT / ".github/workflows/ci.yml",
+    ROOT / "scripts/Containerfile",
     *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("conf/**/*.yaml")),
     *sorted(ROOT.glob("scripts/*.*")), *sorted(ROOT.glob("velm_cli/**/*.py")),
 ]  # fmt: skip
@@ -68,6 +71,32 @@ def test_nobody_is_told_to_install_a_strangers_package():
 def test_every_requirement_says_from_which_version_on():
     """Without one `make test-oldest` would take the first that was ever published."""
     assert not [line for line in importlib.metadata.requires("velm-cli") if ">=" not in line]
+
+
+@pytest.mark.parametrize(
+    ("schema", "file"),
+    [
+        ("vendor.github-workflows", ".github/workflows/ci.yml"),
+        ("custom.github-workflows-require-timeout", ".github/workflows/ci.yml"),
+        ("vendor.citation-file-format", "docs/CITATION.cff"),
+    ],
+)
+def test_what_other_programs_read_has_their_form(schema, file):
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, str(ROOT / file)]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_workflow_runs_targets_and_tests_that_there_are():
+    workflow = (ROOT / ".github/workflows/ci.yml").read_text("utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    used = set(re.findall(r"run: make ([a-z-]+)", workflow))
+    assert {"setup", "check", "test", "test-oldest"} == used <= targets
+    assert "sudo" not in workflow and "apt" not in workflow
+
+
+def test_the_citation_has_the_version():
+    assert f"version: {__version__}\n" in (ROOT / "docs/CITATION.cff").read_text("utf-8")
 
 
 def test_the_distribution_is_velm_cli():

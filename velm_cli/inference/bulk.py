@@ -16,21 +16,22 @@ from velm_cli.inference.journal import Row
 from velm_cli.inference.listing import Listed, tar_images
 from velm_cli.inference.pictures import Form
 
-CHUNK = 256  # images that are read, predicted and written down together: what a kill loses
 ALONE = 16  # so few are read by this process: others take a second to start
 LIMITS = Limits(seconds=60, memory=4_000_000_000)  # an image, as preprocessing has them by default
 
 Predict = Callable[[Sequence[Listed], Sequence[bytes]], Sequence[Sequence[Row]]]
 
 
-def rows_of(images: Sequence[Listed], form: Form, predict: Predict, *, workers: int = 0) -> Iterator[list[Row]]:
-    """For each CHUNK of images its rows: those that `predict` makes of an image, or one that says why it is `refused`.
+def rows_of(
+    images: Sequence[Listed], form: Form, predict: Predict, *, chunk: int, workers: int = 0
+) -> Iterator[list[Row]]:
+    """The rows of each `chunk` of images: those that `predict` makes of an image, or one that says why it is refused.
 
     `predict` gets the readable images of a chunk, in the form of the store, and gives the rows of each.
     """
     with closing(_prepared(images, form, workers)) as coming:
-        for start in range(0, len(images), CHUNK):
-            some = images[start : start + CHUNK]
+        for start in range(0, len(images), chunk):
+            some = images[start : start + chunk]
             found = list(islice(coming, len(some)))
             readable = [
                 (image, jpeg) for image, jpeg in zip(some, found, strict=True) if not isinstance(jpeg, ImageRefused)

@@ -3,49 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from velm_cli.data.batch import Batch, Columns, assemble
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.processes import available_cores
-from velm_cli.engine.device import autocast, pick_device, pick_precision
+from velm_cli.engine.device import autocast, pick_precision
 from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able, load_able
 from velm_cli.inference.answering import Asked, answered
+from velm_cli.inference.arguments import Decoding, choice, device_of, in_chunks, is_one, whole
 from velm_cli.inference.examples import Given, Tokenised
 from velm_cli.inference.pictures import Form, Picture, content_of, stored
 from velm_cli.learners.matching import TEXTS_AT_ONCE, embed_images, embed_texts
 from velm_cli.learners.writing import WritingLearner
-from velm_cli.models.decoding import converted_once, laid_out_for_steps
-from velm_cli.schema import DecodeConfig, DecodeMethod, Device, Precision
+from velm_cli.models.decoding import converted_once, decoded_together, laid_out_for_steps
+from velm_cli.schema import DecodeConfig, DecodeMethod, Precision
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-TOGETHER = 256  # images that are read and decoded together
-
-
-class Decoding(TypedDict, total=False):
-    """The options of `Model.caption`."""
-
-    beams: int
-    prompt: str
-    max_length: int
-    length_penalty: float
-    top_p: float
-    temperature: float
-    seed: int
-    batch_size: int
-    progress: bool
+TOGETHER = 256  # images that are read together, where it is not known how many there are
 
 
 def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precision: Precision | str = "auto") -> Model:
@@ -54,8 +39,8 @@ def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precisi
     `device`: auto (CUDA, else Metal, else the CPU), cpu, cuda, cuda:1, mps. `precision`: auto (bf16 where the hardware
     multiplies it faster), fp32 or bf16. Raises UserError, in one line, for whatever is wrong with the checkpoint.
     """
-    where = device if isinstance(device, torch.device) else _device(device)
-    how = pick_precision(_choice("precision", precision, Precision), where)
+    where = device if isinstance(device, torch.device) else device_of(device)
+    how = pick_precision(choice("precision", precision, Precision), where)
     return Model(load_able(checkpoint, where), how)
 
 
@@ -144,22 +129,23 @@ class Model:
         drawn = DecodeMethod.beam if n is None else DecodeMethod.nucleus
         how = DecodeConfig(
             method=drawn,
-            beams=_whole("beams", beams) if n is None else 1,
-            max_length=_whole("max_length", max_length),
+            beams=whole("beams", beams) if n is None else 1,
+            max_length=whole("max_length", max_length),
             length_penalty=length_penalty,
             top_p=top_p,
             temperature=temperature,
-            batch_size=_whole("batch_size", batch_size),
+            batch_size=whole("batch_size", batch_size),
         )
-        count = 1 if n is None else _whole("n", n)
-        alone = _is_one(images)
+        count = 1 if n is None else whole("n", n)
+        alone = is_one(images)
         pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
         found: list[Any] = []
         with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
-            for some in _chunks(pictures):
+            together = decoded_together(len(pictures), how.batch_size) if isinstance(pictures, Sized) else TOGETHER
+            for some in in_chunks(pictures, together):
                 jpegs = list(pool.map(self.stored, some))
                 texts = self.captions_of(jpegs, how, n=count, seed=seed, prompt=prompt)
-                found += texts if n is None else [list(each) for each in _chunks(texts, count)]
+                found += texts if n is None else list(in_chunks(texts, count))
                 bar.update(len(jpegs))
         return found[0] if alone else found
 
@@ -201,8 +187,8 @@ class Model:
         of the likeliest answers with their probabilities (where answers are chosen, not written).
         """
         self.needs("vqa")
-        alone = _is_one(image) and isinstance(question, str)
-        images: list[Any] = [image] if _is_one(image) else list(image)  # type: ignore[arg-type]
+        alone = is_one(image) and isinstance(question, str)
+        images: list[Any] = [image] if is_one(image) else list(image)  # type: ignore[arg-type]
         questions = [question] if isinstance(question, str) else list(question)
         if len(images) == 1 and len(questions) > 1:
             image_of = [0] * len(questions)
@@ -213,9 +199,9 @@ class Model:
         else:
             raise UserError(f"{len(images)} images and {len(questions)} questions: give one of either, or pairs")
         how = DecodeConfig(
-            beams=_whole("beams", beams),
-            max_length=_whole("max_length", max_length),
-            batch_size=_whole("batch_size", batch_size),
+            beams=whole("beams", beams),
+            max_length=whole("max_length", max_length),
+            batch_size=whole("batch_size", batch_size),
         )
         jpegs = [self.stored(each) for each in images]
         found = self.answers_of(jpegs, questions, image_of, how, choices=choices, probabilities=probabilities)
@@ -248,11 +234,11 @@ class Model:
     ) -> np.ndarray:
         """Unit vectors, float32: [E] of one image, [N, E] of several. Their products with texts' are cosines."""
         self.needs("retrieve")
-        alone = _is_one(images)
+        alone = is_one(images)
         pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
         parts = []
         with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
-            for some in _chunks(pictures):
+            for some in in_chunks(pictures, TOGETHER):
                 parts.append(self.embeddings_of(list(pool.map(self.stored, some)), batch_size))
                 bar.update(len(parts[-1]))
         found = np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
@@ -276,7 +262,7 @@ class Model:
         learner: Any = self._able.learner
         parts = [np.zeros((0, self.width), np.float32)]
         with torch.no_grad(), self._autocast():
-            for some in _chunks(listed, TEXTS_AT_ONCE):
+            for some in in_chunks(listed, TEXTS_AT_ONCE):
                 batch = self._of_texts(some).to(self.device)
                 tokens_NT, lengths_N = batch.tokens_BKT[:, 0], batch.lengths_BK[:, 0]
                 parts.append(embed_texts(learner, tokens_NT, lengths_N).float().cpu().numpy())
@@ -344,37 +330,3 @@ class Model:
     def _bar(self, pictures: Any, unit: str, progress: bool) -> tqdm:
         total = len(pictures) if hasattr(pictures, "__len__") else None
         return tqdm(total=total, unit=unit, disable=not progress)
-
-
-def _chunks(items: Iterable[Any], size: int = TOGETHER) -> Iterator[list[Any]]:
-    waiting = iter(items)
-    while some := list(islice(waiting, size)):
-        yield some
-
-
-def _is_one(images: Any) -> bool:
-    return isinstance(images, (str, Path, bytes, Image.Image, np.ndarray))
-
-
-def _whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name}={value!r}: must be a whole number, at least 1")
-    return value
-
-
-def _choice(name: str, value: Any, choices: type[Any]) -> Any:
-    try:
-        return choices(value)
-    except ValueError:
-        raise UserError(f"{name}={value!r}: one of {', '.join(each.value for each in choices)}") from None
-
-
-def _device(name: str) -> torch.device:
-    if name in {each.value for each in Device}:
-        return pick_device(Device(name))
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-        return device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}") from None

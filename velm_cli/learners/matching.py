@@ -131,11 +131,18 @@ def judge_split(
     texts: Texts,
     best: tuple[Best, Best],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the matching head, [C, k] and [I, k], of the candidates that `best_both_ways` has found.
+    """Scores by space and matching head, [C, k] and [I, k], of the candidates that `best_both_ways` has found.
+
+    cosine / temperature + logit. The head has learned to tell pairs from negatives that are drawn with probability
+    proportional to exp(cosine / temperature), so its logit is the logarithm of how much likelier than by that space the
+    two belong together, and the sum is the log-odds by both (noise-contrastive estimation; Gutmann & Hyvarinen 2010).
+    The logit alone (ALBEF) or with the bare cosine (BLIP) lets a head that knows less than the space overrule it.
 
     A pair that both ways have is judged once, and the keys and values of an image are made once. Candidates that are
     images of no batch get NaN: several processes may share the batches, and put their logits together.
     """
+    assert isinstance(learner.joint_loss, ContrastiveLoss)  # matching's
+    scale = learner.joint_loss.log_scale.exp().item()
     captions = max(1, len(embeddings.text_CE))  # of a split without any all candidates are -1
     images_Ck, texts_Ik = (each.numbers_Qk for each in best)
     key_Ck = np.where(images_Ck < 0, -1, images_Ck * captions + np.arange(captions)[:, None])
@@ -155,7 +162,8 @@ def judge_split(
         logits = match_logits(learner, _features(learner, batch), tokens_NT.to(device), lengths_N.to(device), pairs_P2)
         logits_P[places] = logits.cpu().numpy()
     logits_Ck, logits_Ik = np.split(logits_P[at], [key_Ck.size])
-    return logits_Ck.reshape(key_Ck.shape), logits_Ik.reshape(key_Ik.shape)
+    of_texts, of_images = (scale * each.cosines_Qk for each in best)
+    return of_texts + logits_Ck.reshape(key_Ck.shape), of_images + logits_Ik.reshape(key_Ik.shape)
 
 
 def match_logits(

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 TIE = 1e-6  # cosines that differ by less are equal: rounding in float32 is several times smaller
-TIE_JUDGED = 1e-5  # the same of logit + cosine, which is ten times as large
+TIE_JUDGED = 1e-4  # the same of what candidates are judged by, where a cosine counts up to a hundredfold
 AT_ONCE = 1 << 22  # similarities of a block: 16 MB
 KS = (1, 5, 10)
 
@@ -91,25 +91,25 @@ def rerank_both_ways(
     text_CE: np.ndarray,
     image_of_C: np.ndarray,
     best: tuple[Best, Best],
-    logits: tuple[np.ndarray, np.ndarray],
+    scores: tuple[np.ndarray, np.ndarray],
     *,
     fold: int = 0,
 ) -> Ranks:
-    """Ranks with each query's best candidates in the order of logit + cosine (ALBEF; Li et al. 2021).
+    """Ranks with each query's best candidates in the order of other scores, the largest first.
 
-    `best`: what `best_both_ways` has found with this `fold`; `logits`: of these pairs, [C, k] and [I, k]. The other
+    `best`: what `best_both_ways` has found with this `fold`; `scores`: of these pairs, [C, k] and [I, k]. The other
     candidates stay behind them in the order of their cosines.
     """
     ranks = _no_ranks(image_IE, text_CE, image_of_C, fold)
-    (of_texts, of_images), (text_logits_Ck, image_logits_Ik) = best, logits
+    (of_texts, of_images), (text_scores_Ck, image_scores_Ik) = best, scores
     right_Ck = of_texts.numbers_Qk == image_of_C[:, None]
     of_images_Ik = np.where(of_images.numbers_Qk < 0, -1, image_of_C[of_images.numbers_Qk])
     right_Ik = of_images_Ik == np.arange(len(image_IE))[:, None]
     for images, texts in _folds(len(image_IE), image_of_C, fold):
         found_C, found_I = _compare(image_IE[images], text_CE[texts], image_of_C[texts] - images.start)
         cosines_Ck, cosines_Ik = of_texts.cosines_Qk[texts], of_images.cosines_Qk[images]
-        ranks.text_C[texts] = _judged(found_C, cosines_Ck, text_logits_Ck[texts], right_Ck[texts])
-        ranks.image_I[images] = _judged(found_I, cosines_Ik, image_logits_Ik[images], right_Ik[images])
+        ranks.text_C[texts] = _judged(found_C, cosines_Ck, text_scores_Ck[texts], right_Ck[texts])
+        ranks.image_I[images] = _judged(found_I, cosines_Ik, image_scores_Ik[images], right_Ik[images])
     return ranks
 
 
@@ -166,12 +166,12 @@ def _expected(better: np.ndarray, equal: np.ndarray, right: np.ndarray) -> np.nd
     return 1 + better + (equal - right) / (right + 1)
 
 
-def _judged(found: _Found, cosines_Qk: np.ndarray, logits_Qk: np.ndarray, right_Qk: np.ndarray) -> np.ndarray:
-    """Ranks where the k candidates are in the order of logit + cosine, and in front of all others."""
+def _judged(found: _Found, cosines_Qk: np.ndarray, scores_Qk: np.ndarray, right_Qk: np.ndarray) -> np.ndarray:
+    """Ranks where the k candidates are in the order of `scores`, and in front of all others."""
     there_Qk = np.isfinite(cosines_Qk)
-    if not np.isfinite(logits_Qk[there_Qk]).all():
-        raise ValueError("a matching logit is not a finite number")
-    scores_Qk = np.where(there_Qk, logits_Qk + cosines_Qk, -np.inf)
+    if not np.isfinite(scores_Qk[there_Qk]).all():
+        raise ValueError("the score of a candidate is not a finite number")
+    scores_Qk = np.where(there_Qk, scores_Qk, -np.inf)
     best_Q1 = np.where(right_Qk, scores_Qk, -np.inf).max(axis=1, keepdims=True)
     better_Qk, near_Qk = scores_Qk > best_Q1 + TIE_JUDGED, scores_Qk >= best_Q1 - TIE_JUDGED
     right_Q = (near_Qk & right_Qk).sum(axis=1)

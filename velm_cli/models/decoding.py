@@ -71,6 +71,16 @@ def converted_once(model: VelmModel) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
+def decoded_together(examples: int, batch_size: int) -> int:
+    """How many of so many examples are decoded in one stream: what is written of one may depend on the others there.
+
+    At least 16 groups where there are so many batches, each 16 batches at most, since then hardly any place is ever
+    free. Whoever groups alike gets the same words, to the last rounding.
+    """
+    batches = -(-examples // batch_size)
+    return batch_size * min(16, max(1, batches // 16))
+
+
 def decode_stream(
     model: StepModel,
     memories: Iterable[tuple[tuple, int]],

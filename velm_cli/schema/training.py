@@ -147,7 +147,9 @@ class RunConfig:
     )  # several processes (torchrun, srun): ddp | fsdp (each holds a slice of the weights)
     threads: int = within(0, least=0)  # CPU threads; 0 = as torch decides
     deterministic: bool = False  # kernels that give the same bits every time, where torch has them (it warns elsewhere)
-    tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`)
+    tensorboard: bool = False  # also write TensorBoard events (extra `tensorboard`; docs/trackers.md)
+    wandb: bool = False  # also record the run with Weights & Biases (extra `wandb`)
+    mlflow: bool = False  # also record the run with MLflow (extra `mlflow`)
     profile: bool = False  # watch ten steps after the fifth: RUN/profile/summary.txt and trace.json.gz
 
 

@@ -13,6 +13,7 @@ from velm_cli.inference.listing import Listed, listed_images
 from velm_cli.inference.model import Model
 from velm_cli.inference.questions import Question, read_questions
 from velm_cli.inference.results import BESIDE
+from velm_cli.models.decoding import decoded_together
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.schema import AnswerRoot
 from velm_cli.stages import using
@@ -46,9 +47,10 @@ def run(config: AnswerRoot) -> None:
     def answered(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
         return _rows(config, model, [asked[image.name] for image in some], jpegs)
 
+    chunk = decoded_together(len(images), config.decode.batch_size)
     with model.ready():
         if output is None:
-            using.printed(images, model, answered, "answer", workers=config.workers)
+            using.printed(images, model, answered, "answer", chunk=chunk, workers=config.workers)
             return
         questions = [f"{each.image}\n{each.text}\n{each.id}" for image in images for each in asked[image.name]]
         using.written(
@@ -65,6 +67,7 @@ def run(config: AnswerRoot) -> None:
             },
             answered,
             columns=COLUMNS,
+            chunk=chunk,
             workers=config.workers,
             fresh=config.fresh,
             doing="answers",

@@ -9,6 +9,7 @@ from typing import Any
 from velm_cli.inference.journal import Row
 from velm_cli.inference.listing import Listed, listed_images
 from velm_cli.inference.results import BESIDE
+from velm_cli.models.decoding import decoded_together
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.schema import CaptionRoot
 from velm_cli.stages import using
@@ -29,12 +30,13 @@ def run(config: CaptionRoot) -> None:
         texts = model.captions_of(jpegs, config.decode, seed=config.seed, prompt=config.prompt)
         return [[{"image": image.name, "caption": text}] for image, text in zip(some, texts, strict=True)]
 
+    chunk = decoded_together(len(images), config.decode.batch_size)  # as velm eval does, for the same words
     with model.ready():
         if config.out is None:
-            using.printed(images, model, captioned, "caption", workers=config.workers)
+            using.printed(images, model, captioned, "caption", chunk=chunk, workers=config.workers)
         elif output is None:
             using.beside_images(
-                images, model, config.out, captioned, "caption", workers=config.workers, doing="captions"
+                images, model, config.out, captioned, "caption", chunk=chunk, workers=config.workers, doing="captions"
             )
         else:
             using.written(
@@ -44,6 +46,7 @@ def run(config: CaptionRoot) -> None:
                 _about(config, model.sha256, images),
                 captioned,
                 columns=COLUMNS,
+                chunk=chunk,
                 workers=config.workers,
                 fresh=config.fresh,
                 doing="captions",

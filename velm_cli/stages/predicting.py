@@ -27,7 +27,7 @@ from velm_cli.engine.snapshot import seed_of
 from velm_cli.errors import on_one_line
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.metrics.scores import Scores, language_line, save, table
-from velm_cli.models.decoding import converted_once, laid_out_for_steps
+from velm_cli.models.decoding import converted_once, decoded_together, laid_out_for_steps
 from velm_cli.objectives.weights import Weight
 from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision, TrainRoot
@@ -58,7 +58,7 @@ def predict_split(
     """
     task, store = data.task, data.store
     own: dict[ExampleId, Any] = {}
-    together = _examples_together(len(indices), decoding.batch_size)
+    together = decoded_together(len(indices), decoding.batch_size)
     groups = [indices[start : start + together] for start in range(0, len(indices), together)]
     disable = None if progress and ranks.first else True
     ready = laid_out_for_steps if precision is Precision.fp32 else converted_once
@@ -102,13 +102,6 @@ def predict_split(
         )
         refined = task.refine(learner, batches, predicted, Session(ranks.device, seed))
     return task.joined(ranks.of_all(refined))
-
-
-def _examples_together(examples: int, batch_size: int) -> int:
-    """How many examples' predictions depend on each other: of at least 16 groups where there are so many batches, each
-    16 batches at most, since then hardly any place is ever free."""
-    batches = -(-examples // batch_size)
-    return batch_size * min(16, max(1, batches // 16))
 
 
 def validation(run: Run, data: TaskData, learner: Learner, step: int, stop: StopRequest) -> Validation:

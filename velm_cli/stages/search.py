@@ -21,6 +21,7 @@ from velm_cli.report.evaluations import Evaluated
 from velm_cli.schema import SearchRoot
 from velm_cli.stages import using
 
+CHUNK = 256  # images that are embedded and written down together: what a kill loses
 COLUMNS = ("rank", "image", "cosine")
 
 
@@ -71,7 +72,7 @@ def _embedded(config: SearchRoot, folder: Path, model: Model, checkpoint: str) -
     with building(folder, about) as builder, stop_on_signals() as stop:
         left = [image for image in images if image.name not in builder.done]
         with tqdm(total=len(images), initial=len(images) - len(left), unit="image", desc="embed", disable=None) as bar:
-            for rows in rows_of(left, model.form, embedded, workers=config.workers):
+            for rows in rows_of(left, model.form, embedded, chunk=CHUNK, workers=config.workers):
                 builder.add(rows, np.concatenate(vectors) if vectors else np.zeros((0, model.width)))
                 vectors.clear()
                 refused += [row for row in rows if "refused" in row]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from velm_cli.configs import flat
 from velm_cli.data.order import Share
 from velm_cli.data.store import Store, Tokens
 from velm_cli.data.streaming import training_loader
@@ -58,6 +59,7 @@ from velm_cli.stages.starting import (
 )
 from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks.spaces import write_spaces
+from velm_cli.trackers import Trackers
 
 
 def run(config: TrainRoot) -> float | None:
@@ -89,8 +91,12 @@ def run(config: TrainRoot) -> float | None:
         def check() -> None:
             notes.extend(checked_to_go_on(path, config, store, checkpoints))
 
-        with open_run(path, config, writes=ranks.first, check=check) as opened, stop_on_signals() as stop:
-            return _train(config, data, opened, checkpoints, stop, ranks, notes)
+        with (
+            open_run(path, config, writes=ranks.first, check=check) as opened,
+            stop_on_signals() as stop,
+            Trackers() as trackers,
+        ):
+            return _train(config, data, opened, checkpoints, stop, ranks, notes, trackers)
 
 
 def _train(
@@ -101,6 +107,7 @@ def _train(
     stop: StopRequest,
     ranks: Ranks,
     of_resuming: list[str],
+    trackers: Trackers,
 ) -> float | None:
     """`of_resuming`: lines about how the run goes on, if it does."""
     device, path = ranks.device, opened.path
@@ -171,14 +178,16 @@ def _train(
         write_spaces(path, {name: data.spaces[name] for name in task.predicted})
     for line in [*headline(run, data, loader), *damaged, *notes]:
         print(line, flush=True)
+    if ranks.first:
+        trackers.begin(path, config.run, flat(config), lambda line: print(line, flush=True))
 
     observer = Observer(
         path if ranks.first else None,
         max_steps=config.run.max_steps,
         step=run.progress.step,
-        tensorboard=config.run.tensorboard,
         utilisation=lambda captions_per_s: run.meter.utilisation(captions_per_s / ranks.world),
         target=task.target,
+        trackers=trackers,
     )
     if ranks.first and not (path / "metrics.jsonl").stat().st_size:
         sizes = {"parameters": count_parameters(learner), "trained": count_parameters(learner, trainable=True)}
@@ -210,11 +219,11 @@ def _train(
             print(f"stopped by {signal} at step {run.progress.step}; {again(config, path)} goes on from there")
         return run.progress.best
     with as_written(config.run.compile):
-        _finish(run, data)
+        _finish(run, data, trackers)
     return run.progress.best
 
 
-def _finish(run: Run, data: TaskData) -> None:
+def _finish(run: Run, data: TaskData, trackers: Trackers) -> None:
     """Last weights under their final name, the validation split scored with the best ones, DONE."""
     path, config, ranks = run.folder, run.config, run.ranks
     task, store = data.task, data.store
@@ -240,10 +249,13 @@ def _finish(run: Run, data: TaskData) -> None:
             )
         if ranks.first:
             title = f"{path}  val"
-            score_and_save(task, predicted, store, indices, config.metrics, path, title=title, trained_on=True)
+            scores = score_and_save(task, predicted, store, indices, config.metrics, path, title=title, trained_on=True)
+            if scores is not None:
+                trackers.log("scores", run.progress.step, scores.corpus)
     if ranks.first:
         run.opened.refuse_if_gone()
         mark(path, "DONE")
+        trackers.outcome = "done"
         print(f"done: {path}")
 
 

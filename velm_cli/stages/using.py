@@ -115,6 +115,7 @@ def written(
     predict: Predict,
     *,
     columns: Sequence[str],
+    chunk: int,
     workers: int,
     fresh: bool,
     doing: str,
@@ -123,7 +124,7 @@ def written(
 ) -> bool:
     """Predict all images into the output's files; False when a signal has stopped it before the end.
 
-    A kill loses a chunk at most: the same command goes on. `page`: what the page shows of these rows.
+    A kill loses `chunk` images at most: the same command goes on. `page`: what the page shows of these rows.
     """
     if output.made_before(about, fresh):
         print(f"complete    {output.path}  (fresh=true makes it again)")
@@ -133,7 +134,7 @@ def written(
         if len(left) < len(images):
             print(f"goes on     {len(images) - len(left):,} of {len(images):,} images are done ({output.journal})")
         with tqdm(total=len(images), initial=len(images) - len(left), unit="image", desc=doing, disable=None) as bar:
-            for rows in _until(stop, rows_of(left, model.form, predict, workers=workers)):
+            for rows in _until(stop, rows_of(left, model.form, predict, chunk=chunk, workers=workers)):
                 journal.append(rows)
                 bar.update(len({row["image"] for row in rows}))
         if stop:
@@ -200,7 +201,7 @@ def write_page_of(
         pictures.update((image.name, Picture(thumbnail(jpeg))) for image, jpeg in zip(some, jpegs, strict=True))
         return [[] for _ in some]
 
-    for _ in rows_of(wanted, model.form, seen):
+    for _ in rows_of(wanted, model.form, seen, chunk=len(wanted)):
         pass
     write_page(path, [page(shown)], pictures, title=path.stem, columns=())
     more = f", of the first {most:,} images" if len(shown) == most else ""
@@ -208,7 +209,15 @@ def write_page_of(
 
 
 def beside_images(
-    images: Sequence[Listed], model: Model, kind: str, predict: Predict, column: str, *, workers: int, doing: str
+    images: Sequence[Listed],
+    model: Model,
+    kind: str,
+    predict: Predict,
+    column: str,
+    *,
+    chunk: int,
+    workers: int,
+    doing: str,
 ) -> bool:
     """Write a file beside each image that has none yet; False when a signal has stopped it before the end."""
     if packed := next((image for image in images if image.tar is not None), None):
@@ -219,7 +228,7 @@ def beside_images(
     refused: list[Row] = []
     new = 0
     with stop_on_signals() as stop, tqdm(total=len(left), unit="image", desc=doing, disable=None) as bar:
-        for rows in _until(stop, rows_of(left, model.form, predict, workers=workers)):
+        for rows in _until(stop, rows_of(left, model.form, predict, chunk=chunk, workers=workers)):
             for row in rows:
                 if "refused" in row:
                     refused.append(row)
@@ -236,10 +245,10 @@ def beside_images(
     return True
 
 
-def printed(images: Sequence[Listed], model: Model, predict: Predict, column: str, *, workers: int) -> None:
+def printed(images: Sequence[Listed], model: Model, predict: Predict, column: str, *, chunk: int, workers: int) -> None:
     """To standard output: what is said of the image, or of each, behind its name."""
     refused: list[Row] = []
-    for rows in rows_of(images, model.form, predict, workers=workers):
+    for rows in rows_of(images, model.form, predict, chunk=chunk, workers=workers):
         for row in rows:
             if "refused" in row:
                 refused.append(row)

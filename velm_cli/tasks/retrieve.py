@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 
 class Found(NamedTuple):
-    """What is predicted of an image with its captions; logits of their best candidates, where those were judged."""
+    """What is predicted of an image with its captions; scores of their best candidates, where those were judged."""
 
     embedded: Embedded
-    logits_k: np.ndarray | None = None  # of the image's best captions
-    logits_Kk: np.ndarray | None = None  # of the best images of each caption
+    scores_k: np.ndarray | None = None  # of the image's best captions
+    scores_Kk: np.ndarray | None = None  # of the best images of each caption
 
 
 class RetrieveTask(Task[Found]):
@@ -113,11 +113,11 @@ class RetrieveTask(Task[Found]):
         matcher: Any = learner
         embeddings, texts = together({number: found.embedded for number, found in predicted.items()})
         best = self._best(embeddings, self.options.rerank)
-        logits_Ck, logits_Ik = judge_split(matcher, batches, session.device, embeddings, texts, best)
-        parts = np.split(logits_Ck, np.cumsum([len(found.embedded.text_KE) for found in predicted.values()])[:-1])
+        scores_Ck, scores_Ik = judge_split(matcher, batches, session.device, embeddings, texts, best)
+        parts = np.split(scores_Ck, np.cumsum([len(found.embedded.text_KE) for found in predicted.values()])[:-1])
         return {
-            number: found._replace(logits_k=logits_k, logits_Kk=logits_Kk)
-            for (number, found), logits_k, logits_Kk in zip(predicted.items(), logits_Ik, parts, strict=True)
+            number: found._replace(scores_k=scores_k, scores_Kk=scores_Kk)
+            for (number, found), scores_k, scores_Kk in zip(predicted.items(), scores_Ik, parts, strict=True)
         }
 
     def joined(self, parts: list[dict[ExampleId, Found]]) -> dict[ExampleId, Found]:
@@ -131,8 +131,8 @@ class RetrieveTask(Task[Found]):
 
         return {
             number: found._replace(
-                logits_k=known([part[number].logits_k for part in parts]),  # type: ignore[misc]
-                logits_Kk=known([part[number].logits_Kk for part in parts]),  # type: ignore[misc]
+                scores_k=known([part[number].scores_k for part in parts]),  # type: ignore[misc]
+                scores_Kk=known([part[number].scores_Kk for part in parts]),  # type: ignore[misc]
             )
             for number, found in parts[0].items()
         }
@@ -167,7 +167,7 @@ class RetrieveTask(Task[Found]):
         captions = [text for image in found.image_ids for text in store.targets(example_of[image])]
         signature: dict[str, Any] = {"from": f"cosine of embeddings of {found.image_IE.shape[1]} dimensions"}
         if self.refines:
-            signature["rerank"] = f"the best {self.options.rerank} by matching logit + cosine"
+            signature["rerank"] = f"the best {self.options.rerank} by cosine / temperature + matching logit"
         return score_retrieval(
             self._ranks(found, predicted),
             found.image_of_C,
@@ -187,9 +187,9 @@ class RetrieveTask(Task[Found]):
         except UserError as error:
             yield f"task.{error}"
 
-    def _logits(self, predicted: Predicted[Found]) -> tuple[np.ndarray, np.ndarray]:
-        of_images = [found.logits_k for found in predicted.values() if found.logits_k is not None]
-        of_texts = [found.logits_Kk for found in predicted.values() if found.logits_Kk is not None]
+    def _judged(self, predicted: Predicted[Found]) -> tuple[np.ndarray, np.ndarray]:
+        of_images = [found.scores_k for found in predicted.values() if found.scores_k is not None]
+        of_texts = [found.scores_Kk for found in predicted.values() if found.scores_Kk is not None]
         return np.concatenate(of_texts), np.stack(of_images)
 
     def _ranks(self, found: Embeddings, predicted: Predicted[Found]) -> Ranks:
@@ -199,7 +199,7 @@ class RetrieveTask(Task[Found]):
         if not self.refines:
             return rank_both_ways(*vectors, fold=self.options.fold)
         best = self._best(found, self.options.rerank)
-        return rerank_both_ways(*vectors, best, self._logits(predicted), fold=self.options.fold)
+        return rerank_both_ways(*vectors, best, self._judged(predicted), fold=self.options.fold)
 
     def _order(self, found: Embeddings, predicted: Predicted[Found]) -> tuple[Best, Best]:
         """Each query's best candidates, in the order of their scores."""
@@ -209,9 +209,9 @@ class RetrieveTask(Task[Found]):
         if not self.refines:
             return self._best(found, BEST)
         ordered = []
-        for best, logits_Qk in zip(self._best(found, self.options.rerank), self._logits(predicted), strict=True):
-            scores_Qk = np.where(best.numbers_Qk >= 0, logits_Qk + best.cosines_Qk, -np.inf)
-            order_Qk = np.argsort(-scores_Qk, axis=1, kind="stable")
+        for best, scores_Qk in zip(self._best(found, self.options.rerank), self._judged(predicted), strict=True):
+            there_Qk = best.numbers_Qk >= 0
+            order_Qk = np.argsort(-np.where(there_Qk, scores_Qk, -np.inf), axis=1, kind="stable")
             ordered.append(Best(*(np.take_along_axis(part, order_Qk, axis=1) for part in best)))
         return ordered[0], ordered[1]
 
