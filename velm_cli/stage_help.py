@@ -96,9 +96,7 @@ def _groups(stage: str, *only: str) -> Iterator[str]:
         names = [f"{name}*" if name == default else name for name in choices(group)]
         yield from _filled(", ".join(names), f"  {group:<{width}}")
     if not only:
-        told = "* without a word" + (
-            ", or what the run of checkpoint= has" if stage in ("finetune", "evaluate") else ""
-        )
+        told = "* the default" + (", or what the run of checkpoint= has" if stage in ("finetune", "evaluate") else "")
         yield f"  {'':<{width}}({told})"
 
 

@@ -97,7 +97,7 @@ class OwnDataConfig(DatasetConfig):
 
     val_fraction: float = within(
         0.05, least=0, below=1
-    )  # share of images held out for validation where no folder and no row says the part
+    )  # share of images held out for validation where neither a folder nor a row names the part
     test_fraction: float = within(0.05, least=0, below=1)  # share held out for testing
     image_column: str | None = None  # column of a table with the image; null = image, file_name, filepath, path ...
     caption_column: str | None = None  # column with the caption(s), or several, with commas; null = captions, text ...
@@ -178,7 +178,7 @@ class DataConfig:
     )  # captions drawn an image and step; the image is encoded once for all
     examples_per_image: int = within(
         8, least=1, most=10**6
-    )  # examples of one image (its questions) that stand side by side in a batch and share its encoding
+    )  # examples of one image (its questions) that are next to each other in a batch and share its encoding
     crop_scale: float = within(
         1.0, above=0, most=1
     )  # smallest share of the area a random crop keeps; 1 = no random crop

@@ -97,7 +97,7 @@ class RegionsConfig(VisionConfig):
     net: str = "fasterrcnn_resnet50_fpn"  # torchvision's name of the detector
     weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
     freeze: str = "all"  # none | all | first:n
-    regions: int = within(36, least=1)  # boxes an image: the surest
+    regions: int = within(36, least=1)  # boxes per image: those with the highest scores
 
 
 @dataclass
@@ -138,7 +138,7 @@ class PretrainedTextConfig(TextConfig):
     weights: str = path("pretrained")  # pretrained (those of `name`) | none (its config alone) | another folder
     lora_rank: int = within(
         0, least=0, most=WIDEST
-    )  # train low-rank updates of this rank and nothing else of it; 0 = none
+    )  # train low-rank updates of this rank and leave the rest of it frozen; 0 = none
 
 
 @dataclass

@@ -232,7 +232,7 @@ class CaptionRoot(UseRoot):
 @dataclass
 class AnswerRoot(UseRoot):
     stage: str = "answer"
-    question: str | None = None  # asked about every image
+    question: str | None = None  # question about every image
     questions: str | None = path(
         None
     )  # .jsonl, .json or .csv with image and question (and question_id) in each row; images= is then their folder

@@ -164,7 +164,7 @@ class DecodeConfig:
     method: DecodeMethod = DecodeMethod.beam  # beam | nucleus
     beams: int = within(
         1, least=1
-    )  # beam: prefixes kept; 1 is greedy. p is of words that may be written (renormalize_logits=True)
+    )  # beam: prefixes kept; 1 is greedy. probabilities are those of the allowed words alone
     max_length: int = within(30, least=1)  # tokens, without the start token
     length_penalty: float = within(
         1.0, least=0, most=10
