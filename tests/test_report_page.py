@@ -20,8 +20,9 @@ import pytest
 from PIL import Image
 
 from velm_cli.data.images import ImageRefused
+from velm_cli.data.looked import Attention
 from velm_cli.metrics.comparison import Difference
-from velm_cli.report.evaluations import Attention, Curves, Evaluated
+from velm_cli.report.evaluations import Curves, Evaluated
 from velm_cli.report.page import Picture, thumbnail, write_page
 from velm_cli.schema.metric_names import CAPTION_COLUMNS, NAMES, Column
 

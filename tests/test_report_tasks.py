@@ -1,11 +1,13 @@
 """report.html of questions and of retrieval, in a real headless Chromium."""
 
+import dataclasses
 import random
 
 import numpy as np
 import pytest
 from test_report_page import HOSTILE, browser, picture, show  # noqa: F401
 
+from velm_cli.data.looked import Attention
 from velm_cli.metrics.retrieval import Ranks
 from velm_cli.metrics.retrieval_scores import score_retrieval
 from velm_cli.metrics.vqa import accuracy
@@ -33,7 +35,11 @@ def questions(tmp_path_factory):
     scores = score_vqa(truth, predicted, METRICS, alternatives=alternatives)
     own = {f"image-{n}": Picture(thumbnail(picture(np.random.default_rng(n)))) for n in range(10)}
     path = tmp_path_factory.mktemp("page") / "vqa.html"
-    write_page(path, [evaluated_of(scores, "model")], {number: own[q.image] for number, q in truth.items()})
+    corner = np.zeros((1, 4, 4))
+    corner[0, 3, 0], corner[0, 0, 0] = 0.75, 0.25
+    maps = {17: Attention([predicted[17]], corner, method="occlusion"), 18: Attention([predicted[18]], 0 * corner)}
+    run = dataclasses.replace(evaluated_of(scores, "model"), attention=maps)
+    write_page(path, [run], {number: own[q.image] for number, q in truth.items()})
     return path, truth, predicted, scores
 
 
@@ -80,6 +86,31 @@ def test_questions_are_filtered_by_type(questions, show):  # noqa: F811
     page.until("gallery.shown.length === 1")
     page.find(".opener").click()
     assert "what is number 17?" in page.find("#view-body").text and "Answers by people" in page.find("#view-body").text
+
+
+def test_an_answer_shows_where_the_model_looked_for_it(questions, show):  # noqa: F811
+    path, _, predicted, _ = questions
+    page = show(path)
+    assert page.load_all() and len(page.all(".badge")) == 2
+    page.type("#search", "number 17")
+    page.until("gallery.shown.length === 1")
+    page.find(".opener").click()
+    page.until("document.querySelector('#view canvas').width > 0")
+    assert [word.text for word in page.all("#view .words button")] == ["where it looked"]
+    assert page.js("document.querySelector('#view .answer > .caption').nextSibling.className") == "words"
+    told = page.find("#view .looked").text
+    assert told.startswith("Point at the answer") or "most at lower left" in told
+    page.hover(page.find("#view .words button"))
+    assert page.find("#view .looked").text == (
+        f"“{predicted[17]}”: most at lower left, 75 % on one cell (even: 6.3 %), by hiding squares"
+    )
+    page.find("#close").click()
+    page.find("#reset").click()
+    page.type("#search", "number 18")
+    page.until("gallery.shown.length === 1")
+    page.find(".opener").click()
+    page.hover(page.find("#view .words button"))
+    assert page.find("#view .looked").text == f"“{predicted[18]}”: nothing in the image speaks for it"
 
 
 def test_an_image_stands_with_what_it_found_and_what_found_it(tmp_path, show):  # noqa: F811

@@ -1,42 +1,52 @@
-"""Where the model looked, word by word, also in captions without any."""
+"""Where the model looked, word by word or answer by answer, also of texts without any."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from test_attribution import Pieces, of_images, writer
 
-from velm_cli.data.pixels import Pixels
+from velm_cli.data.batch import Columns
+from velm_cli.schema.tasks import Looking
 from velm_cli.stages import showing
 
-WORDS = {5: " ", 6: "a", 7: " dog", 8: "\n"}
 
+def shown(monkeypatch, texts, learner, looking=Looking.auto):
+    """What is yielded of examples whose predictions are `texts`."""
+    batch = of_images("convnet", len(texts))
+    store = SimpleNamespace(
+        image_bytes=lambda image: b"",
+        images_of=lambda examples: (examples, np.zeros((1, 1), int)),
+        example_id=lambda index: f"e{index}",
+    )
 
-class Tokenizer:
-    bos_id, pad_id = 1, 0
+    def batches(_store, _columns, numbers, **_):
+        for number in numbers:
+            one = of_images("convnet", 1)
+            one.image_XCHW[:] = batch.image_XCHW[number]
+            yield SimpleNamespace(
+                ids=[f"e{number}"], examples=[number], image_of_BI=None, to=lambda device, one=one: one
+            )
 
-    def encode_batch(self, captions):
-        return [[token for token, word in WORDS.items() if word in caption] for caption in captions]
-
-    def decode(self, ids):
-        return "".join(WORDS[token] for token in ids)
-
-
-class Task(torch.nn.Linear):
-    pixels = Pixels(8)
-    model = SimpleNamespace(encode_image=lambda image, feature: image)
+    monkeypatch.setattr(showing, "eval_batches", batches)
+    monkeypatch.setattr(showing, "kept_box", lambda *_: (0.0, 0.0, 1.0, 1.0))
+    predicted = {f"e{number}": text for number, text in enumerate(texts)}
+    numbers = np.arange(len(texts))
+    return dict(showing._looked(learner, store, Pieces(), numbers, predicted, Columns(), (), looking))
 
 
 def test_a_caption_of_blanks_has_no_words_to_look_for(monkeypatch):
-    captions = {1: " ", 2: "a dog", 3: "", 4: "\n \n"}
-    batch = SimpleNamespace(
-        ids=list(captions), examples=[0, 1, 2, 3], image_XCHW=torch.zeros(1), feature_XSD=None, image_of_BI=None
-    )
-    batch.to = lambda device: batch
-    monkeypatch.setattr(showing, "eval_batches", lambda *_, **__: [batch])
-    monkeypatch.setattr(showing, "looks", lambda model, rows, image: torch.ones(*rows.shape, 2, 2))
-    monkeypatch.setattr(showing, "kept_box", lambda *_: (0.0, 0.0, 1.0, 1.0))
-    store = SimpleNamespace(image_bytes=lambda image: b"", images_of=lambda examples: (examples, None))
-    found = dict(showing._attention(Task(1, 1), store, Tokenizer(), range(4), captions, None))
-    assert list(found) == [2]
-    assert found[2].words == ["a", "dog"] and found[2].maps_THW.shape == (2, 2, 2)
+    found = shown(monkeypatch, [" ", "a dog ", "", "\n \n"], writer("convnet", "gru", "add"))
+    assert list(found) == ["e1"]
+    assert found["e1"].words == ["a", "dog"] and found["e1"].maps_THW.shape == (2, 8, 8)
+    assert found["e1"].method == "occlusion"
+
+
+def test_the_method_is_as_asked_and_what_cannot_be_gets_a_note(monkeypatch, capsys):
+    learner = writer("convnet", "gru", "add")
+    (found,) = shown(monkeypatch, ["a dog "], learner, Looking.gradient).values()
+    assert found.method == "gradient" and torch.tensor(found.maps_THW).sum((1, 2)).le(1 + 1e-5).all()
+    assert not shown(monkeypatch, ["a dog "], learner, Looking.attention)
+    assert "report.looking=attention" in capsys.readouterr().out

@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from velm_cli.data.batch import Batch, Columns, assemble
 from velm_cli.data.loader import eval_batches
+from velm_cli.data.looked import Attention
 from velm_cli.data.processes import available_cores
 from velm_cli.engine.device import autocast, pick_precision
 from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able, load_able
 from velm_cli.inference.answering import Asked, answered
 from velm_cli.inference.arguments import Decoding, choice, device_of, in_chunks, is_one, whole
+from velm_cli.inference.attribution import attention_of
 from velm_cli.inference.examples import Given, Tokenised
 from velm_cli.inference.pictures import Form, Picture, content_of, stored
 from velm_cli.learners.matching import TEXTS_AT_ONCE, embed_images, embed_texts
@@ -226,6 +228,22 @@ class Model:
             batches = self._batches(given, how.batch_size)
             found = dict(answered(self._able, batches, how, asked, self.device))
         return [found[number] for number in given.ids]
+
+    # ------------------------------------------------------------------------------- where it looked
+
+    def attention(
+        self, image: Picture, text: str | None = None, *, question: str | None = None, method: str = "auto"
+    ) -> Attention:
+        """Where in the image it looked for each word of the caption `text`, or for the answer `text` to a question.
+
+        Without `text` it is the model's own. The result has `words`, `maps_THW` (for each word a grid of shares of 1),
+        `box` (the part of the image that the grid covers) and the `method`: attention (of the words to the image, where
+        the fusion has any), gradient, occlusion, or by itself (auto) what docs/where-it-looked.md found to be right.
+        """
+        self.needs("caption" if question is None else "vqa")
+        if text is None:
+            text = self.caption(image) if question is None else self.answer(image, question)
+        return attention_of(self._able, self.stored(image), text, question, method, self.device)
 
     # ------------------------------------------------------------------------------------ embeddings
 

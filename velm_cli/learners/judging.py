@@ -137,10 +137,14 @@ class JudgingLearner(Learner):
     @torch.no_grad()
     def predict(self, batch: Batch) -> Judgement:
         """Logits and probabilities (B, C) of a batch's labels, in float32 at least."""
-        features = self._features(batch, frozenset({"joint"}))
-        fused_BLD = self._read(self.model.memory(features, batch.image_of_BI), batch) if self.reads else None
-        logits_BC = self.label_head(self._judged(fused_BLD, features, batch))
+        logits_BC = self.logits(self._features(batch, frozenset({"joint"})), batch)
         return Judgement(logits_BC, self.label_head.probabilities(logits_BC))
+
+    def logits(self, features: ImageFeatures | None, batch: Batch) -> Tensor:
+        """(B, C) of a batch's labels, in float32 at least, from the `features` of its X images."""
+        fused_BLD = self._read(self.model.memory(features, batch.image_of_BI), batch) if self.reads else None
+        logits_BC: Tensor = self.label_head(self._judged(fused_BLD, features, batch))
+        return logits_BC
 
     def _features(self, batch: Batch, active: frozenset[str]) -> ImageFeatures | None:
         """Of the X images, where anything looks at them."""

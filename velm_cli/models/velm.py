@@ -65,6 +65,10 @@ class VelmModel(nn.Module):
                 features = self.vision.finish(feature_BSD.float(), self.frozen_stages)
             else:
                 features = ImageFeatures.joined([self.vision(part_BCHW) for part_BCHW in self._parts(image_BCHW)])
+        return self.passed_on(features)
+
+    def passed_on(self, features: ImageFeatures) -> ImageFeatures:
+        """What goes on to text and fusion of all that the encoder says: all of it, pooled alone, or a coarser grid."""
         if self.one_token:
             return ImageFeatures(features.pooled_BD[:, None], features.pooled_BD)
         return averaged(features, self.grid) if self.grid else features

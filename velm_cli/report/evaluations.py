@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import OmegaConf
 
 from velm_cli import configs
+from velm_cli.data.looked import Attention
 from velm_cli.errors import UserError
 from velm_cli.metrics.comparison import Difference, summands_of
 from velm_cli.metrics.scores import ImageId, Scores, read_images, read_summary
@@ -25,7 +25,6 @@ from velm_cli.report.logs import is_number, read_figures
 from velm_cli.schema.metric_names import CAPTION_COLUMNS, CAPTION_PRIMARY, Column, columns_of_json
 
 Point = tuple[int, float]  # optimisation step, value
-Box = tuple[float, float, float, float]  # left, top, right, bottom as fractions of the image's sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +34,6 @@ class Curves:
     train_loss: Sequence[Point] = ()
     validation_loss: Sequence[Point] = ()
     validation_score: Sequence[Point] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """Where a model looked when it wrote each word of one caption (Xu et al. 2015).
-
-    `maps_THW` has a grid of weights in 0..1 for each of the T words, row by row from the top. `box` is the
-    part of the image that the grid covers: an encoder that crops does not see the rest.
-    """
-
-    words: Sequence[str]
-    maps_THW: np.ndarray
-    box: Box = (0.0, 0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)

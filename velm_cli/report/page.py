@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from velm_cli.data.images import read_rgb
+from velm_cli.data.looked import Attention
 from velm_cli.files import write_bytes
 from velm_cli.metrics.comparison import Difference
 from velm_cli.metrics.scores import NOT_REQUESTED, ImageId
 from velm_cli.report.about import MEANINGS
-from velm_cli.report.evaluations import Attention, Curves, Evaluated, Point
+from velm_cli.report.evaluations import Curves, Evaluated, Point
 from velm_cli.report.items import answer_of, item_of
 from velm_cli.schema.metric_names import Column
 
@@ -166,6 +167,7 @@ def _attention(attention: Attention) -> dict[str, Any]:
         "height": height,
         "width": width,
         "box": attention.box,
+        "method": attention.method,
         "peaks": [round(float(peak), 5) for peak in peaks_T],
         "weights": _base64(levels_THW.astype(np.uint8).tobytes()),
     }

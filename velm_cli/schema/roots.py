@@ -48,7 +48,7 @@ from velm_cli.schema.model import (
     WeightedSumConfig,
 )
 from velm_cli.schema.paths import path
-from velm_cli.schema.tasks import Blind, TaskConfig
+from velm_cli.schema.tasks import Blind, Looking, TaskConfig
 from velm_cli.schema.training import (
     DecodeConfig,
     Device,
@@ -132,7 +132,10 @@ class FinetuneRoot(TrainRoot):
 @dataclass
 class ReportConfig:
     page: bool = True  # write report.html: scores, curves and a gallery of every image
-    attention: int = within(100, least=0)  # images that it shows with where the model looked for each word
+    attention: int = within(100, least=0)  # examples that it shows with where the model looked, for each word or answer
+    looking: Looking = (
+        Looking.auto
+    )  # how that is found: auto | attention | gradient | occlusion (49 encodings an image)
 
 
 @dataclass

@@ -32,6 +32,15 @@ class Blind(Enum):
     source = "source"  # no question, sentence or document
 
 
+class Looking(Enum):
+    """How it is found where a model looked (docs/where-it-looked.md)."""
+
+    auto = "auto"
+    attention = "attention"  # of the words to the image's positions
+    gradient = "gradient"  # integrated, at the encoder's last grid
+    occlusion = "occlusion"  # squares of the image are hidden
+
+
 @dataclass
 class TaskConfig:
     """Every dataclass derived from this one is a task: `task=KIND` chooses it (`KINDS` in roots.py)."""

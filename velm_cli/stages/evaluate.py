@@ -23,7 +23,7 @@ from velm_cli.lineage import noted_store, weight_file
 from velm_cli.loading import KEPT, has_learned, run_spaces, run_tokenizer, trained_learner, with_kept_models
 from velm_cli.metrics.scores import missing_scores
 from velm_cli.report.tables import BLIND
-from velm_cli.schema import Blind, CaptionTaskConfig, EvaluateRoot, TrainRoot
+from velm_cli.schema import Blind, EvaluateRoot, TrainRoot
 from velm_cli.stages.blinding import blind_problems, blinded, grey_features, told
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.evaluations import report_again, result_path
@@ -144,7 +144,6 @@ def _evaluate(
         )
         facts = task.further(config, predicted, path)
         if config.report.page and scores:
-            looks = isinstance(config.task, CaptionTaskConfig) and config.eval.blind is Blind.none
             page = write_report(
                 path,
                 scores,
@@ -153,8 +152,10 @@ def _evaluate(
                 data.tokenizer,
                 np.array([index for index in indices if store.example_id(int(index)) in scores.per_image]),
                 predicted,
-                attention=config.report.attention if looks else 0,
-                features=features,
+                attention=config.report.attention if config.eval.blind is Blind.none else 0,
+                looking=config.report.looking,
+                columns=data.given(),
+                answers=data.spaces.get("answers", ()),
                 facts=facts,
             )
             print(f"report      {page}")

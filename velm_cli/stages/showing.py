@@ -1,4 +1,4 @@
-"""report.html of an evaluation: its images, scores and curves, and where it looked for each word of a caption."""
+"""report.html of an evaluation: its images, scores and curves, and where it looked for each word or answer."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from velm_cli.data.batch import Columns
-from velm_cli.data.features import Features
 from velm_cli.data.loader import eval_batches
+from velm_cli.data.looked import Attention
 from velm_cli.data.store import Store, first_image
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import kept_box
 from velm_cli.engine.folder import environment
+from velm_cli.learners.attribution import chosen, looked, said_of, why_not
 from velm_cli.learners.interface import Learner
-from velm_cli.metrics.scores import ImageId, Scores
-from velm_cli.models.looking import looks
+from velm_cli.metrics.scores import Scores
 from velm_cli.report.about import about_folder
-from velm_cli.report.evaluations import Attention, Evaluated, curves_behind, evaluated_of
+from velm_cli.report.evaluations import Evaluated, curves_behind, evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
+from velm_cli.schema.tasks import Looking
 from velm_cli.tasks.interface import ExampleId
 
 LARGE_SIDE = 480  # pixels, of the images whose attention is shown
@@ -40,11 +39,14 @@ def write_report(
     predicted: Mapping[ExampleId, Any],
     *,
     attention: int,
-    features: Features | None,
+    looking: Looking = Looking.auto,
+    columns: Columns = Columns(),  # noqa: B008, it cannot change
+    answers: Sequence[str] = (),
     facts: Mapping[str, float | None] | None = None,
 ) -> Path:
-    """Write the page of the evaluation in `folder`; with attention maps for that many captions, if the fusion has any.
+    """Write the page of the evaluation in `folder`; for `attention` of the examples with where the model looked.
 
+    `looking`: how that is found. `columns`: what predictions were made of. `answers`: those that a judge tells apart.
     Of several images of an example the first is shown. `facts` are those of `score_facts`, where scenes are known.
     """
     about = about_folder(folder) | _made_by(folder)
@@ -52,8 +54,8 @@ def write_report(
     evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves)
     maps = {}
     if attention:
-        chosen = _chosen(evaluated, store, indices, attention)
-        maps = dict(_attention(learner, store, tokenizer, chosen, predicted, features))
+        some = _chosen(evaluated, store, indices, attention)
+        maps = dict(_looked(learner, store, tokenizer, some, predicted, columns, answers, looking))
     path = folder / "report.html"
     pictures = _pictures(store, indices, large=set(maps))
     write_page(path, [dataclasses.replace(evaluated, attention=maps)], pictures, title=folder.name)
@@ -97,52 +99,39 @@ def _chosen(evaluated: Evaluated, store: Store, indices: np.ndarray, count: int)
     return np.sort(np.concatenate([order[:extreme], spread, order[len(order) - extreme :]]))
 
 
-def _attention(
+def _looked(
     learner: Learner,
     store: Store,
     tokenizer: Tokenizer,
     indices: np.ndarray,
-    captions: Mapping[ExampleId, str],
-    features: Features | None,
-) -> Iterator[tuple[ImageId, Attention]]:
-    """(image id, where the model looked) of each image with a caption; nothing where the fusion attends to no grid."""
+    predicted: Mapping[ExampleId, Any],
+    columns: Columns,
+    answers: Sequence[str],
+    looking: Looking,
+) -> Iterator[tuple[ExampleId, Attention]]:
+    """(example, where the model looked for what it said) of each that has words; nothing where it looks at no image.
+
+    Of the images' pixels, whatever features were kept of them: what is hidden has to be seen anew.
+    """
     device, pixels = next(learner.parameters()).device, learner.pixels
-    if pixels is None:
+    if pixels is None or why_not(learner) is not None:
         return
-    batches = eval_batches(store, Columns(), indices, batch_size=AT_ONCE, pixels=pixels, features=features)
-    for batch in batches:
-        batch = batch.to(device)
-        ids = tokenizer.encode_batch([captions[image_id] for image_id in batch.ids])
-        longest = max(1, *map(len, ids))
-        rows = [[tokenizer.bos_id, *row, *[tokenizer.pad_id] * (longest - len(row))][:longest] for row in ids]
-        with torch.inference_mode():
-            image = learner.model.encode_image(batch.image_XCHW, batch.feature_XSD)
-            assert image is not None
-            if batch.image_of_BI is not None:
-                image = image.of_examples(batch.image_of_BI)
-            weights_BThw = looks(learner.model, torch.tensor(rows, device=device), image)
-        if weights_BThw is None:
-            return
-        for image_id, example, row, weights_Thw in zip(batch.ids, batch.examples, ids, weights_BThw, strict=True):
-            if tokenizer.decode(row).split():  # tokens of blanks alone make no word
-                yield (
-                    image_id,
-                    _by_word(
-                        tokenizer,
-                        row,
-                        weights_Thw.float().cpu(),
-                        kept_box(store.image_bytes(first_image(store, example)), pixels.size, pixels.resizing),
-                    ),
-                )
+    if (why := why_not(learner, looking.value)) is not None:
+        print(f"note: the report shows no maps (report.looking={looking.value}): {why}")
+        return
+    method, asks = chosen(learner, looking.value, images=len(indices)), columns.source is not None
+    texts = {store.example_id(int(index)): _text(predicted[store.example_id(int(index))]) for index in indices}
+    spoken = np.array([index for index in indices if texts[store.example_id(int(index))].split()], np.int64)
+    for batch in eval_batches(store, columns, spoken, batch_size=AT_ONCE, pixels=pixels):
+        if batch.image_of_BI is not None and batch.image_of_BI.shape[1] > 1:
+            return  # maps are of one image
+        said = [said_of(learner, tokenizer, texts[name], answers=answers, asked=asks) for name in batch.ids]
+        found = looked(learner, batch.to(device), said, method)
+        for name, example, each, maps_THW in zip(batch.ids, batch.examples, said, found, strict=True):
+            box = kept_box(store.image_bytes(first_image(store, example)), pixels.size, pixels.resizing)
+            yield name, Attention(each.words, maps_THW, box, method)
 
 
-def _by_word(
-    tokenizer: Tokenizer, ids: Sequence[int], weights_Thw: Tensor, box: tuple[float, float, float, float]
-) -> Attention:
-    """The mean map of the tokens that make each word; the token at t was written with the weights at t."""
-    ends = [len(tokenizer.decode(ids[: number + 1]).split()) for number in range(len(ids))]
-    words = tokenizer.decode(ids).split()
-    owner = np.clip(np.array(ends) - 1, 0, max(0, len(words) - 1))
-    maps = [weights_Thw[: len(ids)][owner == word] for word in range(len(words))]
-    shown = [(word, part.mean(dim=0).numpy()) for word, part in zip(words, maps, strict=True) if len(part)]
-    return Attention([word for word, _ in shown], np.stack([each for _, each in shown]), box)
+def _text(said: Any) -> str:
+    """What was predicted, as text: a caption, or an answer among its alternatives."""
+    return str(getattr(said, "answer", said))

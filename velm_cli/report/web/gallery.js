@@ -138,7 +138,7 @@ function card(index, position) {
   }
   const attended = runs.some((run) => attendedBy(run).has(index));
   opener.append(element("span", { class: "id" }, unscored ? id : `#${id}`));
-  if (attended) opener.append(element("span", { class: "badge" }, "attention"));
+  if (attended) opener.append(element("span", { class: "badge" }, "where it looked"));
   const hypotheses = images.items ? [...promptOf(index), ...runs.map((run, number) => answerOf(run, number, index, CARD_TEXT))] : runs.map((run, number) => {
     const text = caption("p", run.hypotheses[index], gallery.pattern, CARD_TEXT);
     if (several) text.prepend(runDot(run, number));

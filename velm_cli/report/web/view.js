@@ -46,12 +46,17 @@ function fillView() {
     part.append(element("h3", {}, several ? runLabel(run, number) : ANSWER));
     if (images.items) part.append(answerOf(run, number, index));
     else if (!attention || !spells(attention.words, run.hypotheses[index])) part.append(caption("p", run.hypotheses[index], pattern));
-    if (attention) part.append(wordStrip(run, attention, overlay, looked));
+    if (attention) {
+      const strip = wordStrip(run, attention, overlay, looked);
+      const answer = part.querySelector(".answer > .caption");
+      if (answer) answer.after(strip);
+      else part.append(strip);
+    }
     text.append(part);
   });
   if (words.length) {
     stage.append(looked);
-    looked.textContent = "Point at a word, or use ← and →, to see where the model looked.";
+    looked.textContent = `Point at ${images.items ? "the answer" : "a word, or use ← and →,"} to see where the model looked.`;
   }
   const truth = images.items ? truthOf(index, Infinity, true) : images.references[index].map((one) => caption("li", one, pattern));
   if (!unscored) {
@@ -94,13 +99,13 @@ function spells(list, text) {
 function wordStrip(run, attention, overlay, looked) {
   const levels = Uint8Array.from(atob(attention.weights), (character) => character.charCodeAt(0));
   const cells = attention.height * attention.width;
-  const strip = element("p", { class: "words", role: "toolbar", "aria-label": `Attention of each word, ${run.name}`, dir: "auto" });
+  const strip = element("p", { class: "words", role: "toolbar", "aria-label": `Where ${run.name} looked, by ${images.items ? "answer" : "word"}`, dir: "auto" });
   const clear = () => {
     if (words.includes(document.activeElement)) document.activeElement.show();
     else overlay.getContext("2d").clearRect(0, 0, overlay.width, overlay.height);
   };
   attention.words.forEach((word, position) => {
-    const button = element("button", { type: "button", tabindex: words.length ? "-1" : "0", dir: "auto" }, word || "∅");
+    const button = element("button", { type: "button", tabindex: words.length ? "-1" : "0", dir: "auto" }, images.items ? "where it looked" : word || "∅");
     const map = levels.subarray(position * cells, (position + 1) * cells);
     button.show = () => {
       for (const other of words) other.classList.toggle("looking", other === button);
@@ -125,6 +130,9 @@ function moveWord(by) {
   words[Math.max(0, Math.min(words.length - 1, current + by))].focus();
 }
 
+// How a map was found, where not by the attention of the words.
+const FOUND = { gradient: ", by gradients", occlusion: ", by hiding squares" };
+
 // What the heat shows, for those who cannot see it.
 function inWords(word, attention, map, peak) {
   const cell = map.indexOf(Math.max(...map));
@@ -134,7 +142,8 @@ function inWords(word, attention, map, peak) {
   const side = across < 1 / 3 ? "left" : across < 2 / 3 ? "centre" : "right";
   const even = 1 / (attention.width * attention.height);
   const percent = (share) => `${Number((100 * share).toPrecision(2))} %`;
-  return `“${word}”: most at ${height} ${side}, ${percent(peak)} on one cell (even: ${percent(even)})`;
+  if (!peak) return `“${word}”: nothing in the image speaks for it`;
+  return `“${word}”: most at ${height} ${side}, ${percent(peak)} on one cell (even: ${percent(even)})${FOUND[attention.method] ?? ""}`;
 }
 
 // Cool and dark where the model did not look, warm where it did.
