@@ -19,7 +19,7 @@ from velm_cli.validate import model_problems
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 
-STAGES = ("preprocess", "train", "finetune", "evaluate", "score", "caption", "answer", "search", "doctor")
+STAGES = ("preprocess", "train", "finetune", "evaluate", "score", "caption", "answer", "search", "serve", "doctor")
 
 
 def options_page() -> str:

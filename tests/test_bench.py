@@ -55,6 +55,15 @@ def test_this_tree_beside_itself(tmp_path):
     assert all(len(times) == 2 and min(times) > 0 for of in found["seconds"].values() for times in of.values())
 
 
+def test_a_service_with_and_without_batching(tmp_path):
+    found = bench(
+        "bench_serve.py", "--small", "--rounds", "1", "--beams", "1", "--soak", "160", out=tmp_path / "serve.json"
+    )
+    assert len(found["figures"]) == 6 and len(found["rows"]) == 3
+    assert all(0 < each["p50_s"] <= each["p95_s"] for each in found["figures"].values())
+    assert len(found["memory"]) == 11
+
+
 @pytest.mark.java
 def test_scores_beside_pycocoevalcap(tmp_path):
     needs_java()

@@ -73,7 +73,7 @@ def test_what_may_come_next(line, expected, offered):
     assert set(offered(line)) == expected
 
 
-@pytest.mark.parametrize("stage", ["preprocess", "train", "finetune", "evaluate", "score", "doctor"])
+@pytest.mark.parametrize("stage", ["preprocess", "train", "finetune", "evaluate", "score", "serve", "doctor"])
 def test_every_option_of_every_stage_is_offered(stage, offered):
     for key in options_of(stage):
         group = key.partition(".")[0]

@@ -22,7 +22,7 @@ EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))
 SLOW = {"docs/tasks.md", "docs/sweeps.md"}
 ELSEWHERE = {"docs/adding_a_task.md", "docs/extending.md"}
 # Linked already, written at this moment on other branches: to be emptied as they arrive.
-COMING = {"serving.md", "export.md"}
+COMING = {"export.md"}
 
 
 def name_of(document: Path) -> str:

@@ -24,6 +24,7 @@ STAGES = {
     "caption": "write captions of any images with a trained model",
     "answer": "answer questions about any images with a trained model",
     "search": "find images by a text or another image, with a trained model",
+    "serve": "serve a trained model over HTTP, with a web page: captions, answers, embeddings",
     "report": "one table of any number of runs: scores, error bars, size, speed",
     "doctor": "check what works on this machine, and how to fix what does not",
 }
@@ -46,6 +47,7 @@ examples:
   velm search     index=photos.index checkpoint=runs/train/NAME images=photos query="a dog in the snow"
   velm score      predictions=results.json references=captions_val2014.json vs=other.json out=scored
   velm train -m   fusion=concat,cross_modal seed=0,1 --jobs=2   a sweep: every combination, two at a time
+  velm serve      checkpoint=runs/train/NAME
   velm report     runs/train/* out=fusions.png                  their table and plot
 
 more:

@@ -34,7 +34,7 @@ def _problems(config: Any) -> Iterator[str]:
         if config.fix not in (None, "spice"):
             yield f"doctor fix={config.fix}: nothing known by that name; spice is"
         return
-    if isinstance(config, schema.SearchRoot):
+    if isinstance(config, (schema.SearchRoot, schema.ServeRoot)):
         return
     if isinstance(config, schema.UseRoot):
         yield from _decode(config.decode)

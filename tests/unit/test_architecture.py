@@ -25,11 +25,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "loading": {"configs", "data", "learners", "lineage", "models", "objectives", "tasks"},
     "inference": {"configs", "data", "engine", "learners", "lineage", "loading", "metrics", "models", "tasks"},
     "engine": {"configs", "console", "data", "learners", "models", "objectives", "observe"},
+    "serving": {"data", "inference"},
     "report": {"configs", "data", "metrics"},
     "validate": {"data", "models", "objectives", "tasks", "trackers"},
     "stages": {
         "compose", "configs", "console", "data", "engine", "inference", "learners", "lineage", "loading", "metrics",
-        "models", "naming", "objectives", "observe", "relocating", "report", "tasks", "trackers", "validate",
+        "models", "naming", "objectives", "observe", "relocating", "report", "serving", "tasks", "trackers", "validate",
     },
     "relocating": set(),
     "configs": {"relocating"},

@@ -154,21 +154,26 @@ class Model:
     def captions_of(
         self, jpegs: Sequence[bytes], how: DecodeConfig, *, n: int = 1, seed: int = 0, prompt: str = ""
     ) -> list[str]:
-        """Captions of images that are in the form of the store already (`stored`), n of each side by side."""
+        """Captions of images that are in the form of the store already (`stored`), n of each side by side.
+
+        n > 1 only of drawn ones (`how.method` is nucleus)."""
         learner, device = self._writer, self.device
-        names: list[str] | None = None  # ids seed what is drawn; else the same photo twice would be one example
-        if how.method is DecodeMethod.nucleus:
-            names = [f"{number}-{content_of(jpeg)}-{draw}" for number, jpeg in enumerate(jpegs) for draw in range(n)]
-        if n == 1:
-            given = Given(jpegs, names=names)
+        if how.method is DecodeMethod.nucleus:  # what is drawn depends on the image's content alone
+            contents = [content_of(jpeg) for jpeg in jpegs]
+            different = dict(zip(contents, jpegs, strict=True))
+            names = [f"{content}-{draw}" for content in different for draw in range(n)]
+            image_of = [image for image in range(len(different)) for _ in range(n)]
+            given = Given(list(different.values()), names=names, image_of=image_of)
+            wanted: Sequence[int | str] = [f"{content}-{draw}" for content in contents for draw in range(n)]
         else:
-            given = Given(jpegs, names=names, image_of=[image for image in range(len(jpegs)) for _ in range(n)])
+            given = Given(jpegs)
+            wanted = given.ids
         with self._steps(len(given) > how.batch_size), self._autocast():
             told = learner.describe(
                 self._batches(given, how.batch_size), self._able.tokenizer, how, device=device, seed=seed, prompt=prompt
             )
             texts = dict(told)
-        return [texts[number] for number in given.ids]
+        return [texts[name] for name in wanted]
 
     # --------------------------------------------------------------------------------------- answers
 
@@ -243,7 +248,11 @@ class Model:
         self.needs("caption" if question is None else "vqa")
         if text is None:
             text = self.caption(image) if question is None else self.answer(image, question)
-        return attention_of(self._able, self.stored(image), text, question, method, self.device)
+        return self.attention_of(self.stored(image), text, question=question, method=method)
+
+    def attention_of(self, jpeg: bytes, text: str, *, question: str | None = None, method: str = "auto") -> Attention:
+        """As `attention`, of an image in the form of the store."""
+        return attention_of(self._able, jpeg, text, question, method, self.device)
 
     # ------------------------------------------------------------------------------------ embeddings
 

@@ -48,6 +48,7 @@ from velm_cli.schema.model import (
     WeightedSumConfig,
 )
 from velm_cli.schema.paths import path
+from velm_cli.schema.serving import ServeConfig
 from velm_cli.schema.tasks import Blind, Looking, TaskConfig
 from velm_cli.schema.training import (
     DecodeConfig,
@@ -259,6 +260,14 @@ class SearchRoot:
 
 
 @dataclass
+class ServeRoot:
+    stage: str = "serve"
+    checkpoint: str = path(MISSING)  # run folder, exported folder, .safetensors file or kept checkpoint in a run
+    run: ComputeConfig = field(default_factory=ComputeConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
+
+
+@dataclass
 class DoctorRoot:
     stage: str = "doctor"
     fix: str | None = None  # spice: fetch what SPICE lacks
@@ -275,6 +284,7 @@ ROOTS: dict[str, type] = {
     "caption": CaptionRoot,
     "answer": AnswerRoot,
     "search": SearchRoot,
+    "serve": ServeRoot,
     "doctor": DoctorRoot,
 }
 

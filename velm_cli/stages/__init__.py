@@ -65,7 +65,7 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     `one_of_many`: it is a point of a sweep, so a name that was given is only the beginning of its name.
     """
     stage = config.stage
-    if stage in compose.STAGES_FROM_CHECKPOINT and OmegaConf.is_missing(config, "checkpoint"):
+    if stage in (*compose.STAGES_FROM_CHECKPOINT, "serve") and OmegaConf.is_missing(config, "checkpoint"):
         raise UserError(f"checkpoint is not set: velm {stage} checkpoint=runs/train/NAME")
     if issubclass(schema.ROOTS[stage], schema.UseRoot):
         for key in ("checkpoint", "images"):
