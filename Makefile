@@ -68,7 +68,7 @@ check: $(READY)  ## format, lint, types, configs, imports: seconds
 golden: $(READY)  ## do 14 short runs give the same bits as the last commit, or as BASE=REVISION?
 	$(BIN)/python scripts/golden.py $(if $(BASE),--base $(BASE)) $(if $(ONLY),--only $(ONLY))
 
-bench: $(READY)  ## speed on this machine, beside other tools: over an hour; writes docs/bench and docs/performance.md
+bench: $(READY)  ## speed on this machine, compared with other tools: over an hour; writes docs/bench and docs/performance.md
 	$(BIN)/python scripts/bench_metrics.py
 	$(BIN)/python scripts/bench_train.py --out docs/bench/train.json
 	$(BIN)/python scripts/bench_decode.py --out docs/bench/decode.json

@@ -33,7 +33,7 @@ def main() -> int:
 
 def table(rows: list[dict[str, Any]], found: list[dict[str, Any]]) -> str:
     """The rows and the commands that measured them, in Markdown."""
-    lines = ["| what | times as fast: median | range | asked |", "|---|---|---|---|"]
+    lines = ["| what | times as fast: median | range | target |", "|---|---|---|---|"]
     for row in rows:
         asked = "" if row["asked"] is None else f"{row['asked']:g}"
         lines.append(f"| {row['what']} | {row['median']:.2f} | {row['low']:.2f} to {row['high']:.2f} | {asked} |")

@@ -5,12 +5,14 @@ import os
 import pytest
 import velm as harness
 
+from velm_cli.cli import STAGES
+
 # (arguments, the line on stderr). `{tmp}` is the working directory.
 MISTAKES = [
     (["trian"], "velm: unknown stage 'trian'; did you mean 'train'?"),
     (
         ["frobnicate"],
-        "velm: unknown stage 'frobnicate'; stages: preprocess, train, finetune, evaluate, score, serve, report, doctor",
+        f"velm: unknown stage 'frobnicate'; stages: {', '.join(STAGES)}",
     ),
     (
         ["train", "fusion=crossmodal"],

@@ -1,6 +1,8 @@
 """The wheel, installed where nothing of this checkout is, run outside the repository."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -89,3 +91,16 @@ def test_the_installed_command_runs_outside_the_repository(program, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs/train/w/DONE").exists()
+
+    # The model goes to somebody else, who has nothing but the wheel.
+    assert run(program, "export", "checkpoint=runs/train/w", "out=given", cwd=tmp_path).returncode == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "given").rename(elsewhere / "given")
+    photo = next((tmp_path / "data/shapes").glob("val2014/*.jpg")).rename(elsewhere / "photo.jpg")
+    for name in ("runs", "stores", "data"):
+        shutil.rmtree(tmp_path / name)
+    done = run(program, "caption", "checkpoint=given", f"images={photo}", "out=found.json", cwd=elsewhere)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads((elsewhere / "found.json").read_text())
+    assert found["image"] == str(photo) and isinstance(found["caption"], str)

@@ -210,7 +210,7 @@ def _value(stage: str, key: str, value: str, sweeping: bool) -> str:
     elif re.fullmatch(SWEEP, value.strip()):
         return value
     elif not all(piece.strip() for piece in pieces):
-        raise UserError(f"{key}={value[:80]}: a value is missing beside a comma")
+        raise UserError(f"{key}={value[:80]}: a value is missing next to a comma")
     if group and (wrong := [piece for piece in pieces if not _is_a_choice(piece.strip())]):
         raise UserError(f"{key}={wrong[0][:80]}: no such choice (choices: {', '.join(group)})")
     return ",".join(_element(piece, options, bool(group), sweeping) for piece in pieces)

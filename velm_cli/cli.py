@@ -18,16 +18,16 @@ from velm_cli.unexpected import in_one_line, is_meant_to_pass, wants_traceback
 STAGES = {
     "preprocess": "check, resize and pack a data set's images; tokenise its captions",
     "train": "train a model from a config",
-    "finetune": "go on from another run's weights",
+    "finetune": "continue from another run's weights",
     "evaluate": "caption a split with a trained model and score it (also: eval)",
     "score": "score any predictions against any references: no model, the field's numbers with error bars",
     "caption": "write captions of any images with a trained model",
     "answer": "answer questions about any images with a trained model",
     "search": "find images by a text or another image, with a trained model",
-    "serve": "a trained model over HTTP, with a web page: captions, answers, embeddings",
+    "serve": "serve a trained model over HTTP, with a web page: captions, answers, embeddings",
     "report": "one table of any number of runs: scores, error bars, size, speed",
     "export": "a trained model as a folder that needs nothing else: velm, transformers, ONNX",
-    "doctor": "say what works on this machine and how to mend what does not",
+    "doctor": "check what works on this machine, and how to fix what does not",
 }
 ALIASES = {"eval": "evaluate"}
 VERSION = ("-V", "-v", "--version", "version")
@@ -50,13 +50,13 @@ examples:
   velm train -m   fusion=concat,cross_modal seed=0,1 --jobs=2   a sweep: every combination, two at a time
   velm serve      checkpoint=runs/train/NAME
   velm export     checkpoint=runs/train/NAME out=FOLDER         the model alone, to give away
-  velm report     runs/train/* out=fusions.png                  the table and plot of it
+  velm report     runs/train/* out=fusions.png                  their table and plot
 
 more:
   velm STAGE --help [GROUP]          the options of a stage: defaults, values, meanings
-  velm STAGE --cfg job               the config that a command makes, without running it
+  velm STAGE --cfg job               the config of a command, without running it
   velm STAGE dry_run=true ...        check everything, print sizes and estimates, run nothing
-  velm train ... --where             the run folder of a command, or those of a sweep, a line each
+  velm train ... --where             the run folder of a command, or those of a sweep, one per line
   eval "$(velm -sc install=bash)"    tab completion (also zsh, fish)
   velm --version
 """

@@ -121,6 +121,6 @@ def trained_learner(
         # What does not fit is left to torch, which says why.
         learner.load_state_dict(wanted | fitted(wanted, own, file), assign=True)
     except RuntimeError as error:
-        raise UserError(f"{file} does not fit the config beside it: {str(error).splitlines()[1].strip()}") from error
+        raise UserError(f"{file} does not fit the config next to it: {str(error).splitlines()[1].strip()}") from error
     refuse_not_finite(learner, file)
     return learner.eval()

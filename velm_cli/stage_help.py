@@ -40,8 +40,8 @@ def stage_help(stage: str, meaning: str, words: Sequence[str] = ()) -> str:
     for group in groups_of(stage):
         lines += _group(stage, group)
     lines += ["", *_filled(
-        f"velm {stage} --help GROUP or OPTION prints a part of this, velm {stage} ... --cfg job the config that a "
-        "command makes. Text is taken as it is typed (quote it for the shell only); key=null means none.", ""
+        f"velm {stage} --help GROUP or OPTION prints a part of this, velm {stage} ... --cfg job the config of a "
+        "command. Text is taken as it is typed (quote it for the shell only); key=null means none.", ""
     )]  # fmt: skip
     return "\n".join(lines)
 
@@ -96,9 +96,7 @@ def _groups(stage: str, *only: str) -> Iterator[str]:
         names = [f"{name}*" if name == default else name for name in choices(group)]
         yield from _filled(", ".join(names), f"  {group:<{width}}")
     if not only:
-        told = "* without a word" + (
-            ", or what the run of checkpoint= has" if stage in ("finetune", "evaluate") else ""
-        )
+        told = "* the default" + (", or what the run of checkpoint= has" if stage in ("finetune", "evaluate") else "")
         yield f"  {'':<{width}}({told})"
 
 

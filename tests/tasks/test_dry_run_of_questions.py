@@ -27,7 +27,7 @@ def test_the_work_of_a_question_is_estimated(place, monkeypatch, capsys):
         asked = [option for option in TINY_MODEL if option.partition("=")[0] not in {m.partition("=")[0] for m in more}]
         assert call("train", "task=vqa", *DATA, *asked, *more, "run.batch_size=64", "dry_run=true") == 0
         said = capsys.readouterr().out
-        assert re.search(r"training set +\d+ questions", said) and "a step        64 questions" in said
+        assert re.search(r"training set +\d+ questions", said) and "per step      64 questions" in said
         work[" ".join(more)] = float(re.search(r"([\d.]+) GFLOP", said)[1])
     assert 0 < work["task.answers=9"] <= work[""] <= work["loss.beta=0.1"] and work[""] < work["text.layers=2"]
 

@@ -178,7 +178,7 @@ def test_configs_of_ones_own_have_another_door(word):
 
 def test_no_experiment_is_said_with_null():
     assert for_hydra("train", ["experiment=shapes_demo", "experiment=null", "seed=1"], note=print) == ["seed=1"]
-    with pytest.raises(UserError, match=r"optim.lr=1,: a value is missing beside a comma"):
+    with pytest.raises(UserError, match=r"optim.lr=1,: a value is missing next to a comma"):
         for_hydra("train", ["-m", "optim.lr=1,"], note=print)
     with pytest.raises(UserError, match=r"--experimental-rerun: no such flag"):  # of Hydra's, which unpickles a file
         for_hydra("train", ["--experimental-rerun", "x"], note=print)

@@ -87,7 +87,7 @@ def test_questions_are_counted_as_what_they_are(tmp_path, capsys):
     out = capsys.readouterr().out
     said = lines(out)
     assert said["train"] == " 2 images   5 questions  10 answers"
-    assert said["tokens"] == "10, at most 1 an answer"
+    assert said["tokens"] == "10, at most 1 per answer"
     assert "0 of 10 answers cut at tokenizer.max_tokens=40" in out
     assert "5 of 5 questions cut at tokenizer.max_source_tokens=2" in out
     assert said["refused"].startswith("1: empty 1")

@@ -92,7 +92,7 @@ def _build(
     scans = scan_all(jobs, preprocess.workers, progress)
     if unreadable := [scan for scan in scans if scan.problem] if dataset.damaged is Damaged.error else []:
         first = unreadable[0]  # an earlier run was allowed to skip it
-        raise UserError(f"shard {first.url}: {first.problem}; mend it and say fresh=true, or dataset.damaged=skip")
+        raise UserError(f"shard {first.url}: {first.problem}; repair it and give fresh=true, or dataset.damaged=skip")
     total = sum(scan.counts["train"] for scan in scans)
     held = {split: sum(scan.counts[split] for scan in scans) for split in SPLITS[1:]}
     num_val = 0 if val_urls or held["val"] else min(dataset.num_val, total // 20)

@@ -163,7 +163,7 @@ def _scan(job: Job) -> None:
     except SourceError as error:
         if job.dataset.damaged is Damaged.error:
             raise UserError(
-                f"shard {job.url}: {error}; mend it, or go on with what can be read by dataset.damaged=skip"
+                f"shard {job.url}: {error}; repair it, or continue without it by dataset.damaged=skip"
             ) from None
         latest.scan.problem = str(error)
     _write_scan(job, latest)

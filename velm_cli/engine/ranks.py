@@ -110,7 +110,7 @@ def together(device: Device) -> Iterator[Ranks]:
         if here.local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"process {here.local_rank} of this machine has no GPU of its own, there are "
-                f"{torch.cuda.device_count()}: start at most so many processes a machine (--nproc-per-node)"
+                f"{torch.cuda.device_count()}: start at most as many processes per machine (--nproc-per-node)"
             )
         chosen = torch.device("cuda", here.local_rank)
         torch.cuda.set_device(chosen)

@@ -21,7 +21,7 @@ def refuse_other_suffix(out: str) -> None:
     if out not in BESIDE and Path(out).suffix.lower() not in SUFFIXES:
         raise UserError(
             f"out={out}: its suffix says what is written: .json, .jsonl or .csv; or out=sidecar, out=xmp for a file "
-            "beside each image"
+            "next to each image"
         )
 
 

@@ -333,6 +333,6 @@ def check_vouched(path: Path) -> None:
         check_crc32(path, expected)
     except ValueError as error:
         raise UserError(
-            f"{path}: {error} (its checksum is in the scores.json beside it); if you changed it on purpose, "
+            f"{path}: {error} (its checksum is in the scores.json next to it); if you changed it on purpose, "
             "put it into another folder"
         ) from error

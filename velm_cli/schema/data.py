@@ -97,7 +97,7 @@ class OwnDataConfig(DatasetConfig):
 
     val_fraction: float = within(
         0.05, least=0, below=1
-    )  # share of images held out for validation where no folder and no row says the part
+    )  # share of images held out for validation where neither a folder nor a row names the part
     test_fraction: float = within(0.05, least=0, below=1)  # share held out for testing
     image_column: str | None = None  # column of a table with the image; null = image, file_name, filepath, path ...
     caption_column: str | None = None  # column with the caption(s), or several, with commas; null = captions, text ...
@@ -157,7 +157,7 @@ class TokenizerConfig:
 
 @dataclass
 class PreprocessConfig:
-    workers: int = within(0, least=0, most=1024)  # processes; 0 = one a core
+    workers: int = within(0, least=0, most=1024)  # processes; 0 = one per core
     shard_images: int = within(1000, least=1)  # images a tar shard
     num_concepts: int = within(1000, least=1)  # most frequent content words of the training captions, for L_image
     part: str | None = (
@@ -178,7 +178,7 @@ class DataConfig:
     )  # captions drawn an image and step; the image is encoded once for all
     examples_per_image: int = within(
         8, least=1, most=10**6
-    )  # examples of one image (its questions) that stand side by side in a batch and share its encoding
+    )  # examples of one image (its questions) that are next to each other in a batch and share its encoding
     crop_scale: float = within(
         1.0, above=0, most=1
     )  # smallest share of the area a random crop keeps; 1 = no random crop
@@ -191,7 +191,7 @@ class DataConfig:
     )  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: what frozen layers say of images, computed once
     cache_texts: bool = (
-        False  # a frozen text encoder reads each caption of L_joint, each question once a run; about 10 kB a text
+        False  # a frozen text encoder reads each caption of L_joint, each question once per run; about 10 kB per text
     )
     views: int = within(
         1, least=1

@@ -45,8 +45,8 @@ class VisionConfig:
     resize: Resize = Resize.auto  # auto (as the model's image processor) | crop (the centre) | whole (squeezed)
     weights: str = path("none")  # pretrained | none | path of a state dict (.safetensors)
     freeze: str = "none"  # none | all | first:n (the first n stages or blocks, with positions and norms before them)
-    output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token an image
-    grid: int = within(0, least=0, most=WIDEST)  # average the tokens to a grid of so many a side; 0 = all of them
+    output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token per image
+    grid: int = within(0, least=0, most=WIDEST)  # average the tokens to a grid of N x N; 0 = all of them
 
 
 @dataclass
@@ -79,7 +79,7 @@ class TorchvisionConfig(VisionConfig):
     kind: str = "torchvision"
     net: str = "resnet50"  # torchvision's name of the classifier
     weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
-    layer: int = within(0, least=0)  # stop after so many stages or blocks; 0 = all
+    layer: int = within(0, least=0)  # stop after N stages or blocks; 0 = all
 
 
 @dataclass
@@ -87,8 +87,8 @@ class TransformersVisionConfig(VisionConfig):
     kind: str = "transformers"
     name: str = path("")  # folder of a transformers model, or a hub name
     weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
-    layer: int = within(0, least=0)  # stop after so many blocks; 0 = all
-    join: list[int] = field(default_factory=list)  # states of these earlier blocks too, beside the last one's: [8,10]
+    layer: int = within(0, least=0)  # stop after N blocks; 0 = all
+    join: list[int] = field(default_factory=list)  # states of these earlier blocks too, next to the last one's: [8,10]
 
 
 @dataclass
@@ -97,7 +97,7 @@ class RegionsConfig(VisionConfig):
     net: str = "fasterrcnn_resnet50_fpn"  # torchvision's name of the detector
     weights: str = "pretrained"  # pretrained (torchvision's, needs the network) | none | path of a state dict
     freeze: str = "all"  # none | all | first:n
-    regions: int = within(36, least=1)  # boxes an image: the surest
+    regions: int = within(36, least=1)  # boxes per image: those with the highest scores
 
 
 @dataclass
@@ -138,7 +138,7 @@ class PretrainedTextConfig(TextConfig):
     weights: str = path("pretrained")  # pretrained (those of `name`) | none (its config alone) | another folder
     lora_rank: int = within(
         0, least=0, most=WIDEST
-    )  # train low-rank updates of this rank and nothing else of it; 0 = none
+    )  # train low-rank updates of this rank and leave the rest of it frozen; 0 = none
 
 
 @dataclass
@@ -218,7 +218,7 @@ class PrefixConfig(FusionConfig):
 @dataclass
 class GatedConfig(FusionConfig):
     kind: str = "gated"
-    every: int = within(1, least=1)  # gated cross-attention before every so many layers of the text encoder
+    every: int = within(1, least=1)  # gated cross-attention before every N-th layer of the text encoder
     heads: int = within(4, least=1, most=WIDEST)  # attention heads
 
 

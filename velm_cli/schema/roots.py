@@ -174,7 +174,7 @@ class EvaluateRoot:
         MISSING
     )  # run folder, or a .safetensors file or kept checkpoint (RUN/checkpoints/step-*) in one
     split: str = "test"  # which part of the data set: train | val | test
-    limit: int = within(0, least=0)  # evaluate only the first so many images; 0 = all
+    limit: int = within(0, least=0)  # evaluate only the first N images; 0 = all
     name: str | None = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
     seed: int = within(0, least=0, most=2**63 - 1)  # nucleus sampling
     fresh: bool = False  # evaluate again in a new folder
@@ -229,13 +229,13 @@ class UseRoot:
     stage: str = MISSING
     checkpoint: str = path(MISSING)  # run folder, exported folder, .safetensors file or kept checkpoint in a run
     images: Any = path(MISSING)  # file, folder, pattern, .tar, list of paths (.txt, or - on standard input), or several
-    out: str | None = path(None)  # .json, .jsonl or .csv; sidecar | xmp: a file beside each image; null = print
-    limit: int = within(0, least=0)  # only the first so many images; 0 = all
-    fresh: bool = False  # begin anew, and replace what the same out= has of velm's
+    out: str | None = path(None)  # .json, .jsonl or .csv; sidecar | xmp: a file next to each image; null = print
+    limit: int = within(0, least=0)  # only the first N images; 0 = all
+    fresh: bool = False  # start over, and replace what velm wrote to the same out=
     dry_run: bool = False  # check everything, predict nothing
     page: bool = True  # with out=FILE also a page of the pictures
     page_images: int = within(1000, least=1)  # images that it shows, the first ones
-    workers: int = within(0, least=0, most=1024)  # processes that read images; 0 = one a core
+    workers: int = within(0, least=0, most=1024)  # processes that read images; 0 = one per core
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     run: ComputeConfig = field(default_factory=ComputeConfig)
 
@@ -250,12 +250,12 @@ class CaptionRoot(UseRoot):
 @dataclass
 class AnswerRoot(UseRoot):
     stage: str = "answer"
-    question: str | None = None  # asked about every image
+    question: str | None = None  # question about every image
     questions: str | None = path(
         None
     )  # .jsonl, .json or .csv with image and question (and question_id) in each row; images= is then their folder
     choices: list[str] | None = None  # the answer is the likeliest of these
-    probabilities: int = within(0, least=0, most=10)  # likeliest answers whose probabilities are told; 0 = none
+    probabilities: int = within(0, least=0, most=10)  # likeliest answers to list with their probabilities; 0 = none
 
 
 @dataclass
@@ -269,7 +269,7 @@ class SearchRoot:
     top: int = within(20, least=1, most=1_000_000)  # images that are found
     out: str | None = path(None)  # .json, .jsonl or .csv, with a page of the pictures; null = print
     page: bool = True  # with out=FILE also a page of the pictures
-    workers: int = within(0, least=0, most=1024)  # processes that read images; 0 = one a core
+    workers: int = within(0, least=0, most=1024)  # processes that read images; 0 = one per core
     run: ComputeConfig = field(default_factory=ComputeConfig)
 
 

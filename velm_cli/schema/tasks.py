@@ -90,7 +90,7 @@ class VqaTaskConfig(TaskConfig):
     dropout: float = within(0.1, least=0, below=1)  # classify: before the last layer
     source_layers: int = within(
         2, least=0, most=1000
-    )  # generate, rank: layers of the question's own encoder; 0 = text encoder and fusion read it, beside the image
+    )  # generate, rank: layers of the question's own encoder; 0 = text encoder and fusion read it, next to the image
     candidates: int = within(128, least=1)  # rank: answers compared by all their words, the best by their first one
 
     @property

@@ -94,7 +94,7 @@ class LossConfig:
     joint_width: int = within(128, least=1, most=WIDEST)  # L_joint: size of the shared embedding
     joint_queries: int = within(
         0, least=0, most=1000
-    )  # L_joint: learned queries that look at image positions and words beside their pooled ones; 0 = these alone
+    )  # L_joint: learned queries that look at image positions and words in addition to the pooled ones; 0 = these alone
     joint_dropout: float = within(0.0, least=0, below=1)  # L_joint with joint_queries: of what is mapped into the space
     temperature: float = within(
         0.07, least=0.01, most=100
@@ -119,15 +119,15 @@ class OptimConfig:
 class RunConfig:
     dir: str = path("runs")  # parent of every run folder
     max_steps: int = within(1000, least=1)  # optimiser steps
-    batch_size: int = within(32, least=1, most=10**9)  # images a step (before accumulation)
+    batch_size: int = within(32, least=1, most=10**9)  # images per step (before accumulation)
     accumulation: int = within(
         1, least=1
     )  # micro-batches per step; L_joint's negatives are those of one (docs/losses.md)
     log_every: int = within(20, least=1)  # steps
     checkpoint_every: int = within(200, least=1)  # steps
-    keep_checkpoints: int = within(2, least=1)  # the newest so many stay
+    keep_checkpoints: int = within(2, least=1)  # number of most recent checkpoints to keep
     keep_every: int = within(0, least=0)  # steps; checkpoints of their multiples stay, too; 0 = none
-    async_checkpoints: bool = False  # write them beside training; costs a copy of the weights and the optimiser's state
+    async_checkpoints: bool = False  # write them during training; costs a copy of the weights and the optimiser's state
     validate_every: int = within(200, least=0)  # steps; 0 = only at the end
     validate_images: int = within(
         200, least=0
@@ -140,7 +140,7 @@ class RunConfig:
     )  # average of weights, validated and exported; (1+n)/(10+n) while that is less; 0 = off
     device: Device = Device.auto  # auto | cpu | cuda | mps
     precision: Precision = Precision.auto  # auto | fp32 | bf16 (autocast; weights stay float32)
-    overfit_images: int = within(0, least=0)  # train and validate on the first so many images only; 0 = all
+    overfit_images: int = within(0, least=0)  # train and validate on the first N images only; 0 = all
     compile: Compile = Compile.off  # off | block | model: torch.compile for training steps (docs/performance.md)
     parallel: Parallel = (
         Parallel.ddp
@@ -164,7 +164,7 @@ class DecodeConfig:
     method: DecodeMethod = DecodeMethod.beam  # beam | nucleus
     beams: int = within(
         1, least=1
-    )  # beam: prefixes kept; 1 is greedy. p is of words that may be written (renormalize_logits=True)
+    )  # beam: prefixes kept; 1 is greedy. probabilities are those of the allowed words alone
     max_length: int = within(30, least=1)  # tokens, without the start token
     length_penalty: float = within(
         1.0, least=0, most=10
@@ -189,7 +189,7 @@ class MetricsConfig:
     resamples: int = within(1000, least=0, most=1_000_000)  # of the images, for 95 % intervals; 0 = none
     java_timeout: float = within(7200.0, above=0, most=1e9)  # seconds before METEOR or SPICE is given up
     spice_memory: str = "auto"  # Java heap of SPICE, such as 4G; auto = by the machine's limit
-    spice_threads: int = within(0, least=0, most=1024)  # 0 = one a core
+    spice_threads: int = within(0, least=0, most=1024)  # 0 = one per core
 
     def __post_init__(self) -> None:
         self.names, self.required = metrics_asked(self.names), metrics_asked(self.required)

@@ -89,8 +89,8 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
             for name, part in learner.model.named_children()
             if count_parameters(part)
         ),
-        ("training set", f"{examples:,} {unit}s, {length:.1f} tokens a {text}"),
-        ("a step", f"{images} {unit}s, {images * texts * length:,.0f} tokens"),
+        ("training set", f"{examples:,} {unit}s, {length:.1f} tokens per {text}"),
+        ("per step", f"{images} {unit}s, {images * texts * length:,.0f} tokens"),
         ("", f"{flops * config.run.accumulation / 1e9:,.1f} GFLOP"),
         ("memory", f"{(state + activations) / 2**20:,.0f} MiB"),
         ("", f"weights, gradients, optimiser {state / 2**20:,.0f} MiB; activations {activations / 2**20:,.0f} MiB"),

@@ -32,7 +32,7 @@ def headline(run: Run, data: TaskData, loader: TrainLoader | StreamLoader) -> li
         f"vocabulary {data.tokenizer.vocab_size:,}",
         f"parameters  {total / 1e6:.2f} M, {trainable / 1e6:.2f} M trained ({sizes})",
         f"steps       {config.run.max_steps:,} of {config.run.batch_size} x {config.run.accumulation} {unit}s "
-        f"({run.steps_per_epoch:.1f} steps an epoch) on {where}, {run.precision.value}",
+        f"({run.steps_per_epoch:.1f} steps per epoch) on {where}, {run.precision.value}",
         *enlarged,
         *(run.learner.model.vision.notes if run.learner.model.vision is not None else ()),
         *implications(config, run.learner.weights, run.ranks.world),

@@ -63,7 +63,7 @@ def opened_run(trained: TrainRoot, run: Path, weights: Path) -> Iterator[str]:
     own = learner.state_dict()
     for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:
-            raise UserError(f"{weights} does not fit the config beside it: {name} is missing or has another shape")
+            raise UserError(f"{weights} does not fit the config next to it: {name} is missing or has another shape")
     yield f"{weights}: {len(own):,} tensors, as {run} has them"
 
 

@@ -64,8 +64,8 @@ def run(config: PreprocessRoot) -> float:
         tokens = store.tokens(config.tokenizer)
         longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
         _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
-        noun = "an answer" if len(store.all_sources) else "a caption"
-        _say("tokens", f"{len(tokens.ids):,}, at most {longest} {noun}")
+        noun = "answer" if len(store.all_sources) else "caption"
+        _say("tokens", f"{len(tokens.ids):,}, at most {longest} per {noun}")
         for line in _coverage(store, config.tokenizer):
             print(line)
         _say("concepts", f"{len(store.concept_names):,}")

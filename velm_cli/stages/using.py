@@ -221,7 +221,7 @@ def beside_images(
 ) -> bool:
     """Write a file beside each image that has none yet; False when a signal has stopped it before the end."""
     if packed := next((image for image in images if image.tar is not None), None):
-        raise UserError(f"out={kind} writes beside the images, and {on_one_line(packed.name)} lies in a tar: out=FILE")
+        raise UserError(f"out={kind} writes next to the images, and {on_one_line(packed.name)} lies in a tar: out=FILE")
     left = [image for image in images if not beside(image.name, kind).exists()]
     if len(left) < len(images):
         print(f"left alone  {len(images) - len(left):,} images that have a {BESIDE[kind]} file already")

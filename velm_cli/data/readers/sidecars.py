@@ -81,7 +81,7 @@ class Sidecars:
         for files in self._files.values():
             for suffix, name in files.items():
                 if suffix != ".json" and name not in self._used:
-                    beside = "no image has its name" if images else "no image is beside it"
+                    beside = "no image has its name" if images else "no image is next to it"
                     stem = os.path.splitext(name)[0]
                     why = f"{lost[stem]} is not read" if stem in lost else beside
                     yield name, self._spare.get(name, f"a text file of no image: {why}")

@@ -178,7 +178,7 @@ function drawCurves() {
     run, number, points: (run.curves?.validationScore ?? []).map(([step, value]) => [step, scale * value]), style: "strong",
   }));
   const charts = [
-    chart(captions ? "Loss, nats a token" : "Loss", "Thin: training. Bold: validation.", lossLines),
+    chart(captions ? "Loss, nats per token" : "Loss", "Thin: training. Bold: validation.", lossLines),
     chart(`${primary?.label ?? data.primary} in validation${scale === 1 ? "" : `, times ${scale}`}`, captions ? "Greedy captions." : "", scoreLines),
   ].filter(Boolean);
   byId("curves").replaceChildren(...charts);
