@@ -55,6 +55,13 @@ def test_this_tree_beside_itself(tmp_path):
     assert all(len(times) == 2 and min(times) > 0 for of in found["seconds"].values() for times in of.values())
 
 
+def test_captions_of_photos_beside_a_loop_over_transformers(tmp_path):
+    found = bench("bench_caption.py", "--small", "--images", "6", "--rounds", "2", out=tmp_path / "caption.json")
+    assert len(found["rows"]) == 1 and {name: len(times) for name, times in found["seconds"].items()} == {
+        "velm": 2, "loop": 2,
+    }  # fmt: skip
+
+
 def test_a_service_with_and_without_batching(tmp_path):
     found = bench(
         "bench_serve.py", "--small", "--rounds", "1", "--beams", "1", "--soak", "160", out=tmp_path / "serve.json"
