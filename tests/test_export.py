@@ -190,3 +190,20 @@ def test_a_damaged_file_is_noticed(place):
     file.write_bytes(content)
     with pytest.raises(velm_cli.UserError, match="changed since it was written"):
         velm_cli.load("broken", "cpu")
+
+
+def test_an_exported_folder_that_was_changed_is_not_replaced(place, capsys):
+    assert call("export", "checkpoint=runs/train/own", "out=mine") == 0
+    card = Path("mine/README.md")
+    card.write_text("my own words")
+    assert call("export", "checkpoint=runs/train/own", "out=mine") == 2
+    assert "README.md has changed since velm export wrote it" in capsys.readouterr().err
+    assert card.read_text() == "my own words"
+
+
+def test_a_folder_named_through_itself_stays(place):
+    assert call("export", "checkpoint=runs/train/own", "out=again") == 0
+    before = {file.name for file in Path("again").iterdir()}
+    assert call("export", "checkpoint=runs/train/own", "out=again/../again") == 0
+    assert {file.name for file in Path("again").iterdir()} == before
+    assert not list(Path().glob(".again.*")), "nothing is left beside it"

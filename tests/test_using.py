@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -105,7 +106,7 @@ def test_every_form_of_images_and_results(trained, home, monkeypatch, capsys):
     names = sorted(expected)
     with tarfile.open("all.tar", "w") as tar:
         tar.add("photos")
-    Path("list.txt").write_text("\n".join(names[:3]) + "\n")
+    Path("list.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(names[:3]).encode() + b"\r\n")  # as Windows has it
     forms = {
         "images=photos/*[135].jpg": [name for name in names if name[-5] in "135"],
         "images=list.txt": names[:3],
@@ -146,6 +147,46 @@ def test_sidecars_stand_beside_the_images_and_replace_nothing(trained, home, cap
     assert before == {name: Path(name).read_bytes() for name in expected}, "no pixel and no byte of a photo changes"
 
 
+def test_images_of_one_stem_have_sidecars_of_their_own(trained, home):
+    first, second = sorted(Path("photos").glob("*.jpg"))[:2]
+    second.rename(first.with_suffix(".jpeg"))
+    assert call("caption", RUN, f"images=[{first},{first.with_suffix('.jpeg')}]", "out=sidecar") == 0
+    assert Path(f"{first}.txt").exists() and Path(f"{first.with_suffix('.jpeg')}.txt").exists()
+    assert not first.with_suffix(".txt").exists()
+
+
+def test_an_image_that_has_changed_makes_other_work(home, capsys):
+    command = ("caption", RUN, "images=photos", "out=c.json", "page=false")
+    assert call(*command) == 0
+    first, second = sorted(Path("photos").glob("*.jpg"))[:2]
+    shutil.copy(second, first)
+    assert call(*command) == 2 and "was made with another images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", ["./x.tar", "sub//x.tar"])
+def test_a_tar_is_read_however_it_is_named(home, images):
+    Path("sub").mkdir()
+    for place in ("x.tar", "sub/x.tar"):
+        with tarfile.open(place, "w") as tar:
+            tar.add("photos")
+    assert call("caption", RUN, f"images={images}", "out=c.json", "page=false", "limit=3") == 0
+    assert len(json.loads(Path("c.json").read_text())) == 3
+
+
+def test_a_signal_ends_it_with_an_error(home):
+    for copy in range(60):
+        shutil.copytree(home / "photos", home / f"many/{copy}")
+    command = [sys.executable, "-m", "velm_cli", "caption", RUN, "images=many", "out=c.json", "decode.batch_size=16"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    journal = Path("c.json.part")
+    while not (journal.exists() and journal.stat().st_size > 1000):
+        assert process.poll() is None, "it ended before it could be stopped"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1 and "stopped by SIGTERM after" in said and not Path("c.json").exists()
+
+
 def test_the_same_command_is_complete_and_another_replaces_nothing(home, capsys):
     command = ("caption", RUN, "images=photos", "out=c.json", "page=false")
     assert call(*command) == 0
@@ -158,6 +199,10 @@ def test_the_same_command_is_complete_and_another_replaces_nothing(home, capsys)
     Path("c.json").write_text("[]")
     assert call(*command, "fresh=true") == 2 and Path("c.json").read_text() == "[]"
     assert "is not as velm wrote it" in capsys.readouterr().err
+    Path("d.json.refused.jsonl").write_text("mine\n")
+    assert call("caption", RUN, "images=photos", "out=d.json") == 2 and not Path("d.json").exists()
+    Path("e.json.part").write_text("{")
+    assert call("caption", RUN, "images=photos", "out=e.json") == 2 and Path("e.json.part").read_text() == "{"
     Path("mine.csv").write_text("mine\n")
     assert call("caption", RUN, "images=photos", "out=mine.csv") == 2 and Path("mine.csv").read_text() == "mine\n"
 
@@ -285,7 +330,7 @@ def test_search_is_exact_and_an_index_goes_on(trained, home, monkeypatch, capsys
         file.write(b"torn by a kill")
     assert call("search", "index=idx", "images=photos") == 0
     said = capsys.readouterr().out
-    assert "index       idx  8 images, 3 of them new" in said and "refused     photos/cut.jpg: truncated" in said
+    assert "index       idx  8 images, 3 of them new" in said and "photos/cut.jpg: truncated" in said
 
     model = velm_cli.load("runs/train/tiny")
     vectors = model.embed_images(names)
@@ -295,12 +340,19 @@ def test_search_is_exact_and_an_index_goes_on(trained, home, monkeypatch, capsys
     best = [names[place] for place in np.argsort(-cosines)]
     assert call("search", "index=idx", f"query={query}", "top=6", "out=found.json") == 0
     rows = json.loads(Path("found.json").read_text())
-    assert [row["image"] for row in rows] == best[:6] and [row["rank"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["image"] for row in rows] == [os.path.abspath(name) for name in best[:6]] and [
+        row["rank"] for row in rows
+    ] == [1, 2, 3, 4, 5, 6]
     np.testing.assert_allclose([row["cosine"] for row in rows], sorted(cosines)[::-1][:6], atol=2e-3)
     assert Path("found.html").exists()
     capsys.readouterr()
     assert call("search", "index=idx", f"image={names[4]}", "top=1") == 0
-    assert capsys.readouterr().out.split() == ["1.000", names[4]]
+    assert capsys.readouterr().out.split() == ["1.000", os.path.abspath(names[4])]
+    shutil.copy(names[0], names[4])  # another image of the same name is embedded again
+    assert call("search", "index=idx", "images=photos", f"image={names[0]}", "top=9", "out=now.json") == 0
+    assert "8 images, 1 of them new" in capsys.readouterr().out
+    found = [row["image"] for row in json.loads(Path("now.json").read_text())]
+    assert set(found[:2]) == {os.path.abspath(names[0]), os.path.abspath(names[4])} and len(set(found)) == 8
     assert call("search", "index=idx") == 2 and call("search", "index=none", "query=a") == 2
     assert "is no index: make one with velm search" in capsys.readouterr().err
     (home / "idx/images.jsonl").write_text(
@@ -349,6 +401,38 @@ def test_what_is_no_image_is_said(home, image, said):
         model.answer("photos", "what?")
     with pytest.raises(velm_cli.UserError, match="beams=0"):
         model.caption("x.jpg", beams=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"top_p": 0.0, "n": 2}, "top_p=0: must be at least"),
+        ({"temperature": 0, "n": 2}, "temperature=0: must be at least"),
+        ({"length_penalty": float("nan")}, "length_penalty=nan: must be a number"),
+        ({"length_penalty": "x"}, "length_penalty='x': must be a number"),
+        ({"batch_size": 0}, "batch_size=0: must be a whole number"),
+        ({"seed": -1}, "seed=-1: must be a whole number, at least 0"),
+        ({"prompt": None}, "prompt: give a text"),
+        ({"prompt": "\ud800"}, "is no text that UTF-8 can hold"),
+    ],
+)
+def test_options_out_of_bounds_are_said(home, options, said):
+    with pytest.raises(velm_cli.UserError, match=re.escape(said)):
+        velm_cli.load("runs/train/tiny").caption("photos", **options)
+
+
+def test_what_is_neither_image_nor_text_is_said(home):
+    model = velm_cli.load("runs/train/tiny")
+    for given in (None, 3, "a\0b.jpg"):
+        with pytest.raises(velm_cli.UserError):
+            model.caption(given)
+    with pytest.raises(velm_cli.UserError, match="an open file"), next(Path("photos").iterdir()).open("rb") as file:
+        model.caption(file)
+    for texts in (None, 5, [None], "\ud800"):
+        with pytest.raises(velm_cli.UserError):
+            model.embed_texts(texts)
+    with pytest.raises(velm_cli.UserError):
+        velm_cli.load("runs/train/tiny", device="meta")
 
 
 def test_a_prompt_is_read_before_the_first_word(trained, home):

@@ -43,7 +43,7 @@ def written_whole(out: Path, about: dict[str, Any]) -> Iterator[Path]:
     UserError where `out` is anything else than absent, empty or an exported folder as `velm export` left it.
     """
     refuse_others(out)
-    out = out.absolute()
+    out = out.resolve()  # or out=X/../X would be renamed through the folder that has just been moved
     part, old = (out.with_name(f".{out.name}.{unique()}.part") for _ in range(2))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,9 @@ def refuse_others(out: Path) -> None:
         raise UserError(f"out={out} is not empty, and velm export did not write it: name another folder")
     known = about.get("files")
     strange = sorted(set(names) - {FILE, *(known if isinstance(known, dict) else ())})
+    changed = sorted(name for name, digest in (known or {}).items() if name in names and sha256(out / name) != digest)
+    if changed and not strange:
+        raise UserError(f"out={out}: {changed[0]} has changed since velm export wrote it: name another folder")
     if strange:
         raise UserError(f"out={out} also holds {strange[0]}, which velm export did not write: name another folder")
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from velm_cli.engine.device import pick_device
 from velm_cli.errors import UserError
-from velm_cli.schema import Device
+from velm_cli.schema import DecodeConfig, Device
+from velm_cli.schema.bounds import out_of_bounds
 
 
 class Decoding(TypedDict, total=False):
@@ -40,10 +41,43 @@ def is_one(images: Any) -> bool:
     return isinstance(images, (str, Path, bytes, Image.Image, np.ndarray))
 
 
-def whole(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"{name}={value!r}: must be a whole number, at least 1")
+def several(images: Any) -> Iterable[Any]:
+    """Of what is not one image. UserError where it is no collection of images either."""
+    if hasattr(images, "read"):
+        raise UserError("an open file is not taken for an image: give its path, or the bytes of file.read()")
+    if not isinstance(images, Iterable):
+        raise UserError(f"{type(images).__name__} is no image and no collection of images")
+    return images
+
+
+def text_of(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{name}: give a text, not {type(value).__name__}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name}: {value[:40]!r} is no text that UTF-8 can hold") from None
     return value
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise UserError(f"{name}={value!r}: must be a whole number, at least {least}")
+    return int(value)
+
+
+def decoding(**options: Any) -> DecodeConfig:
+    """UserError, with a line for each, for options that are no numbers or out of bounds, as on the command line."""
+    for name in ("beams", "max_length", "batch_size"):
+        whole(name, options[name])
+    for name in ("length_penalty", "top_p", "temperature"):
+        value = options.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            raise UserError(f"{name}={value!r}: must be a number")
+    how = DecodeConfig(**options)
+    if problems := list(out_of_bounds(how)):
+        raise UserError("\n".join(problems))
+    return how
 
 
 def choice(name: str, value: Any, choices: type[Any]) -> Any:
@@ -53,11 +87,14 @@ def choice(name: str, value: Any, choices: type[Any]) -> Any:
         raise UserError(f"{name}={value!r}: one of {', '.join(each.value for each in choices)}") from None
 
 
-def device_of(name: str) -> torch.device:
+def device_of(name: Any) -> torch.device:
+    text_of("device", name)
     if name in {each.value for each in Device}:
         return pick_device(Device(name))
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
         torch.zeros(1, device=device)
         return device
     except (RuntimeError, AssertionError) as error:

@@ -67,8 +67,8 @@ def _stored(form: Form, source: Path | bytes | ImageRefused) -> bytes | ImageRef
         return source if isinstance(source, ImageRefused) else form.stored(source)
     except ImageRefused as refusal:
         return refusal
-    except OSError as error:
-        return ImageRefused(f"unreadable: {error.strerror or error}")
+    except (OSError, ValueError) as error:  # ValueError: no path has a null byte
+        return ImageRefused(f"unreadable: {getattr(error, 'strerror', None) or error}")
 
 
 def _sources(images: Iterable[Listed]) -> Iterator[Path | bytes | ImageRefused]:
@@ -76,8 +76,7 @@ def _sources(images: Iterable[Listed]) -> Iterator[Path | bytes | ImageRefused]:
         if tar is None:
             yield from (image.path for image in some)
             continue
-        wanted = [image.name.removeprefix(f"{tar}/") for image in some]
-        yield from _members(tar, wanted)
+        yield from _members(tar, [image.member for image in some])
 
 
 def _members(tar: Path, wanted: Sequence[str]) -> Iterator[bytes | ImageRefused]:

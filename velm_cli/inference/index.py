@@ -46,6 +46,9 @@ class Index:
                 self.about: dict[str, Any] = unsealed(json.loads(next(file)))["about"]
                 rows = [row for line in file for row in _rows(line)]
             self.images = [row["image"] for row in rows if "refused" not in row]
+            last = {image: number for number, image in enumerate(self.images)}
+            # Of an image that has changed since, the vector from before is no longer of anything.
+            self._stale_N = np.array([last[image] != number for number, image in enumerate(self.images)], bool)
             width = int(self.about["width"])
             self._vectors_NE = np.memmap(folder / VECTORS, FLOAT, "r", shape=(len(self.images), width))
         except FileNotFoundError:
@@ -55,15 +58,20 @@ class Index:
         except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
             raise UserError(f"index={folder} is damaged ({error}): make it again in another folder") from None
 
+    def __len__(self) -> int:
+        """Images that can be found."""
+        return len(self.images) - int(self._stale_N.sum())
+
     def nearest(self, vector_E: np.ndarray, k: int) -> list[Near]:
         """The k images of the largest cosines, best first; exact, in blocks of fixed memory. Ties go by order."""
         best, number = np.full(0, -np.inf, np.float32), np.zeros(0, np.int64)
         query_E = vector_E.astype(np.float32)
         for start in range(0, len(self.images), BLOCK):
             cosines = self._vectors_NE[start : start + BLOCK] @ query_E
+            cosines[self._stale_N[start : start + BLOCK]] = -np.inf
             best = np.concatenate([best, cosines])
             number = np.concatenate([number, np.arange(start, start + len(cosines))])
-            kept = np.argsort(-best, kind="stable")[:k]
+            kept = np.argsort(-best, kind="stable")[: min(k, len(self))]
             best, number = best[kept], number[kept]
         return [Near(self.images[n], float(cosine)) for n, cosine in zip(number.tolist(), best.tolist(), strict=True)]
 
@@ -73,11 +81,12 @@ class Builder:
 
     def __init__(self, journal: Journal, vectors: Any) -> None:
         self._journal, self._vectors = journal, vectors
+        # What was refused is tried again: a file may have been copied only in part, or a disk have failed.
+        self._stamps = {row["image"]: row.get("stamp") for row in journal.rows() if "refused" not in row}
 
-    @property
-    def done(self) -> set[str]:
-        """Images that are in it, or were refused."""
-        return self._journal.done
+    def has(self, name: str, stamp: str) -> bool:
+        """Whether it has this image as it is now."""
+        return self._stamps.get(name) == stamp
 
     def add(self, rows: Sequence[Row], vectors_NE: np.ndarray) -> None:
         """A chunk: its rows, and the vectors of those that were not refused."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import sys
@@ -27,10 +28,20 @@ class Listed(NamedTuple):
 
     name: str
     tar: Path | None = None  # None: `name` is the path
+    member: str = ""  # its name in the tar
 
     @property
     def path(self) -> Path:
         return self.tar or Path(self.name)
+
+    @property
+    def stamp(self) -> str:
+        """Which file it is, and as of when: what was made of it is of no use once this has changed."""
+        try:
+            found = os.stat(self.path)
+        except (OSError, ValueError):
+            return "absent"
+        return f"{os.path.abspath(self.path)} {found.st_size} {found.st_mtime_ns}"
 
 
 def listed_images(value: Any, option: str = "images") -> list[Listed]:
@@ -62,7 +73,7 @@ def _part(part: str, option: str) -> Iterator[Listed]:
                 if (suffix in IMAGE_EXTENSIONS or suffix in NOT_PHOTOS) and not name.startswith("."):
                     yield Listed(os.path.join(folder, name))
     elif path.suffix.lower() == ".tar" and path.is_file():
-        yield from (Listed(f"{part}/{name}", path) for name, _ in tar_images(path, ()))
+        yield from (Listed(f"{part}/{name}", path, name) for name, _ in tar_images(path, ()))
     elif path.suffix.lower() in TEXT_LISTS and path.is_file():
         yield from _lines(path.read_bytes(), part)
     elif os.path.lexists(path):
@@ -77,8 +88,8 @@ def _part(part: str, option: str) -> Iterator[Listed]:
 
 def _lines(content: bytes, where: str) -> Iterator[Listed]:
     # Names of files are bytes; what is no UTF-8 is found all the same.
-    for line in content.decode("utf-8", "surrogateescape").splitlines():
-        name = line.strip()
+    for line in content.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape").split("\n"):
+        name = line.strip(" \t\r")
         if "\0" in name:
             raise UserError(f"{where} is no list of paths: it holds binary data")
         if name:

@@ -20,7 +20,17 @@ from velm_cli.engine.device import autocast, pick_precision
 from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able, load_able
 from velm_cli.inference.answering import Asked, answered
-from velm_cli.inference.arguments import Decoding, choice, device_of, in_chunks, is_one, whole
+from velm_cli.inference.arguments import (
+    Decoding,
+    choice,
+    decoding,
+    device_of,
+    in_chunks,
+    is_one,
+    several,
+    text_of,
+    whole,
+)
 from velm_cli.inference.attribution import attention_of
 from velm_cli.inference.examples import Given, Tokenised
 from velm_cli.inference.pictures import Form, Picture, content_of, stored
@@ -129,18 +139,19 @@ class Model:
         """
         self.needs("caption")
         drawn = DecodeMethod.beam if n is None else DecodeMethod.nucleus
-        how = DecodeConfig(
+        how = decoding(
             method=drawn,
-            beams=whole("beams", beams) if n is None else 1,
-            max_length=whole("max_length", max_length),
+            beams=beams if n is None else 1,
+            max_length=max_length,
             length_penalty=length_penalty,
             top_p=top_p,
             temperature=temperature,
-            batch_size=whole("batch_size", batch_size),
+            batch_size=batch_size,
         )
+        whole("seed", seed, least=0), text_of("prompt", prompt)
         count = 1 if n is None else whole("n", n)
         alone = is_one(images)
-        pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
+        pictures = [images] if alone else several(images)
         found: list[Any] = []
         with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
             together = decoded_together(len(pictures), how.batch_size) if isinstance(pictures, Sized) else TOGETHER
@@ -195,8 +206,8 @@ class Model:
         """
         self.needs("vqa")
         alone = is_one(image) and isinstance(question, str)
-        images: list[Any] = [image] if is_one(image) else list(image)  # type: ignore[arg-type]
-        questions = [question] if isinstance(question, str) else list(question)
+        images: list[Any] = [image] if is_one(image) else list(several(image))
+        questions = [question] if isinstance(question, str) else list(several(question))
         if len(images) == 1 and len(questions) > 1:
             image_of = [0] * len(questions)
         elif len(questions) == 1:
@@ -205,11 +216,10 @@ class Model:
             image_of = list(range(len(images)))
         else:
             raise UserError(f"{len(images)} images and {len(questions)} questions: give one of either, or pairs")
-        how = DecodeConfig(
-            beams=whole("beams", beams),
-            max_length=whole("max_length", max_length),
-            batch_size=whole("batch_size", batch_size),
-        )
+        for each in (*questions, *(choices or ())):
+            text_of("question" if each in questions else "choices", each)
+        how = decoding(beams=beams, max_length=max_length, batch_size=batch_size)
+        whole("probabilities", probabilities, least=0)
         jpegs = [self.stored(each) for each in images]
         found = self.answers_of(jpegs, questions, image_of, how, choices=choices, probabilities=probabilities)
         return found[0] if alone else found
@@ -261,12 +271,12 @@ class Model:
     ) -> np.ndarray:
         """Unit vectors, float32: [E] of one image, [N, E] of several. Their products with texts' are cosines."""
         self.needs("retrieve")
-        alone = is_one(images)
-        pictures: Iterable[Any] = [images] if alone else images  # type: ignore[list-item, assignment]
+        alone, at_once = is_one(images), whole("batch_size", batch_size)
+        pictures = [images] if alone else several(images)
         parts = []
         with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
             for some in in_chunks(pictures, TOGETHER):
-                parts.append(self.embeddings_of(list(pool.map(self.stored, some)), batch_size))
+                parts.append(self.embeddings_of(list(pool.map(self.stored, some)), at_once))
                 bar.update(len(parts[-1]))
         found = np.concatenate(parts) if parts else np.zeros((0, self.width), np.float32)
         return found[0] if alone else found
@@ -285,7 +295,7 @@ class Model:
         """Unit vectors, float32: [E] of one text, [N, E] of several."""
         self.needs("retrieve")
         alone = isinstance(texts, str)
-        listed = [texts] if alone else list(texts)
+        listed = [text_of("texts", text) for text in ([texts] if alone else several(texts))]
         learner: Any = self._able.learner
         parts = [np.zeros((0, self.width), np.float32)]
         with torch.no_grad(), self._autocast():

@@ -78,7 +78,7 @@ def stored(picture: Picture, form: Form) -> bytes:
     """As `Form.stored`, of an image however it is given; UserError names it and says why it cannot be used."""
     try:
         return form.stored(source_of(picture))
-    except (ImageRefused, OSError) as error:
+    except (ImageRefused, OSError, ValueError) as error:  # ValueError: no path has a null byte
         reason = error.strerror or error if isinstance(error, OSError) else error
         raise UserError(f"{name_of(picture)} cannot be used: {reason}") from None
 

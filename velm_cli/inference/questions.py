@@ -45,7 +45,9 @@ def _rows(path: Path, named: str) -> Iterator[Any]:
     suffix = path.suffix.lower()
     if suffix == ".json":
         whole = parse_json(read_bytes(path), named)
-        yield from whole.get("questions", []) if isinstance(whole, dict) else whole if isinstance(whole, list) else ()
+        yield from (
+            (whole.get("questions") or ()) if isinstance(whole, dict) else whole if isinstance(whole, list) else ()
+        )
     elif suffix == ".jsonl":
         yield from (item for _, item in json_lines(path, refused))
     elif suffix == ".csv":
@@ -60,4 +62,5 @@ def _rows(path: Path, named: str) -> Iterator[Any]:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    """Whether it is some text, and of characters that UTF-8 has."""
+    return isinstance(value, str) and bool(value.strip()) and value == value.encode("utf-8", "replace").decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,18 +65,20 @@ def _cell(value: Any) -> Any:
     return f"'{text}" if isinstance(text, str) and text[:1] in "=+-@\t\r" and text else text
 
 
-def beside(image: str, kind: str) -> Path:
-    """The file beside an image that holds its caption."""
-    return Path(image).with_suffix(BESIDE[kind])
+def beside(images: Sequence[str], kind: str) -> dict[str, Path]:
+    """The file beside each image that holds its caption: a.txt of a.jpg; where a.png lies beside, a.jpg.txt."""
+    plain = {image: Path(image).with_suffix(BESIDE[kind]) for image in images}
+    shared = Counter(plain.values())
+    return {image: file if shared[file] == 1 else Path(f"{image}{BESIDE[kind]}") for image, file in plain.items()}
 
 
-def write_beside(image: str, text: str, kind: str) -> None:
+def write_beside(file: Path, text: str, kind: str) -> None:
     """The caption in a file of its own: the text and a line end, or an XMP packet with it as the description.
 
     XMP (ISO 16684-1) in a sidecar leaves the photo's own file as it is; photo software reads both as one.
     """
     content = f"{text}\n" if kind == "sidecar" else XMP.format(text=escape(text))
-    write_bytes(beside(image, kind), [content.encode()])
+    write_bytes(file, [content.encode()])
 
 
 XMP = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>

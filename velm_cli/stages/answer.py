@@ -50,7 +50,7 @@ def run(config: AnswerRoot) -> None:
     chunk = decoded_together(len(images), config.decode.batch_size)
     with model.ready():
         if output is None:
-            using.printed(images, model, answered, "answer", chunk=chunk, workers=config.workers)
+            using.printed(images, model, answered, lambda row: _told(config, row), chunk=chunk, workers=config.workers)
             return
         questions = [f"{each.image}\n{each.text}\n{each.id}" for image in images for each in asked[image.name]]
         using.written(
@@ -60,7 +60,7 @@ def run(config: AnswerRoot) -> None:
             {
                 "stage": "answer",
                 "weights": model.sha256,
-                "questions": using.digest_of_names(questions),
+                "questions": using.digest_of(images, questions),
                 "choices": config.choices,
                 "probabilities": config.probabilities,
                 "decode": using.plain(config.decode),
@@ -96,6 +96,12 @@ def _row(question: Question, found: Any) -> Row:
     if isinstance(found, dict):
         return row | {"answer": next(iter(found)), "probabilities": {text: round(p, 6) for text, p in found.items()}}
     return row | {"answer": found}
+
+
+def _told(config: AnswerRoot, row: Row) -> list[str]:
+    """Of a row on the console: the question, where there are several, the answer, and probabilities where asked for."""
+    shares = [f"{text} {share:.3f}" for text, share in row.get("probabilities", {}).items()]
+    return [*([row["question"]] if config.questions is not None else []), *(shares or [row["answer"]])]
 
 
 def _shown(config: AnswerRoot, rows: Sequence[Row]) -> Evaluated:

@@ -33,7 +33,7 @@ def run(config: CaptionRoot) -> None:
     chunk = decoded_together(len(images), config.decode.batch_size)  # as velm eval does, for the same words
     with model.ready():
         if config.out is None:
-            using.printed(images, model, captioned, "caption", chunk=chunk, workers=config.workers)
+            using.printed(images, model, captioned, lambda row: [row["caption"]], chunk=chunk, workers=config.workers)
         elif output is None:
             using.beside_images(
                 images, model, config.out, captioned, "caption", chunk=chunk, workers=config.workers, doing="captions"
@@ -60,7 +60,7 @@ def _about(config: CaptionRoot, weights: str, images: Sequence[Listed]) -> dict[
     return {
         "stage": "caption",
         "weights": weights,
-        "images": using.digest_of_names([image.name for image in images]),
+        "images": using.digest_of(images),
         "prompt": config.prompt,
         "seed": config.seed,
         "decode": using.plain(config.decode),

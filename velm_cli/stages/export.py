@@ -37,7 +37,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 def run(config: ExportRoot) -> float:
     """Write `config.out`; its size in MB."""
     out, home = Path(config.out), configs.run_folder_of(config.checkpoint)
-    if out.absolute() == home.absolute():
+    if out.resolve() == home.resolve():
         raise UserError(f"out={out} is the folder that is exported: name another one")
     refuse_others(out)
     trained = configs.load_run_config(config.checkpoint)

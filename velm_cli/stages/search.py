@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from velm_cli.engine.signals import stop_on_signals
-from velm_cli.errors import UserError, on_one_line, visible
+from velm_cli.errors import StageError, UserError, on_one_line, visible
 from velm_cli.inference.bulk import rows_of, shown_refusals
 from velm_cli.inference.index import Index, Near, building
 from velm_cli.inference.journal import Row
@@ -31,8 +32,8 @@ def run(config: SearchRoot) -> None:
     checkpoint = config.checkpoint or Index(folder).about.get("checkpoint")
     model = using.loaded(str(checkpoint), config.run)
     model.needs("retrieve")
-    if config.images is not None and not _embedded(config, folder, model, str(checkpoint)):
-        return
+    if config.images is not None:
+        _embed(config, folder, model, str(checkpoint))
     if config.query is None and config.image is None:
         return
     index = Index(folder)
@@ -56,9 +57,10 @@ def _refuse(config: SearchRoot) -> None:
         raise UserError("checkpoint is not set: velm search index=FOLDER checkpoint=RUN images=FOLDER")
 
 
-def _embedded(config: SearchRoot, folder: Path, model: Model, checkpoint: str) -> bool:
-    """Add the images to the index; False when a signal has stopped it before the end."""
-    images = listed_images(config.images)
+def _embed(config: SearchRoot, folder: Path, model: Model, checkpoint: str) -> None:
+    """Add the images to the index. StageError when a signal has stopped it before the end."""
+    # An index outlives the folder that it was made from.
+    images = [each._replace(name=os.path.abspath(each.name)) for each in listed_images(config.images)]
     about = {"checkpoint": str(Path(checkpoint).resolve()), "weights": model.sha256, "width": model.width}
     if folder.exists() and (folder / "images.jsonl").exists():  # the run may have moved since
         about["checkpoint"] = Index(folder).about.get("checkpoint", about["checkpoint"])
@@ -70,20 +72,20 @@ def _embedded(config: SearchRoot, folder: Path, model: Model, checkpoint: str) -
         return [[{"image": image.name}] for image in some]
 
     with building(folder, about) as builder, stop_on_signals() as stop:
-        left = [image for image in images if image.name not in builder.done]
+        stamps = {image.name: image.stamp for image in images}
+        left = [image for image in images if not builder.has(image.name, stamps[image.name])]
         with tqdm(total=len(images), initial=len(images) - len(left), unit="image", desc="embed", disable=None) as bar:
             for rows in rows_of(left, model.form, embedded, chunk=CHUNK, workers=config.workers):
+                rows = [{**row, "stamp": stamps[row["image"]]} for row in rows]
                 builder.add(rows, np.concatenate(vectors) if vectors else np.zeros((0, model.width)))
                 vectors.clear()
                 refused += [row for row in rows if "refused" in row]
                 bar.update(len(rows))
                 if stop:
-                    print(f"stopped by {stop.signal_name}; the same command goes on")
-                    return False
-    print(f"index       {folder}  {len(Index(folder).images):,} images, {len(left) - len(refused):,} of them new")
+                    raise StageError(f"stopped by {stop.signal_name}; the same command goes on")
+    print(f"index       {folder}  {len(Index(folder)):,} images, {len(left) - len(refused):,} of them new")
     for line in shown_refusals(refused, most=20):
         print(visible(line))
-    return True
 
 
 def _write(config: SearchRoot, model: Model, found: Sequence[Near]) -> None:

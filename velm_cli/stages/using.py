@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from velm_cli import __version__
 from velm_cli.engine.device import pick_device, prepare
 from velm_cli.engine.signals import StopRequest, stop_on_signals
-from velm_cli.errors import UserError, on_one_line, visible
+from velm_cli.errors import StageError, UserError, on_one_line, visible
 from velm_cli.files import read_sealed, sealed, sha256, write_json
 from velm_cli.inference.bulk import Predict, rows_of, shown_refusals, told
 from velm_cli.inference.journal import Row, open_journal
@@ -72,17 +73,17 @@ class Output:
 
     def made_before(self, about: Mapping[str, Any], fresh: bool) -> bool:
         """Whether the file is there, of the same work. UserError where it is of other work, or is not velm's."""
-        if not self.path.exists():
+        if not self.path.exists() and not (self.about.exists() or self.refused.exists()):
             return False
         try:
             made = read_sealed(self.about)
         except (OSError, ValueError):
             made = {}
-        if made.get("made_by") != "velm" or made.get("sha256") != sha256(self.path):
-            raise UserError(
-                f"out={self.path} is there, and is not as velm wrote it: give another name, nothing was changed"
-            )
-        if fresh:
+        here = self.path.exists()
+        if made.get("made_by") != "velm" or (here and made.get("sha256") != sha256(self.path)):
+            first = next(file for file in (self.path, self.about, self.refused) if file.exists())
+            raise UserError(f"{first} is there, and is not as velm wrote it: give another out=, nothing was changed")
+        if fresh or not here:
             return False
         if made.get("about") != dict(about):
             before = made.get("about")
@@ -99,12 +100,12 @@ def plain(options: Any) -> dict[str, Any]:
     return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(options).items()}
 
 
-def digest_of_names(names: Sequence[str]) -> str:
-    """What stands for a list of images where two commands are compared."""
+def digest_of(images: Sequence[Listed], asked: Sequence[str] = ()) -> str:
+    """What stands for images, and what is asked about them, where two commands are compared."""
     digest = hashlib.sha256()
-    for name in names:
-        digest.update(json.dumps(name).encode() + b"\n")
-    return f"{len(names)} images, sha256 {digest.hexdigest()[:16]}"
+    for text in (*(part for image in images for part in (image.name, image.stamp)), *asked):
+        digest.update(json.dumps(text).encode() + b"\n")
+    return f"{len(images)} images, sha256 {digest.hexdigest()[:16]}"
 
 
 def written(
@@ -121,14 +122,14 @@ def written(
     doing: str,
     page: Callable[[Sequence[Row]], Evaluated] | None,
     page_images: int,
-) -> bool:
-    """Predict all images into the output's files; False when a signal has stopped it before the end.
+) -> None:
+    """Predict all images into the output's files. StageError when a signal has stopped it before the end.
 
     A kill loses `chunk` images at most: the same command goes on. `page`: what the page shows of these rows.
     """
     if output.made_before(about, fresh):
         print(f"complete    {output.path}  (fresh=true makes it again)")
-        return True
+        return
     with open_journal(output.journal, about, fresh=fresh) as journal, stop_on_signals() as stop:
         left = [image for image in images if image.name not in journal.done]
         if len(left) < len(images):
@@ -139,8 +140,9 @@ def written(
                 bar.update(len({row["image"] for row in rows}))
         if stop:
             done = len({row["image"] for row in journal.rows()})
-            print(f"stopped by {stop.signal_name} after {done:,} of {len(images):,} images; the same command goes on")
-            return False
+            raise StageError(
+                f"stopped by {stop.signal_name} after {done:,} of {len(images):,} images; the same command goes on"
+            )
         refused = [dict(row) for row in journal.rows() if "refused" in row]
         write_results(output.path, told(journal.rows(), columns), columns)
         if refused:
@@ -152,7 +154,6 @@ def written(
         if page is not None:
             write_page_of(output.page, images, journal.rows(), page, page_images, model)
         journal.path.unlink()
-    return True
 
 
 def write_about(output: Output, about: Mapping[str, Any], *, images: int, refused: int) -> None:
@@ -218,11 +219,12 @@ def beside_images(
     chunk: int,
     workers: int,
     doing: str,
-) -> bool:
-    """Write a file beside each image that has none yet; False when a signal has stopped it before the end."""
+) -> None:
+    """Write a file beside each image that has none yet. StageError when a signal has stopped it before the end."""
     if packed := next((image for image in images if image.tar is not None), None):
         raise UserError(f"out={kind} writes next to the images, and {on_one_line(packed.name)} lies in a tar: out=FILE")
-    left = [image for image in images if not beside(image.name, kind).exists()]
+    files = beside([image.name for image in images], kind)
+    left = [image for image in images if not os.path.lexists(files[image.name])]
     if len(left) < len(images):
         print(f"left alone  {len(images) - len(left):,} images that have a {BESIDE[kind]} file already")
     refused: list[Row] = []
@@ -230,31 +232,38 @@ def beside_images(
     with stop_on_signals() as stop, tqdm(total=len(left), unit="image", desc=doing, disable=None) as bar:
         for rows in _until(stop, rows_of(left, model.form, predict, chunk=chunk, workers=workers)):
             for row in rows:
+                file = files[row["image"]]
                 if "refused" in row:
                     refused.append(row)
-                else:
-                    write_beside(row["image"], row[column], kind)
+                elif not os.path.lexists(file):  # somebody may have written one meanwhile
+                    write_beside(file, row[column], kind)
                     new += 1
             bar.update(len(rows))
     if stop:
-        print(f"stopped by {stop.signal_name}; the same command goes on")
-        return False
+        raise StageError(f"stopped by {stop.signal_name}; the same command goes on")
     print(f"written     {new:,} {BESIDE[kind]} files")
     for line in shown_refusals(refused, most=20):
         print(visible(line))
-    return True
 
 
-def printed(images: Sequence[Listed], model: Model, predict: Predict, column: str, *, chunk: int, workers: int) -> None:
-    """To standard output: what is said of the image, or of each, behind its name."""
+def printed(
+    images: Sequence[Listed],
+    model: Model,
+    predict: Predict,
+    told: Callable[[Row], Sequence[str]],
+    *,
+    chunk: int,
+    workers: int,
+) -> None:
+    """To standard output: what is `told` of the image, or of each, behind its name; parts stand behind tabs."""
     refused: list[Row] = []
     for rows in rows_of(images, model.form, predict, chunk=chunk, workers=workers):
         for row in rows:
             if "refused" in row:
                 refused.append(row)
             else:
-                text = on_one_line(row[column])
-                print(text if len(images) == 1 else f"{on_one_line(row['image'])}\t{text}", flush=True)
+                parts = told(row) if len(images) == 1 else (row["image"], *told(row))
+                print("\t".join(map(on_one_line, parts)), flush=True)
     if refused:
         one = len(images) == 1
         lines = [f"{row['image']}: {row['refused']}" for row in refused]
