@@ -51,6 +51,8 @@ def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precisi
     `device`: auto (CUDA, else Metal, else the CPU), cpu, cuda, cuda:1, mps. `precision`: auto (bf16 where the hardware
     multiplies it faster), fp32 or bf16. Raises UserError, in one line, for whatever is wrong with the checkpoint.
     """
+    if not isinstance(checkpoint, (str, Path)):
+        raise UserError(f"checkpoint: give a path, not {type(checkpoint).__name__}")
     where = device if isinstance(device, torch.device) else device_of(device)
     how = pick_precision(choice("precision", precision, Precision), where)
     return Model(load_able(checkpoint, where), how)
@@ -262,6 +264,7 @@ class Model:
 
     def attention_of(self, jpeg: bytes, text: str, *, question: str | None = None, method: str = "auto") -> Attention:
         """As `attention`, of an image in the form of the store."""
+        text_of("text", text), text_of("question", question or "")
         return attention_of(self._able, jpeg, text, question, method, self.device)
 
     # ------------------------------------------------------------------------------------ embeddings

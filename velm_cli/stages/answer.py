@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from velm_cli.errors import UserError
+from velm_cli.inference.arguments import text_of
 from velm_cli.inference.journal import Row
 from velm_cli.inference.listing import Listed, listed_images
 from velm_cli.inference.model import Model
@@ -24,6 +25,8 @@ COLUMNS = ("question_id", "image", "question", "answer", "probabilities")
 def run(config: AnswerRoot) -> None:
     if (config.question is None) == (config.questions is None):
         raise UserError('give question="..." for all images, or questions=FILE with image and question in each row')
+    for text in (config.question or "", *(config.choices or ())):
+        text_of("question, choices", text)
     asked: dict[str, list[Question]] = defaultdict(list)
     if config.questions is not None:
         for each in read_questions(config.questions, config.images):

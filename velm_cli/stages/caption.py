@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from velm_cli.inference.arguments import text_of
 from velm_cli.inference.journal import Row
 from velm_cli.inference.listing import Listed, listed_images
 from velm_cli.inference.results import BESIDE
@@ -18,6 +19,7 @@ COLUMNS = ("image", "caption")
 
 
 def run(config: CaptionRoot) -> None:
+    text_of("prompt", config.prompt)
     images = listed_images(config.images)[: config.limit or None]
     output = None if config.out is None or config.out in BESIDE else using.Output.of(config.out)
     model = using.loaded(config.checkpoint, config.run)

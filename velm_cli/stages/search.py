@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError, on_one_line, visible
+from velm_cli.inference.arguments import text_of
 from velm_cli.inference.bulk import rows_of, shown_refusals
 from velm_cli.inference.index import Index, Near, building
 from velm_cli.inference.journal import Row
@@ -28,6 +29,7 @@ COLUMNS = ("rank", "image", "cosine")
 
 def run(config: SearchRoot) -> None:
     _refuse(config)
+    text_of("query", config.query or "")
     folder = Path(config.index)
     checkpoint = config.checkpoint or Index(folder).about.get("checkpoint")
     model = using.loaded(str(checkpoint), config.run)

@@ -49,7 +49,10 @@ class Output:
         path = Path(out)
         if path.is_dir():
             raise UserError(f"out={out} is a folder: give the name of a file")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"out={out} cannot be written: {error.strerror}") from error
         return Output(path)
 
     @property
@@ -192,7 +195,7 @@ def write_page_of(
         print(f"note: {path} is there and is no page of velm's, so none was written")
         return
     shown = list(islice((row for row in rows if "refused" not in row), most))
-    if not shown:
+    if not shown or not images:
         return
     pictures: dict[int | str, Picture] = {}
     by_name = {image.name: image for image in images}
@@ -202,10 +205,10 @@ def write_page_of(
         pictures.update((image.name, Picture(thumbnail(jpeg))) for image, jpeg in zip(some, jpegs, strict=True))
         return [[] for _ in some]
 
-    for _ in rows_of(wanted, model.form, seen, chunk=len(wanted)):
+    for _ in rows_of(wanted, model.form, seen, chunk=max(1, len(wanted))):
         pass
     write_page(path, [page(shown)], pictures, title=path.stem, columns=())
-    more = f", of the first {most:,} images" if len(shown) == most else ""
+    more = f", of the first {most:,} images" if len(images) > len(wanted) else ""
     print(f"page        {path}{more}")
 
 
