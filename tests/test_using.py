@@ -241,6 +241,30 @@ def test_a_kill_loses_a_chunk_at_most_and_each_image_is_captioned_once(trained, 
     assert all(row["caption"] == expected[f"photos/{Path(row['image']).name}"] for row in rows)
 
 
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_kill_before_the_file_is_in_its_place(home, monkeypatch, replaces):
+    """Its note is there then, and it is not: the same command goes on, also where it replaces an older one."""
+    command = ("caption", RUN, "images=photos", "out=c.json", "page=false")
+    if replaces:
+        assert call(*command, "prompt=a") == 0
+        command = (*command, "fresh=true")
+    replace = os.replace
+
+    def dies(source, target):
+        if str(target) == "c.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("velm_cli.files.os.replace", dies)
+        assert call(*command) == 130
+    assert Path("c.json").exists() is replaces and Path("c.json.about.json").exists()
+    assert call(*(word for word in command if word != "fresh=true")) == 0
+    found = json.loads(Path("c.json").read_text())
+    assert len(found) == 8 and not all(each["caption"].startswith("a ") for each in found)
+    assert call(*(word for word in command if word != "fresh=true")) == 0
+
+
 @pytest.mark.slow
 def test_killed_twice_for_real(home):
     """SIGKILL whenever something has been written: 2,000 images, some of them damaged, each exactly once."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -26,13 +27,25 @@ def refuse_other_suffix(out: str) -> None:
         )
 
 
-def write_results(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Replace `path`, whole or not at all. Names of files that are no UTF-8 keep their bytes as escapes."""
+def write_results(
+    path: Path,
+    rows: Iterable[Mapping[str, Any]],
+    columns: Sequence[str],
+    note: Callable[[str], object] = lambda sha256: None,
+) -> None:
+    """Replace `path`, whole or not at all. Names of files that are no UTF-8 keep their bytes as escapes.
+
+    `note` is told the content's SHA-256 before the file is in its place: whatever is there was noted, at any kill.
+    """
     form = {".json": _json, ".jsonl": _json_lines}.get(path.suffix.lower())
     parts = _csv(rows, columns) if form is None else form(rows)
+    digest = hashlib.sha256()
     with whole_file(path) as file:
         for part in parts:
-            file.write(part.encode("utf-8", "surrogateescape"))
+            content = part.encode("utf-8", "surrogateescape")
+            digest.update(content)
+            file.write(content)
+        note(digest.hexdigest())
 
 
 def _json(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:

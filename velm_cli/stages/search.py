@@ -104,8 +104,7 @@ def _write(config: SearchRoot, model: Model, found: Sequence[Near]) -> None:
     rows: list[Row] = [
         {"rank": rank, "image": near.image, "cosine": round(near.cosine, 6)} for rank, near in enumerate(found, 1)
     ]
-    write_results(output.path, rows, COLUMNS)
-    using.write_about(output, about, images=len(rows), refused=0)
+    write_results(output.path, rows, COLUMNS, using.noted(output, about, images=len(rows), refused=0))
     print(f"written     {output.path}  {len(rows):,} images")
     if config.page:
         images = [Listed(near.image) for near in found if Path(near.image).is_file()]

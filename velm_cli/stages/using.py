@@ -82,11 +82,11 @@ class Output:
             made = read_sealed(self.about)
         except (OSError, ValueError):
             made = {}
-        here = self.path.exists()
-        if made.get("made_by") != "velm" or (here and made.get("sha256") != sha256(self.path)):
+        here = sha256(self.path) if self.path.exists() else None
+        if made.get("made_by") != "velm" or here not in (None, made.get("sha256"), made.get("before")):
             first = next(file for file in (self.path, self.about, self.refused) if file.exists())
             raise UserError(f"{first} is there, and is not as velm wrote it: give another out=, nothing was changed")
-        if fresh or not here:
+        if fresh or here != made.get("sha256"):  # a kill came before the file was in its place
             return False
         if made.get("about") != dict(about):
             before = made.get("about")
@@ -147,23 +147,28 @@ def written(
                 f"stopped by {stop.signal_name} after {done:,} of {len(images):,} images; the same command goes on"
             )
         refused = [dict(row) for row in journal.rows() if "refused" in row]
-        write_results(output.path, told(journal.rows(), columns), columns)
         if refused:
             write_results(output.refused, refused, ("image", "refused"))
         else:
             output.refused.unlink(missing_ok=True)
-        write_about(output, about, images=len(images), refused=len(refused))
+        noting = noted(output, about, images=len(images), refused=len(refused))
+        write_results(output.path, told(journal.rows(), columns), columns, noting)
         _say(output, len(images), refused)
         if page is not None:
             write_page_of(output.page, images, journal.rows(), page, page_images, model)
         journal.path.unlink()
 
 
-def write_about(output: Output, about: Mapping[str, Any], *, images: int, refused: int) -> None:
-    """How the result file was made, and what it is: also the sign that it is velm's."""
+def noted(output: Output, about: Mapping[str, Any], *, images: int, refused: int) -> Callable[[str], None]:
+    """Writes how the result file of this SHA-256 was made, which is also the sign that it is velm's."""
     counted = {"images": images, "refused": refused, "velm": __version__}
-    made = {"made_by": "velm", "about": dict(about), **counted, "sha256": sha256(output.path)}
-    write_json(output.about, sealed(made))
+    before = sha256(output.path) if output.path.exists() else None  # what it takes the place of
+
+    def note(digest: str) -> None:
+        made = {"made_by": "velm", "about": dict(about), **counted, "sha256": digest, "before": before}
+        write_json(output.about, sealed(made))
+
+    return note
 
 
 def _until(stop: StopRequest, chunks: Iterator[list[Row]]) -> Iterator[list[Row]]:
