@@ -203,7 +203,7 @@ def test_captions_do_not_depend_on_who_is_captioned_beside_them(place, learned, 
     monkeypatch.setattr(decoding._Live, "join", lambda *given: entered.append(1) or join(*given))
     monkeypatch.setattr(decoding, "_open", lambda live, places: live.images < places)  # as on a GPU
     for batch_size, together in ((64, 64), (2, 12)):
-        monkeypatch.setattr(predicting, "_examples_together", lambda images, batch, together=together: together)
+        monkeypatch.setattr(predicting, "decoded_together", lambda images, batch, together=together: together)
         name = f"together{together}-{decode[-1]}"
         code = call("eval", f"checkpoint={learned}", "split=train", "metrics.names=[bleu]", f"name={name}",
                     f"decode.batch_size={batch_size}", decode, "run.precision=fp32")  # fmt: skip
@@ -220,7 +220,7 @@ def test_captions_do_not_depend_on_who_is_captioned_beside_them(place, learned, 
     [(5000, 64, 256), (40_504, 64, 1024), (500, 64, 64), (1, 64, 64), (48, 1, 3), (10**6, 64, 1024)],
 )
 def test_groups_leave_work_for_sixteen_processes(images, batch_size, together):
-    assert predicting._examples_together(images, batch_size) == together
+    assert predicting.decoded_together(images, batch_size) == together
 
 
 def test_finetune_starts_from_the_best_weights(place, capsys):
@@ -275,7 +275,7 @@ def test_dry_run_estimates_and_writes_nothing(place, capsys):
     before = set(place.rglob("*"))
     assert call("train", *TINY, "dry_run=true", "vision=resnet50", "vision.weights=none", "text=lstm") == 0
     out = capsys.readouterr().out
-    for word in ("parameters", "a step", "GFLOP", "memory", "time"):
+    for word in ("parameters", "per step", "GFLOP", "memory", "time"):
         assert word in out
     assert set(place.rglob("*")) == before
 

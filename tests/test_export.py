@@ -193,10 +193,10 @@ def test_a_damaged_file_is_noticed(place):
 
 
 def test_an_exported_folder_that_was_changed_is_not_replaced(place, capsys):
-    assert call("export", "checkpoint=runs/train/own", "out=mine") == 0
-    card = Path("mine/README.md")
+    assert call("export", "checkpoint=runs/train/own", "out=edited") == 0
+    card = Path("edited/README.md")
     card.write_text("my own words")
-    assert call("export", "checkpoint=runs/train/own", "out=mine") == 2
+    assert call("export", "checkpoint=runs/train/own", "out=edited") == 2
     assert "README.md has changed since velm export wrote it" in capsys.readouterr().err
     assert card.read_text() == "my own words"
 

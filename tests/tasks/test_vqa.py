@@ -87,7 +87,7 @@ def test_blind_predictions_are_those_of_what_is_left(place, checked, mode):
         }
         own = Batch.of(batch.tokens_BKT, batch.lengths_BK, **(parts | changed))
         spaces = read_spaces(checked(mode).run)
-        found = run.task.predict(
+        found = run.tasks["vqa"].predict(
             run.learner, [own], spaces, run.tokenizer, run.config.decode, Session(torch.device("cpu"))
         )
         return {number: dict(answered.alternatives) for number, answered in found}

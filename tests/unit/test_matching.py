@@ -13,7 +13,6 @@ from velm_cli.learners.interface import Moment
 from velm_cli.learners.matching import embed_images, embed_texts, embedded, judge_split, match_logits, together
 from velm_cli.learners.writing import WritingLearner
 from velm_cli.metrics.retrieval import best_both_ways, rank_both_ways, rerank_both_ways
-from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.joint import hard_negatives
 from velm_cli.objectives.weights import constant
@@ -99,23 +98,6 @@ def test_the_loss_of_training_is_that_of_these_embeddings_and_logits(cell, at_on
         right_P = (torch.arange(3 * B) < B).float()
         wanted = wanted + B * K / (3 * B) * F.binary_cross_entropy_with_logits(logits_P, right_P, reduction="sum")
     torch.testing.assert_close(found, wanted)
-
-
-def test_remembered_texts_are_matched_alike_with_an_images_keys_made_once(monkeypatch):
-    learner = learner_of("bert", "cross_modal", causal=False)
-    batch = batch_of(torch.randn(3, 3, 16, 16))
-    batch.lengths_BK[:, 0] = torch.tensor([4, 5, 3])  # shorter than the others of the batch
-    found, made, of_images = [], [], learner.model.memory
-    monkeypatch.setattr(
-        learner.model, "memory", lambda features: made.append(len(features.pooled_BD)) or of_images(features)
-    )
-    for remembered in (None, Remembered(learner.model.text)):
-        learner.remembered = remembered
-        torch.manual_seed(3)  # negatives are drawn
-        with torch.no_grad():
-            found.append(learner(batch, Moment(frozenset({"joint"})))["joint"].sum)
-    torch.testing.assert_close(found[0], found[1])
-    assert made == [9, 3]
 
 
 def split_of(images: int, most: int) -> list[Batch]:

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from velm_cli.errors import UserError
 from velm_cli.exporting.anonymous import model_name
 from velm_cli.exporting.merging import merged
 from velm_cli.inference.abilities import Able
+from velm_cli.models.transformers_internals import positions_for
 from velm_cli.schema import PrefixConfig, PrefixMapper, TrainRoot, VisionOutput
 
 POSSIBLE = (
@@ -134,13 +135,10 @@ def _for_size(net: Any, config: Any, size: int) -> dict[str, Tensor]:
     if net.config.image_size == size:
         return state
     for path, part in net.named_modules():
-        table = getattr(part, "position_embedding", None)
-        if isinstance(table, nn.Embedding) and hasattr(part, "interpolate_pos_encoding"):  # CLIP, SigLIP
-            side, new = (each // net.config.patch_size for each in (net.config.image_size, size))
-            blank = torch.zeros(1, len(table.weight) - side**2 + new**2, table.embedding_dim)
+        positions = positions_for(part, size, net.config.image_size, net.config.patch_size)
+        if positions is not None:
             config.image_size = size
-            name = f"{path}.position_embedding.weight".lstrip(".")
-            state[name] = part.interpolate_pos_encoding(blank, size, size)[0]
+            state[f"{path}.position_embedding.weight".lstrip(".")] = positions
     return state
 
 

@@ -19,7 +19,6 @@ from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_
 from velm_cli.models.decoding import decode_stream
 from velm_cli.models.layers import without_gradients
 from velm_cli.models.search import image_draws
-from velm_cli.models.state import gathered
 from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
@@ -229,15 +228,12 @@ class WritingLearner(Learner):
         image, caption, counts = hard_negatives(scale * similarity_BC, present_B)
         image_X, caption_X = torch.cat([own_B, image]), torch.cat([own_B, caption])
         counts_X = torch.cat([present_B, counts])
+        memory = self.model.memory(features.select(image_X))
         lengths_X = batch.lengths_BK[caption_X, 0]
         if self.remembered is not None and self.model.fusion.after_text and not image_X.is_meta:
-            # What is left to compute is the fusion: keys once an image, and no position behind the longest text.
-            longest = int(batch.lengths_BK[:, 0].max())
-            states_BTD = self.remembered(batch.tokens_BKT[:, 0, :longest], batch.lengths_BK[:, 0])
-            memory = gathered(self.model.memory(features), image_X)
+            states_BTD = self.remembered(batch.tokens_BKT[:, 0], batch.lengths_BK[:, 0])
             fused_XTD, _ = self.model.fusion(states_BTD[caption_X], memory, lengths_N=lengths_X)
         else:
-            memory = self.model.memory(features.select(image_X))
             fused_XTD, _ = self.model.fusion.read(
                 self.model.text, batch.tokens_BKT[caption_X, 0], memory, lengths_N=lengths_X
             )

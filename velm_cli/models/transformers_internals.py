@@ -13,6 +13,7 @@ from functools import cache
 from inspect import signature
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from velm_cli.models.state import KeyValue, Layer, Past
@@ -218,6 +219,19 @@ def any_size(module: nn.Module) -> dict[str, Any]:
     """The option with which a net or its embeddings take images of other sizes than their own; DINOv2's need none."""
     option = "interpolate_pos_encoding"
     return {option: True} if option in signature(module.forward).parameters else {}
+
+
+def positions_for(part: nn.Module, size: int, own_size: int, patch_size: int) -> Tensor | None:
+    """(S, D): the table of positions of CLIP's or SigLIP's embeddings for images of `size`, which they interpolate in
+    each pass; None of other modules. DINOv2 does so by itself."""
+    table: Any = getattr(part, "position_embedding", None)
+    if not isinstance(table, nn.Embedding) or not hasattr(part, "interpolate_pos_encoding"):
+        return None
+    side, new = own_size // patch_size, size // patch_size
+    blank = torch.zeros(1, len(table.weight) - side**2 + new**2, table.embedding_dim)
+    interpolate: Any = part.interpolate_pos_encoding
+    positions: Tensor = interpolate(blank, size, size)[0]
+    return positions
 
 
 def pass_block(block: nn.Module, x_BSD: Tensor) -> Tensor:
