@@ -10,7 +10,14 @@ from velm import TINY, call
 import velm_cli
 from velm_cli.inference.examples import Given
 
-SHORT = ["run.batch_size=4", "run.log_every=1", "run.validate_images=4", "optim.lr=0.001", "metrics.names=[bleu,cider]"]
+SHORT = [
+    "run.batch_size=4",
+    "run.log_every=20",
+    "run.validate_images=4",
+    "optim.warmup_steps=5",
+    "optim.lr=0.01",
+    "metrics.names=[bleu,cider]",
+]
 LLAVA = [
     "fusion=prefix",
     "fusion.mapper=tokens",
@@ -35,7 +42,9 @@ def place(tmp_path_factory):
             "dino": ["vision=dinov2", f"vision.name={folder('dinov2')}"],
             "normed": ["vision=clip", f"vision.name={folder('clip')}", "fusion.norm=true"],
         }.items():
-            assert call("train", "dataset=shapes", *TINY, *LLAVA, *more, *SHORT, "run.max_steps=2", f"name={name}") == 0
+            assert (
+                call("train", "dataset=shapes", *TINY, *LLAVA, *more, *SHORT, "run.max_steps=60", f"name={name}") == 0
+            )
         yield where
 
 
