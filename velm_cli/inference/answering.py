@@ -36,7 +36,7 @@ def answered(
         if len(choices) < 2:
             raise UserError("choices: give at least two different answers")
         if judges:
-            found = _among(able, batches, choices, device)
+            found = _among(able, task, batches, choices, device)
             yield from ((number, _shown(answer, asked)) for number, answer in found)
             return
         spaces[ANSWERS] = choices
@@ -52,7 +52,7 @@ def answered(
 
 
 def _among(
-    able: Able, batches: Iterable[Batch], choices: Sequence[str], device: torch.device
+    able: Able, task: VqaTask, batches: Iterable[Batch], choices: Sequence[str], device: torch.device
 ) -> Iterator[tuple[int | str, Answered]]:
     """Of a learner that judges: its probabilities of these answers alone."""
     learner: Any = able.learner
@@ -67,10 +67,7 @@ def _among(
     for batch in on_device(batches, device):
         p_BC = learner.predict(batch).probabilities_BC.float().index_select(1, columns)
         p_BC = p_BC / p_BC.sum(dim=1, keepdim=True).clamp(min=torch.finfo(p_BC.dtype).tiny)
-        best = p_BC.topk(min(SHOWN, len(choices)), dim=1)
-        for number, shares, labels in zip(batch.ids, best.values.tolist(), best.indices.tolist(), strict=True):
-            alternatives = tuple((choices[label], share) for label, share in zip(labels, shares, strict=True))
-            yield number, Answered(alternatives[0][0], alternatives)
+        yield from task.likeliest(batch, p_BC, choices)
 
 
 def _shown(answered: Answered, asked: Asked) -> Any:

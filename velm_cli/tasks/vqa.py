@@ -147,7 +147,7 @@ class VqaTask(Task[Answered]):
         from velm_cli.data.transfer import on_device
 
         for batch in on_device(batches, session.device):
-            yield from self._best(batch, learner.predict(batch).probabilities_BC, answers)
+            yield from self.likeliest(batch, learner.predict(batch).probabilities_BC, answers)
 
     def _ranked(
         self, learner: Any, batches: Iterable[Batch], answers: Sequence[str], tokenizer: Tokenizer, session: Session
@@ -165,11 +165,12 @@ class VqaTask(Task[Answered]):
                 log_p_BC = answer_log_probs(
                     learner.model, memory, listed, examples=len(batch.ids), candidates=self.options.candidates
                 )
-            yield from self._best(batch, log_p_BC.softmax(dim=1), answers)
+            yield from self.likeliest(batch, log_p_BC.softmax(dim=1), answers)
 
-    def _best(
+    def likeliest(
         self, batch: Batch, probabilities_BC: Any, answers: Sequence[str]
     ) -> Iterator[tuple[ExampleId, Answered]]:
+        """The best of `answers` (C) for each example of the batch, with the SHOWN likeliest."""
         best = probabilities_BC.float().topk(min(SHOWN, len(answers)), dim=1)
         for number, shares, labels in zip(batch.ids, best.values.tolist(), best.indices.tolist(), strict=True):
             alternatives = tuple((answers[label], share) for label, share in zip(labels, shares, strict=True))
