@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from velm_cli.schema import CocoConfig, CocoSplit, DatasetConfig, FlickrConfig, ShapesConfig, WebDatasetConfig
+from velm_cli.schema import CocoConfig, CocoSplit, DatasetConfig, Drawn, FlickrConfig, ShapesConfig, WebDatasetConfig
 from velm_cli.schema.paths import is_path
 
 GROUPS = ("dataset", "tokenizer", "vision", "text", "init")  # whose paths belong to an experiment
@@ -79,6 +79,6 @@ def store_path(dataset: DatasetConfig) -> Path:
     name = dataset.release if isinstance(dataset, FlickrConfig) else dataset.kind
     if isinstance(dataset, CocoConfig) and dataset.split is not CocoSplit.karpathy:
         name += f"-{dataset.split.name}"
-    if isinstance(dataset, ShapesConfig) and dataset.questions:
-        name += "-questions"
+    if isinstance(dataset, ShapesConfig) and dataset.drawn is not Drawn.captions:
+        name += f"-{dataset.drawn.value}"
     return Path("stores") / (name if dataset.images else f"{name}-text")

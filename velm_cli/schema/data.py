@@ -44,6 +44,13 @@ class FeatureCaching(Enum):
     fp32 = "fp32"
 
 
+class Drawn(Enum):
+    """What the examples of drawn scenes are."""
+
+    captions = "captions"
+    questions = "questions"  # about the scenes, with answers
+
+
 @dataclass
 class DatasetConfig:
     kind: str = MISSING  # which reader
@@ -65,8 +72,14 @@ class ShapesConfig(DatasetConfig):
     num_train: int = within(5000, least=1)  # scenes to train on
     num_val: int = within(100, least=0)  # scenes to validate on
     num_test: int = within(100, least=0)  # scenes with kinds of objects (size, colour, shape) that training never shows
-    questions: bool = False  # true: the examples are questions about the scenes (VQA), and not their captions
+    examples: Drawn = Drawn.captions  # what is learned about the scenes: captions | questions
+    questions: bool = False  # true: the same as dataset.examples=questions
     draw_seed: int = within(0, least=-LARGEST)  # the scenes are a pure function of this and the numbers above
+
+    @property
+    def drawn(self) -> Drawn:
+        """What the examples are, by either option."""
+        return Drawn.questions if self.questions else self.examples
 
 
 @dataclass

@@ -11,6 +11,7 @@ from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import (
     CaptionTaskConfig,
     DecodeConfig,
+    Drawn,
     EvaluateRoot,
     MetricsConfig,
     ShapesConfig,
@@ -113,7 +114,7 @@ class CaptionTask(Task[str]):
         """For the embedded data set the scenes are known, so what the captions assert can be checked."""
         from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
 
-        if not isinstance(config.dataset, ShapesConfig) or config.dataset.questions:
+        if not isinstance(config.dataset, ShapesConfig) or config.dataset.drawn is not Drawn.captions:
             return {}
         scenes = Path(config.dataset.root or "") / "scenes.json"
         if not scenes.exists():

@@ -55,7 +55,7 @@ def read_coco(config: schema.CocoConfig, root: Path | None) -> Corpus:
 def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
     """Draw the scenes that are not there yet, and read them: their captions, or the questions about them."""
     write_shapes(config, root)
-    if config.questions:
+    if config.drawn is schema.Drawn.questions:
         questions, annotations = write_shapes_questions(root, config.draw_seed)
         asked = schema.VqaConfig(questions=questions, annotations=annotations, images_root=str(root))
         return read_vqa(replace(asked, images=config.images, missing=config.missing), None)
