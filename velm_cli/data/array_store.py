@@ -138,6 +138,12 @@ class ArrayStore:
         return np.array_equal(offsets, everyone) and np.array_equal(numbers, everyone[:-1])
 
     @cached_property
+    def most_images(self) -> int:
+        if self._images is None:
+            return int(self.num_images > 0)
+        return int(np.diff(self._images[1]).max(initial=0))
+
+    @cached_property
     def _image_ids(self) -> Sequence[int | str]:
         return self.ids if self._images is None else Ids(self.path / "image_ids.json")
 

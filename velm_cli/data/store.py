@@ -125,6 +125,10 @@ class Store(Protocol):
     def one_image_each(self) -> bool:
         """Whether example i has image i and no other, as in captioning."""
 
+    @property
+    def most_images(self) -> int:
+        """The most images that an example has."""
+
     def image_name(self, x: int) -> int | str:
         """The id that the data set gives image x."""
 

@@ -174,6 +174,10 @@ class StreamStore:
     def one_image_each(self) -> bool:
         return True
 
+    @property
+    def most_images(self) -> int:
+        return 1
+
     def image_name(self, x: int) -> int | str:
         return self.ids[x]
 

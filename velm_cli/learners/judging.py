@@ -85,7 +85,7 @@ class JudgingLearner(Learner):
             fused="joint" in active and reads,
             pooled=("image" in active and not patches) or ("joint" in active and not reads),
             states=False,
-            tokens=patches,
+            patches=patches,
         )
         self.concepts = min(loss.num_concepts, concepts)
         self.image_loss: ConceptLoss | MaskedPatchLoss | None = None
@@ -116,9 +116,7 @@ class JudgingLearner(Learner):
         active, counts, terms = now.active, self.counts(batch), {}
         features = self._features(batch, active)
         if "image" in active:
-            seen = (
-                features if features is None or batch.image_of_BI is None else features.of_examples(batch.image_of_BI)
-            )
+            seen = None if features is None else self.model.of_examples(features, batch.image_of_BI)
             concepts_BC = batch.labels.get(CONCEPTS)
             found = image_loss(self.image_loss, self.model, seen, batch.image_XCHW, concepts_BC)
             terms["image"] = Term(found, counts["image"])
@@ -167,9 +165,7 @@ class JudgingLearner(Learner):
         """(B, D): the fused state at the last token of the source, its EOS; or the pooled image."""
         if fused_BLD is None:
             assert features is not None
-            if batch.image_of_BI is not None:
-                features = features.of_examples(batch.image_of_BI)
-            return features.pooled_BD
+            return self.model.of_examples(features, batch.image_of_BI).pooled_BD
         assert batch.source_lengths_B is not None
         at_B = torch.arange(len(fused_BLD), device=fused_BLD.device)
         return fused_BLD[at_B, (batch.source_lengths_B - 1).clamp(min=0)]

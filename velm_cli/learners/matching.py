@@ -113,9 +113,11 @@ def _in_parts(numbers_N: Tensor) -> tuple[Tensor, ...]:
 
 
 def _features(learner: Matcher, batch: Batch) -> ImageFeatures:
-    """Of the first image of each example."""
+    """Of the images of each example; of its first one where the model does not tell several apart."""
     features = learner.model.encode_image(batch.image_XCHW, batch.feature_XSD)
     assert features is not None
+    if learner.model.places is not None:
+        return learner.model.of_examples(features, batch.image_of_BI)
     return features if batch.image_of_BI is None else features.select(batch.image_of_BI[:, 0])
 
 

@@ -71,7 +71,8 @@ class WritingLearner(Learner):
             fused=matching,
             pooled="joint" in active or ("image" in active and not patches),
             states="joint" in active,
-            tokens=patches or ("joint" in active and loss.joint_queries > 0),
+            tokens="joint" in active and loss.joint_queries > 0,
+            patches=patches,
         )
         self.image_loss: ConceptLoss | MaskedPatchLoss | None = None
         self.joint_loss: ContrastiveLoss | SigmoidLoss | None = None
@@ -126,9 +127,9 @@ class WritingLearner(Learner):
         looking = active - {"image"} if self._paints else active
         sees_image = looking - {"text"} or ("text" in looking and self.model.fusion.uses)
         features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD) if sees_image else None
-        own = features  # of each example's own image
-        if features is not None and batch.image_of_BI is not None and looking - {"text"}:
-            own = features.of_examples(batch.image_of_BI)
+        own = features  # of each example's own images
+        if features is not None and looking - {"text"}:
+            own = self.model.of_examples(features, batch.image_of_BI)
         if "image" in active:
             terms["image"] = Term(
                 image_loss(self.image_loss, self.model, own, batch.image_XCHW, batch.labels.get(CONCEPTS)),

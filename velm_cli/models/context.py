@@ -99,6 +99,7 @@ class SourceEncoder(nn.Module):
             self.norm_image(features.pooled_BD) + mean_BD,
             torch.cat([visible_BS, position_L < lengths_B[:, None]], dim=1),
             of_image=tokens_BSD.shape[1],
+            images=features.images,
         )
 
     def freeze_unused(self, *, pooled: bool) -> None:

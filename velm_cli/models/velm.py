@@ -17,6 +17,7 @@ from velm_cli.models.state import gathered
 from velm_cli.models.text import build_text
 from velm_cli.models.vision import ImageFeatures, build_vision, count_frozen
 from velm_cli.models.vision.interface import averaged
+from velm_cli.models.vision.places import ImagePlaces
 from velm_cli.schema import DecodeConfig, DecodeMethod, FusionConfig, TextConfig, VisionConfig, VisionOutput
 
 
@@ -42,6 +43,7 @@ class VelmModel(nn.Module):
         self.vision = build_vision(vision)
         self.text = build_text(text, vocab_size, causal=causal)
         width = self.vision.width if self.vision else None
+        self.places = ImagePlaces(vision.images, width) if width and vision.images > 1 else None
         self.source: SourceEncoder | None = None
         if source is not None:
             self.source = SourceEncoder(text, self.text, layers=source, vocab_size=vocab_size, image_width=width)
@@ -72,6 +74,15 @@ class VelmModel(nn.Module):
         if self.one_token:
             return ImageFeatures(features.pooled_BD[:, None], features.pooled_BD)
         return averaged(features, self.grid) if self.grid else features
+
+    def of_examples(self, features: ImageFeatures, image_of_BI: Tensor | None) -> ImageFeatures:
+        """From X images to B examples, row `image_of` of X for each: told apart where examples have several.
+
+        None: every example has an image of its own.
+        """
+        if self.places is not None:
+            return self.places(features, image_of_BI, padded=self.fusion.takes_padding)
+        return features if image_of_BI is None else features.of_examples(image_of_BI)
 
     @torch.no_grad()
     def kept(self, image_BCHW: Tensor) -> Tensor:
@@ -122,8 +133,8 @@ class VelmModel(nn.Module):
         Without a source, and where every example has an image of its own (`image_of` is None), that is `features`.
         """
         of_images = features
-        if features is not None and image_of_BI is not None:
-            features = features.of_examples(image_of_BI)
+        if features is not None:
+            features = self.of_examples(features, image_of_BI)
         if self.source is None:
             return features
         assert source_BL is not None and source_lengths_B is not None, "the model's examples have a source"
@@ -141,6 +152,8 @@ class VelmModel(nn.Module):
         With `image_of`: of B examples. It is made per image where examples share them: copying keys and values takes
         less time than making them, but more than copying features.
         """
+        if features is not None and self.places is not None and not features.images:
+            return self.fusion.memory(self.of_examples(features, image_of_BI))
         if features is None or image_of_BI is None:
             return self.fusion.memory(features)
         if image_of_BI.shape[1] > 1 or len(image_of_BI) <= len(features.pooled_BD):
@@ -164,14 +177,25 @@ class VelmModel(nn.Module):
         return self.text.causal and self.fusion.generates
 
     def freeze_unused(
-        self, *, text: bool, pooled: bool, states: bool, fused: bool = False, tokens: bool = False
+        self,
+        *,
+        text: bool,
+        pooled: bool,
+        states: bool,
+        fused: bool = False,
+        tokens: bool = False,
+        patches: bool = False,
     ) -> None:
         """Freeze what no objective reaches.
 
         `text`: words are predicted; `fused`: fused states are judged; `pooled` images and text `states` are
-        compared; something is predicted from the image `tokens` alone.
+        compared, as are the image's `tokens`; `patches` of each image are predicted from its tokens.
         """
         fused = fused or text
+        if self.places is not None:
+            uses = self.fusion.uses if fused else frozenset()
+            self.places.freeze_unused(tokens=tokens or "tokens" in uses, pooled=pooled or "pooled" in uses)
+        tokens = tokens or patches
         pooled = pooled or (fused and (self.one_token or "pooled" in self.fusion.uses))
         tokens = tokens or (fused and not self.one_token and "tokens" in self.fusion.uses)
         if not text:

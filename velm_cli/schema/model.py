@@ -47,6 +47,9 @@ class VisionConfig:
     freeze: str = "none"  # none | all | first:n (the first n stages or blocks, with positions and norms before them)
     output: VisionOutput = VisionOutput.grid  # grid: every position is a token | pooled: one token per image
     grid: int = within(0, least=0, most=WIDEST)  # average the tokens to a grid of N x N; 0 = all of them
+    images: int = within(
+        1, least=0, most=1024
+    )  # most images of an example, which are told apart by their place; 0 = any number, as a bag
 
 
 @dataclass

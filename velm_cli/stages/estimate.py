@@ -157,7 +157,7 @@ def _one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, lengt
     with torch.device("meta"):
         image_BCHW = torch.empty(X, 3, side, side) if images else None
         if images and not data.store.one_image_each:
-            parts["image_of_BI"] = torch.empty(B, 1, dtype=torch.long)
+            parts["image_of_BI"] = torch.empty(B, max(1, data.store.most_images), dtype=torch.long)
         if data.sources is not None:
             L = round(len(data.sources.ids) / max(1, len(data.sources.offsets) - 1)) + 2
             parts |= {
@@ -211,6 +211,8 @@ def _images_shown(config: TrainRoot, store: Store) -> int:
     """Distinct images of a batch: as many as there are examples, but for those that share one."""
     if store.one_image_each or not store.num_images:
         return config.run.batch_size
+    if store.num_images > len(store):
+        return round(config.run.batch_size * store.num_images / len(store))
     shared = min(config.data.examples_per_image, len(store) / store.num_images)
     # Of one image alone a batch normalisation has no statistics; whether that can happen is checked elsewhere.
     return max(min(2, config.run.batch_size), round(config.run.batch_size / max(1.0, shared)))

@@ -48,14 +48,14 @@ def run(config: EvaluateRoot) -> float | None:
     refuse_other_examples(task, store)
     indices = _indices(config, task, store)
     place = submission(config, task, len(indices))
-    refuse_unfit_evaluation(config, task, store, indices)
+    refuse_unfit_evaluation(config, trained, task, store, indices)
     if config.name is None:
         config.name = _default_name(config, task, trained)
     spaces = run_spaces(home, task)
     if config.dry_run:
         lines = [*opened_run(trained, home, weights), *opened_judge(config.metrics.clip)]
         print(f"would {task.verb} {len(indices):,} {task.unit}s of {store.path} with {weights}{_blind_words(config)}")
-        for line in (*lines, *evaluation_notes(config, task, store, indices)):
+        for line in (*lines, *evaluation_notes(config, trained, task, store, indices)):
             print(line)
         return None
     then = noted_store(home)

@@ -60,6 +60,11 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
             f"{store.path} holds captions only, and vision={config.vision.kind} needs images: say vision=none "
             "fusion=none dataset.images=false, or name another store"
         )
+    if not isinstance(config.vision, NoVisionConfig) and 0 < config.vision.images < store.most_images:
+        yield (
+            f"{store.path} has examples of up to {store.most_images} images, and vision.images={config.vision.images}: "
+            f"set vision.images={store.most_images}, which tells them apart, or 0, which takes them as a bag"
+        )
     try:
         loader = loader_of(config, data)
     except UserError as error:
@@ -138,9 +143,17 @@ def loader_of(config: TrainRoot, data: TaskData) -> TrainLoader | StreamLoader:
     )
 
 
-def refuse_unfit_evaluation(config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray) -> None:
-    """UserError with a line for all that an evaluation of these examples would fail at after it has predicted them."""
+def refuse_unfit_evaluation(
+    config: EvaluateRoot, trained: TrainRoot, task: Task, store: Store, indices: np.ndarray
+) -> None:
+    """UserError with a line for all that an evaluation of these examples would fail at, most of it late."""
     lines = [*metric_problems(task, config.metrics), *task.unscorable(len(indices))]
+    images, most = trained.vision.images, store.images_of(indices)[1].shape[1] if store.most_images > 1 else 1
+    if 1 < images < most:
+        lines.append(
+            f"split={config.split} of {store.path} has examples of up to {most} images, and the model knows "
+            f"{images} places (vision.images={images}): name another split or store"
+        )
     if not lines and config.metrics.required and not _references(store, indices):
         lines.append(
             f"metrics.required={list(config.metrics.required)}: no image of split={config.split} in {store.path} has a "
@@ -150,8 +163,15 @@ def refuse_unfit_evaluation(config: EvaluateRoot, task: Task, store: Store, indi
         raise UserError("\n".join(lines))
 
 
-def evaluation_notes(config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray) -> Iterator[str]:
+def evaluation_notes(
+    config: EvaluateRoot, trained: TrainRoot, task: Task, store: Store, indices: np.ndarray
+) -> Iterator[str]:
     """A line for what is legal in an evaluation and may not be meant."""
+    if trained.vision.images == 1 < store.most_images and not isinstance(trained.vision, NoVisionConfig):
+        yield (
+            f"note: examples of {store.path} have up to {store.most_images} images, and the model has learned from one "
+            "(vision.images=1): it takes them as a bag"
+        )
     if config.limit > len(indices):
         yield (
             f"note: limit={config.limit:,}: split={config.split} has {len(indices):,} {task.unit}s, and "

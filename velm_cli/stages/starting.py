@@ -84,7 +84,7 @@ def _is_same(trained: VisionConfig | TextConfig, now: VisionConfig | TextConfig)
     """Whether the model is the same, tensor by tensor; what is frozen and how images are resized may differ."""
     same: dict[str, Any] = {"freeze": now.freeze}
     if isinstance(now, VisionConfig):
-        same |= {"resize": now.resize, "output": now.output}
+        same |= {"resize": now.resize, "output": now.output, "images": now.images}
     return type(trained) is type(now) and replace(trained, **same) == now
 
 

@@ -28,10 +28,11 @@ class ImageFeatures:
     pooled_BD: Tensor
     visible_BS: Tensor | None = None  # False where a row has fewer positions than others; None: all have S
     of_image: int | None = None  # so many positions, the first ones, are the image's, the others a text's; None: all
+    images: int = 0  # images side by side that `places.py` has told apart; 0: a row is as the encoder says it
 
     def select(self, index: Tensor) -> ImageFeatures:
         visible_BS = None if self.visible_BS is None else self.visible_BS[index]
-        return ImageFeatures(self.tokens_BSD[index], self.pooled_BD[index], visible_BS, self.of_image)
+        return replace(self, tokens_BSD=self.tokens_BSD[index], pooled_BD=self.pooled_BD[index], visible_BS=visible_BS)
 
     def of_examples(self, image_of_BI: Tensor) -> ImageFeatures:
         """From X images to B examples: row `image_of` of X for each.
