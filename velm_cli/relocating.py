@@ -13,7 +13,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from velm_cli.schema import CocoConfig, CocoSplit, DatasetConfig, Drawn, FlickrConfig, ShapesConfig, WebDatasetConfig
+from velm_cli.schema import (
+    CocoConfig,
+    CocoSplit,
+    DatasetConfig,
+    Drawn,
+    FlickrConfig,
+    Multi30kConfig,
+    ShapesConfig,
+    WebDatasetConfig,
+)
 from velm_cli.schema.paths import is_path
 
 GROUPS = ("dataset", "tokenizer", "vision", "text", "init")  # whose paths belong to an experiment
@@ -81,4 +90,6 @@ def store_path(dataset: DatasetConfig) -> Path:
         name += f"-{dataset.split.name}"
     if isinstance(dataset, ShapesConfig) and dataset.drawn is not Drawn.captions:
         name += f"-{dataset.drawn.value}"
+    if isinstance(dataset, Multi30kConfig):
+        name += f"-{dataset.source_lang}-{dataset.target_lang}"
     return Path("stores") / (name if dataset.images else f"{name}-text")

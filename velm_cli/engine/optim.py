@@ -79,11 +79,16 @@ def _undecayed(task: nn.Module) -> set[str]:
 
 
 def learning_rate(config: OptimConfig, step: int, max_steps: int) -> float:
-    """The rate of optimiser step `step` (the first is 0): linear warm-up, then the schedule."""
+    """The rate of optimiser step `step` (the first is 0): linear warm-up, then the schedule.
+
+    inverse_sqrt falls as sqrt(warm-up / step) and depends on no end (Vaswani et al. 2017, 5.3).
+    """
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule is LrSchedule.constant:
         return config.lr
+    if config.schedule is LrSchedule.inverse_sqrt:
+        return config.lr * math.sqrt(max(1, config.warmup_steps) / max(1, step + 1))
     progress = min(1.0, (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps))
     left = 1 - progress if config.schedule is LrSchedule.linear else 0.5 + 0.5 * math.cos(math.pi * progress)
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)

@@ -192,14 +192,18 @@ class CrossAttention(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: self-attention, cross-attention if `image_width` is given, MLP."""
 
-    def __init__(self, width: int, heads: int, dropout: float, image_width: int | None = None) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float, image_width: int | None = None, *, mlp_width: int = 0
+    ) -> None:
+        """`mlp_width`: of the MLP's inner layer; 0 is four times `width`."""
         super().__init__()
+        inner = mlp_width or 4 * width
         self.norm_attention = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads)
         self.cross = CrossAttention(width, image_width, heads) if image_width else None
         self.norm_cross = nn.LayerNorm(width) if image_width else nn.Identity()
         self.norm_mlp = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
         self.dropout = Dropout(dropout)
 
     def image_memory(self, image_BSD: Tensor, visible_BS: Tensor | None = None) -> ImageKeys:

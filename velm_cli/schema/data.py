@@ -98,6 +98,14 @@ class VqaConfig(DatasetConfig):
 
 
 @dataclass
+class Multi30kConfig(DatasetConfig):
+    kind: str = "multi30k"
+    source_lang: str = "en"  # language to translate from: a key of the JSON lines, an ending of the text files
+    target_lang: str = "de"  # language to translate into
+    images_root: str | None = path(None)  # folder with the images; null = root
+
+
+@dataclass
 class FlickrConfig(DatasetConfig):
     kind: str = "flickr"
     release: str = "flickr8k"  # flickr8k | flickr30k: names the store

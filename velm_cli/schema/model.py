@@ -121,6 +121,7 @@ class ScratchTextConfig(TextConfig):
 class TransformerConfig(ScratchTextConfig):
     kind: str = "transformer"
     heads: int = within(4, least=1, most=WIDEST)  # attention heads
+    mlp_width: int = within(0, least=0, most=WIDEST)  # inner width of the blocks' MLP; 0 = four times the width
 
 
 @dataclass
@@ -199,6 +200,7 @@ class CrossModalConfig(FusionConfig):
     kind: str = "cross_modal"
     layers: int = within(2, least=1, most=DEEPEST)  # transformer blocks with cross-attention
     heads: int = within(4, least=1, most=WIDEST)  # attention heads
+    mlp_width: int = within(0, least=0, most=WIDEST)  # inner width of the blocks' MLP; 0 = four times the text's width
 
 
 @dataclass

@@ -113,6 +113,18 @@ class VqaTaskConfig(TaskConfig):
 
 
 @dataclass
+class TranslateTaskConfig(TaskConfig):
+    kind: str = "translate"
+    source_layers: int = within(
+        2, least=0, most=1000
+    )  # layers of the source sentence's own encoder; 0 = text encoder and fusion read it, next to the image
+
+    @property
+    def source_is_memory(self) -> bool:
+        return True
+
+
+@dataclass
 class RetrieveTaskConfig(TaskConfig):
     kind: str = "retrieve"
     rerank: int = within(0, least=0)  # candidates of each query that the matching head judges again; 0 = none

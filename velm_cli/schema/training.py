@@ -36,6 +36,7 @@ class LrSchedule(Enum):
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
+    inverse_sqrt = "inverse_sqrt"
 
 
 class TextLoss(Enum):
@@ -109,9 +110,9 @@ class OptimConfig:
     beta1: float = within(0.9, least=0, below=1)  # AdamW's average of gradients
     beta2: float = within(0.98, least=0, below=1)  # AdamW's average of squared gradients
     eps: float = within(1e-8, above=0)  # AdamW's denominator
-    schedule: LrSchedule = LrSchedule.cosine  # after the warm-up: cosine | linear | constant
+    schedule: LrSchedule = LrSchedule.cosine  # after the warm-up: cosine | linear | constant | inverse_sqrt
     warmup_steps: int = within(100, least=0)  # optimiser steps from 0 to lr
-    min_lr_ratio: float = within(0.01, least=0, most=1)  # the schedule ends at lr times this
+    min_lr_ratio: float = within(0.01, least=0, most=1)  # cosine, linear: they end at lr times this
     grad_clip: float = within(1.0, least=0)  # largest global gradient norm; 0 = no clipping
 
 

@@ -200,7 +200,7 @@ def _indices(config: EvaluateRoot, task: Task, store: Store) -> np.ndarray:
     counts = ", ".join(f"{name} {count:,}" for name, count in store.counts.items())
     if config.split not in store.counts:
         raise UserError(f"split={config.split}: the data set has {counts}")
-    if not store.has_images:
+    if not store.has_images and not task.needs.source:
         raise UserError(f"{store.path} holds captions only (dataset.images=false); nothing to {task.verb}")
     indices = store.split(config.split)
     if not len(indices):

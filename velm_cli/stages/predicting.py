@@ -25,6 +25,7 @@ from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
 from velm_cli.engine.snapshot import seed_of
 from velm_cli.errors import on_one_line
+from velm_cli.files import write_text
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.metrics.scores import Scores, language_line, save, table
 from velm_cli.models.decoding import converted_once, decoded_together, laid_out_for_steps
@@ -114,7 +115,7 @@ def validation(run: Run, data: TaskData, learner: Learner, step: int, stop: Stop
     if not len(indices):
         return Validation({})
     figures = _validation_losses(run, data, learner, indices, stop)
-    if store.has_images and predicts(task, config, learner):
+    if (store.has_images or task.needs.source) and predicts(task, config, learner):
         greedy = DecodeConfig(batch_size=config.decode.batch_size, max_length=config.decode.max_length)
         predicted = predict_split(
             data,
@@ -132,9 +133,17 @@ def validation(run: Run, data: TaskData, learner: Learner, step: int, stop: Stop
             quick = task.quick(store, indices, predicted)
             first = indices[:SHOWN]
             if run.ranks.first and (texts := task.shown(store, first, predicted)):
-                contact_sheet(stored_images(store, first, texts), run.folder / "samples" / f"step-{step:08d}.png")
+                _show(store, first, texts, run.folder / "samples" / f"step-{step:08d}")
             return Validation(figures | quick, next(iter(quick.values())))
     return Validation(figures, -figures.get("loss", 0.0))
+
+
+def _show(store: Store, examples: np.ndarray, texts: list[str], path: Path) -> None:
+    """A picture of the examples with their texts; of a store without images the texts alone."""
+    if store.has_images:
+        contact_sheet(stored_images(store, examples, texts), path.with_name(f"{path.name}.png"))
+    else:
+        write_text(path.with_name(f"{path.name}.txt"), "".join(f"{on_one_line(text)}\n" for text in texts))
 
 
 def predicts(task: Task[Any], config: TrainRoot, learner: Learner) -> bool:

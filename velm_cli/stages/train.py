@@ -231,7 +231,7 @@ def _finish(run: Run, data: TaskData, trackers: Trackers) -> None:
     if run.ema is not None:
         run.ema.swap()
     run.checkpoints.save_weights(run.learner, path / "model.safetensors")
-    if predicts(task, config, run.learner) and store.has_images and len(store.split("val")):
+    if predicts(task, config, run.learner) and (store.has_images or task.needs.source) and len(store.split("val")):
         if (path / "best.safetensors").exists():
             load_whole(run.learner, read_state(path / "best.safetensors", run.checkpoints.run)[0])
         run.learner.eval()

@@ -14,6 +14,7 @@ from velm_cli.data.readers.coco import read_coco, read_shapes
 from velm_cli.data.readers.flickr import read_flickr
 from velm_cli.data.readers.folder import read_folder
 from velm_cli.data.readers.manifest import manifest_files, read_manifest
+from velm_cli.data.readers.multi30k import read_multi30k
 from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.errors import UserError
 
@@ -29,6 +30,8 @@ def read(config: schema.DatasetConfig) -> Corpus:
             return read_coco(config, root if config.root else None)
         case schema.VqaConfig():
             return read_vqa(config, root if config.root else None)
+        case schema.Multi30kConfig():
+            return read_multi30k(config, root)
         case schema.FlickrConfig():
             return read_flickr(config, root)
         case schema.ManifestConfig():
@@ -53,6 +56,9 @@ def check_root(config: schema.DatasetConfig) -> None:
             _check_folder(config.root, "the questions, annotations and images", required=config.questions is None)
             needed = config.images and not config.root
             _check_folder(config.images_root, "the images", required=needed, option="images_root")
+        case schema.Multi30kConfig():
+            _check_folder(config.root, "train.jsonl or train.en, train.de and the like", required=True)
+            _check_folder(config.images_root, "the images", required=False, option="images_root")
         case schema.FlickrConfig():
             _check_folder(config.root, "the images and captions of Flickr8k or Flickr30k", required=True)
         case schema.ManifestConfig():

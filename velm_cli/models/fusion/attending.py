@@ -85,7 +85,8 @@ class CrossModal(Fusion):
         width, self.causal = text.width, text.causal
         self.norm_image = nn.LayerNorm(image_width)
         self.blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]  # nn.ModuleList is not generic
-            Block(width, config.heads, config.dropout, image_width) for _ in range(config.layers)
+            Block(width, config.heads, config.dropout, image_width, mlp_width=config.mlp_width)
+            for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(width)
         initialise(self, config.layers)

@@ -54,7 +54,9 @@ class TransformerText(_Scratch):
         self.causal = causal
         self.num_layers = config.layers
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.dropout, mlp_width=config.mlp_width) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
         initialise(self, config.layers)
 

@@ -1,0 +1,62 @@
+"""What tasks that write a text from a source, with or without images, have in common: translation, summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from velm_cli.files import write_bytes
+from velm_cli.objectives.weights import parse_weight
+from velm_cli.schema import DecodeConfig, TaskConfig, TrainRoot
+from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Task
+from velm_cli.tasks.writers import writing_learner
+
+if TYPE_CHECKING:
+    from velm_cli.data.batch import Batch
+    from velm_cli.data.store import Store
+    from velm_cli.data.tokenizer import Tokenizer
+    from velm_cli.learners.interface import Learner
+    from velm_cli.objectives.weights import Weight
+    from velm_cli.tasks.spaces import Spaces
+
+
+class WritesFromSource(Task[str]):
+    """An example is a source with or without images; its targets are texts to write."""
+
+    def __init__(self, options: TaskConfig) -> None:
+        super().__init__(options)
+        self.needs = Needs(source=True)
+
+    def learner(
+        self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
+    ) -> Learner:
+        return writing_learner(config, spaces, tokenizer, weights, source_layers=self.options.source_layers)
+
+    def is_learned(self, config: TrainRoot) -> bool:
+        return config.task.kind == self.kind and not parse_weight("loss.alpha", config.loss.alpha).always_zero
+
+    def predict(
+        self,
+        learner: Learner,
+        batches: Iterable[Batch],
+        spaces: Spaces,
+        tokenizer: Tokenizer,
+        how: DecodeConfig,
+        session: Session,
+    ) -> Iterator[tuple[ExampleId, str]]:
+        from velm_cli.learners.writing import WritingLearner
+
+        assert isinstance(learner, WritingLearner)
+        return learner.describe(batches, tokenizer, how, device=session.device, seed=session.seed)
+
+    def shown(self, store: Store, numbers: Iterable[int], predicted: Predicted[str]) -> list[str]:
+        return [f"{store.source(number)}: {predicted[store.example_id(number)]}" for number in map(int, numbers)]
+
+    def write_results(self, folder: Path, predicted: Predicted[str]) -> list[str]:
+        """JSON lines {"id": ..., "text": ...}, which `velm score` reads."""
+        import json
+
+        lines = (json.dumps({"id": number, "text": text}) + "\n" for number, text in predicted.items())
+        write_bytes(folder / "predictions.jsonl", (line.encode() for line in lines))
+        return ["predictions.jsonl"]
