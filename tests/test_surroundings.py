@@ -79,6 +79,11 @@ def test_other_failures_of_a_lock_are_not_taken_for_a_file_system_without(tmp_pa
         pass
 
 
+def test_a_file_that_its_holder_misses_is_not_taken_for_the_lock(tmp_path):
+    with pytest.raises(FileNotFoundError, match="absent"), files.locked(tmp_path / ".lock", "busy"):
+        (tmp_path / "absent").read_bytes()
+
+
 # ------------------------------------------------------------------------------------------ homes, names, folders
 
 

@@ -153,10 +153,13 @@ def locked(path: Path, busy: str, *, shared: bool = False, wait: bool = False) -
                 if busy:
                     print(busy, flush=True)
                 lock(file, how)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-                    yield
-                    return
+            try:
+                is_there = os.path.samestat(os.stat(path), os.fstat(file.fileno()))
+            except FileNotFoundError:
+                is_there = False
+            if is_there:  # outside the `try`, or a file that is missed by whoever holds the lock would be taken for it
+                yield
+                return
         # its owner has just removed the file, and others lock a new one
 
 

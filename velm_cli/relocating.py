@@ -92,4 +92,6 @@ def store_path(dataset: DatasetConfig) -> Path:
         name += f"-{dataset.drawn.value}"
     if isinstance(dataset, Multi30kConfig):
         name += f"-{dataset.source_lang}-{dataset.target_lang}"
+    if dataset.summarise:
+        name += "-summaries"
     return Path("stores") / (name if dataset.images else f"{name}-text")

@@ -167,10 +167,15 @@ def _write_caption(scene: Scene, rng: random.Random) -> str:
 def _noun_phrase(group: Group, rng: random.Random) -> str:
     """Such as "three tiny blue discs" or "an orange star"."""
     noun = rng.choice(NOUNS[group.shape])
+    size = rng.choice(SIZES[group.size]) if rng.random() < SIZE_SAID else None
+    return noun_phrase(group, noun, size, rng.choice(COUNTS[group.count]))
+
+
+def noun_phrase(group: Group, noun: str, size: str | None, count: str) -> str:
+    """The group in these words; the noun is in the singular, and `a` becomes `an` where it has to."""
     words = [group.colour, noun if group.count == 1 else plural(noun)]
-    if rng.random() < SIZE_SAID:
-        words.insert(0, rng.choice(SIZES[group.size]))
-    count = rng.choice(COUNTS[group.count])
+    if size is not None:
+        words.insert(0, size)
     if count == "a" and words[0][0] in "aeiou":
         count = "an"
     return " ".join([count, *words])

@@ -24,11 +24,11 @@ ID_KEYS = (
 PREDICTED = (
     *("hypothesis", "prediction", "pred", "pred_caption", "generated_caption", "generated", "candidate"),
     "generated_text",
-    *("caption", "captions", "output", "answer", "response", "text", "title", "comment"),
+    *("caption", "captions", "output", "answer", "response", "text", "title", "comment", "translation", "summary"),
 )
 REFERRED = (
     *("references", "captions", "caption", "reference", "refs", "gts", "ground_truth", "sentences", "raw", "text"),
-    *("title", "comment"),
+    *("title", "comment", "truth", "target", "targets", "translation", "summary", "highlights"),
 )
 INNER = ("caption", "raw", "text", "sentence")  # of the objects in a list of captions
 FILE_KEYS = ("file_name", "image", "filename", "image_path", "filepath")

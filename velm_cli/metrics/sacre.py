@@ -6,26 +6,16 @@ sentences are scored at once (`significance.py`). Shapes: I sentences, S counts,
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from velm_cli.errors import UserError
 from velm_cli.metrics.significance import Summands
 
 BLEU_ORDER = 4
 CHRF_BETA = 2  # recall weighs twice as much (Popović 2016)
-
-
-def require(*packages: str) -> None:
-    """UserError where one of the packages that score texts is not installed."""
-    for package in packages:
-        if importlib.util.find_spec(package) is None:
-            name = package.replace("_", "-")
-            raise UserError(f"the scores of texts need {name}: pip install {name} (or velm-cli[texts])")
 
 
 def streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:

@@ -7,16 +7,15 @@ normalise and tokenise both sides with Moses' scripts and count without smoothin
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from velm_cli import __version__
-from velm_cli.errors import UserError, on_one_line
 from velm_cli.metrics.floors import warn_of_floors
-from velm_cli.metrics.sacre import bleu_summands, chrf_summands, require
+from velm_cli.metrics.sacre import bleu_summands, chrf_summands
 from velm_cli.metrics.scores import ExampleId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all
+from velm_cli.metrics.targets import Target, check, empty_texts, per_example, require
 from velm_cli.schema import MetricsConfig
 from velm_cli.schema.metric_names import Column
 
@@ -31,17 +30,8 @@ TRANSLATION_COLUMNS = (
 COPY = "copy the source"
 
 
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """What a translation is compared with; `source` and `image` are for floors and the page."""
-
-    references: tuple[str, ...]
-    source: str = ""
-    image: ExampleId | None = None
-
-
 def score_translations(
-    truth: Mapping[ExampleId, Sentence],
+    truth: Mapping[ExampleId, Target],
     predicted: Mapping[ExampleId, str],
     config: MetricsConfig,
     *,
@@ -52,30 +42,28 @@ def score_translations(
     `language`: of the target, whose rules Moses' scripts take; empty are English's. Raises UserError when the ids
     differ, or a sentence has no reference.
     """
-    _check(truth, predicted)
+    require("sacrebleu", "sacremoses")
+    check(truth, predicted, "sentence")
     hypotheses = {number: predicted[number] for number in truth}
     summands = _summands(truth, list(hypotheses.values()), language)
     corpus: dict[str, float | None] = {key: each.total() for key, each in summands.items()}
-    own = {key: each.score(each.rows_IS) for key, each in summands.items()}
     scores = Scores(
         corpus=corpus,
         intervals=bootstrap_all(summands, resamples=config.resamples),
         reasons={},
-        per_image={
-            number: {key: float(values[row]) for key, values in own.items()} for row, number in enumerate(truth)
-        },
+        per_image=per_example(truth, {key: each.score(each.rows_IS) for key, each in summands.items()}),
         signature=_signature(truth, language),
-        warnings=_empty(hypotheses),
-        references={number: list(sentence.references) for number, sentence in truth.items()},
+        warnings=empty_texts(hypotheses, "translation"),
+        references={number: list(target.references) for number, target in truth.items()},
         hypotheses=hypotheses,
         summands=summands,
         task="translate",
         columns=TRANSLATION_COLUMNS,
         primary=TRANSLATION_PRIMARY,
-        about={number: _about(sentence) for number, sentence in truth.items()},
+        about={number: target.about() for number, target in truth.items()},
     )
-    if all(sentence.source for sentence in truth.values()):
-        made_of = _summands(truth, [sentence.source for sentence in truth.values()], language)
+    if all(target.source for target in truth.values()):
+        made_of = _summands(truth, [target.source for target in truth.values()], language)
         scores.floor_summands[COPY] = made_of
         scores.floors[COPY] = {key: made_of[key].total() for key in corpus}
     warn_of_floors(scores, config.resamples)
@@ -89,24 +77,10 @@ def quick_bleu(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -
     return bleu_summands(BLEU(), hypotheses, references).total()
 
 
-def _check(truth: Mapping[ExampleId, Sentence], predicted: Mapping[ExampleId, str]) -> None:
-    require("sacrebleu", "sacremoses")
-    if not truth:
-        raise UserError("there are no sentences to score")
-    for problem, ids in (
-        ("no translation predicted for", [number for number in truth if number not in predicted]),
-        ("no reference for", [number for number in predicted if number not in truth]),
-        ("no reference for", [number for number, sentence in truth.items() if not sentence.references]),
-    ):
-        if ids:
-            shown = ", ".join(on_one_line(str(number)) for number in ids[:5])
-            raise UserError(f"{problem} {len(ids):,} of the sentences (first: {shown})")
-
-
-def _summands(truth: Mapping[ExampleId, Sentence], hypotheses: Sequence[str], language: str) -> dict[str, Summands]:
+def _summands(truth: Mapping[ExampleId, Target], hypotheses: Sequence[str], language: str) -> dict[str, Summands]:
     from sacrebleu.metrics import BLEU, CHRF
 
-    references = [sentence.references for sentence in truth.values()]
+    references = [target.references for target in truth.values()]
     lower = [moses(text, language) for text in hypotheses]
     lower_references = [[moses(text, language) for text in texts] for texts in references]
     plain = BLEU(tokenize="none", smooth_method="none", force=True)
@@ -131,12 +105,12 @@ def _moses(language: str) -> tuple[Any, Any]:
     return MosesPunctNormalizer(lang=language), MosesTokenizer(lang=language)
 
 
-def _signature(truth: Mapping[ExampleId, Sentence], language: str) -> dict[str, Any]:
+def _signature(truth: Mapping[ExampleId, Target], language: str) -> dict[str, Any]:
     import sacrebleu
     import sacremoses
     from sacrebleu.metrics import BLEU, CHRF
 
-    counts = [len(sentence.references) for sentence in truth.values()]
+    counts = [len(target.references) for target in truth.values()]
     number = str(counts[0]) if len(set(counts)) == 1 else "var"
 
     def signed(metric: Any) -> str:
@@ -153,13 +127,3 @@ def _signature(truth: Mapping[ExampleId, Sentence], language: str) -> dict[str, 
         "chrF": signed(CHRF()),
         "sentences": len(truth),
     }
-
-
-def _empty(hypotheses: Mapping[ExampleId, str]) -> list[str]:
-    count = sum(not text.strip() for text in hypotheses.values())
-    return [f"{count:,} of the translations are empty"] if count else []
-
-
-def _about(sentence: Sentence) -> dict[str, Any]:
-    told = {"source": sentence.source, "image": sentence.image}
-    return {key: value for key, value in told.items() if value not in ("", None)}

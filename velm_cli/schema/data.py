@@ -49,6 +49,8 @@ class Drawn(Enum):
 
     captions = "captions"
     questions = "questions"  # about the scenes, with answers
+    translations = "translations"  # of sentences about the scenes, into a toy language
+    summaries = "summaries"  # of long descriptions of the scenes
 
 
 @dataclass
@@ -60,6 +62,7 @@ class DatasetConfig:
     missing: Missing = Missing.auto  # annotated images that are absent: error | skip | auto
     image_size: int = within(256, least=8, most=WIDEST)  # shorter side of the stored images, pixels
     image_quality: int = within(90, least=1, most=100)  # JPEG quality of the stored images
+    summarise: bool = False  # an image's captions but one are the source, that one the summary: in training each once
     max_pixels: int = within(178_956_970, least=64)  # refuse images with more pixels than this (decompression bombs)
 
 
@@ -72,7 +75,7 @@ class ShapesConfig(DatasetConfig):
     num_train: int = within(5000, least=1)  # scenes to train on
     num_val: int = within(100, least=0)  # scenes to validate on
     num_test: int = within(100, least=0)  # scenes with kinds of objects (size, colour, shape) that training never shows
-    examples: Drawn = Drawn.captions  # what is learned about the scenes: captions | questions
+    examples: Drawn = Drawn.captions  # captions | questions | translations | summaries: what is learned of scenes
     questions: bool = False  # true: the same as dataset.examples=questions
     draw_seed: int = within(0, least=-LARGEST)  # the scenes are a pure function of this and the numbers above
 
@@ -103,6 +106,14 @@ class Multi30kConfig(DatasetConfig):
     source_lang: str = "en"  # language to translate from: a key of the JSON lines, an ending of the text files
     target_lang: str = "de"  # language to translate into
     images_root: str | None = path(None)  # folder with the images; null = root
+
+
+@dataclass
+class DocumentsConfig(DatasetConfig):
+    kind: str = "documents"
+    images_root: str | None = path(None)  # folder with the images; null = root
+    source_column: str | None = None  # key of the document; null = article, document, source, text ...
+    target_column: str | None = None  # key of the summary; null = highlights, summary, target ...
 
 
 @dataclass

@@ -11,6 +11,7 @@ from velm_cli.schema.data import (
     CocoConfig,
     DataConfig,
     DatasetConfig,
+    DocumentsConfig,
     FlickrConfig,
     FolderConfig,
     ManifestConfig,
@@ -74,6 +75,8 @@ class ScoredTask(Enum):
     caption = "caption"
     vqa = "vqa"
     retrieve = "retrieve"
+    translate = "translate"
+    summarise = "summarise"
 
 
 class ExportFormat(Enum):
@@ -195,7 +198,9 @@ class EvaluateRoot:
 @dataclass
 class ScoreRoot:
     stage: str = "score"
-    task: ScoredTask = ScoredTask.caption  # what is scored: caption | vqa (answers) | retrieve (embeddings or rankings)
+    task: ScoredTask = (
+        ScoredTask.caption
+    )  # what is scored: caption | vqa (answers) | retrieve (embeddings or rankings) | translate | summarise
     predictions: str = path(
         MISSING
     )  # captions or answers: COCO's or VQA's results, {"id": "text"}, CSV ...; retrieve: .npz or .jsonl
@@ -209,6 +214,10 @@ class ScoreRoot:
         None
     )  # as `references`, what the system learned from. caption: how many are new? vqa: the floors
     questions: str | None = path(None)  # vqa: VQA's questions file, for the text of the questions in the report
+    sources: str | None = path(
+        None
+    )  # translate, summarise: the sentences or documents, in the forms of references, for floors and report
+    language: str = ""  # translate: of the references, for the tokeniser of BLEU lc: de, fr ...; empty = as en
     fold: int = within(0, least=0)  # retrieve: images of a fold, whose scores are averaged (COCO 1k: 1000); 0 = all
     instances: str | None = path(None)  # COCO's instances_*.json: which named objects are not in the image (CHAIR)?
     images: str | None = path(None)  # folder of the images, for report and metrics.clip; found by name, id or number
@@ -324,6 +333,7 @@ KINDS: dict[str, dict[str, type]] = {
         "coco": CocoConfig,
         "vqa": VqaConfig,
         "multi30k": Multi30kConfig,
+        "documents": DocumentsConfig,
         "flickr": FlickrConfig,
         "manifest": ManifestConfig,
         "folder": FolderConfig,

@@ -117,7 +117,19 @@ class TranslateTaskConfig(TaskConfig):
     kind: str = "translate"
     source_layers: int = within(
         2, least=0, most=1000
-    )  # layers of the source sentence's own encoder; 0 = text encoder and fusion read it, next to the image
+    )  # layers of the sentence's own encoder; 0 = text encoder and fusion read it, next to the image
+
+    @property
+    def source_is_memory(self) -> bool:
+        return True
+
+
+@dataclass
+class SummariseTaskConfig(TaskConfig):
+    kind: str = "summarise"
+    source_layers: int = within(
+        2, least=0, most=1000
+    )  # layers of the document's own encoder; 0 = text encoder and fusion read it, next to the image
 
     @property
     def source_is_memory(self) -> bool:

@@ -143,6 +143,7 @@ def _show(store: Store, examples: np.ndarray, texts: list[str], path: Path) -> N
     if store.has_images:
         contact_sheet(stored_images(store, examples, texts), path.with_name(f"{path.name}.png"))
     else:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path.with_name(f"{path.name}.txt"), "".join(f"{on_one_line(text)}\n" for text in texts))
 
 

@@ -15,6 +15,7 @@ from velm_cli.errors import UserError
 from velm_cli.schema import MetricsConfig, ScoredTask, ScoreRoot
 
 _COMMON = {"predictions", "vs", "out", "metrics.resamples"}
+_TEXTS = _COMMON | {"references", "mismatch", "sources", "images"}
 # Task -> its module in this folder, and the options that it uses; captions use all but those of the others.
 SCORERS: dict[ScoredTask, tuple[str, set[str]]] = {
     ScoredTask.vqa: (
@@ -22,8 +23,10 @@ SCORERS: dict[ScoredTask, tuple[str, set[str]]] = {
         _COMMON | {"references", "mismatch", "training", "questions", "images"},
     ),
     ScoredTask.retrieve: ("score_retrieval", _COMMON | {"references", "fold", "images"}),
+    ScoredTask.translate: ("score_texts", _TEXTS | {"language"}),
+    ScoredTask.summarise: ("score_texts", _TEXTS),
 }
-OTHERS = {"questions", "fold"}
+OTHERS = {"questions", "fold", "sources", "language"}
 
 
 def run(config: ScoreRoot) -> float | None:

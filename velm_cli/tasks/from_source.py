@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from velm_cli.data.store import Store
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.learners.interface import Learner
+    from velm_cli.metrics.targets import Target
     from velm_cli.objectives.weights import Weight
     from velm_cli.tasks.spaces import Spaces
 
@@ -60,3 +61,16 @@ class WritesFromSource(Task[str]):
         lines = (json.dumps({"id": number, "text": text}) + "\n" for number, text in predicted.items())
         write_bytes(folder / "predictions.jsonl", (line.encode() for line in lines))
         return ["predictions.jsonl"]
+
+
+def target_of(store: Store, number: int) -> Target:
+    """What a prediction of the example is compared with."""
+    from velm_cli.data.store import first_image
+    from velm_cli.metrics.targets import Target
+
+    image = first_image(store, number) if store.has_images else -1
+    return Target(
+        references=tuple(store.targets(number)),
+        source=store.source(number) or "",
+        image=None if image < 0 else store.image_name(image),
+    )

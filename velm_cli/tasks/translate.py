@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from velm_cli.schema import MetricsConfig
-from velm_cli.tasks.from_source import WritesFromSource
+from velm_cli.tasks.from_source import WritesFromSource, target_of
 from velm_cli.tasks.interface import Predicted
 
 if TYPE_CHECKING:
     from velm_cli.data.store import Store
     from velm_cli.metrics.scores import Scores
-    from velm_cli.metrics.translation_scores import Sentence
 
 
 class TranslateTask(WritesFromSource):
@@ -40,20 +37,9 @@ class TranslateTask(WritesFromSource):
         from velm_cli.metrics.translation_scores import score_translations
 
         truth = {
-            store.example_id(number): _sentence(store, number) for number in map(int, numbers) if store.targets(number)
+            store.example_id(number): target_of(store, number) for number in map(int, numbers) if store.targets(number)
         }
         if not truth:
             return None
         language = str(store.manifest["options"].get("target_lang") or "")
         return score_translations(truth, {number: predicted[number] for number in truth}, config, language=language)
-
-
-def _sentence(store: Store, number: int) -> Sentence:
-    from velm_cli.metrics.translation_scores import Sentence
-
-    images, _ = store.images_of(np.array([number])) if store.has_images else ((), None)
-    return Sentence(
-        references=tuple(store.targets(number)),
-        source=store.source(number) or "",
-        image=store.image_name(int(images[0])) if len(images) else None,
-    )

@@ -11,10 +11,12 @@ from pathlib import Path
 from velm_cli import schema
 from velm_cli.data.examples import Corpus
 from velm_cli.data.readers.coco import read_coco, read_shapes
+from velm_cli.data.readers.documents import read_documents
 from velm_cli.data.readers.flickr import read_flickr
 from velm_cli.data.readers.folder import read_folder
 from velm_cli.data.readers.manifest import manifest_files, read_manifest
 from velm_cli.data.readers.multi30k import read_multi30k
+from velm_cli.data.readers.summaries import captions_into_one
 from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.errors import UserError
 
@@ -22,7 +24,11 @@ from velm_cli.errors import UserError
 def read(config: schema.DatasetConfig) -> Corpus:
     """All Examples that `config` describes. Raises UserError for whatever the user can mend."""
     check_root(config)
-    root = _path(config.root)
+    corpus = _read(config, _path(config.root))
+    return captions_into_one(corpus) if config.summarise else corpus
+
+
+def _read(config: schema.DatasetConfig, root: Path) -> Corpus:
     match config:
         case schema.ShapesConfig():
             return read_shapes(config, root)
@@ -32,6 +38,8 @@ def read(config: schema.DatasetConfig) -> Corpus:
             return read_vqa(config, root if config.root else None)
         case schema.Multi30kConfig():
             return read_multi30k(config, root)
+        case schema.DocumentsConfig():
+            return read_documents(config, root)
         case schema.FlickrConfig():
             return read_flickr(config, root)
         case schema.ManifestConfig():
@@ -58,6 +66,9 @@ def check_root(config: schema.DatasetConfig) -> None:
             _check_folder(config.images_root, "the images", required=needed, option="images_root")
         case schema.Multi30kConfig():
             _check_folder(config.root, "train.jsonl or train.en, train.de and the like", required=True)
+            _check_folder(config.images_root, "the images", required=False, option="images_root")
+        case schema.DocumentsConfig():
+            _check_folder(config.root, "train.jsonl, val.jsonl and the like", required=True)
             _check_folder(config.images_root, "the images", required=False, option="images_root")
         case schema.FlickrConfig():
             _check_folder(config.root, "the images and captions of Flickr8k or Flickr30k", required=True)

@@ -16,9 +16,13 @@ from velm_cli import schema
 from velm_cli.data.examples import Corpus, Examples
 from velm_cli.data.readers.assemble import Entry, Listing, assemble, first_few
 from velm_cli.data.readers.captions_json import Captioned, parse_captions
+from velm_cli.data.readers.documents import read_documents
+from velm_cli.data.readers.multi30k import read_multi30k
 from velm_cli.data.readers.splits import Split, read_split
 from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.data.shapes import write_shapes
+from velm_cli.data.shapes_summaries import write_shapes_summaries
+from velm_cli.data.shapes_translations import write_shapes_translations
 from velm_cli.data.shapes_vqa import write_shapes_questions
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, load_json, parse_json
@@ -59,6 +63,14 @@ def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
         questions, annotations = write_shapes_questions(root, config.draw_seed)
         asked = schema.VqaConfig(questions=questions, annotations=annotations, images_root=str(root))
         return read_vqa(replace(asked, images=config.images, missing=config.missing), None)
+    if config.drawn is schema.Drawn.translations:
+        pairs = write_shapes_translations(root, config.draw_seed)
+        given = schema.Multi30kConfig(root=str(pairs), images_root=str(root), source_lang="en", target_lang="toy")
+        return read_multi30k(replace(given, images=config.images, missing=config.missing), pairs)
+    if config.drawn is schema.Drawn.summaries:
+        documents = write_shapes_summaries(root, config.draw_seed)
+        described = schema.DocumentsConfig(root=str(documents), images_root=str(root))
+        return read_documents(replace(described, images=config.images, missing=config.missing), documents)
     split = read_split(root / "shapes_split.json", key="cocoid")
     files = _find_annotations(schema.CocoSplit.official2014, root)
     return _read(Corpus(Examples()), root, files, split, images=config.images, missing=config.missing)

@@ -2,7 +2,8 @@
 
 Two forms are read: JSON lines {"image": name, "en": ..., "de": ...}, whose `file_name`, where there is one, is the
 file; and the official text files, a sentence a line: train.en, train.de (or .gz), with the images' names in
-train_images.txt or image_splits/train.txt. The parts are train, val and the test sets: test2016, test2017, testcoco.
+train_images.txt or image_splits/train.txt. The parts are train, val and the test sets: test2016, test2017, testcoco, or
+test where a file says no year.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from velm_cli.data.readers.finding import walk
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, json_lines, text_lines
 
-SPLITS = ("train", "val", "test2016", "test2017", "test2018", "testcoco")
+SPLITS = ("train", "val", "test", "test2016", "test2017", "test2018", "testcoco")
 # A file's name up to its ending: train, val, test_2016_flickr, test2017, test_2017_mscoco, with anything before it.
 _STEM = re.compile(r"(?:.*[_\-.])?(train|val|valid|dev|test(?:[_-]?(20\d\d))?(?:[_-]?(flickr|mscoco|coco))?)")
 _UNSAID = "no text in {}"
@@ -33,8 +34,8 @@ def read_multi30k(config: schema.Multi30kConfig, root: Path) -> Corpus:
     languages = (config.source_lang, config.target_lang)
     if languages[0] == languages[1]:
         raise UserError(f"dataset.source_lang and dataset.target_lang are both {languages[0]}: give two languages")
-    corpus = Corpus(Examples(), SPLITS)
     files = _files(root, languages, images=config.images)
+    corpus = Corpus(Examples(), tuple(part for part in SPLITS if part in files or part in ("train", "val")))
     if not files:
         raise UserError(
             f"dataset.root={root}: neither JSON lines (train.jsonl ...) nor pairs of text files (train.{languages[0]}, "
@@ -73,7 +74,7 @@ def _examples(part: str, rows: Iterator[Row], base: Path, seen: set[str], corpus
 
 
 def part_of_stem(stem: str) -> str | None:
-    """`test_2017_mscoco` -> testcoco, `test_2016_flickr` and `test` -> test2016; None of no part."""
+    """`test_2017_mscoco` -> testcoco, `test_2016_flickr` -> test2016, `dev` -> val; None of no part."""
     if (found := _STEM.fullmatch(stem.lower())) is None:
         return None
     word, year, source = found.groups()
@@ -81,7 +82,7 @@ def part_of_stem(stem: str) -> str | None:
         return "train" if word == "train" else "val"
     if source in ("mscoco", "coco"):
         return "testcoco"
-    part = f"test{year or 2016}"
+    part = f"test{year or ''}"
     return part if part in SPLITS else None
 
 

@@ -1,0 +1,86 @@
+"""Translation and summaries of drawn scenes through every stage; with images, on texts alone, and blind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from harness import check_task
+from velm import TINY, call
+
+from velm_cli.data.opening import open_store
+
+for package in ("sacrebleu", "sacremoses", "rouge_score"):
+    pytest.importorskip(package)
+
+KINDS = {
+    "translate": ("translations", "BLEU", "en", "toy"),
+    "summarise": ("summaries", "ROUGE-Lsum", "article", "highlights"),
+}
+
+
+def files_to_score(folder: str, source: str, target: str) -> list[str]:
+    """References and sources of the test part in the form of other people's files."""
+    rows = list(map(json.loads, Path("data/shapes", folder, "test.jsonl").read_text().splitlines()))
+    for name, key in (("references", target), ("sources", source)):
+        lines = [json.dumps({"id": id_of(number, row, folder), "text": row[key]}) for number, row in enumerate(rows, 1)]
+        Path(f"{folder}-{name}.jsonl").write_text("\n".join(lines))
+    return [f"references={folder}-references.jsonl", f"sources={folder}-sources.jsonl"]
+
+
+def id_of(number: int, row: dict, folder: str) -> str:
+    return row["file_name"] if folder == "translations" else f"test-{number}"
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_every_stage(tmp_path, monkeypatch, capsys, task):
+    monkeypatch.chdir(tmp_path)
+    folder, primary, source, target = KINDS[task]
+    data = ["dataset=shapes", f"dataset.examples={folder}", *TINY]
+    assert call("preprocess", *data) == 0
+    score = [f"task={task}", *files_to_score(folder, source, target)]
+    checked = check_task(
+        task,
+        [f"task={task}"],
+        data,
+        primary=primary,
+        score=score,
+        blind=("image", "shuffled", "source"),
+        predictions="predictions.jsonl",
+        capsys=capsys,
+    )
+    told = json.loads((checked.full / "scores.json").read_text())
+    assert told["task"] == task and told["floors"]
+    page = (checked.full / "report.html").read_text()
+    store = open_store(Path("stores") / f"shapes-{folder}")
+    assert json.dumps(store.source(int(store.split("test")[0])))[1:-1] in page, "the page shows the sources"
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_text_alone_is_validated_and_evaluated(tmp_path, monkeypatch, capsys, task):
+    """Without images a translation is still one: vision=none on a store that has none, or that has some."""
+    monkeypatch.chdir(tmp_path)
+    folder, primary, *_ = KINDS[task]
+    data = ["dataset=shapes", f"dataset.examples={folder}", "dataset.images=false", *TINY]
+    small = [
+        f"task={task}",
+        "vision=none",
+        "text.width=16",
+        "text.mlp_width=24",
+        "fusion.layers=1",
+        "fusion.mlp_width=8",
+    ]
+    small += ["run.max_steps=4", "run.validate_every=2", "optim.schedule=inverse_sqrt", "loss.label_smoothing=0.1"]
+    assert call("preprocess", *data) == 0
+    assert call("train", *data, *small, "name=text") == 0
+    lines = map(json.loads, Path("runs/train/text/metrics.jsonl").read_text().splitlines())
+    logged = [line for line in lines if line["kind"] == "validation"]
+    assert len(logged) == 2 and all(primary.lower() in line for line in logged)
+    assert (Path("runs/train/text/samples/step-00000004.txt")).read_text().count("\n") > 3
+    assert json.loads(Path("runs/train/text/scores.json").read_text())["primary"] == primary
+    capsys.readouterr()
+    assert call("eval", "checkpoint=runs/train/text", "name=text", "decode.beams=2") == 0
+    assert primary in capsys.readouterr().out
+    assert call("eval", "checkpoint=runs/train/text", "eval.blind=image") == 2
+    assert "sees no image" in capsys.readouterr().err

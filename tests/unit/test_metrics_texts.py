@@ -1,0 +1,102 @@
+"""Translations and summaries: equal to sacrebleu and rouge-score on random texts, floors by hand, intervals."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from velm_cli.errors import UserError
+from velm_cli.metrics.sacre import streams
+from velm_cli.metrics.summary_scores import BETWEEN, medoid, pieces_of, score_summaries
+from velm_cli.metrics.targets import Target
+from velm_cli.metrics.translation_scores import moses, score_translations
+from velm_cli.schema import MetricsConfig
+
+pytest.importorskip("sacremoses")
+sacrebleu = pytest.importorskip("sacrebleu")
+rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
+WORDS = ["A", "a", "dog", "Hund,", "läuft", "running", "runs", "«ja»", "it's", "U.S.", "3.5", "-", "the", "on", "."]
+
+
+def texts(rng: random.Random, count: int, *, least: int = 0) -> list[str]:
+    return [" ".join(rng.choices(WORDS, k=rng.randint(least, 9))) for _ in range(count)]
+
+
+def near(rng: random.Random, text: str) -> str:
+    return " ".join(word if rng.random() < 0.8 else rng.choice(WORDS) for word in text.split())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_equal_to_sacrebleu(seed):
+    rng = random.Random(f"texts {seed}")
+    references = [texts(rng, rng.choice((1, 1, 3)) if seed % 2 else 1, least=1) for _ in range(rng.choice((1, 7, 40)))]
+    close = seed != 5
+    hypotheses = [near(rng, given[0]) if close else "zzz" for given in references]
+    truth = {number: Target(tuple(given), "A b") for number, given in enumerate(references)}
+    scores = score_translations(truth, dict(enumerate(hypotheses)), MetricsConfig(resamples=20), language="de")
+    listed = streams(references)
+    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    assert 100 * scores["BLEU"] == pytest.approx(bleu.corpus_score(hypotheses, listed).score, abs=1e-9)
+    assert 100 * scores["chrF"] == pytest.approx(chrf.corpus_score(hypotheses, listed).score, abs=1e-9)
+    assert scores.signature["BLEU"] == str(bleu.get_signature())
+    assert scores.signature["chrF"] == str(chrf.get_signature())
+    plain = sacrebleu.BLEU(tokenize="none", smooth_method="none", force=True)
+    lower = [[None if text is None else moses(text, "de") for text in stream] for stream in listed]
+    expected = plain.corpus_score([moses(text, "de") for text in hypotheses], lower).score
+    assert 100 * scores["BLEU_lc"] == pytest.approx(expected, abs=1e-9)
+    for number, (given, text) in enumerate(zip(references, hypotheses, strict=True)):
+        alone = sacrebleu.CHRF().corpus_score([text], [[each] for each in given]).score
+        assert 100 * scores.per_image[number]["chrF"] == pytest.approx(alone, abs=1e-9)
+
+
+def test_moses_as_the_papers_prepare_sentences():
+    assert moses("Ein Mann, der „Ja“ sagt.", "de") == "ein mann , der &quot; ja &quot; sagt ."
+    assert moses("L’homme qu’il a vu", "fr") == "l&apos; homme qu&apos; il a vu"
+
+
+def test_intervals_floors_and_warnings_of_translations():
+    truth = {
+        n: Target((f"ein Hund läuft über Gras Nummer {n}",), f"a dog runs on grass number {n}", n) for n in range(9)
+    }
+    copied = score_translations(truth, {n: target.source for n, target in truth.items()}, MetricsConfig())
+    assert copied.floors == {"copy the source": copied.corpus}
+    assert any("no better than the floor 'copy the source'" in line for line in copied.warnings)
+    right = score_translations(truth, {n: target.references[0] for n, target in truth.items()}, MetricsConfig())
+    assert right["BLEU"] == pytest.approx(1) and right.intervals["BLEU"] == pytest.approx((1, 1))
+    assert not right.warnings and right.about[3] == {"source": truth[3].source, "image": 3}
+    empty = score_translations(truth, dict.fromkeys(truth, ""), MetricsConfig(resamples=0))
+    assert empty["BLEU"] == empty["chrF"] == 0 and "9 of 9 translations are empty" in empty.warnings
+    with pytest.raises(UserError, match="no prediction for 8 sentences"):
+        score_translations(truth, {0: "x"}, MetricsConfig())
+    with pytest.raises(UserError, match="no reference for 1 sentence "):
+        score_translations({0: Target(())}, {0: "x"}, MetricsConfig())
+    with pytest.raises(UserError, match="there are no sentences"):
+        score_translations({}, {}, MetricsConfig())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_to_rouge_score(seed):
+    rng = random.Random(f"summaries {seed}")
+    references = [["\n".join(f"{text} ." for text in texts(rng, 2, least=1)) for _ in range(2)] for _ in range(20)]
+    hypotheses = [f"{near(rng, given[0])}\nand so on" for given in references]
+    truth = {number: Target(tuple(given)) for number, given in enumerate(references)}
+    scores = score_summaries(truth, dict(enumerate(hypotheses)), MetricsConfig(resamples=10))
+    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
+    told = [scorer.score_multi(given, text) for given, text in zip(references, hypotheses, strict=True)]
+    for key, kind in (("ROUGE-1", "rouge1"), ("ROUGE-2", "rouge2"), ("ROUGE-Lsum", "rougeLsum")):
+        assert scores[key] == pytest.approx(sum(each[kind].fmeasure for each in told) / len(told), abs=1e-12)
+    assert not scores.floors, "there are no sources to copy from"
+
+
+def test_sentences_that_change_places_and_floors_of_summaries():
+    target = Target(("The cat sat. A dog ran.",), BETWEEN.join(["a cat", "the cat sat", "the cat sat down", "tree"]), 4)
+    scores = score_summaries({1: target}, {1: "A dog ran. The cat sat."}, MetricsConfig(resamples=0))
+    assert scores["ROUGE-Lsum"] == 1
+    assert scores.floors.keys() == {"first sentence", "medoid sentence"}
+    assert medoid(pieces_of(target.source)) == "the cat sat"
+    document = Target(("x",), " ".join(f"Sentence {n} ends." for n in range(9)))
+    assert "lead 3 sentences" in score_summaries({1: document}, {1: "x"}, MetricsConfig(resamples=0)).floors
+    assert pieces_of("One. Two! “Three?” four") == ["One.", "Two!", "“Three?”", "four"]
+    warned = score_summaries({1: Target(("Männer über Öl",))}, {1: "x"}, MetricsConfig(resamples=0)).warnings
+    assert any("takes for blanks" in line for line in warned)
