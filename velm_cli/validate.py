@@ -250,7 +250,22 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
     yield from objective_problems(config, weights)
     yield from _cache(config, "gamma" in weights and not weights["gamma"].always_zero)
+    if config.data.mask_source != "none":
+        yield from _masked_words(config)
     yield from missing(config.run)
+
+
+def _masked_words(config: schema.TrainRoot) -> Iterator[str]:
+    option = config.data.mask_source
+    if option != "none" and not config.task.reads_source:
+        yield f"data.mask_source={option} hides words of a source, and task={config.task.kind} has none: leave it out"
+        return
+    from velm_cli.data.masked_words import words_to_mask
+
+    try:
+        words_to_mask(option)
+    except UserError as error:
+        yield str(error)
 
 
 def _threads(run: schema.RunConfig) -> Iterator[str]:

@@ -84,3 +84,21 @@ def test_text_alone_is_validated_and_evaluated(tmp_path, monkeypatch, capsys, ta
     assert primary in capsys.readouterr().out
     assert call("eval", "checkpoint=runs/train/text", "eval.blind=image") == 2
     assert "sees no image" in capsys.readouterr().err
+
+
+def test_masked_words_are_in_the_signature_and_nowhere_else(tmp_path, monkeypatch, capsys):
+    """Colours hidden in training are hidden in every evaluation; a task without a source refuses the option."""
+    monkeypatch.chdir(tmp_path)
+    data = ["dataset=shapes", "dataset.examples=translations", "dataset.images=false", *TINY]
+    small = ["task=translate", "vision=none", "text.width=16", "fusion.layers=1", "run.max_steps=2"]
+    assert call("preprocess", *data) == 0
+    assert call("train", *data, *small, "data.mask_source=colours", "name=hidden") == 0
+    assert "masked" in capsys.readouterr().out
+    for folder in ("runs/train/hidden", "runs/evaluate/hidden"):
+        if folder.startswith("runs/evaluate"):
+            assert call("eval", "checkpoint=runs/train/hidden", "name=hidden") == 0
+        signature = json.loads(Path(folder, "scores.json").read_text())["signature"]
+        assert signature["mask_source"].startswith("colours: ")
+    capsys.readouterr()
+    assert call("train", "dataset=shapes", *TINY, "data.mask_source=colours") == 2
+    assert "task=caption has none" in capsys.readouterr().err

@@ -214,6 +214,9 @@ class DataConfig:
     crop_scale: float = within(
         1.0, above=0, most=1
     )  # smallest share of the area a random crop keeps; 1 = no random crop
+    mask_source: str = path(
+        "none"
+    )  # words of the source that are hidden, in training and evaluations: none | colours | nouns (English) | a file
     flip: bool = False  # mirror half of the images (never where captions may say left or right)
     colour_jitter: float = within(
         0.0, least=0, below=1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 
 from velm_cli.data.blind import NoTexts, SameFeatures, grey, shuffled
+from velm_cli.data.masked_words import words_to_mask
 from velm_cli.engine.device import autocast
 from velm_cli.learners.interface import Learner
 from velm_cli.schema import Blind, EvaluateRoot, NoFusionConfig, NoVisionConfig, Precision, TrainRoot
@@ -38,10 +40,20 @@ def _leaves_it_out(task: Task, trained: TrainRoot) -> bool:
     return isinstance(trained.fusion, NoFusionConfig) and not task.needs.targets_given
 
 
-def told(config: EvaluateRoot) -> dict[str, str]:
+def told(config: EvaluateRoot, trained: TrainRoot) -> dict[str, str]:
     """What the signature of the scores says of it; nothing where the model gets everything."""
     blind = config.eval.blind
-    return {} if blind is Blind.none else {"blind": MEANING[blind].format(seed=config.seed)}
+    control = {} if blind is Blind.none else {"blind": MEANING[blind].format(seed=config.seed)}
+    return control | masked(trained)
+
+
+def masked(trained: TrainRoot) -> dict[str, str]:
+    """What the signature says of words that are hidden from the model, in training as in evaluations."""
+    words = words_to_mask(trained.data.mask_source)
+    if not words:
+        return {}
+    digest = hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()[:12]
+    return {"mask_source": f"{trained.data.mask_source}: {len(words):,} words of the source are hidden ({digest})"}
 
 
 def blinded(data: TaskData, config: EvaluateRoot) -> TaskData:

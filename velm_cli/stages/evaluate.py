@@ -140,7 +140,7 @@ def _evaluate(
             title=f"{config.checkpoint}  {config.split}{_blind_words(config)}",
             trained_on=_trained_on(store, trained, home),
             weights=about["sha256"],
-            told=told(config),
+            told=told(config, trained),
         )
         facts = task.further(config, predicted, path)
         if config.report.page and scores:

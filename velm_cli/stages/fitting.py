@@ -16,6 +16,7 @@ import torch
 from velm_cli.data.concepts import MIN_IMAGES
 from velm_cli.data.coverage import coverage_lines
 from velm_cli.data.loader import TrainLoader
+from velm_cli.data.masked_words import MaskedTexts
 from velm_cli.data.order import Share
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.store import Store, Tokens
@@ -95,6 +96,11 @@ def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader)
     if isinstance(sources := data.sources, Tokens):
         yield from coverage_lines(
             sources, store.all_sources, config.tokenizer, own=own, noun=f"{data.task.unit}s", column="sources"
+        )
+    elif isinstance(sources, MaskedTexts):
+        yield (
+            f"masked      {sources.hidden:,} words of {len(store.all_sources):,} {data.task.unit}s "
+            f"(data.mask_source={config.data.mask_source})"
         )
     elif len(store.all_sources):
         yield (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from velm_cli.data.batch import Columns, Texts, concept_labels
+from velm_cli.data.masked_words import MaskedTexts, words_to_mask
 from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens
@@ -78,8 +79,10 @@ def refuse_other_examples(task: Task[Any], store: Store) -> None:
         )
 
 
-def _sources(task: Task[Any], store: Store, tokenizer: Tokenizer, config: TrainRoot) -> Tokens | None:
+def _sources(task: Task[Any], store: Store, tokenizer: Tokenizer, config: TrainRoot) -> Texts | None:
     refuse_other_examples(task, store)
     if not task.needs.source:
         return None
+    if words := words_to_mask(config.data.mask_source):
+        return MaskedTexts(store.all_sources, tokenizer, config.tokenizer.max_source_tokens, words)
     return store.encode(tokenizer, config.tokenizer.max_source_tokens, "sources")

@@ -41,6 +41,7 @@ from velm_cli.models.weights import read_state
 from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.observe import Observer
 from velm_cli.schema import TextLoss, TrainRoot
+from velm_cli.stages.blinding import masked
 from velm_cli.stages.encoding import training_views
 from velm_cli.stages.fitting import refuse_unfit
 from velm_cli.stages.headline import headline
@@ -249,7 +250,17 @@ def _finish(run: Run, data: TaskData, trackers: Trackers) -> None:
             )
         if ranks.first:
             title = f"{path}  val"
-            scores = score_and_save(task, predicted, store, indices, config.metrics, path, title=title, trained_on=True)
+            scores = score_and_save(
+                task,
+                predicted,
+                store,
+                indices,
+                config.metrics,
+                path,
+                title=title,
+                trained_on=True,
+                told=masked(config),
+            )
             if scores is not None:
                 trackers.log("scores", run.progress.step, scores.corpus)
     if ranks.first:
