@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 from harness import check_task
-from velm import TINY, call
+from velm import TINY, TINY_MODEL, call
 
 from velm_cli.data.opening import open_store
+from velm_cli.data.store import first_image
 
 for package in ("sacrebleu", "sacremoses", "rouge_score"):
     pytest.importorskip(package)
@@ -102,3 +103,34 @@ def test_masked_words_are_in_the_signature_and_nowhere_else(tmp_path, monkeypatc
     capsys.readouterr()
     assert call("train", "dataset=shapes", *TINY, "data.mask_source=colours") == 2
     assert "task=caption has none" in capsys.readouterr().err
+
+
+def test_from_python(tmp_path, monkeypatch):
+    """`translate` writes what `velm eval` writes; a model of texts alone takes no image, one with images needs one."""
+    import velm_cli
+
+    monkeypatch.chdir(tmp_path)
+    data = ["dataset=shapes", "dataset.examples=translations", *TINY]
+    assert call("preprocess", *data) == 0
+    store = open_store(Path("stores/shapes-translations"))
+    numbers = list(map(int, store.split("test")))
+    for name, vision in (("seeing", []), ("blind", ["vision=none"])):
+        small = ["task=translate", *TINY_MODEL, *vision, "run.max_steps=3", "run.precision=fp32", f"name={name}"]
+        small = [option for option in small if not (vision and option.startswith("vision."))]
+        assert call("train", *data, *small) == 0
+        assert (
+            call("eval", f"checkpoint=runs/train/{name}", f"name={name}", "run.precision=fp32", "decode.beams=2") == 0
+        )
+        lines = map(json.loads, Path(f"runs/evaluate/{name}/predictions.jsonl").read_text().splitlines())
+        expected = {line["id"]: line["text"] for line in lines}
+        model = velm_cli.load(f"runs/train/{name}", precision="fp32")
+        assert model.can == ("translate",)
+        sources = [store.source(number) for number in numbers]
+        images = None if vision else [store.image_bytes(first_image(store, number)) for number in numbers]
+        found = model.translate(images, sources, beams=2, max_length=30)
+        assert found == [expected[store.example_id(number)] for number in numbers]
+        assert isinstance(model.translate(images and images[0], sources[0]), str)
+        with pytest.raises(velm_cli.errors.UserError, match=r"give None|one for each text"):
+            model.translate(None if images else Path("a.jpg"), sources)
+        with pytest.raises(velm_cli.errors.UserError, match="has not learned task=summarise"):
+            model.summarise(images, sources)

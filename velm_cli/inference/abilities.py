@@ -13,7 +13,15 @@ from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.learners.interface import Learner
 from velm_cli.lineage import weight_file
 from velm_cli.loading import has_learned, read_weights, run_config, run_spaces, run_tokenizer, trained_learner
-from velm_cli.schema import CaptionTaskConfig, RetrieveTaskConfig, TrainRoot, VqaTaskConfig
+from velm_cli.schema import (
+    CaptionTaskConfig,
+    RetrieveTaskConfig,
+    SummariseTaskConfig,
+    TaskConfig,
+    TrainRoot,
+    TranslateTaskConfig,
+    VqaTaskConfig,
+)
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.spaces import Spaces
 
@@ -44,11 +52,17 @@ def load_able(checkpoint: str | Path, device: torch.device) -> Able:
     """UserError for whatever is wrong with the checkpoint, or where it has learned nothing that can be predicted."""
     config, file = run_config(checkpoint), weight_file(checkpoint)
     home, own = configs.run_folder_of(checkpoint), config.task.kind
-    options = {"caption": CaptionTaskConfig(), "vqa": VqaTaskConfig(), "retrieve": RetrieveTaskConfig()}
+    options: dict[str, TaskConfig] = {
+        "caption": CaptionTaskConfig(),
+        "vqa": VqaTaskConfig(),
+        "retrieve": RetrieveTaskConfig(),
+        "translate": TranslateTaskConfig(),
+        "summarise": SummariseTaskConfig(),
+    }
     options[own] = config.task
     tasks = {kind: task_of(each) for kind, each in options.items()}
     learned = {kind for kind, task in tasks.items() if has_learned(task, config, home)}
-    if own == "vqa":  # its texts are questions and answers: what it embeds nobody would search for
+    if own in ("vqa", "translate", "summarise"):  # its texts are answers or in two languages: nobody searches for them
         learned.discard("retrieve")
     tokenizer, state = run_tokenizer(home), read_weights(file)
     terms = tasks[own].predicts_with(config)

@@ -33,6 +33,7 @@ from velm_cli.inference.arguments import (
 )
 from velm_cli.inference.attribution import attention_of
 from velm_cli.inference.examples import Given, Tokenised
+from velm_cli.inference.from_source import WritesFromSource
 from velm_cli.inference.pictures import Form, Picture, content_of, stored
 from velm_cli.learners.matching import TEXTS_AT_ONCE, embed_images, embed_texts
 from velm_cli.learners.writing import WritingLearner
@@ -58,7 +59,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precisi
     return Model(load_able(checkpoint, where), how)
 
 
-class Model:
+class Model(WritesFromSource):
     """Captions, answers and embeddings of images by one trained model. Made by `load`.
 
     An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3]. It is brought into the
@@ -99,9 +100,9 @@ class Model:
 
     @property
     def can(self) -> tuple[str, ...]:
-        """What it has learned: some of `caption`, `answer`, `embed`."""
-        named = {"caption": "caption", "vqa": "answer", "retrieve": "embed"}
-        return tuple(named[kind] for kind in self._able.can if kind in named)
+        """What it has learned: some of `caption`, `answer`, `embed`, `translate`, `summarise`."""
+        named = {"vqa": "answer", "retrieve": "embed"}
+        return tuple(named.get(kind, kind) for kind in self._able.can)
 
     def __repr__(self) -> str:
         config = self._able.config
@@ -363,7 +364,7 @@ class Model:
         return autocast(self.device, self._precision)
 
     def needs(self, kind: str) -> None:
-        """UserError where it has not learned this task (caption, vqa, retrieve)."""
+        """UserError where it has not learned this task."""
         if (why := self._able.why_not(kind)) is not None:
             raise UserError(why)
 
