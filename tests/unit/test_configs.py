@@ -35,7 +35,7 @@ NEEDS = {
         "text.name={bert}",
         "fusion=none",
     ],
-    "experiment/multi30k_translate": ["task=translate", "vision=none", "dataset.images=false", "tokenizer=bpe"],
+    "experiment/multi30k_translate": ["task=translate", "tokenizer=bpe"],
     "experiment/shapes_vqa_generate": ["task=vqa"],
     "experiment/vqa_frozen": [
         "task=vqa",
