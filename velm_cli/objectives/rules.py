@@ -112,7 +112,7 @@ def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
             which = f"task={task.kind} {chosen}" if isinstance(task, VqaTaskConfig) else chosen
             yield (
                 f"loss.joint=label learns one of a list of answers, and {which} has no such list: choose "
-                "task=vqa task.answer=classify, task=classify, or loss.joint=contrastive"
+                "task=vqa task.answer=classify, or loss.joint=contrastive"
             )
     if task.judges:
         # A finetuning may have it from a captioner, and debug=overfit says it for every task.
