@@ -170,6 +170,8 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
             yield line
     if isinstance(fusion, schema.GatedConfig) and isinstance(text, (schema.LSTMConfig, schema.GRUConfig)):
         yield f"fusion=gated goes between the layers of a transformer, and text={text.kind} is recurrent"
+    if isinstance(text, schema.NoTextConfig) and config.task.reads_text:
+        yield f"text=none: task={config.task.kind} reads or writes texts; choose text=transformer or another encoder"
     if text.freeze not in ("none", "all"):
         yield f"text.freeze={text.freeze}: none or all"
     if no_vision and not isinstance(fusion, schema.NoFusionConfig) and not config.task.source_is_memory:

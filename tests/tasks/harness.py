@@ -20,7 +20,6 @@ from velm_cli.engine import loop
 STEPS, KILLED_AFTER = 6, 4
 ALIKE = "run.precision=fp32"  # where predictions are compared
 TRAINING = [
-    *TINY_MODEL,
     ALIKE,
     f"run.max_steps={STEPS}",
     "run.checkpoint_every=3",
@@ -48,15 +47,16 @@ def check_task(
     blind: Sequence[str],
     evaluation: Sequence[str] = (),
     predictions: str = "predictions.json",
+    model: Sequence[str] = TINY_MODEL,
     capsys: pytest.CaptureFixture[str],
 ) -> Checked:
     """Take the task through every stage, in the working directory; `name` is that of its run.
 
     `task` and `data` are options; `primary` is the score that there must be; `score` are the options of `velm score`
     that name what the test part is compared with, `evaluation` further ones of `velm eval`; `predictions` is the file
-    that an evaluation writes.
+    that an evaluation writes; `model` are options of the model.
     """
-    train = ["train", *task, *data, *TRAINING]
+    train = ["train", *task, *data, *model, *TRAINING]
     assert call("preprocess", *data) == 0
     run = Path("runs/train", name)
     assert call(*train, f"name={name}", "dry_run=true") == 0

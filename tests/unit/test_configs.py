@@ -52,6 +52,8 @@ NEEDS = {
     ],
     "tokenizer/pretrained": ["tokenizer.name=somewhere"],
     "loss/vqa": ["task=vqa"],
+    "loss/classify": ["task=classify"],
+    "text/none": ["task=classify", "loss=classify", "fusion=none"],
     "dataset/manifest": ["dataset.file={file}"],
     "dataset/folder": ["dataset.root={root}"],
     "dataset/webdataset": ["dataset.urls={root}"],

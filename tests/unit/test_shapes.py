@@ -258,7 +258,7 @@ def test_second_call_does_nothing(written, monkeypatch):
 
 
 def test_interrupted_call_goes_on_where_it_was(written, tmp_path, monkeypatch):
-    write_image, names = shapes._write_image, []
+    write_image, names = shapes.write_image, []
 
     def interrupted(path: Path, image: Image.Image) -> None:
         if len(names) == 7:
@@ -266,7 +266,7 @@ def test_interrupted_call_goes_on_where_it_was(written, tmp_path, monkeypatch):
         names.append(path.name)
         write_image(path, image)
 
-    monkeypatch.setattr(shapes, "_write_image", interrupted)
+    monkeypatch.setattr(shapes, "write_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_shapes(CONFIG, tmp_path, progress=False)
     with pytest.raises(UserError, match=r"num_val=4"):

@@ -265,7 +265,7 @@ def _write_scene(root: Path, draw_seed: int, job: tuple[int, tuple[str, int]]) -
     captions = write_captions(scene, rng)
     path = root / _folder(part) / _file_name(part, image_id)
     if not path.exists():
-        _write_image(path, draw(scene, place(scene, rng), rng))
+        write_image(path, draw(scene, place(scene, rng), rng))
     return scene.to_json(), captions
 
 
@@ -308,7 +308,8 @@ def _holds(root: Path, name: str, stamp: dict[str, int]) -> bool:
     raise UserError(f"{root} holds other shapes ({what}): set dataset.root to a new folder, or delete it")
 
 
-def _write_image(path: Path, image: Image.Image) -> None:
+def write_image(path: Path, image: Image.Image) -> None:
+    """As JPEG, whole or not at all."""
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=95, subsampling=0)
     write_bytes(path, [stream.getvalue()])

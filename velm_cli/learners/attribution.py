@@ -66,7 +66,8 @@ def said_of(
     """
     if isinstance(learner, JudgingLearner):
         places = {normalised(answer): place for place, answer in enumerate(answers)}
-        if (place := places.get(normalised(text))) is None:
+        place = answers.index(text) if text in answers else places.get(normalised(text))
+        if place is None:
             raise UserError(
                 f"text={text!r} is not among the {len(places):,} answers that this model can tell apart "
                 "(task.answer=classify)"

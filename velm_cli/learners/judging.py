@@ -25,7 +25,7 @@ from velm_cli.objectives.label import LabelHead
 from velm_cli.objectives.terms import Term
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.schema import BertConfig, ImageLoss, LossConfig, TextConfig, TextLoss, TransformerConfig
-from velm_cli.schema.tasks import LabelLoss
+from velm_cli.schema.tasks import LabelLoss, Pool
 
 ANSWERS = "answers"  # the labels that are judged
 
@@ -62,6 +62,8 @@ class JudgingLearner(Learner):
         concepts: int = 0,
         label_loss: LabelLoss = LabelLoss.softmax,
         dropout: float = 0.1,
+        linear: bool = False,
+        pool: Pool = Pool.own,
         mask_id: int = 0,
         reads: bool = True,
         space: str = ANSWERS,
@@ -69,13 +71,14 @@ class JudgingLearner(Learner):
     ) -> None:
         """`weights`: alpha, beta, gamma by the term that they weigh; of a term that has none nothing is learned.
 
-        `labels`: C. `reads`: whether examples have a source. `space`: the batch's labels that are judged. `mask_id`:
-        the token that stands where a word is hidden. `remember_texts`: sources, which a frozen text encoder then reads
-        once; the fusion comes after it.
+        `labels`: C; `linear`: by a head of one layer. `reads`: whether examples have a source; `pool`: what is judged
+        of images without one. `space`: the batch's labels that are judged. `mask_id`: the token that stands where a
+        word is hidden. `remember_texts`: sources, which a frozen text encoder then reads once; the fusion comes after
+        it.
         """
         super().__init__()
         self.model, self.loss, self.weights = model, loss, weights
-        self.reads, self.space, self.mask_id = reads, space, mask_id
+        self.reads, self.space, self.mask_id, self.pool = reads, space, mask_id, pool
         self.remembered = Remembered(model.text) if remember_texts else None
         active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
         learned = frozenset(name for name, weight in weights.items() if weight.learned)
@@ -83,8 +86,9 @@ class JudgingLearner(Learner):
         model.freeze_unused(
             text="text" in active,
             fused="joint" in active and reads,
-            pooled=("image" in active and not patches) or ("joint" in active and not reads),
+            pooled=("image" in active and not patches) or ("joint" in active and not reads and pool is not Pool.mean),
             states=False,
+            tokens="joint" in active and not reads and pool is not Pool.own,
             patches=patches,
         )
         self.concepts = min(loss.num_concepts, concepts)
@@ -97,8 +101,8 @@ class JudgingLearner(Learner):
                 else ConceptLoss(model.vision.width, self.concepts, loss.image_reduction)
             )
         assert reads or model.vision is not None, "there is nothing to judge"
-        width = model.text.width if reads or model.vision is None else model.vision.width
-        self.label_head = LabelHead(width, labels, form=label_loss, dropout=dropout)
+        width = model.text.width if reads or model.vision is None else model.vision.width * (1 + (pool is Pool.both))
+        self.label_head = LabelHead(width, labels, form=label_loss, dropout=dropout, linear=linear)
         if "joint" not in active:
             self.label_head.requires_grad_(False)
         self.log_variance = nn.ParameterDict({name: nn.Parameter(torch.zeros(())) for name in sorted(learned & active)})
@@ -165,7 +169,7 @@ class JudgingLearner(Learner):
         """(B, D): the fused state at the last token of the source, its EOS; or the pooled image."""
         if fused_BLD is None:
             assert features is not None
-            return self.model.of_examples(features, batch.image_of_BI).pooled_BD
+            return _pooled(self.model.of_examples(features, batch.image_of_BI), self.pool)
         assert batch.source_lengths_B is not None
         at_B = torch.arange(len(fused_BLD), device=fused_BLD.device)
         return fused_BLD[at_B, (batch.source_lengths_B - 1).clamp(min=0)]
@@ -192,3 +196,16 @@ class JudgingLearner(Learner):
         fused_MD = fused_BLD[:, :-1].flatten(0, 1).index_select(0, predicted_M)
         targets_M = source_BL[:, 1:].flatten().index_select(0, predicted_M)
         return states_words_loss(model, self.loss, fused_MD, targets_M, training=self.training)
+
+
+def _pooled(features: ImageFeatures, pool: Pool) -> Tensor:
+    """(B, D), or (B, 2 D) of both."""
+    if pool is Pool.own:
+        return features.pooled_BD
+    mean_BD = features.tokens_BSD.mean(dim=1)
+    if features.visible_BS is not None:
+        seen_BS1 = features.visible_BS[:, :, None].to(features.tokens_BSD.dtype)
+        mean_BD = (features.tokens_BSD * seen_BS1).sum(dim=1) / seen_BS1.sum(dim=1).clamp(min=1)
+    return (
+        mean_BD if pool is Pool.mean else torch.cat([features.pooled_BD, mean_BD.to(features.pooled_BD.dtype)], dim=1)
+    )

@@ -40,7 +40,7 @@ class Scores:
 
     Of captions, `language` describes them and `spice_categories` has SPICE's score of each kind of tuple. Of other
     tasks, `groups` has the scores of kinds of examples (heading -> kind -> `count` and scores), `about` what else is
-    known of an example, and `truth` its answers as the page shows them, with counts.
+    known of an example, and `truth` its answers as the page shows them, with counts. `files` are further ones, by name.
     """
 
     corpus: dict[str, float | None]
@@ -62,6 +62,7 @@ class Scores:
     floor_summands: dict[str, dict[str, Summands]] = field(default_factory=dict, repr=False, compare=False)
     groups: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     about: dict[ExampleId, dict[str, Any]] = field(default_factory=dict, repr=False)
+    files: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def __getitem__(self, name: str) -> float | None:
         return self.corpus[name]
@@ -166,7 +167,9 @@ def save(
     # ASCII: captions may hold lone surrogates, which JSON's escapes can carry and UTF-8 cannot.
     name = CAPTIONS_FILE if captions else EXAMPLES_FILE
     write_bytes(folder / name, ((json.dumps(line, allow_nan=False) + "\n").encode() for line in lines))
-    summary["crc32_of"] = {each: crc32(folder / each) for each in (name, *beside)}
+    for further, content in scores.files.items():
+        write_bytes(folder / further, [content])
+    summary["crc32_of"] = {each: crc32(folder / each) for each in (name, *beside, *scores.files)}
     write_json(folder / "scores.json", sealed(summary))
 
 

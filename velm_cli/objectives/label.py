@@ -18,16 +18,18 @@ from velm_cli.schema.tasks import LabelLoss
 class LabelHead(nn.Module):
     """logits = W2 dropout(gelu(W1 norm(x))), as the classifiers of VQA models are (Anderson et al. 2018).
 
+    `linear`: logits = W dropout(norm(x)), with which a frozen encoder is probed.
     With the sigmoid loss the bias starts at -ln C: of many labels an example has about one.
     """
 
-    def __init__(self, width: int, labels: int, *, form: LabelLoss, dropout: float) -> None:
+    def __init__(self, width: int, labels: int, *, form: LabelLoss, dropout: float, linear: bool = False) -> None:
         super().__init__()
         self.form = form
-        last = nn.Linear(2 * width, labels)
+        last = nn.Linear(width if linear else 2 * width, labels)
         nn.init.normal_(last.weight, std=0.02)
         nn.init.constant_(last.bias, -math.log(labels) if form is LabelLoss.sigmoid else 0.0)
-        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), Dropout(dropout), last)
+        hidden = () if linear else (nn.Linear(width, 2 * width), nn.GELU())
+        self.layers = nn.Sequential(nn.LayerNorm(width), *hidden, Dropout(dropout), last)
 
     def forward(self, judged_BD: Tensor) -> Tensor:
         """Logits (B, C), in float32 at least."""

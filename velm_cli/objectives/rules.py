@@ -106,7 +106,7 @@ def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
         if task.judges:
             yield (
                 f"{chosen} learns the answer by loss.joint=label; loss.joint={loss.joint.value} compares images with "
-                "captions, which questions are not"
+                f"captions, which {'questions' if task.reads_text else 'labels'} are not"
             )
         else:
             which = f"task={task.kind} {chosen}" if isinstance(task, VqaTaskConfig) else chosen

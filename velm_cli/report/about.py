@@ -76,7 +76,7 @@ def about_folder(folder: Path) -> dict[str, str]:
         found["split"] = str(config.get("split", "val"))
         if config.get("limit"):
             found["split"] += f", the first {config['limit']} {'images' if told == 'caption' else 'examples'}"
-        chooses = task.get("answer") in ("classify", "rank")  # from a list; nothing is decoded
+        chooses = task.get("answer") in ("classify", "rank") or told == "classify"  # from a list; nothing is decoded
         found["task"] = "" if told == "caption" else f"{told}, {answer}" if (answer := task.get("answer")) else told
         found["decoding"] = "" if chooses else _decoding(_of(config, "decode"))
         blind = _of(config, "eval").get("blind", "none")

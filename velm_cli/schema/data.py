@@ -51,6 +51,8 @@ class Drawn(Enum):
     questions = "questions"  # about the scenes, with answers
     translations = "translations"  # of sentences about the scenes, into a toy language
     summaries = "summaries"  # of long descriptions of the scenes
+    classes = "classes"  # scenes of one kind of object, in a folder of its shape
+    labels = "labels"  # the colours and shapes in the scenes
 
 
 @dataclass
@@ -75,7 +77,9 @@ class ShapesConfig(DatasetConfig):
     num_train: int = within(5000, least=1)  # scenes to train on
     num_val: int = within(100, least=0)  # scenes to validate on
     num_test: int = within(100, least=0)  # scenes with kinds of objects (size, colour, shape) that training never shows
-    examples: Drawn = Drawn.captions  # captions | questions | translations | summaries: what is learned of scenes
+    examples: Drawn = (
+        Drawn.captions
+    )  # what is learned of scenes: captions | questions | translations | summaries | classes | labels
     questions: bool = False  # true: the same as dataset.examples=questions
     draw_seed: int = within(0, least=-LARGEST)  # the scenes are a pure function of this and the numbers above
 
@@ -90,6 +94,7 @@ class CocoConfig(DatasetConfig):
     kind: str = "coco"
     split: CocoSplit = CocoSplit.karpathy  # karpathy | official2014 | official2017
     split_file: str | None = path(None)  # dataset_coco.json, or a json(.gz) of image ids by part
+    labels: bool = False  # true: the labels of images are the categories in instances_*.json; no captions are read
 
 
 @dataclass
@@ -134,6 +139,9 @@ class OwnDataConfig(DatasetConfig):
     image_column: str | None = None  # column of a table with the image; null = image, file_name, filepath, path ...
     caption_column: str | None = None  # column with the caption(s), or several, with commas; null = captions, text ...
     split_column: str | None = None  # column with train, val or test; null = split
+    labels: bool = False  # true: images have labels: the names of their folders, or a column of the table
+    label_column: str | None = None  # column with the label(s) of a table; null = labels, label, class, category ...
+    label_separator: str | None = None  # what stands between several labels in a cell; null = a cell is one, or a list
 
 
 @dataclass

@@ -110,6 +110,11 @@ class TextConfig:
 
 
 @dataclass
+class NoTextConfig(TextConfig):
+    kind: str = "none"
+
+
+@dataclass
 class ScratchTextConfig(TextConfig):
     width: int = within(128, least=1, most=WIDEST)  # size of embeddings and states
     layers: int = within(2, least=1, most=DEEPEST)  # transformer blocks or recurrent layers

@@ -38,6 +38,7 @@ from velm_cli.schema.model import (
     LSTMConfig,
     MultiplyConfig,
     NoFusionConfig,
+    NoTextConfig,
     NoVisionConfig,
     PrefixConfig,
     RegionsConfig,
@@ -77,6 +78,7 @@ class ScoredTask(Enum):
     retrieve = "retrieve"
     translate = "translate"
     summarise = "summarise"
+    classify = "classify"
 
 
 class ExportFormat(Enum):
@@ -200,7 +202,7 @@ class ScoreRoot:
     stage: str = "score"
     task: ScoredTask = (
         ScoredTask.caption
-    )  # what is scored: caption | vqa (answers) | retrieve (embeddings or rankings) | translate | summarise
+    )  # caption | vqa (answers) | retrieve (embeddings, rankings) | translate | summarise | classify (labels)
     predictions: str = path(
         MISSING
     )  # captions or answers: COCO's or VQA's results, {"id": "text"}, CSV ...; retrieve: .npz or .jsonl
@@ -348,6 +350,7 @@ KINDS: dict[str, dict[str, type]] = {
         "regions": RegionsConfig,
     },
     "text": {
+        "none": NoTextConfig,
         "transformer": TransformerConfig,
         "lstm": LSTMConfig,
         "gru": GRUConfig,

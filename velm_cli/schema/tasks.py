@@ -1,6 +1,6 @@
 """Options of the tasks: what is predicted of an example, and how."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
@@ -21,6 +21,28 @@ class LabelLoss(Enum):
 
     softmax = "softmax"  # cross-entropy with the labels' shares: one label is right, annotators differ
     sigmoid = "sigmoid"  # binary cross-entropy of each label: several may be right
+
+
+class Labelled(Enum):
+    """How many labels an image has."""
+
+    single = "single"  # exactly one: its classes exclude each other
+    several = "several"  # any number of them, each there or not
+
+
+class Head(Enum):
+    """What turns the image's vector into labels."""
+
+    linear = "linear"  # one layer: with a frozen encoder this is a linear probe
+    mlp = "mlp"  # two
+
+
+class Pool(Enum):
+    """What of an image is judged."""
+
+    own = "own"  # the encoder's own vector of it
+    mean = "mean"  # the mean of its positions
+    both = "both"  # side by side
 
 
 class Blind(Enum):
@@ -56,6 +78,11 @@ class TaskConfig:
     def source_is_memory(self) -> bool:
         """Whether a text is written from a source, which then stands behind the image's tokens."""
         return False
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a text encoder and a fusion have anything to do."""
+        return True
 
     @property
     def reads_source(self) -> bool:
@@ -141,3 +168,27 @@ class RetrieveTaskConfig(TaskConfig):
     kind: str = "retrieve"
     rerank: int = within(0, least=0)  # candidates of each query that the matching head judges again; 0 = none
     fold: int = within(0, least=0)  # images of a fold, whose scores are averaged (COCO 1k: 1000); 0 = all together
+
+
+@dataclass
+class ClassifyTaskConfig(TaskConfig):
+    kind: str = "classify"
+    labels: Labelled = Labelled.single  # labels of an image: single (softmax) | several (a sigmoid for each)
+    head: Head = Head.linear  # linear | mlp (two layers)
+    pool: Pool = Pool.own  # what is judged of an image: own (the encoder's vector) | mean (of its positions) | both
+    dropout: float = within(0.1, least=0, below=1)  # before the last layer
+    prompts: list[str] = field(
+        default_factory=lambda: ["a photo of a {}"]
+    )  # zero-shot by a run that compares images with captions: each {} becomes a label; several are averaged
+
+    @property
+    def judges(self) -> bool:
+        return True
+
+    @property
+    def reads_text(self) -> bool:
+        return False
+
+    @property
+    def reads_source(self) -> bool:
+        return False

@@ -101,6 +101,7 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
         overrides = list(HydraConfig.get().overrides.task)
         _settle_tokenizer(typed, overrides)
         _settle_task(typed, overrides)
+        _settle_text(typed, overrides)
     return typed
 
 
@@ -115,6 +116,8 @@ def _name(config: Any) -> str:
     """The run's name by its command; an older velm's where that names a run of this experiment, so that it goes on."""
     hydra = HydraConfig.get()
     overrides, choices = list(hydra.overrides.task), dict(hydra.runtime.choices)
+    if not config.task.reads_text:
+        choices |= {"text": None, "fusion": None}
     names = [naming.default_name(config, overrides, choices, older=older) for older in (False, True)]
     if config.name is not None:
         names = [naming.slug(f"{config.name}-{name}") for name in names]
@@ -195,6 +198,17 @@ def _settle_task(typed: Any, overrides: list[str]) -> None:
     if trained is None and unsaid != changed:  # an experiment has chosen a loss
         return
     typed.loss = replace(typed.loss, **{name: getattr(wanted, name) for name in unsaid})
+
+
+def _settle_text(typed: Any, overrides: list[str]) -> None:
+    """A task that reads no text has neither text encoder nor fusion; UserError for their options in its command."""
+    if typed.task.reads_text:
+        return
+    for key in sorted(_given(overrides)):
+        group = key.partition(".")[0]
+        if group in ("text", "fusion") and (key != group or getattr(typed, group).kind != "none"):
+            raise UserError(f"{key} has no effect: task={typed.task.kind} reads no text; leave it out")
+    typed.text, typed.fusion = schema.NoTextConfig(), schema.NoFusionConfig()
 
 
 def _said_of_the_data(typed: Any, overrides: list[str]) -> set[str]:

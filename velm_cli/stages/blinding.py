@@ -36,8 +36,9 @@ def blind_problems(config: EvaluateRoot, task: Task, trained: TrainRoot, run: Pa
 
 
 def _leaves_it_out(task: Task, trained: TrainRoot) -> bool:
-    """Whether the image meets no text: it is not fused, and predictions compare no embeddings of both."""
-    return isinstance(trained.fusion, NoFusionConfig) and not task.needs.targets_given
+    """Whether the image has no effect: it is not fused, neither compared with texts nor judged alone."""
+    meets = task.needs.targets_given or not task.options.reads_text
+    return isinstance(trained.fusion, NoFusionConfig) and not meets
 
 
 def told(config: EvaluateRoot, trained: TrainRoot) -> dict[str, str]:

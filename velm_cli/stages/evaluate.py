@@ -155,7 +155,7 @@ def _evaluate(
                 attention=config.report.attention if config.eval.blind is Blind.none else 0,
                 looking=config.report.looking,
                 columns=data.given(),
-                answers=data.spaces.get("answers", ()),
+                answers=data.spaces.get(getattr(learner, "space", ""), ()),
                 facts=facts,
             )
             print(f"report      {page}")

@@ -21,6 +21,7 @@ SCORE_FILES = {
     "per_image.jsonl",
     "per_example.jsonl",
     "report.html",
+    "confusion.csv",
     "chair.json",
     "domains.json",
     ".lock",

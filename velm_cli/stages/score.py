@@ -22,6 +22,7 @@ SCORERS: dict[ScoredTask, tuple[str, set[str]]] = {
         "score_vqa",
         _COMMON | {"references", "mismatch", "training", "questions", "images"},
     ),
+    ScoredTask.classify: ("score_labels", _COMMON | {"references", "mismatch", "training", "images"}),
     ScoredTask.retrieve: ("score_retrieval", _COMMON | {"references", "fold", "images"}),
     ScoredTask.translate: ("score_texts", _TEXTS | {"language"}),
     ScoredTask.summarise: ("score_texts", _TEXTS),

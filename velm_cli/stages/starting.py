@@ -46,7 +46,10 @@ from velm_cli.tasks.spaces import Spaces, read_spaces
 
 # Tensors of a learner that have a row for each word of the vocabulary, and for each label of a space.
 WORDS = ("model.text.embedding.weight", "model.output_bias")
-LABELS = {"answers": ("label_head.layers.4.weight", "label_head.layers.4.bias")}
+LABELS = {
+    "answers": ("label_head.layers.4.weight", "label_head.layers.4.bias"),
+    "labels": tuple(f"label_head.layers.{last}.{name}" for last in (2, 4) for name in ("weight", "bias")),
+}
 
 
 def inherited_tokenizer(config: TrainRoot, store: Store, path: Path | None = None) -> Tokenizer | None:

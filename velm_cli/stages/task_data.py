@@ -72,6 +72,11 @@ def refuse_other_examples(task: Task[Any], store: Store) -> None:
             f"task={task.kind} reads {task.unit}s, and {store.path} has none: name data that have them (dataset=vqa, "
             "dataset=shapes dataset.questions=true), or say task=caption"
         )
+    if asks and not task.options.reads_text:
+        raise UserError(
+            f"task={task.kind} reads no text, and the examples of {store.path} are questions with answers: name data "
+            "of images with labels"
+        )
     if task.needs.targets_given and asks:  # an image would be a candidate once for each of its questions
         raise UserError(
             f"task={task.kind} compares images with captions, and the examples of {store.path} are questions with "

@@ -56,7 +56,7 @@ class Task(ABC, Generic[P]):
     predicted: tuple[str, ...] = ()  # label spaces whose names a run folder keeps, to predict with
     verb: ClassVar[str]  # what is done with an example
     doing: ClassVar[str]  # what its predictions are called there
-    primary: ClassVar[str]  # the score that a run is compared by: a key of `Scores.corpus`
+    primary: str  # the score that a run is compared by: a key of `Scores.corpus`
     manner: str | None = None  # how it predicts where no text is decoded; evaluations are named by it
     evaluated: frozenset[str] = frozenset()  # options that an evaluation may give other values than the run had
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.examples import Corpus
+from velm_cli.data.readers.class_folders import read_class_folders
 from velm_cli.data.readers.coco import read_coco, read_shapes
 from velm_cli.data.readers.documents import read_documents
 from velm_cli.data.readers.flickr import read_flickr
@@ -45,7 +46,8 @@ def _read(config: schema.DatasetConfig, root: Path) -> Corpus:
         case schema.ManifestConfig():
             return read_manifest(config, root if config.root else None, _path(config.file))
         case schema.FolderConfig():
-            return read_folder(config, root)
+            by_folder = config.labels and config.label_column is None
+            return read_class_folders(config, root) if by_folder else read_folder(config, root)
     raise AssertionError(f"no reader for {type(config).__name__}")
 
 

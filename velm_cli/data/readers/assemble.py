@@ -58,6 +58,11 @@ class Question:
     unlabelled: bool = False
 
 
+def labelled(image_id: int | str, split: str, image: Path, labels: list[object]) -> Question:
+    """An image with its labels, which are taken as they are: one may be called `none`."""
+    return Question(image_id, split, (ImageRef(image_id, image),), None, labels)
+
+
 class Listing:
     """Which files exist, from one listing a folder: a stat an image takes minutes on network disks."""
 
@@ -230,7 +235,7 @@ def _question(entry: Question, refused: Refused) -> Example | None:
     answers, reasons = clean_answers(entry.answers)
     refused += [(name, reason) for reason in reasons]
     if not answers and (entry.answers or not (entry.unlabelled or entry.split == "test")):
-        refused.append((name, "no usable answer"))
+        refused.append((name, f"no usable {'answer' if entry.source is not None else 'label'}"))
         return None
     if len({image.id for image in entry.images}) < len(entry.images):
         refused.append((name, "names an image twice"))

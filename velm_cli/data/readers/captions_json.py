@@ -29,7 +29,7 @@ def parse_captions(data: Any, where: str, refused: Refused) -> dict[int | str, C
     for key in ("images", "annotations"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise UserError(f'{where} is not a COCO captions file: it has no list "{key}"')
-    captioned = _parse_images(data["images"], where, refused)
+    captioned = parse_images(data["images"], where, refused)
 
     rows: list[tuple[Any, int | str, object]] = []
     refused_before = len(refused)
@@ -54,7 +54,7 @@ def parse_captions(data: Any, where: str, refused: Refused) -> dict[int | str, C
         rows.sort(key=lambda row: (0, row[0]) if isinstance(row[0], int | float) else (1, 0))
     unlisted: dict[int | str, int] = {}
     for _, image_id, caption in rows:
-        if image_id not in captioned and (other := _other_form(image_id)) in captioned:
+        if image_id not in captioned and (other := other_form(image_id)) in captioned:
             image_id = other
         if image_id in captioned:
             captioned[image_id].captions.append(caption)
@@ -65,7 +65,8 @@ def parse_captions(data: Any, where: str, refused: Refused) -> dict[int | str, C
     return captioned
 
 
-def _parse_images(images: list[Any], where: str, refused: Refused) -> dict[int | str, Captioned]:
+def parse_images(images: list[Any], where: str, refused: Refused) -> dict[int | str, Captioned]:
+    """Image id -> file name, of the list `images` of a COCO file."""
     captioned: dict[int | str, Captioned] = {}
     ambiguous: dict[int | str, str] = {}
     for position, image in enumerate(images):
@@ -94,7 +95,7 @@ def whole(image_id: Any) -> Any:
     return int(image_id) if isinstance(image_id, float) and image_id.is_integer() else image_id
 
 
-def _other_form(image_id: int | str) -> int | str:
+def other_form(image_id: int | str) -> int | str:
     """The same id as text instead of a number, or the other way round."""
     if not isinstance(image_id, str):
         return str(image_id)

@@ -14,13 +14,17 @@ from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.examples import Corpus, Examples
-from velm_cli.data.readers.assemble import Entry, Listing, assemble, first_few
+from velm_cli.data.readers.assemble import Entry, Listing, Question, assemble, first_few, labelled
 from velm_cli.data.readers.captions_json import Captioned, parse_captions
+from velm_cli.data.readers.class_folders import read_class_folders
 from velm_cli.data.readers.documents import read_documents
+from velm_cli.data.readers.instances import read_instances
 from velm_cli.data.readers.multi30k import read_multi30k
 from velm_cli.data.readers.splits import Split, read_split
 from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.data.shapes import write_shapes
+from velm_cli.data.shapes_classes import write_shapes_classes
+from velm_cli.data.shapes_labels import write_shapes_labels
 from velm_cli.data.shapes_summaries import write_shapes_summaries
 from velm_cli.data.shapes_translations import write_shapes_translations
 from velm_cli.data.shapes_vqa import write_shapes_questions
@@ -44,8 +48,13 @@ def read_coco(config: schema.CocoConfig, root: Path | None) -> Corpus:
     if config.split is schema.CocoSplit.karpathy:
         split = read_split(_find_split(config, root), key="cocoid")
         corpus.notes.append(_check_karpathy(split))
-    files = _find_annotations(config.split, root)
+    files = _find_annotations(config.split, root, "instances" if config.labels else "captions")
     missing = config.missing
+    if config.labels and files is None:
+        raise UserError(
+            f"dataset.labels=true: the labels are in instances_train2014.json and its like, and {root} has none: put "
+            "them into its annotations/ (annotations_trainval2014.zip)"
+        )
     if files is None:
         corpus.notes.append(
             "captions: the complete official COCO 2014 set inside pycocoevalcap's jar"
@@ -53,11 +62,11 @@ def read_coco(config: schema.CocoConfig, root: Path | None) -> Corpus:
         )
         if missing is schema.Missing.auto:
             missing = schema.Missing.skip
-    return _read(corpus, root, files, split, images=config.images, missing=missing)
+    return _read(corpus, root, files, split, images=config.images, missing=missing, labels=config.labels)
 
 
 def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
-    """Draw the scenes that are not there yet, and read them: their captions, or the questions about them."""
+    """Draw the scenes that are not there yet, and read them: their captions, the questions about them, their labels."""
     write_shapes(config, root)
     if config.drawn is schema.Drawn.questions:
         questions, annotations = write_shapes_questions(root, config.draw_seed)
@@ -71,9 +80,15 @@ def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
         documents = write_shapes_summaries(root, config.draw_seed)
         described = schema.DocumentsConfig(root=str(documents), images_root=str(root))
         return read_documents(replace(described, images=config.images, missing=config.missing), documents)
+    if config.drawn is schema.Drawn.classes:
+        folders = schema.FolderConfig(labels=True, images=config.images, missing=config.missing)
+        return read_class_folders(folders, write_shapes_classes(config, root))
+    labels = config.drawn is schema.Drawn.labels
+    if labels:
+        write_shapes_labels(root, config.draw_seed)
     split = read_split(root / "shapes_split.json", key="cocoid")
-    files = _find_annotations(schema.CocoSplit.official2014, root)
-    return _read(Corpus(Examples()), root, files, split, images=config.images, missing=config.missing)
+    files = _find_annotations(schema.CocoSplit.official2014, root, "instances" if labels else "captions")
+    return _read(Corpus(Examples()), root, files, split, images=config.images, missing=config.missing, labels=labels)
 
 
 def _read(
@@ -84,11 +99,13 @@ def _read(
     *,
     images: bool,
     missing: schema.Missing,
+    labels: bool = False,
 ) -> Corpus:
-    """`files`: "train2014" -> captions file, ...; None = the jar. `split` None = the parts are the files."""
+    """`files`: "train2014" -> captions file (with `labels` instances file), ...; None = the jar. `split` None = the
+    parts are the files."""
     base = root or Path()
     annotated: dict[int | str, tuple[Path, Captioned]] = {}
-    for folder, captioned in _load_captions(files, corpus.refused):
+    for folder, captioned in _load(files, corpus.refused, labels):
         if twice := annotated.keys() & captioned.keys():
             raise UserError(f"{len(twice):,} image ids are in two annotation files ({first_few(twice)})")
         home = base / folder
@@ -99,12 +116,13 @@ def _read(
     listing = Listing() if images else None
     folder_of = {} if listing is None else _index_images(base, listing)
 
-    def entries() -> Iterator[Entry]:
+    def entries() -> Iterator[Entry | Question]:
         for image_id, (home, image) in annotated.items():
             part = home.name.rstrip("0123456789") if split is None else split.part_of.get(image_id)
             if part is not None:
                 path = _locate(image_id, image.file_name, folder_of, home)
-                yield Entry(image_id, part, path, image.captions)
+                entry = labelled if labels else Entry
+                yield entry(image_id, part, path, image.captions)
 
     return assemble(corpus, entries(), listing, missing, where=f"dataset.root={root}" if root else "COCO")
 
@@ -131,11 +149,16 @@ def _locate(image_id: int | str, file_name: str, folder_of: dict[str, Path], hom
     return home / names[0]
 
 
-def _load_captions(files: dict[str, Path] | None, refused: Refused) -> Iterator[tuple[str, dict[int | str, Captioned]]]:
+def _load(
+    files: dict[str, Path] | None, refused: Refused, labels: bool
+) -> Iterator[tuple[str, dict[int | str, Captioned]]]:
     """One file at a time: the parsed JSON of one (about 300 MB) is freed before the next is read."""
     if files is not None:
         for folder, path in files.items():
-            yield folder, parse_captions(load_json(path), str(path), refused)
+            if labels:
+                yield folder, read_instances(path, refused)
+            else:
+                yield folder, parse_captions(load_json(path), str(path), refused)
         return
     # find_spec does not import pycocoevalcap, and so starts no Java
     package = importlib.util.find_spec("pycocoevalcap")
@@ -152,27 +175,27 @@ def _load_captions(files: dict[str, Path] | None, refused: Refused) -> Iterator[
             yield folder, parse_captions(parse_json(archive.read(member), member), member, refused)
 
 
-def _find_annotations(split: schema.CocoSplit, root: Path | None) -> dict[str, Path] | None:
-    """ "train2014" and "val2014" (or 2017) -> captions file; None when there are none: take the jar's."""
+def _find_annotations(split: schema.CocoSplit, root: Path | None, kind: str = "captions") -> dict[str, Path] | None:
+    """ "train2014" and "val2014" (or 2017) -> captions file, or that of another `kind`; None when there are none."""
     years = {
         schema.CocoSplit.karpathy: ("2014", "2017"),  # the same captions, divided otherwise
         schema.CocoSplit.official2014: ("2014",),
         schema.CocoSplit.official2017: ("2017",),
     }[split]
     for year in years:
-        wanted = [f"captions_{part}{year}.json" for part in ("train", "val")]
+        wanted = [f"{kind}_{part}{year}.json" for part in ("train", "val")]
         found: dict[str, Path] = {}
         for parent in (root / "annotations", root) if root else ():
             for name in wanted:
                 if (parent / name).is_file():
                     found.setdefault(name, parent / name)
         if len(found) == len(wanted):
-            return {name[len("captions_") : -len(".json")]: found[name] for name in wanted}
+            return {name[len(kind) + 1 : -len(".json")]: found[name] for name in wanted}
         if found:
             (absent,) = set(wanted) - found.keys()
             (present,) = found.values()
             raise UserError(f"{present} is there but {absent} is not; put it into the same folder")
-    if split is schema.CocoSplit.official2017:
+    if split is schema.CocoSplit.official2017 and kind == "captions":
         raise UserError(
             "dataset.split=official2017 needs captions_train2017.json and captions_val2017.json in "
             f"{root / 'annotations' if root else 'dataset.root'}: only they say which images are val2017; "

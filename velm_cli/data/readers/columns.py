@@ -23,6 +23,7 @@ CAPTIONS = (
 # fmt: on
 SOURCE = ("source", "question", "query")
 ANSWERS = ("answers", "answer", "targets", "target", "labels", "label")
+LABELS = ("labels", "label", "classes", "class", "categories", "category", "tags")  # of images
 EXAMPLE_ID = ("id", "question_id", "example_id")  # of rows with a source
 SPLIT = ("split", "partition", "subset")
 ID = ("image_id", "img_id", "cocoid")
@@ -36,8 +37,9 @@ def squashed(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-_IMAGE, _CAPTIONS, _SPLIT, _ID, _URL, _SOURCE, _ANSWERS, _EXAMPLE_ID = (
-    [squashed(name) for name in names] for names in (IMAGE, CAPTIONS, SPLIT, ID, URL, SOURCE, ANSWERS, EXAMPLE_ID)
+_IMAGE, _CAPTIONS, _SPLIT, _ID, _URL, _SOURCE, _ANSWERS, _EXAMPLE_ID, _LABELS = (
+    [squashed(name) for name in names]
+    for names in (IMAGE, CAPTIONS, SPLIT, ID, URL, SOURCE, ANSWERS, EXAMPLE_ID, LABELS)
 )
 
 
@@ -52,6 +54,7 @@ class Columns:
     unused: tuple[str, ...] = ()
     source: int | None = None
     example_id: int | None = None
+    labels: bool = False  # whether `captions` are labels
 
     @property
     def known(self) -> bool:
@@ -82,7 +85,8 @@ class Row:
 class Wanted:
     """The columns that the user named (`dataset.image_column=` and its like); None and () are found by their names.
 
-    `asks`: questions are looked for, where no column has captions or the user named one.
+    `asks`: questions are looked for, where no column has captions or the user named one. `labels`: these are in the
+    place of captions.
     """
 
     image: str | None = None
@@ -90,6 +94,7 @@ class Wanted:
     split: str | None = None
     source: str | None = None
     asks: bool = False
+    labels: bool = False
     unused: dict[str, None] = field(default_factory=dict)  # names that no reader took, as they came
 
     def find(self, names: Sequence[str], where: str | None = None) -> Columns:
@@ -115,10 +120,11 @@ class Wanted:
         image_id = one("id", None, _ID)
         if self.captions:
             for name in self.captions:
-                one("caption", name, [])
+                one("label" if self.labels else "caption", name, [])
             captions = tuple(at for name in self.captions for at, key in enumerate(keys) if key == squashed(name))
         else:
-            captions = next((found for base in _CAPTIONS if (found := _numbered(base, keys))), ())
+            known = _LABELS if self.labels else _CAPTIONS
+            captions = next((found for base in known if (found := _numbered(base, keys))), ())
         source = example_id = None
         if self.source or (self.asks and not captions and not CONVERSATIONS.intersection(keys)):
             source = one("source", self.source, _SOURCE)
@@ -126,13 +132,14 @@ class Wanted:
             example_id = one("id", None, _EXAMPLE_ID)
             if not self.captions:
                 others = [key if at != source else "" for at, key in enumerate(keys)]
-                known = (*_ANSWERS, *_CAPTIONS)
+                known = [*_ANSWERS, *_CAPTIONS]
                 captions = next((found for base in known if (found := _numbered(base, others))), ())
         if where and self.captions and image in captions:
-            raise UserError(f"dataset.caption_column={','.join(self.captions)}: {where} has its images there")
+            option = "label" if self.labels else "caption"
+            raise UserError(f"dataset.{option}_column={','.join(self.captions)}: {where} has its images there")
         taken = {image, split, image_id, source, example_id, *captions}
         unused = tuple(name for at, name in enumerate(names) if at not in taken)
-        return Columns(image, captions, split, image_id, unused, source, example_id)
+        return Columns(image, captions, split, image_id, unused, source, example_id, self.labels)
 
     def notes(self, where: str) -> list[str]:
         """A line on the columns that were not used, if there were any."""
@@ -158,5 +165,6 @@ def no_columns(names: Sequence[str], where: str) -> UserError:
     """The error of a table in which no image or no caption column is known: what it has, and what is known."""
     return UserError(
         f"{where}: no column of images, or none of captions, among {_listed(names)}; known are {KNOWN}; "
-        "name yours with dataset.image_column= and dataset.caption_column="
+        "name yours with dataset.image_column= and dataset.caption_column=, or dataset.label_column= where images have "
+        "labels"
     )

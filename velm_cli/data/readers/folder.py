@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.examples import Corpus, Examples
-from velm_cli.data.readers.assemble import Entry, Listing, assemble
+from velm_cli.data.readers.assemble import Entry, Listing, Question, assemble, labelled
 from velm_cli.data.readers.cells import IMAGE_EXTENSIONS
 from velm_cli.data.readers.columns import Row, Wanted
 from velm_cli.data.readers.finding import Finder, key_of, walk
 from velm_cli.data.readers.levels import Level, find_level
-from velm_cli.data.readers.manifest import named_columns
+from velm_cli.data.readers.manifest import named_columns, separated
 from velm_cli.data.readers.parting import check_fractions, hash_part, shares_without_effect
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.sidecars import Sidecars
@@ -40,7 +41,7 @@ MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0
 
 
 @dataclass
-class _Found:
+class Found:
     """What lies below the folder: images by id, raw captions of each, tables, and what was left aside."""
 
     images: dict[str, Path] = field(default_factory=dict)
@@ -61,21 +62,23 @@ def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
     """
     check_fractions(config.val_fraction, config.test_fraction)
     corpus = Corpus(Examples())
-    found = _look(root, corpus.refused)
+    found = look(root, corpus.refused)
     tables = _Tables(found, root, corpus, named_columns(config))
     tables.read_all()
     if not tables.read:
-        for option in ("image_column", "caption_column", "split_column"):
+        for option in ("image_column", "caption_column", "split_column", "label_column"):
             if value := getattr(config, option):
                 raise UserError(f"dataset.{option}={value}: there is no table in {root}")
 
     if not found.captioned and not any(found.captions.values()) and found.images:
-        corpus.notes.append("no image has a caption: all are test, to be captioned")
+        classes = len({key.rpartition("/")[0] for key in found.images}) > 1
+        labels = "; dataset.labels=true takes the names of the folders for labels" if classes else ""
+        corpus.notes.append(f"no image has a caption: all are test, to be captioned{labels}")
         entries = [Entry(image_id, "test", path, []) for image_id, path in found.images.items()]
     else:
         entries = _divided(found, tables, corpus, config, root)
     listing = Listing() if config.images else None
-    assemble(corpus, entries, listing, config.missing, f"dataset.root={root}", tables.doubtful)
+    assemble(corpus, _as_labels(entries, config), listing, config.missing, f"dataset.root={root}", tables.doubtful)
     if tables.hashed:
         shown = ", ".join(f"{part} {count:,}" for part, count in corpus.counts().items())
         said = f"split by a hash of the path ({shown}); folders train/, val/ and test/ would decide instead"
@@ -87,7 +90,17 @@ def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
     return corpus
 
 
-def _divided(found: _Found, tables: _Tables, corpus: Corpus, config: schema.FolderConfig, root: Path) -> list[Entry]:
+def _as_labels(entries: Iterable[Entry], config: schema.FolderConfig) -> Iterator[Entry | Question]:
+    """The same; what their tables have in dataset.label_column are labels."""
+    for one in entries:
+        if config.label_column is None:
+            yield one
+        else:
+            labels = separated(one.captions, config.label_separator)
+            yield labelled(one.image_id, one.split, one.image, labels)
+
+
+def _divided(found: Found, tables: _Tables, corpus: Corpus, config: schema.FolderConfig, root: Path) -> list[Entry]:
     """An Entry for each image and each row, with its part."""
     tables.level = level = find_level(found.images)
     entries, defaulted = [], 0
@@ -118,7 +131,7 @@ def _divided(found: _Found, tables: _Tables, corpus: Corpus, config: schema.Fold
 class _Tables:
     """What the tables say of the images."""
 
-    def __init__(self, found: _Found, root: Path, corpus: Corpus, wanted: Wanted) -> None:
+    def __init__(self, found: Found, root: Path, corpus: Corpus, wanted: Wanted) -> None:
         self._found, self._root, self._corpus, self._wanted = found, root, corpus, wanted
         self._finder = Finder(found.images)
         self.parts: dict[str, str] = {}
@@ -184,9 +197,9 @@ class _Tables:
         return self._finder.find(image) or beside
 
 
-def _look(root: Path, refused: Refused) -> _Found:
+def look(root: Path, refused: Refused) -> Found:
     """All that lies under `root`; hidden files are left aside."""
-    found = _Found()
+    found = Found()
     for folder, names in walk(root):
         images, unreadable, sidecars = list[str](), list[str](), Sidecars(Path(folder))
         for name in names:

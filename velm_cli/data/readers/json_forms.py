@@ -101,7 +101,7 @@ class _Objects:
         captions: list[object] = []
         for at in columns.captions:
             if len(columns.captions) == 1 or values[at] not in (None, ""):
-                captions += captions_of(values[at])
+                captions += captions_of(values[at], numbers=columns.labels)
         if source is None and (not columns.captions or (values[columns.captions[0]] is None and not captions)):
             talk = next((item[key] for key in CONVERSATIONS if key in item), None)
             if talk is None:
@@ -166,7 +166,7 @@ def _pandas(value: dict[str, Any], objects: _Objects) -> list[Any] | None:
     """The rows of what pandas writes with orient="columns" and "split"; None for anything else."""
     if isinstance(value.get("columns"), list) and isinstance(rows := value.get("data"), list):
         return [dict(zip(value["columns"], row, strict=False)) if isinstance(row, list) else row for row in rows]
-    columns = Wanted(asks=objects.wanted.asks).find(tuple(value))
+    columns = Wanted(asks=objects.wanted.asks, labels=objects.wanted.labels).find(tuple(value))
     if columns.image is None or not columns.known:
         return None
     parts = list(value.values())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.examples import Corpus, Examples, ImageRef
-from velm_cli.data.readers.assemble import Entry, Listing, Question, assemble
+from velm_cli.data.readers.assemble import Entry, Listing, Question, assemble, labelled
 from velm_cli.data.readers.columns import Wanted
 from velm_cli.data.readers.finding import Finder, images_below
 from velm_cli.data.readers.parting import check_fractions, hash_part, shares_without_effect
@@ -62,10 +62,19 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
 
 def named_columns(config: schema.OwnDataConfig) -> Wanted:
     """The columns that a config names."""
-    captions = tuple(name.strip() for name in (config.caption_column or "").split(",") if name.strip())
-    asks = isinstance(config, schema.ManifestConfig)
+    labels = config.labels or config.label_column is not None
+    named = config.label_column if labels else config.caption_column
+    captions = tuple(name.strip() for name in (named or "").split(",") if name.strip())
+    asks = isinstance(config, schema.ManifestConfig) and not labels
     source = config.source_column if isinstance(config, schema.ManifestConfig) else None
-    return Wanted(config.image_column or None, captions, config.split_column or None, source or None, asks)
+    return Wanted(config.image_column or None, captions, config.split_column or None, source or None, asks, labels)
+
+
+def separated(labels: list[object], separator: str | None) -> list[object]:
+    """The labels of cells that hold several, with this between them."""
+    if not separator:
+        return labels
+    return [part for one in labels for part in (one.split(separator) if isinstance(one, str) else [one])]
 
 
 def manifest_files(file: Path) -> list[Path]:
@@ -96,7 +105,7 @@ class _Rows:
     """The rows of all tables, on disk: millions of them need no memory."""
 
     def __init__(self, corpus: Corpus, wanted: Wanted) -> None:
-        self.corpus, self._wanted = corpus, wanted
+        self.corpus, self._wanted, self.labels = corpus, wanted, wanted.labels
         self.spool = Spool("id", "image", "file", "content")
         self.say_parts = self.have_captions = self.ask = False  # whether any row does
         self.numbered = 0  # questions that have no id
@@ -160,6 +169,7 @@ def _entries(
     by_name = set[int]()  # the tables whose names decided something
     if not rows.have_captions and not rows.say_parts and rows.without_part:
         lacks, done = ("question has an answer", "answered") if rows.ask else ("image has a caption", "captioned")
+        lacks, done = ("image has a label", "classified") if rows.labels else (lacks, done)
         notes.append(f"no {lacks}: all are test, to be {done}")
     if rows.numbered:
         notes.append(f"{rows.numbered:,} questions have no id: it is their number among all rows, from 0")
@@ -195,7 +205,11 @@ def _entries(
             part = hash_part(image, config.val_fraction, config.test_fraction) if captions else "train"
             rows.hashed |= bool(captions)
         if question is None:
-            yield Entry(image_id, part, _locate(image, root, path, listing, finders), captions)
+            place = _locate(image, root, path, listing, finders)
+            if rows.labels:
+                yield labelled(image_id, part, place, separated(captions, config.label_separator))
+            else:
+                yield Entry(image_id, part, place, captions)
             continue
         name, source, more_images = question
         paths = [(one, _locate(one, root, path, listing, finders)) for one in (image, *more_images)]

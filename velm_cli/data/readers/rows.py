@@ -82,7 +82,7 @@ def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Ro
         return None
     texts: list[object] = []
     for caption in captions:
-        texts += captions_of(caption, numbers=columns.source is not None)
+        texts += captions_of(caption, numbers=columns.source is not None or columns.labels)
     if columns.source is not None:
         texts = [text for text in texts if text != ""]  # of a table that also has questions to be answered
     row = Row(where, image, texts, source=source)

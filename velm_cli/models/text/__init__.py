@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from velm_cli.models.text.interface import TextEncoder
+from velm_cli.models.text.none import NoText
 from velm_cli.models.text.pretrained import PretrainedText
 from velm_cli.models.text.scratch import RecurrentText, TransformerText
-from velm_cli.schema import BertConfig, CausalLMConfig, GRUConfig, LSTMConfig, TextConfig, TransformerConfig
+from velm_cli.schema import (
+    BertConfig,
+    CausalLMConfig,
+    GRUConfig,
+    LSTMConfig,
+    NoTextConfig,
+    TextConfig,
+    TransformerConfig,
+)
 
 
 def build_text(config: TextConfig, vocab_size: int, *, causal: bool = True) -> TextEncoder:
     """The encoder that `config` describes for a vocabulary of `vocab_size`, with its frozen parts."""
     encoder: TextEncoder
     match config:
+        case NoTextConfig():
+            encoder = NoText()
         case TransformerConfig():
             encoder = TransformerText(config, vocab_size, causal=causal)
         case LSTMConfig() | GRUConfig():
