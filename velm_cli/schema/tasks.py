@@ -141,3 +141,9 @@ class RetrieveTaskConfig(TaskConfig):
     kind: str = "retrieve"
     rerank: int = within(0, least=0)  # candidates of each query that the matching head judges again; 0 = none
     fold: int = within(0, least=0)  # images of a fold, whose scores are averaged (COCO 1k: 1000); 0 = all together
+
+
+@dataclass
+class MixTaskConfig(TaskConfig):
+    kind: str = "mix"
+    primary: str | None = None  # part whose score chooses the best weights; null = the mean of all parts' scores
