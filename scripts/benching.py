@@ -98,7 +98,6 @@ def run_of(
         ranks=alone,
         replica=Replica(learner, alone, config.run.parallel),
         checkpoints=Checkpoints(Path(), alone, keep=1),
-        features=None,
         optimizer=build_optimizer(learner, config.optim),
         ema=None,
         steps_per_epoch=1000,

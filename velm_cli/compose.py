@@ -13,6 +13,7 @@ from velm_cli import schema
 from velm_cli.as_typed import unquoted
 from velm_cli.configs import load_run_config
 from velm_cli.errors import UserError
+from velm_cli.mixture import parts_of
 from velm_cli.options import conf_dir
 from velm_cli.schema.paths import expand_home, expand_homes
 from velm_cli.shared_configs import guard
@@ -61,6 +62,8 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     saved = load_run_config(checkpoint) if checkpoint else None
     if saved is not None and stage == "evaluate":  # task= that of the run, said again, is as the run has it
         hydra_store.store(group="_kind/task", name=saved.task.kind, node=saved.task)
+        for part in parts_of(saved):  # and so is that of a part of a mixture
+            hydra_store.store(group="_kind/task", name=part.config.task.kind, node=part.config.task)
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:

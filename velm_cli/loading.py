@@ -22,6 +22,7 @@ from velm_cli.models.weights import Undrawn, fitted, read_state, refuse_not_fini
 from velm_cli.objectives.weights import constant
 from velm_cli.schema import PretrainedTextConfig, TrainRoot
 from velm_cli.tasks import Task
+from velm_cli.tasks.mix import learner_to_predict, own_spaces, weights_of_task
 from velm_cli.tasks.spaces import FILE, read_spaces
 
 KEPT = ("vision", "text")  # groups whose pretrained models a run folder keeps the small files of
@@ -53,6 +54,7 @@ def run_tokenizer(run: Path) -> Tokenizer:
 def run_spaces(run: Path, task: Task) -> dict[str, list[str]]:
     """The label spaces of a run folder. UserError where one is missing that the task predicts with."""
     spaces = read_spaces(run)
+    spaces |= own_spaces(spaces, task.kind)  # of a mixture
     if missing := [name for name in task.predicted if name not in spaces]:
         raise UserError(f"{run / FILE} is missing, or has no {missing[0]}: put back the one that the run has saved")
     return spaces
@@ -112,7 +114,8 @@ def trained_learner(
     if isinstance(config.text, PretrainedTextConfig):
         config.text.weights = "none"  # they are in the file
     with Undrawn():
-        learner = task.learner(config, run_spaces(run, task), tokenizer, constant(*terms))
+        learner = learner_to_predict(config, task, run_spaces(run, task), tokenizer, constant(*terms))
+    state = weights_of_task(config, task.kind, state)
     if line := task.cannot_predict(learner, config, run):
         raise UserError(line)
     own = learner.state_dict()

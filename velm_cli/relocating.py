@@ -19,6 +19,7 @@ from velm_cli.schema import (
     DatasetConfig,
     Drawn,
     FlickrConfig,
+    MixConfig,
     Multi30kConfig,
     ShapesConfig,
     WebDatasetConfig,
@@ -51,6 +52,8 @@ def relocate(config: Any, folder: Path | None) -> None:
         return
     if dataset.store is None and (found := _found(str(store_path(dataset)), folder)):
         dataset.store = found
+    for part in dataset.parts if isinstance(dataset, MixConfig) else ():
+        part.store = _found(part.store, folder) or part.store
     if isinstance(dataset, WebDatasetConfig):
         dataset.urls, dataset.val_urls = _found_urls(dataset.urls, folder), _found_urls(dataset.val_urls, folder)
 

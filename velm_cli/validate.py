@@ -6,10 +6,12 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean, without_effect
+from velm_cli.mixture import is_mixture, parts_of
 from velm_cli.objectives.rules import objective_problems
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import place
@@ -148,10 +150,36 @@ def _metrics(metrics: schema.MetricsConfig) -> Iterator[str]:
 
 def model_problems(config: schema.TrainRoot) -> Iterator[str]:
     """What of vision, text, fusion and loss does not go together."""
+    if is_mixture(config):
+        yield from _mixture(config)
+        return
     yield from _model(config)
     yield from _training(config)
     yield from task_of(config.task).problems(config)
     yield from _stream(config)
+
+
+def _mixture(config: schema.TrainRoot) -> Iterator[str]:
+    """What holds of a run holds of each part; a line that all parts have is of the run."""
+    mixes = isinstance(config.task, schema.MixTaskConfig)
+    found = {part.name: list(model_problems(part.config)) for part in parts_of(config)}
+    of_all = [line for line in next(iter(found.values())) if all(line in lines for lines in found.values())]
+    yield from of_all
+    for name, lines in found.items():
+        yield from (f"part {name}: {line}" for line in lines if line not in of_all)
+    if mixes:
+        yield from task_of(config.task).problems(config)
+        options = [field.name for field in fields(config.loss)]
+        yield from without_effect("loss", config.loss, *options, chosen="task=mix, whose parts have a loss each")
+    for part in parts_of(config):
+        for name in ("alpha", "beta", "gamma"):
+            if getattr(part.config.loss, name).strip() == "learned":
+                yield (
+                    f"part {part.name}: loss.{name}=learned follows a loss of every step, and in a mixture a step has "
+                    "those of its part: give a number or a schedule"
+                )
+    if config.loss.text is schema.TextLoss.self_critical:
+        yield "loss.text=self_critical finetunes on one store: name it with dataset.store=, not a mixture"
 
 
 def _model(config: schema.TrainRoot) -> Iterator[str]:

@@ -171,7 +171,6 @@ def _run(config: TrainRoot, case: Case, precision: Precision) -> Run:
         ranks=alone,
         replica=Replica(learner, alone, config.run.parallel),
         checkpoints=Checkpoints(Path(), alone, keep=1),
-        features=None,
         optimizer=build_optimizer(learner, config.optim),
         ema=Ema(learner, case.ema) if case.ema else None,
         steps_per_epoch=STEPS_PER_EPOCH,

@@ -114,6 +114,7 @@ class Batch:
     num_sources: int = 0  # examples that have a source
     num_source_tokens: int = 0  # words and EOS of all sources
     labelled: Mapping[str, int] = field(default_factory=dict)  # examples that have a label at all, by kind of label
+    part: str = ""  # of a mixture, whose examples these are
 
     @classmethod
     def of(cls, tokens_BKT: Tensor, lengths_BK: Tensor, *, ids: Sequence[int | str] | None = None, **parts) -> Batch:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from velm_cli.data.batch import Batch
-from velm_cli.data.features import FeatureCache
 from velm_cli.data.transfer import on_device
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.device import autocast
@@ -56,7 +55,6 @@ class Run:
     ranks: Ranks
     replica: Replica
     checkpoints: Checkpoints
-    features: FeatureCache | None
     optimizer: torch.optim.Optimizer
     ema: Ema | None
     steps_per_epoch: float
@@ -88,6 +86,7 @@ def fit(
     saved_step = progress.step
     run.learner.train()
     arriving = on_device(batches, run.device)
+    newest: dict[str, Tensor | float] = {}  # figures of a mixture, whose steps do not have all of them
     while True:
         # Here, not after the step, so that a validation that a signal cut short is made up for on resume.
         if _validation_due(run):
@@ -121,8 +120,10 @@ def fit(
             totals = {name: told[f"count of {name}"] for name in counts[0]}
             if run.config.data.cache_texts and progress.step % max(1, round(run.steps_per_epoch)) == 0:
                 run.meter.forget()  # texts that have been read cost nothing from now on
-            with run.meter.watching(size["captions"]):
+            with run.meter.watching(size["captions"], "+".join(sorted(batch.part for batch in micro_batches))):
                 figures = train_step(run, progress.step, micro_batches, totals)
+            if run.learner.parts:
+                figures = newest = newest | figures
         progress.step += 1
         progress.seconds = seconds_before + time.perf_counter() - began
         observer.advance(captions=told["captions"], images=told["images"], waited=waited)
@@ -164,8 +165,9 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], totals: dict[str
 
     `totals`: the items of each objective, in the micro-batches of all ranks.
     """
+    share = run.learner.shares(micro_batches)
     weight: dict[str, Tensor | float] = {
-        name: w.at(step, run.steps_per_epoch) for name, w in run.learner.weights.items()
+        name: w.at(step, run.steps_per_epoch) * share.get(name, 1.0) for name, w in run.learner.weights.items()
     }
     active = frozenset(name for name, value in weight.items() if value > 0)
     now = Moment(active, step, run.steps_per_epoch)
@@ -199,7 +201,8 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], totals: dict[str
         if not torch.isfinite(norm):
             _stop_at_nan(figures, micro_batches, step)
         lr = _update(run, step)
-    return figures | {"lr": lr, "grad_norm": norm} | {f"weight_{name}": value for name, value in weight.items()}
+    told = {f"weight_{name}": value for name, value in weight.items() if share.get(name, 1.0)}
+    return figures | {"lr": lr, "grad_norm": norm} | told
 
 
 def _update(run: Run, step: int) -> float:

@@ -89,25 +89,37 @@ def _with_all_heads(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class Meter:
-    """Counts the operations of a process's first step, and of the next after `forget`; others in proportion."""
+    """Counts the operations of a process's first step, and of the next after `forget`; others in proportion.
+
+    In a mixture, of the first step of each kind: what a text costs depends on the task.
+    """
 
     def __init__(self, device: torch.device, precision: Precision) -> None:
         self.peak = matrix_peak(device, precision)
-        self.per_caption: float | None = None
+        self._counted: dict[str, float] = {}  # operations a caption, by the kind of step
+        self._captions: dict[str, int] = {}  # of all steps so far
+
+    @property
+    def per_caption(self) -> float | None:
+        """Operations, on the mean of the steps so far; None before anything was counted."""
+        captions = {kind: self._captions[kind] for kind in self._counted}
+        operations = sum(self._counted[kind] * count for kind, count in captions.items())
+        return operations / max(1, sum(captions.values())) if captions else None
 
     @contextlib.contextmanager
-    def watching(self, captions: int) -> Iterator[None]:
+    def watching(self, captions: int, kind: str = "") -> Iterator[None]:
         """Around a step of so many captions."""
-        if self.per_caption is not None:
+        self._captions[kind] = self._captions.get(kind, 0) + captions
+        if kind in self._counted:
             yield
             return
         with _counting() as counted:
             yield
-        self.per_caption = counted.operations / max(1, captions)
+        self._counted[kind] = counted.operations / max(1, captions)
 
     def forget(self) -> None:
         """Count the next step again."""
-        self.per_caption = None
+        self._counted.clear()
 
     def utilisation(self, captions_per_s: float) -> float:
         """Share of the peak, 0 to 1; 0 before anything was counted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -35,6 +35,7 @@ class Learner(nn.Module):
     weights: Mapping[str, Weight]  # alpha, beta, gamma by the name of their term
     log_variance: nn.ParameterDict  # s of each term whose weight exp(-s) is learned
     concepts: int = 0  # labels that L_image predicts
+    parts: tuple[str, ...] = ()  # of a mixture whose tasks it learns, each batch of one
 
     @property
     def pixels(self) -> Pixels | None:
@@ -54,6 +55,14 @@ class Learner(nn.Module):
     def forward(self, batch: Batch, now: Moment) -> dict[str, Term]:
         """The terms that are active, and nothing computed that they do not need."""
         raise NotImplementedError
+
+    def of(self, part: str) -> Learner:
+        """What learns of this part of a mixture."""
+        return self
+
+    def shares(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Of terms that not all micro-batches of a step have: the share of those that do, by which it counts."""
+        return {}
 
     def settled(self, steps_per_epoch: float) -> float:
         """The optimiser step from which on one and the same loss is minimised."""

@@ -22,9 +22,10 @@ from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.label import LabelHead
+from velm_cli.objectives.rules import reads_one_way as reads_one_way
 from velm_cli.objectives.terms import Term
-from velm_cli.objectives.weights import Weight, parse_weight
-from velm_cli.schema import BertConfig, ImageLoss, LossConfig, TextConfig, TextLoss, TransformerConfig
+from velm_cli.objectives.weights import Weight
+from velm_cli.schema import ImageLoss, LossConfig, TextLoss
 from velm_cli.schema.tasks import LabelLoss, Pool
 
 ANSWERS = "answers"  # the labels that are judged
@@ -35,15 +36,6 @@ class Judgement(NamedTuple):
 
     logits_BC: Tensor
     probabilities_BC: Tensor
-
-
-def reads_one_way(text: TextConfig, loss: LossConfig) -> bool:
-    """`causal` of a judge's model: only where its kind can nothing else, or the source's next words are predicted.
-
-    As `loss` of its training says, whatever terms the learner is built with: it has to read as it has learned to.
-    """
-    predicts = not parse_weight("loss.alpha", loss.alpha).always_zero and loss.text is not TextLoss.masked
-    return predicts or not isinstance(text, (TransformerConfig, BertConfig))
 
 
 class JudgingLearner(Learner):

@@ -176,7 +176,7 @@ class WritingLearner(Learner):
     def _memory(self, features: ImageFeatures | None, batch: Batch) -> tuple:
         """What the targets of each example are written from: its images, and its source where the model reads one."""
         model = self.model
-        if model.source is None:
+        if model.source is None or batch.source_BL is None:
             return model.memory(features, batch.image_of_BI)
         return model.memory(model.context(features, batch.image_of_BI, batch.source_BL, batch.source_lengths_B))
 

@@ -135,9 +135,9 @@ class VelmModel(nn.Module):
         of_images = features
         if features is not None:
             features = self.of_examples(features, image_of_BI)
-        if self.source is None:
+        if self.source is None or source_BL is None:  # a task that has none may share the model
             return features
-        assert source_BL is not None and source_lengths_B is not None, "the model's examples have a source"
+        assert source_lengths_B is not None
         states_BLD = None
         if self.source.encoder is None and of_images is not None:
             memory = self.memory(of_images, image_of_BI)

@@ -21,6 +21,15 @@ FORMS = (
 )
 
 
+def reads_one_way(text: schema.TextConfig, loss: schema.LossConfig) -> bool:
+    """`causal` of a judge's model: only where its kind can nothing else, or the source's next words are predicted.
+
+    As `loss` of its training says, whatever terms the learner is built with: it has to read as it has learned to.
+    """
+    predicts = not parse_weight("loss.alpha", loss.alpha).always_zero and loss.text is not schema.TextLoss.masked
+    return predicts or not isinstance(text, (schema.TransformerConfig, schema.BertConfig))
+
+
 def objective_problems(config: schema.TrainRoot, weights: dict[str, Weight]) -> Iterator[str]:
     """A line for each; `weights` by their option, without those that could not be read."""
     loss, vision = config.loss, config.vision

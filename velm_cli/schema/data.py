@@ -1,6 +1,6 @@
 """Options of data sets, of preprocessing them and of reading them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -183,6 +183,27 @@ class WebDatasetConfig(DatasetConfig):
     )  # further tries of a source that fails, after 1, 2, 4 ... seconds (local files: none)
     damaged: Damaged = Damaged.error  # shards that stay unreadable: error | skip (training repeats others instead)
     pipes: bool = False  # let pipe:COMMAND sources run their commands; no saved config can say so
+
+
+@dataclass
+class MixPart:
+    """A part of a mixture: examples of a store, what is learned of them, and how often they have their turn."""
+
+    store: str = path(MISSING)  # folder of a preprocessed store
+    task: str | None = None  # with task=mix: what is learned of it, such as caption; else the run's own
+    weight: float = 1.0  # its share of the batches, in proportion to those of the others
+    name: str | None = None  # of its figures in the log; null = its task, or the store's folder
+    batch_size: int = 0  # examples of a batch; 0 = run.batch_size
+    options: dict[str, Any] = field(default_factory=dict)  # with task=mix: those of its task, {answer: generate}
+    loss: dict[str, Any] = field(default_factory=dict)  # with task=mix: those of its loss, {gamma: 0.5}
+
+
+@dataclass
+class MixConfig(DatasetConfig):
+    kind: str = "mix"
+    parts: list[MixPart] = field(
+        default_factory=list
+    )  # [{store: stores/a, weight: 2}, {store: stores/b}]; with task=mix each with its task (docs/tasks.md)
 
 
 @dataclass

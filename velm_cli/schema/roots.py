@@ -15,6 +15,7 @@ from velm_cli.schema.data import (
     FlickrConfig,
     FolderConfig,
     ManifestConfig,
+    MixConfig,
     Multi30kConfig,
     PreprocessConfig,
     ShapesConfig,
@@ -340,6 +341,7 @@ KINDS: dict[str, dict[str, type]] = {
         "manifest": ManifestConfig,
         "folder": FolderConfig,
         "webdataset": WebDatasetConfig,
+        "mix": MixConfig,
     },
     "vision": {
         "none": NoVisionConfig,

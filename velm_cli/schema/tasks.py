@@ -192,3 +192,9 @@ class ClassifyTaskConfig(TaskConfig):
     @property
     def reads_source(self) -> bool:
         return False
+
+
+@dataclass
+class MixTaskConfig(TaskConfig):
+    kind: str = "mix"
+    primary: str | None = None  # part whose score chooses the best weights; null = the mean of all parts' scores

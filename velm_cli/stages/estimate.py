@@ -61,9 +61,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         raise UserError("\n".join(faults))
     loader = loader_of(config, data)
     examples = store.counts["train"]
-    mean_length = _mean_length(store, tokens)
+    length_of_target = mean_length(store, tokens)
     per_image = loader.captions_per_image
-    flops, activations = _one_step(learner, config, data, per_image, round(mean_length))
+    flops, activations = one_step(learner, config, data, per_image, round(length_of_target))
     if precision is Precision.bf16:
         activations //= 2
 
@@ -75,11 +75,11 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     def lasts(flops: int) -> float:
         return flops / (REACHED * peak)
 
-    unit, text, texts, length = data.task.unit, data.task.target, per_image, mean_length
+    unit, text, texts, length = data.task.unit, data.task.target, per_image, length_of_target
     if data.task.options.judges and data.sources is not None:  # whose targets are labels
         text, texts, length = unit, 1, len(data.sources.ids) / max(1, len(data.sources.offsets) - 1) + 1
     steps = config.run.max_steps * config.run.accumulation
-    once = _encoding(learner, config, store)  # of all images, where a cache keeps what frozen layers make of them
+    once = encoding(learner, config, store)  # of all images, where a cache keeps what frozen layers make of them
     cached = config.data.cache is not FeatureCaching.none
     seconds = lasts(steps * flops + cached * once)
     rows = [
@@ -95,22 +95,22 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         ("memory", f"{(state + activations) / 2**20:,.0f} MiB"),
         ("", f"weights, gradients, optimiser {state / 2**20:,.0f} MiB; activations {activations / 2**20:,.0f} MiB"),
         ("device", f"{device}, {precision.value}, {peak / 1e12:.2f} TFLOP/s in matrix products (measured now)"),
-        ("time", f"about {_duration(seconds)} for {config.run.max_steps:,} steps, at {REACHED:.0%} of that, "
+        ("time", f"about {duration(seconds)} for {config.run.max_steps:,} steps, at {REACHED:.0%} of that, "
                  "without validation"),
     ]  # fmt: skip
     print("dry run: the config is valid; nothing was trained")
     for label, value in rows:
         print(f"{label:<14}{value}")
     if cached and once:
-        print(f"{'':<14}of that about {_duration(lasts(once))} for the features of the images, which are kept")
+        print(f"{'':<14}of that about {duration(lasts(once))} for the features of the images, which are kept")
     elif once and not isinstance(store, StreamStore):
         config.data.cache = FeatureCaching.bf16
-        with_cache = steps * _one_step(learner, config, data, per_image, round(mean_length))[0]
+        with_cache = steps * one_step(learner, config, data, per_image, round(length_of_target))[0]
         config.data.cache = FeatureCaching.none
         if lasts(with_cache + once) < WORTH_A_CACHE * seconds:
             print(
                 f"note: vision.freeze={config.vision.freeze} computes the same features again and again: with "
-                f"data.cache=bf16 about {_duration(lasts(with_cache + once))}"
+                f"data.cache=bf16 about {duration(lasts(with_cache + once))}"
             )
     if learner.pixels is not None and store.has_images:
         for note in learner.pixels.resizing.enlarges(store.image_size, learner.pixels.size):
@@ -119,7 +119,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         print(note)
 
 
-def _mean_length(store: Store, tokens) -> float:
+def mean_length(store: Store, tokens) -> float:
     """Mean number of tokens predicted a training caption (its words and the end token); of a stream, a held-out one."""
     records = store.split("train")
     if not len(records):
@@ -130,7 +130,7 @@ def _mean_length(store: Store, tokens) -> float:
     return total / max(1, count) + 1
 
 
-def _encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
+def encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
     """FLOPs of what a feature cache computes once: frozen layers on every image that a run uses; 0 where it cannot."""
     frozen = config.vision.freeze not in ("none", "first:0")
     augments = config.data.flip or config.data.crop_scale < 1 or config.data.colour_jitter
@@ -149,7 +149,7 @@ def _encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
     return counter.get_total_flops() * images * config.data.views
 
 
-def _one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length: int) -> tuple[int, int]:
+def one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length: int) -> tuple[int, int]:
     """FLOPs and activation bytes of a micro-batch of K targets an example, forward and backward, on the meta device."""
     B, side, images = config.run.batch_size, config.vision.image_size, data.store.has_images
     N, X = B * K, _images_shown(config, data.store)
@@ -218,7 +218,7 @@ def _images_shown(config: TrainRoot, store: Store) -> int:
     return max(min(2, config.run.batch_size), round(config.run.batch_size / max(1.0, shared)))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -22,8 +22,9 @@ from velm_cli.files import sealed, sha256, write_json
 from velm_cli.lineage import noted_store, weight_file
 from velm_cli.loading import KEPT, has_learned, run_spaces, run_tokenizer, trained_learner, with_kept_models
 from velm_cli.metrics.scores import missing_scores
+from velm_cli.mixture import for_task, has_tasks, is_mixture, store_of
 from velm_cli.report.tables import BLIND
-from velm_cli.schema import Blind, EvaluateRoot, TrainRoot
+from velm_cli.schema import Blind, EvaluateRoot, MixConfig, MixTaskConfig, TrainRoot
 from velm_cli.stages.blinding import blind_problems, blinded, grey_features, told
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.evaluations import report_again, result_path
@@ -36,12 +37,14 @@ from velm_cli.stages.submitting import submission, submit
 from velm_cli.stages.task_data import TaskData, refuse_other_examples
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.interface import ExampleId
+from velm_cli.tasks.mix import kinds_of
 
 
 def run(config: EvaluateRoot) -> float | None:
     """Returns the task's primary score, such as CIDEr (None if it was not asked for)."""
     home = configs.run_folder_of(config.checkpoint)
     trained = _with_models(config, configs.load_run_config(config.checkpoint), home)
+    trained = _of_mixture(config, trained, home)
     task = _task(config, trained, home)
     weights = weight_file(config.checkpoint)
     store = open_store(config)
@@ -167,6 +170,21 @@ def _evaluate(
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
     return scores.headline
+
+
+def _of_mixture(config: EvaluateRoot, trained: TrainRoot, home: Path) -> TrainRoot:
+    """The config of the run with the task that is evaluated, of those that a mixture has; its store where the command
+    names no data. UserError where it has not that task."""
+    if has_tasks(trained):
+        found = for_task(trained, config.task.kind)
+        if found is None:
+            said = "say which of them" if isinstance(config.task, MixTaskConfig) else f"not task={config.task.kind}"
+            kinds = ", ".join(f"task={kind}" for kind in kinds_of(trained))
+            raise UserError(f"checkpoint: {home} learned {kinds}: {said}")
+        trained = found
+    if is_mixture(trained) and isinstance(config.dataset, MixConfig) and config.dataset.store is None:
+        config.dataset.store = store_of(trained, config.task.kind)
+    return trained
 
 
 def _task(config: EvaluateRoot, trained: TrainRoot, home: Path) -> Task:

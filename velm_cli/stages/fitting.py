@@ -17,6 +17,7 @@ from velm_cli.data.concepts import MIN_IMAGES
 from velm_cli.data.coverage import coverage_lines
 from velm_cli.data.loader import TrainLoader
 from velm_cli.data.masked_words import MaskedTexts
+from velm_cli.data.mixed import Loader
 from velm_cli.data.order import Share
 from velm_cli.data.pixels import Pixels
 from velm_cli.data.store import Store, Tokens
@@ -38,6 +39,7 @@ from velm_cli.schema import (
     PretrainedTextConfig,
     TrainRoot,
 )
+from velm_cli.stages.parts import Material
 from velm_cli.stages.starting import new_learner
 from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks import Task
@@ -47,9 +49,9 @@ ENDLESS = 10  # times the longest caption: more words than this only a model tha
 OF_JAVA = ("meteor", "spice")
 
 
-def refuse_unfit(config: TrainRoot, data: TaskData) -> None:
-    """UserError with a line for every problem."""
-    if lines := list(problems(config, data)):
+def refuse_unfit(material: Material) -> None:
+    """UserError with a line for every problem of every part."""
+    if lines := [part.says(line) for part in material.parts for line in problems(part.config, part.data)]:
         raise UserError("\n".join(lines))
 
 
@@ -85,7 +87,7 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
     yield from metric_problems(data.task, config.metrics)
 
 
-def notes(config: TrainRoot, data: TaskData, loader: TrainLoader | StreamLoader) -> Iterator[str]:
+def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
     """A line for everything that is legal, and that whoever typed the command may not have meant."""
     store, tokens = data.store, data.texts
     brought = isinstance(config.text, PretrainedTextConfig) or vocabulary_source(config) is not None

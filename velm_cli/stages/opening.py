@@ -22,6 +22,7 @@ from velm_cli.schema import (
 )
 from velm_cli.stages.starting import initial_weights, word_vectors
 from velm_cli.tasks import task_of
+from velm_cli.tasks.mix import learner_to_predict, weights_of_task
 from velm_cli.tasks.spaces import Spaces
 
 
@@ -57,7 +58,8 @@ def opened_run(trained: TrainRoot, run: Path, weights: Path) -> Iterator[str]:
             trained.vision.weights = "none"
         task = task_of(trained.task)
         weights_of = constant(*task.predicts_with(trained))
-        learner = task.learner(trained, run_spaces(run, task), run_tokenizer(run), weights_of)
+        learner = learner_to_predict(trained, task, run_spaces(run, task), run_tokenizer(run), weights_of)
+    state = weights_of_task(trained, task.kind, state)
     if line := task.cannot_predict(learner, trained, run):
         raise UserError(line)
     own = learner.state_dict()

@@ -32,6 +32,7 @@ from velm_cli.models.decoding import converted_once, decoded_together, laid_out_
 from velm_cli.objectives.weights import Weight
 from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision, TrainRoot
+from velm_cli.stages.parts import Material, Part
 from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks import Task
 from velm_cli.tasks.interface import ExampleId, Session
@@ -105,16 +106,36 @@ def predict_split(
     return task.joined(ranks.of_all(refined))
 
 
-def validation(run: Run, data: TaskData, learner: Learner, step: int, stop: StopRequest) -> Validation:
+def validated(run: Run, data: Material, learner: Learner, step: int, stop: StopRequest) -> Validation:
+    """Of a mixture each part by itself, and as `score` the mean of what they reached, or that of `task.primary`."""
+    if not data.mixed:
+        return validation(run, data.parts[0], learner, step, stop)
+    figures: dict[str, float] = {}
+    reached: dict[str, float] = {}
+    for part in data.parts:
+        found = validation(run, part, learner.of(part.name), step, stop)
+        figures |= {f"{part.name}/{name}": value for name, value in found.figures.items()}
+        if found.figures:
+            only_loss = all(name.startswith("loss") for name in found.figures)
+            reached[part.name] = math.exp(found.score) if only_loss else part.data.task.of_one(found.score)
+    if not reached:
+        return Validation({})
+    primary = getattr(run.config.task, "primary", None)
+    score = reached[primary] if primary in reached else sum(reached.values()) / len(reached)
+    return Validation({"score": score} | figures, score)
+
+
+def validation(run: Run, part: Part, learner: Learner, step: int, stop: StopRequest) -> Validation:
     """Losses (`_validation_losses`) and the task's quick figures of greedy predictions on the validation examples."""
-    config, task, store = run.config, data.task, data.store
+    config, data = part.config, part.data
+    task, store = data.task, data.store
     if config.run.overfit_images:
         indices = of_first_images(store, "train", config.run.overfit_images)
     else:
         indices = store.split("val")[: config.run.validate_images or None]
     if not len(indices):
         return Validation({})
-    figures = _validation_losses(run, data, learner, indices, stop)
+    figures = _validation_losses(run, part, learner, indices, stop)
     if (store.has_images or task.needs.source) and predicts(task, config, learner):
         greedy = DecodeConfig(batch_size=config.decode.batch_size, max_length=config.decode.max_length)
         predicted = predict_split(
@@ -127,13 +148,14 @@ def validation(run: Run, data: TaskData, learner: Learner, step: int, stop: Stop
             seed=config.seed,
             stop=stop,
             progress=False,
-            features=run.features,
+            features=part.features,
         )
         if not run.ranks.any_stopped(stop):
             quick = task.quick(store, indices, predicted)
             first = indices[:SHOWN]
             if run.ranks.first and (texts := task.shown(store, first, predicted)):
-                _show(store, first, texts, run.folder / "samples" / f"step-{step:08d}")
+                name = "-".join(filter(None, [f"step-{step:08d}", part.name]))
+                _show(store, first, texts, run.folder / "samples" / name)
             return Validation(figures | quick, next(iter(quick.values())))
     return Validation(figures, -figures.get("loss", 0.0))
 
@@ -153,27 +175,27 @@ def predicts(task: Task[Any], config: TrainRoot, learner: Learner) -> bool:
 
 
 def _validation_losses(
-    run: Run, data: TaskData, learner: Learner, indices: np.ndarray, stop: StopRequest
+    run: Run, part: Part, learner: Learner, indices: np.ndarray, stop: StopRequest
 ) -> dict[str, float]:
     """The mean of each objective over the images; `loss` is the text's (nats per token, without label smoothing).
 
     Without text it is the one there is, or their sum, weighted as training weighs them at the end of its schedules.
     """
-    active = learner.active
+    active, config = learner.active, part.config
     own: dict[int, dict[str, tuple[float, int]]] = {}  # by the number of the batch
     batches = eval_batches(
-        data.store,
-        data.to_learn(run.config.data.captions_per_image, learner.concepts),
+        part.data.store,
+        part.data.to_learn(config.data.captions_per_image, learner.concepts),
         indices,
-        batch_size=run.config.run.batch_size,
+        batch_size=config.run.batch_size,
         pixels=learner.pixels,
-        features=run.features,
+        features=part.features,
         share=Share(run.ranks.rank, run.ranks.world),
     )
     for number, batch in zip(count(run.ranks.rank, run.ranks.world), on_device(batches, run.device)):
         if stop:
             break
-        seed = seed_of(run.config.seed, number)
+        seed = seed_of(config.seed, number)
         with drawing_from(seed, run.device), torch.inference_mode(), autocast(run.device, run.precision):
             terms = learner(batch, Moment(active))
         own[number] = {name: (float(term.sum), term.count) for name, term in terms.items()}

@@ -10,6 +10,7 @@ import torch
 
 from velm_cli import configs
 from velm_cli.data.store import Store, Tokens
+from velm_cli.data.together import Together
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.folder import (
     has_begun,
@@ -28,7 +29,7 @@ from velm_cli.place import Place
 
 
 def checked_to_go_on(
-    path: Path, config: Any, store: Store, checkpoints: Checkpoints, *, only_look: bool = False
+    path: Path, config: Any, store: Store | Together, checkpoints: Checkpoints, *, only_look: bool = False
 ) -> list[str]:
     """Lines about how the run in `path` goes on, if one has begun there; UserError where it cannot."""
     refuse_other_sources(path, config)
@@ -41,7 +42,7 @@ def checked_to_go_on(
     return []
 
 
-def would_find(config: Any, store: Store, tokens: Tokens) -> list[str]:
+def would_find(config: Any, store: Store | Together, tokens: Tokens) -> list[str]:
     """Lines about the run folder that the command without `dry_run` would meet; UserError where it would be refused.
 
     Nothing in the folder changes.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from velm_cli.files import write_bytes
 from velm_cli.learners.interface import Learner
 from velm_cli.lineage import sources_of, vocabulary_grows, vocabulary_source, weight_file
 from velm_cli.loading import KEPT, read_weights, run_tokenizer, with_kept_models
+from velm_cli.mixture import has_tasks
 from velm_cli.models.hub import load_config, small_files
 from velm_cli.models.text.scratch import EMBEDDING_STD
 from velm_cli.models.text.vectors import load_vectors
@@ -42,7 +43,15 @@ from velm_cli.schema import (
     VisionConfig,
 )
 from velm_cli.tasks import task_of
+from velm_cli.tasks.mix import own_spaces, weights_of_task
 from velm_cli.tasks.spaces import Spaces, read_spaces
+
+
+class HasTrainingTexts(Protocol):
+    """A store, or several together."""
+
+    def training_texts(self) -> Iterator[str]: ...
+
 
 # Tensors of a learner that have a row for each word of the vocabulary, and for each label of a space.
 WORDS = ("model.text.embedding.weight", "model.output_bias")
@@ -52,7 +61,7 @@ LABELS = {
 }
 
 
-def inherited_tokenizer(config: TrainRoot, store: Store, path: Path | None = None) -> Tokenizer | None:
+def inherited_tokenizer(config: TrainRoot, store: HasTrainingTexts, path: Path | None = None) -> Tokenizer | None:
     """The tokenizer that the text encoder brings: its own, or that of the run it is taken from; else None.
 
     Of a run of another task it is given the new words of `store`. `path`: the run that goes on, where it does.
@@ -164,6 +173,8 @@ def initial_weights(
     for key, source in sources_of(config).items():
         file, prefix = weight_file(source), prefixes[key]
         state, digest = read(file)
+        if not has_tasks(config):  # of a mixture's run, what one task has of it
+            state = weights_of_task(configs.load_run_config(source), config.task.kind, state)
         state = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
         moved, lines = _by_name(config, learner, spaces, source, state)
         fitting = fitted(state | moved, own, file)
@@ -201,8 +212,12 @@ def _by_name(
             for name in WORDS:
                 if name in state and name in own and state[name].shape == (known, *own[name].shape[1:]):
                     moved[name] = with_rows(own[name], state[name], range(known))
-    for space, names in LABELS.items():
-        before, labels = read_spaces(run).get(space), list(spaces.get(space, ()))
+    known_there = read_spaces(run)
+    known_there = own_spaces(known_there, config.task.kind) | known_there
+    for space, labels_now in spaces.items():
+        kind, _, name = space.rpartition("/")  # of a mixture
+        names = [f"heads.{kind}.{row}" if kind else row for row in LABELS.get(name, ())]
+        before, labels = known_there.get(space), list(labels_now)
         if not before or not labels or before == labels or not any(name in state for name in names):
             continue
         place = {label: number for number, label in enumerate(labels)}

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from velm_cli.data.batch import Columns, Texts, concept_labels
+from velm_cli.data.batch import CONCEPTS, Columns, Texts, concept_labels
+from velm_cli.data.concepts import HasConcepts
 from velm_cli.data.masked_words import MaskedTexts, words_to_mask
 from velm_cli.data.store import Store
+from velm_cli.data.together import RenamedConcepts
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens
 from velm_cli.errors import UserError
@@ -30,13 +32,16 @@ class TaskData:
     sources: Texts | None  # None where the task takes no source
 
     @classmethod
-    def of(cls, config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> TaskData:
-        """For training. `tokenizer`: one that exists already; None: its vocabulary is learned from the store."""
+    def of(cls, config: TrainRoot, store: Store, tokenizer: Tokenizer | None, spaces: Spaces | None = None) -> TaskData:
+        """For training. `tokenizer`: one that exists already; None: its vocabulary is learned from the store.
+
+        `spaces`: those that the store shares with others; None: its own."""
         task, options = task_of(config.task), config.tokenizer
         targets = store.tokens(options) if tokenizer is None else store.encode(tokenizer, options.max_tokens)
         tokenizer = targets.tokenizer
         sources = _sources(task, store, tokenizer, config)
-        return cls(task, store, task.spaces(config, store), tokenizer, targets, sources)
+        spaces = task.spaces(config, store) if spaces is None else spaces
+        return cls(task, store, spaces, tokenizer, targets, sources)
 
     @classmethod
     def to_predict(
@@ -54,8 +59,16 @@ class TaskData:
 
     def to_learn(self, per_example: int, concepts: int) -> Columns:
         """Of batches that losses are computed of: up to `per_example` targets an example, none of a judge."""
-        labels = concept_labels(self.store, concepts) | self.task.labels(self.store, self.spaces)
+        labels = concept_labels(self._concepts, concepts) | self.task.labels(self.store, self.spaces)
         return Columns(None if self.task.options.judges else self.targets, per_example, self.sources, labels)
+
+    @property
+    def _concepts(self) -> HasConcepts:
+        """The store's, as labels by the list of words that it shares with other stores, if it does."""
+        names, own = self.spaces.get(CONCEPTS), self.store.concept_names
+        if not names or list(names) == own:
+            return self.store
+        return RenamedConcepts(self.store, own, names)
 
     def given(self) -> Columns:
         """Of batches that predictions are made of: no target, but where it is part of what is given."""

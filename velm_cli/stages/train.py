@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from velm_cli.configs import flat
-from velm_cli.data.order import Share
 from velm_cli.data.store import Store, Tokens
-from velm_cli.data.streaming import training_loader
+from velm_cli.data.together import Together
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.compiling import as_written, compile_model
 from velm_cli.engine.device import pick_precision, prepare
@@ -45,7 +44,8 @@ from velm_cli.stages.blinding import masked
 from velm_cli.stages.encoding import training_views
 from velm_cli.stages.fitting import refuse_unfit
 from velm_cli.stages.headline import headline
-from velm_cli.stages.predicting import predict_split, predicts, score_and_save, validation
+from velm_cli.stages.parts import Material, Part, material_of, open_data
+from velm_cli.stages.predicting import predict_split, predicts, score_and_save, validated
 from velm_cli.stages.resuming import checked_to_go_on
 from velm_cli.stages.starting import (
     built,
@@ -54,28 +54,33 @@ from velm_cli.stages.starting import (
     keep_models,
     keepers,
     new_learner,
-    open_store,
     same_weights,
     word_vectors,
 )
-from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks.spaces import write_spaces
 from velm_cli.trackers import Trackers
+
+PARTS = "parts"  # in a mixture's run folder: what each part scored
 
 
 def run(config: TrainRoot) -> float | None:
     """Train, or go on training; returns the best validation CIDEr (None for text-only runs)."""
-    store = open_store(config)
+    store = open_data(config)
     tokenizer = inherited_tokenizer(config, store, run_path(config))
     if config.dry_run:
+        if isinstance(store, Together):
+            from velm_cli.stages.estimate_mixture import estimate_mixture
+
+            estimate_mixture(config, store, tokenizer)
+            return None
         from velm_cli.stages.estimate import estimate
 
         estimate(config, store, tokenizer)
         return None
     with together(config.run.device) as ranks:
         with ranks.first_goes_first():
-            data = TaskData.of(config, store, tokenizer)
-        refuse_unfit(config, data)
+            data = material_of(config, store, tokenizer)
+        refuse_unfit(data)
         path = ranks.same(run_path(config))
         config.vision.resize = ranks.same(resize_of(path, config))
         checkpoints = Checkpoints(
@@ -102,7 +107,7 @@ def run(config: TrainRoot) -> float | None:
 
 def _train(
     config: TrainRoot,
-    data: TaskData,
+    data: Material,
     opened: OpenRun,
     checkpoints: Checkpoints,
     stop: StopRequest,
@@ -124,9 +129,10 @@ def _train(
     learner.to(device)
     if config.loss.text is TextLoss.self_critical:
         assert isinstance(learner, WritingLearner)
-        learner.critic = critic(config, store, data.texts, device)
+        learner.critic = critic(config, data.only.store, data.only.texts, device)
     try:
-        views = training_views(config, store, learner, device, precision, ranks, stop)
+        for part in data.parts:
+            part.views = training_views(part.config, part.data.store, learner, device, precision, ranks, stop)
     except Stopped:
         signal = stop.signal_name or "a signal to another process"
         if ranks.first:
@@ -137,19 +143,7 @@ def _train(
     replica = Replica(learner, ranks, config.run.parallel)
     if ranks.rank:  # the weights were the same everywhere; dropout is each rank's own
         torch.manual_seed(seed_of(config.seed, ranks.rank))
-    even = "joint" in learner.active  # it puts the ranks' rows together
-    loader = training_loader(
-        store,
-        data.to_learn(config.data.captions_per_image, learner.concepts),
-        config.data,
-        max_tokens=config.tokenizer.max_tokens,
-        batch_size=config.run.batch_size,
-        pixels=learner.pixels,
-        seed=config.seed,
-        limit=config.run.overfit_images,
-        features=views,
-        share=Share(ranks.rank, ranks.world, even),
-    )
+    loader = data.loader(learner, ranks.rank, ranks.world)
     run = Run(
         config=config,
         opened=opened,
@@ -157,7 +151,6 @@ def _train(
         ranks=ranks,
         replica=replica,
         checkpoints=checkpoints,
-        features=views[0] if views else None,
         optimizer=build_optimizer(learner, config.optim),
         ema=Ema(learner, config.run.ema_decay) if config.run.ema_decay else None,
         steps_per_epoch=loader.batches_per_epoch / config.run.accumulation,
@@ -176,7 +169,7 @@ def _train(
         keep_models(config, path, keeper)
         keep_lines_until(path / "metrics.jsonl", run.progress.step)
         tokenizer.save(path / "tokenizer")
-        write_spaces(path, {name: data.spaces[name] for name in task.predicted})
+        write_spaces(path, {name: data.spaces[name] for name in data.predicted})
     for line in [*headline(run, data, loader), *damaged, *notes]:
         print(line, flush=True)
     if ranks.first:
@@ -196,7 +189,7 @@ def _train(
 
     def validate(learner: Learner, step: int, stop: StopRequest) -> Validation:
         with as_written(config.run.compile):
-            return validation(run, data, learner, step, stop)
+            return validated(run, data, learner, step, stop)
 
     batches = loader.batches(start=run.progress.step * config.run.accumulation)
     try:
@@ -224,50 +217,67 @@ def _train(
     return run.progress.best
 
 
-def _finish(run: Run, data: TaskData, trackers: Trackers) -> None:
+def _finish(run: Run, data: Material, trackers: Trackers) -> None:
     """Last weights under their final name, the validation split scored with the best ones, DONE."""
-    path, config, ranks = run.folder, run.config, run.ranks
-    task, store = data.task, data.store
+    path, ranks = run.folder, run.ranks
     run.opened.refuse_if_gone()
     if run.ema is not None:
         run.ema.swap()
     run.checkpoints.save_weights(run.learner, path / "model.safetensors")
-    if predicts(task, config, run.learner) and (store.has_images or task.needs.source) and len(store.split("val")):
+    scored = [part for part in data.parts if _is_scored(run, part)]
+    if scored:
         if (path / "best.safetensors").exists():
             load_whole(run.learner, read_state(path / "best.safetensors", run.checkpoints.run)[0])
         run.learner.eval()
-        indices = store.split("val")[: config.run.validate_images or None]
-        with run.replica.undivided() as learner:
-            predicted = predict_split(
-                data,
-                learner,
-                indices,
-                decoding=config.decode,
-                ranks=ranks,
-                precision=run.precision,
-                seed=config.seed,
-                features=run.features,
-            )
-        if ranks.first:
-            title = f"{path}  val"
-            scores = score_and_save(
-                task,
-                predicted,
-                store,
-                indices,
-                config.metrics,
-                path,
-                title=title,
-                trained_on=True,
-                told=masked(config),
-            )
-            if scores is not None:
-                trackers.log("scores", run.progress.step, scores.corpus)
+    for part in scored:
+        _score(run, part, trackers)
     if ranks.first:
         run.opened.refuse_if_gone()
         mark(path, "DONE")
         trackers.outcome = "done"
         print(f"done: {path}")
+
+
+def _is_scored(run: Run, part: Part) -> bool:
+    """Whether there are validation examples of it, and something to predict of them."""
+    store = part.data.store
+    able = predicts(part.data.task, part.config, run.learner.of(part.name))
+    return able and (store.has_images or part.data.task.needs.source) and len(store.split("val")) > 0
+
+
+def _score(run: Run, part: Part, trackers: Trackers) -> None:
+    """Predictions and scores of its validation examples; those of a mixture in a folder of the part."""
+    config, store = part.config, part.data.store
+    indices = store.split("val")[: config.run.validate_images or None]
+    with run.replica.undivided() as learner:
+        predicted = predict_split(
+            part.data,
+            learner.of(part.name),
+            indices,
+            decoding=config.decode,
+            ranks=run.ranks,
+            precision=run.precision,
+            seed=config.seed,
+            features=part.features,
+        )
+    if not run.ranks.first:
+        return
+    folder = run.folder / PARTS / part.name if part.name else run.folder
+    title = f"{run.folder}  {f'{part.name} ' if part.name else ''}val"
+    scores = score_and_save(
+        part.data.task,
+        predicted,
+        store,
+        indices,
+        config.metrics,
+        folder,
+        title=title,
+        trained_on=True,
+        told=masked(config),
+    )
+    if scores is not None:
+        found = {f"{part.name}/{name}" if part.name else name: value for name, value in scores.corpus.items()}
+        trackers.log("scores", run.progress.step, found)
 
 
 def critic(config: TrainRoot, store: Store, tokens: Tokens, device: torch.device) -> SelfCritical:

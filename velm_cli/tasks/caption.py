@@ -18,8 +18,8 @@ from velm_cli.schema import (
     TextLoss,
     TrainRoot,
 )
-from velm_cli.tasks.interface import ExampleId, Predicted, Session, Task
-from velm_cli.tasks.writers import writing_learner
+from velm_cli.tasks.interface import ExampleId, Predicted, Session, Shape, Task
+from velm_cli.tasks.writers import writes, writing_learner
 
 if TYPE_CHECKING:
     from velm_cli.data.batch import Batch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.learners.interface import Learner
     from velm_cli.metrics.scores import Scores
+    from velm_cli.models.velm import VelmModel
     from velm_cli.objectives.weights import Weight
     from velm_cli.tasks.spaces import Spaces
 
@@ -42,6 +43,19 @@ class CaptionTask(Task[str]):
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
         return writing_learner(config, spaces, tokenizer, weights)
+
+    def shape(self, config: TrainRoot) -> Shape:
+        return Shape(writes(config))
+
+    def sharing(
+        self,
+        config: TrainRoot,
+        spaces: Spaces,
+        tokenizer: Tokenizer,
+        weights: Mapping[str, Weight],
+        model: VelmModel,
+    ) -> Learner:
+        return writing_learner(config, spaces, tokenizer, weights, model=model)
 
     def is_learned(self, config: TrainRoot) -> bool:
         if not isinstance(config.task, CaptionTaskConfig):
@@ -88,6 +102,10 @@ class CaptionTask(Task[str]):
 
         references = {store.example_id(int(number)): store.targets(int(number)) for number in numbers}
         return {"cider": fast_cider(references, predicted)}
+
+    def of_one(self, score: float) -> float:
+        """CIDEr has no highest value that models come near: 1 is half of the way."""
+        return score / (1 + score)
 
     def score(
         self, store: Store, numbers: Iterable[int], predicted: Predicted[str], config: MetricsConfig, *, learned: bool

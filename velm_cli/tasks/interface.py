@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from velm_cli.schema import DecodeConfig, EvaluateRoot, MetricsConfig, TaskConfig, TrainRoot
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.learners.interface import Learner
     from velm_cli.metrics.scores import Scores
+    from velm_cli.models.velm import VelmModel
     from velm_cli.objectives.weights import Weight
     from velm_cli.tasks.spaces import Spaces
 
@@ -44,6 +45,13 @@ class Session:
 
     device: torch.device
     seed: int = 0
+
+
+class Shape(NamedTuple):
+    """What a task wants of a model that it shares with others."""
+
+    one_way: bool | None  # whether the text encoder reads forwards only; None: either will do
+    source: int | None = None  # layers of the encoder of a source that is written from; None: there is no source
 
 
 class Task(ABC, Generic[P]):
@@ -86,6 +94,21 @@ class Task(ABC, Generic[P]):
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
         """Model and objectives of `config`, initialised; of the terms without weight nothing is made."""
+
+    def shape(self, config: TrainRoot) -> Shape | None:
+        """What the model has to be where several tasks share it; None: this one has none to share. Imports no torch."""
+        return None
+
+    def sharing(
+        self,
+        config: TrainRoot,
+        spaces: Spaces,
+        tokenizer: Tokenizer,
+        weights: Mapping[str, Weight],
+        model: VelmModel,
+    ) -> Learner:
+        """As `learner`, with a `model` of this `shape` that other tasks have, too."""
+        raise NotImplementedError
 
     @abstractmethod
     def is_learned(self, config: TrainRoot) -> bool:
@@ -146,6 +169,10 @@ class Task(ABC, Generic[P]):
 
         `learned`: the model was trained on the training part of this store.
         """
+
+    def of_one(self, score: float) -> float:
+        """The first figure of `quick` on a scale from 0 to 1, on which scores of several tasks are averaged."""
+        return score
 
     def unscorable(self, examples: int) -> Iterator[str]:
         """A line for everything at which the scores of so many examples would fail."""

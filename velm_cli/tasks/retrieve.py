@@ -15,8 +15,8 @@ import numpy as np
 from velm_cli.errors import UserError
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import DecodeConfig, JointLoss, MetricsConfig, RetrieveTaskConfig, TrainRoot
-from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Task
-from velm_cli.tasks.writers import writing_learner
+from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Shape, Task
+from velm_cli.tasks.writers import writes, writing_learner
 
 if TYPE_CHECKING:
     from velm_cli.data.batch import Batch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from velm_cli.metrics.embeddings import Embeddings
     from velm_cli.metrics.retrieval import Best, Ranks
     from velm_cli.metrics.scores import Scores
+    from velm_cli.models.velm import VelmModel
     from velm_cli.objectives.weights import Weight
     from velm_cli.tasks.spaces import Spaces
 
@@ -69,6 +70,19 @@ class RetrieveTask(Task[Found]):
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
         return writing_learner(config, spaces, tokenizer, weights)
+
+    def shape(self, config: TrainRoot) -> Shape:
+        return Shape(writes(config))
+
+    def sharing(
+        self,
+        config: TrainRoot,
+        spaces: Spaces,
+        tokenizer: Tokenizer,
+        weights: Mapping[str, Weight],
+        model: VelmModel,
+    ) -> Learner:
+        return writing_learner(config, spaces, tokenizer, weights, model=model)
 
     def is_learned(self, config: TrainRoot) -> bool:
         compares = config.loss.joint is not JointLoss.label
@@ -151,6 +165,9 @@ class RetrieveTask(Task[Found]):
             return {"rsum": 0.0}
         shown = figures(rank_both_ways(found.image_IE, found.text_CE, found.image_of_C))
         return {"rsum": shown["rsum"], "i2t_R@1": shown["i2t_R@1"], "t2i_R@1": shown["t2i_R@1"]}
+
+    def of_one(self, score: float) -> float:
+        return score / 600
 
     def score(
         self, store: Store, numbers: Iterable[int], predicted: Predicted[Found], config: MetricsConfig, *, learned: bool

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from velm_cli.files import write_bytes, write_json
+from velm_cli.objectives.rules import reads_one_way
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import Answer, DecodeConfig, JointLoss, MetricsConfig, TrainRoot, VqaTaskConfig
 from velm_cli.tasks.answers import AnswerLabels, answer_list
-from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Task
-from velm_cli.tasks.writers import writing_learner
+from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Shape, Task
+from velm_cli.tasks.writers import writes, writing_learner
 
 if TYPE_CHECKING:
     from velm_cli.data.batch import Batch, Labels
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.learners.interface import Learner
     from velm_cli.metrics.scores import Scores
+    from velm_cli.models.velm import VelmModel
     from velm_cli.objectives.weights import Weight
     from velm_cli.tasks.spaces import Spaces
 
@@ -77,7 +79,6 @@ class VqaTask(Task[Answered]):
         if not self.options.judges:
             layers = self.options.source_layers
             return writing_learner(config, spaces, tokenizer, weights, source_layers=layers)
-        from velm_cli.learners.judging import JudgingLearner, reads_one_way
         from velm_cli.models.velm import VelmModel
 
         model = VelmModel(
@@ -87,6 +88,25 @@ class VqaTask(Task[Answered]):
             vocab_size=tokenizer.vocab_size,
             causal=reads_one_way(config.text, config.loss),
         )
+        return self.sharing(config, spaces, tokenizer, weights, model)
+
+    def shape(self, config: TrainRoot) -> Shape:
+        if self.options.judges:
+            return Shape(reads_one_way(config.text, config.loss) or None)
+        return Shape(writes(config), self.options.source_layers)
+
+    def sharing(
+        self,
+        config: TrainRoot,
+        spaces: Spaces,
+        tokenizer: Tokenizer,
+        weights: Mapping[str, Weight],
+        model: VelmModel,
+    ) -> Learner:
+        if not self.options.judges:
+            return writing_learner(config, spaces, tokenizer, weights, model=model)
+        from velm_cli.learners.judging import JudgingLearner
+
         return JudgingLearner(
             model,
             config.loss,

@@ -10,8 +10,14 @@ from velm_cli.schema import TextLoss, TrainRoot
 if TYPE_CHECKING:
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.learners.writing import WritingLearner
+    from velm_cli.models.velm import VelmModel
     from velm_cli.objectives.weights import Weight
     from velm_cli.tasks.spaces import Spaces
+
+
+def writes(config: TrainRoot) -> bool:
+    """Whether the text encoder reads forwards only, as whoever writes does."""
+    return config.loss.text is not TextLoss.masked
 
 
 def writing_learner(
@@ -21,19 +27,22 @@ def writing_learner(
     weights: Mapping[str, Weight],
     *,
     source_layers: int | None = None,
+    model: VelmModel | None = None,
 ) -> WritingLearner:
-    """Initialised; `source_layers`: of the encoder of the source that is written from, if there is one."""
+    """Initialised; `source_layers`: of the encoder of the source that is written from, if there is one. `model`: one
+    that several tasks share; None: one of its own."""
     from velm_cli.learners.writing import WritingLearner
     from velm_cli.models.velm import VelmModel
 
-    model = VelmModel(
-        vision=config.vision,
-        text=config.text,
-        fusion=config.fusion,
-        vocab_size=tokenizer.vocab_size,
-        causal=config.loss.text is not TextLoss.masked,
-        source=source_layers,
-    )
+    if model is None:
+        model = VelmModel(
+            vision=config.vision,
+            text=config.text,
+            fusion=config.fusion,
+            vocab_size=tokenizer.vocab_size,
+            causal=writes(config),
+            source=source_layers,
+        )
     return WritingLearner(
         model,
         config.loss,
