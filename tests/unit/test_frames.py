@@ -13,8 +13,7 @@ from velm_cli import schema
 from velm_cli.data.images import ImageRefused
 from velm_cli.data.making import build_store
 from velm_cli.data.readers import read
-from velm_cli.data.readers.frames import taken
-from velm_cli.data.video import can_decode, normalise_frame
+from velm_cli.data.video import can_decode, normalise_frame, taken
 from velm_cli.errors import UserError
 from velm_cli.schema import PreprocessConfig
 

@@ -60,8 +60,8 @@ class ImageShards:
         form = {"image_size": dataset.image_size, "quality": dataset.image_quality, "max_pixels": dataset.max_pixels}
         normalise: Normalise = partial(normalise_image, **form)
         if isinstance(dataset, FramesConfig):
-            clip = {"max_seconds": dataset.max_seconds, "min_frames": dataset.min_frames}
-            normalise = partial(normalise_frame, **form, **clip)
+            seconds, frames = dataset.max_seconds, dataset.min_frames
+            normalise = partial(normalise_frame, **form, max_seconds=seconds, min_frames=frames)
         limits = Limits(self._preprocess.seconds_per_image, round(1e9 * self._preprocess.memory_per_image))
         paths = (Path(path) for shard in shards for path in self._images.paths(self._ranges[shard]))
         total = sum(len(self._ranges[shard]) for shard in shards)

@@ -7,17 +7,23 @@ so much time and memory and whose death costs one frame: decoders of video have 
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from velm_cli.data.images import ImageRefused, NormalisedImage, normalise_image
-from velm_cli.data.readers.frames import OF_VIDEO, taken
 
+OF_VIDEO = re.compile(r"#frame=(\d+)of(\d+)$")  # of the path of a frame: its number, and how many are taken
 NEEDED = 'it needs PyAV: pip install "velm[video]"'
 MOST_FRAMES = 10**6  # of a video, whose packets are counted
 # FFmpeg's names of what is read. Its others include playlists and lists, which make it open other files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,ogg,gif,asf,flv"
+
+
+def taken(frames: int, count: int) -> list[int]:
+    """Which `count` of so many frames are taken, in their order."""
+    return [(2 * k + 1) * frames // (2 * count) for k in range(count)]
 
 
 def can_decode() -> bool:

@@ -143,11 +143,11 @@ def _looked(
         said = [said_of(learner, tokenizer, texts[name], answers=answers, asked=asks) for name in batch.ids]
         found = looked(learner, batch.to(device), said, method)
         for name, example, each, maps in zip(batch.ids, batch.examples, said, found, strict=True):
-            images = _images(store, example)
-            if maps.ndim == 4 and len(images) > 1:
-                yield name, Attention(each.words, on_sheet(maps[:, : len(images)]), WHOLE, method)
-            elif images:
-                box = kept_box(store.image_bytes(images[0]), pixels.size, pixels.resizing)
+            own = _images(store, example)
+            if maps.ndim == 4 and len(own) > 1:
+                yield name, Attention(each.words, on_sheet(maps[:, : len(own)]), WHOLE, method)
+            elif own:
+                box = kept_box(store.image_bytes(own[0]), pixels.size, pixels.resizing)
                 yield name, Attention(each.words, maps[:, 0] if maps.ndim == 4 else maps, box, method)
 
 

@@ -16,14 +16,8 @@ from velm_cli import schema
 from velm_cli.data.examples import ImageRef
 from velm_cli.data.readers.assemble import Listing
 from velm_cli.data.readers.cells import IMAGE_EXTENSIONS
+from velm_cli.data.video import OF_VIDEO, taken
 from velm_cli.lines import Refused
-
-OF_VIDEO = re.compile(r"#frame=(\d+)of(\d+)$")
-
-
-def taken(frames: int, count: int) -> list[int]:
-    """Which `count` of so many frames are taken, in their order."""
-    return [(2 * k + 1) * frames // (2 * count) for k in range(count)]
 
 
 class ClipListing(Listing):
