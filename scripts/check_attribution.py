@@ -33,7 +33,7 @@ from velm_cli.data.store import first_image
 from velm_cli.errors import UserError
 from velm_cli.inference.examples import Given
 from velm_cli.inference.model import Model
-from velm_cli.learners.attribution import METHODS, Said, looked, one_image_each, said_of, score_of, why_not
+from velm_cli.learners.attribution import METHODS, Said, images_apart, looked, said_of, score_of, why_not
 from velm_cli.learners.judging import ANSWERS
 from velm_cli.metrics.significance import bootstrap, mean_of
 from velm_cli.models.attributing import encoded, hidden
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> dict[str, object]:
         columns = kept.columns(able.tokenizer, able.config.tokenizer.max_source_tokens)
         pixels = learner.pixels
         for batch in eval_batches(kept, columns, range(len(kept)), batch_size=len(kept), pixels=pixels):
-            for name, values in _lost(learner, one_image_each(batch.to(model.device)), said, methods, given).items():
+            for name, values in _lost(learner, images_apart(batch.to(model.device)), said, methods, given).items():
                 losses[name] += values
         print(f"{len(next(iter(losses.values())))} examples", file=sys.stderr)
     if not losses:

@@ -55,6 +55,7 @@ NEEDS = {
     "loss/classify": ["task=classify"],
     "text/none": ["task=classify", "loss=classify", "fusion=none"],
     "dataset/manifest": ["dataset.file={file}"],
+    "dataset/frames": ["dataset.file={file}"],
     "dataset/folder": ["dataset.root={root}"],
     "dataset/webdataset": ["dataset.urls={root}"],
     "dataset/coco": ["dataset.root={root}"],

@@ -17,6 +17,7 @@ def shown(monkeypatch, texts, learner, looking=Looking.auto):
     """What is yielded of examples whose predictions are `texts`."""
     batch = of_images("convnet", len(texts))
     store = SimpleNamespace(
+        most_images=1,
         image_bytes=lambda image: b"",
         images_of=lambda examples: (examples, np.zeros((1, 1), int)),
         example_id=lambda index: f"e{index}",

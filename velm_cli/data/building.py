@@ -28,9 +28,10 @@ from velm_cli.data.image_table import ImageTable
 from velm_cli.data.parts import MERGE
 from velm_cli.data.shards import read_index
 from velm_cli.data.store_arrays import MORE_FILES, Content, arrays_of
+from velm_cli.data.video import OF_VIDEO
 from velm_cli.errors import UserError
 from velm_cli.files import crc32, sealed, whole_file, write_bytes, write_json
-from velm_cli.schema import DatasetConfig, PreprocessConfig
+from velm_cli.schema import DatasetConfig, FramesConfig, PreprocessConfig
 
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
@@ -71,6 +72,8 @@ def make_plan(
         plan["preprocess.shard_images"] = preprocess.shard_images
         for option in ("image_size", "image_quality", "max_pixels"):
             plan[f"dataset.{option}"] = getattr(dataset, option)
+        if isinstance(dataset, FramesConfig):
+            plan |= {f"dataset.{option}": getattr(dataset, option) for option in ("min_frames", "max_seconds")}
         for image in table.paths():
             files.update(_stamp(image))
     plan["records"] = _digest(content.id_list())
@@ -208,7 +211,7 @@ def _write_ids(path: Path, ids: Iterable[int | str]) -> None:
 
 def _stamp(image: str) -> bytes:
     try:
-        status = os.stat(image)
+        status = os.stat(OF_VIDEO.sub("", image))
     except OSError:
         return b"absent\n"
     return f"{status.st_size} {status.st_mtime_ns}\n".encode()

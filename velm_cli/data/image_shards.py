@@ -15,12 +15,13 @@ from typing import Any
 from tqdm import tqdm
 
 from velm_cli.data.image_table import ImageTable
-from velm_cli.data.images import ImageRefused, NormalisedImage, normalise_image, normalise_many
+from velm_cli.data.images import ImageRefused, Normalise, NormalisedImage, normalise_image, normalise_many
 from velm_cli.data.parts import Part, parts_of
 from velm_cli.data.processes import Limits, available_cores
 from velm_cli.data.shards import check_shard, shard_path, write_shard
+from velm_cli.data.video import normalise_frame
 from velm_cli.errors import StageError, UserError
-from velm_cli.schema import DatasetConfig, PreprocessConfig
+from velm_cli.schema import DatasetConfig, FramesConfig, PreprocessConfig
 
 Summary = dict[str, Any]  # of a shard
 Say = Callable[[str], object]  # tells the user
@@ -55,12 +56,12 @@ class ImageShards:
 
     def make(self, shards: list[int]) -> None:
         """Write these shards, in place of any of the same number."""
-        normalise = partial(
-            normalise_image,
-            image_size=self._dataset.image_size,
-            quality=self._dataset.image_quality,
-            max_pixels=self._dataset.max_pixels,
-        )
+        dataset = self._dataset
+        form = {"image_size": dataset.image_size, "quality": dataset.image_quality, "max_pixels": dataset.max_pixels}
+        normalise: Normalise = partial(normalise_image, **form)
+        if isinstance(dataset, FramesConfig):
+            seconds, frames = dataset.max_seconds, dataset.min_frames
+            normalise = partial(normalise_frame, **form, max_seconds=seconds, min_frames=frames)
         limits = Limits(self._preprocess.seconds_per_image, round(1e9 * self._preprocess.memory_per_image))
         paths = (Path(path) for shard in shards for path in self._images.paths(self._ranges[shard]))
         total = sum(len(self._ranges[shard]) for shard in shards)

@@ -29,6 +29,7 @@ from velm_cli.files import refuse_links, write_bytes, write_json
 
 STAMP = "shapes.json"  # written last: its presence says that the folder is whole
 UNFINISHED = "shapes.unfinished.json"  # written first: its presence says that the folder is ours
+BESIDE = frozenset({"motion"})  # what may be there before the scenes: clips, which need none of them
 VERSION = 5
 CHUNK = 32  # scenes a job
 WORTH_PROCESSES = 500  # scenes from which on it pays to start processes
@@ -142,15 +143,15 @@ RING_OUTER, RING_INNER = 0.95, 0.43
 
 def draw(scene: Scene, placed: list[Placed], rng: random.Random) -> Image.Image:
     """The scene as an RGB image of SIDE x SIDE pixels."""
-    canvas = _draw_background(scene.background, rng)
+    canvas = draw_background(scene.background, rng)
     pen = ImageDraw.Draw(canvas)
     for item in placed:
         group = scene.groups[item.group]
-        _draw_object(pen, group.shape, RGB[group.colour], item)
+        draw_object(pen, group.shape, RGB[group.colour], item)
     return canvas.reduce(SUPERSAMPLING)
 
 
-def _draw_background(kind: str, rng: random.Random) -> Image.Image:
+def draw_background(kind: str, rng: random.Random) -> Image.Image:
     """Two light greys with a breath of colour: near enough to each other never to look like an object."""
     side = SIDE * SUPERSAMPLING
     grey = rng.randint(196, 218)
@@ -176,7 +177,7 @@ def _draw_background(kind: str, rng: random.Random) -> Image.Image:
     return canvas
 
 
-def _draw_object(pen: ImageDraw.ImageDraw, shape: str, rgb: tuple[int, int, int], item: Placed) -> None:
+def draw_object(pen: ImageDraw.ImageDraw, shape: str, rgb: tuple[int, int, int], item: Placed) -> None:
     """One filled object with a darker edge, which keeps yellow apart from light grey."""
     x, y, radius = (value * SUPERSAMPLING for value in (item.x, item.y, item.radius))
     edge = round(OUTLINE * SUPERSAMPLING)
@@ -210,7 +211,9 @@ def write_shapes(config: schema.ShapesConfig, root: Path, *, progress: bool = Tr
         if _holds(root, STAMP, stamp):
             return False
         if not _holds(root, UNFINISHED, stamp):
-            if root.exists() and any(not path.name.startswith(".") for path in root.iterdir()):
+            if root.exists() and any(
+                not path.name.startswith(".") and path.name not in BESIDE for path in root.iterdir()
+            ):
                 raise UserError(f"{root} holds other files: set dataset.root to a new or empty folder")
             root.mkdir(parents=True, exist_ok=True)
             write_json(root / UNFINISHED, stamp)

@@ -1,6 +1,7 @@
 """Where a learner looked for what it said of an image: one door for captions, written answers and judged ones.
 
-Shapes: B examples of one image each, W words of each, T tokens, L positions of a source, S image positions.
+Shapes: B examples of I images each (R = B * I, those of an example side by side), W words of each example, T tokens, L
+positions of a source, S image positions.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from velm_cli.learners.writing import WritingLearner
 from velm_cli.metrics.vqa import normalised
 from velm_cli.models.attributing import Score, encoded, gradient_maps, occlusion_maps, shares
 from velm_cli.models.looking import attends, looks
+from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.schema.tasks import LabelLoss
 
@@ -107,27 +109,79 @@ def chosen(learner: Learner, method: str = "auto", *, images: int = 1) -> str:
 def looked(learner: Learner, batch: Batch, said: Sequence[Said], method: str) -> list[np.ndarray]:
     """float32 [W, h, w] of each example: where it looked for each of its words, as `Attention.maps_THW` has it.
 
-    `batch`: with the images' pixels and, where the learner reads any, the sources. Ask `why_not` first.
+    Where examples have several images [W, I, h, w]; what an absent one has is 0. `batch`: with the images' pixels and,
+    where the learner reads any, the sources. Ask `why_not` first.
     """
-    alone = one_image_each(batch)
-    assert alone.image_XCHW is not None, "pixels, not features that were kept"
+    apart = images_apart(batch)
+    assert apart.image_XCHW is not None, "pixels, not features that were kept"
     with _plainly(learner):
         if method == "attention":
-            maps_BWhw = _attention(learner, alone, said)
-        elif method == "gradient":
-            maps_BWhw = shares(gradient_maps(learner.model, alone.image_XCHW, score_of(learner, alone, said)))
+            maps_BWIhw = _attention(learner, apart, said)
         else:
-            maps_BWhw = shares(occlusion_maps(learner.model, alone.image_XCHW, score_of(learner, alone, said)))
-    found = maps_BWhw.detach().float().cpu().numpy()
-    return [maps_Whw[: len(each.words)] for maps_Whw, each in zip(found, said, strict=True)]
+            maps = gradient_maps if method == "gradient" else occlusion_maps
+            maps_BWIhw = _of_each_image(learner, apart, score_of(learner, apart, said), maps)
+    found = maps_BWIhw.detach().float().cpu().numpy()
+    if apart.image_of_BI is None:
+        found = found[:, :, 0]
+    return [each_maps[: len(each.words)] for each_maps, each in zip(found, said, strict=True)]
 
 
-def one_image_each(batch: Batch) -> Batch:
-    """The same examples, each with an image of its own: gradients of examples that share one would be added up."""
+def images_apart(batch: Batch) -> Batch:
+    """The same examples with images of their own: gradients of examples that share one would be added up.
+
+    With one image each there is no `image_of` left. An absent image is some other, which nothing looks at.
+    """
     if batch.image_of_BI is None:
         return batch
-    assert batch.image_XCHW is not None and batch.image_of_BI.shape[1] == 1, "maps are of one image an example"
-    return replace(batch, image_XCHW=batch.image_XCHW.index_select(0, batch.image_of_BI[:, 0]), image_of_BI=None)
+    assert batch.image_XCHW is not None
+    B, images = batch.image_of_BI.shape
+    rows_R = batch.image_of_BI.clamp(min=0).flatten()
+    own_BI = torch.arange(B * images, device=rows_R.device).view(B, images).where(batch.image_of_BI >= 0, -1)
+    return replace(
+        batch,
+        image_XCHW=batch.image_XCHW.index_select(0, rows_R),
+        image_of_BI=None if images == 1 else own_BI,
+    )
+
+
+def _of_each_image(
+    learner: Learner, batch: Batch, score: Score, maps: Callable[[VelmModel, Tensor, Score], Tensor]
+) -> Tensor:
+    """(B, W, I, h, w), shares of 1 over all images of an example: one image after the other, the others as they are."""
+    assert batch.image_XCHW is not None
+    if batch.image_of_BI is None:
+        return shares(maps(learner.model, batch.image_XCHW, score))[:, :, None]
+    with torch.no_grad():
+        whole = encoded(learner.model, batch.image_XCHW)
+    images = batch.image_of_BI.shape[1]
+
+    def of_place(place: int) -> Tensor:
+        def at_place(all_RX: Tensor, own_BX: Tensor) -> Tensor:
+            rows = list(all_RX.unflatten(0, (-1, images)).unbind(1))
+            rows[place] = own_BX
+            return torch.stack(rows, dim=1).flatten(0, 1)
+
+        def with_others(features: ImageFeatures) -> Tensor:
+            return score(
+                ImageFeatures(
+                    at_place(whole.tokens_BSD, features.tokens_BSD), at_place(whole.pooled_BD, features.pooled_BD)
+                )
+            )
+
+        return maps(learner.model, batch.image_XCHW[place::images], with_others)  # type: ignore[index]
+
+    found = [of_place(place) for place in range(images)]
+    h, w = (min(each.shape[dim] for each in found) for dim in (-2, -1))
+    # Where nothing in the encoder says anything of an image, such as of an absent one, maps are of its pixels.
+    maps_BWIhw = torch.stack([_summed(each, h, w) for each in found], dim=2)
+    there_BI = (batch.image_of_BI >= 0)[:, None, :, None, None]
+    return shares((maps_BWIhw * there_BI).flatten(2, 3)).unflatten(2, (images, -1))
+
+
+def _summed(maps_BWHW: Tensor, h: int, w: int) -> Tensor:
+    """(B, W, h, w): the sums of coarser cells."""
+    H, W = maps_BWHW.shape[-2:]
+    return maps_BWHW if (h, w) == (H, W) else functional.adaptive_avg_pool2d(maps_BWHW, (h, w)) * (H * W / (h * w))
 
 
 def score_of(learner: Learner, batch: Batch, said: Sequence[Said]) -> Score:
@@ -143,7 +197,7 @@ def score_of(learner: Learner, batch: Batch, said: Sequence[Said]) -> Score:
     model, (tokens_BT, of_word_BWT) = learner.model, _tokens(batch, said)
 
     def score(features: ImageFeatures) -> Tensor:
-        memory = model.memory(model.context(features, None, batch.source_BL, batch.source_lengths_B))
+        memory = model.memory(model.context(features, batch.image_of_BI, batch.source_BL, batch.source_lengths_B))
         fused_BTD, _ = model.fusion.read(model.text, tokens_BT[:, :-1], memory)
         log_p_BTV = _log_softmax(model.logits(fused_BTD))
         log_p_BT1 = log_p_BTV.gather(2, tokens_BT[:, 1:, None])
@@ -167,25 +221,28 @@ def _tokens(batch: Batch, said: Sequence[Said]) -> tuple[Tensor, Tensor]:
 
 
 def _attention(learner: Learner, batch: Batch, said: Sequence[Said]) -> Tensor:
-    """(B, W, h, w): the mean of the tokens that make a word; of a judge's answer at the source's last token."""
+    """(B, W, I, h, w): the mean of the tokens that make a word; of a judge's answer at the source's last token."""
     model = learner.model
     with torch.no_grad():
         features = encoded(model, batch.image_XCHW)  # type: ignore[arg-type]
+        images = 1 if batch.image_of_BI is None else batch.image_of_BI.shape[1]
         if isinstance(learner, JudgingLearner):
             assert batch.source_BL is not None and batch.source_lengths_B is not None
-            weights_BLhw = looks(model, batch.source_BL, features, batch.source_lengths_B)
+            seen = model.of_examples(features, batch.image_of_BI)
+            weights_BLhw = looks(model, batch.source_BL, seen, batch.source_lengths_B)
             if weights_BLhw is None:
                 raise UserError(NO_GRID)
             at_B = torch.arange(len(weights_BLhw), device=weights_BLhw.device)
-            return weights_BLhw[at_B, (batch.source_lengths_B - 1).clamp(min=0)][:, None]
+            weights_BWhw = weights_BLhw[at_B, (batch.source_lengths_B - 1).clamp(min=0)][:, None]
+            return weights_BWhw.unflatten(2, (images, -1))
         tokens_BT, of_word_BWT = _tokens(batch, said)
-        context = model.context(features, None, batch.source_BL, batch.source_lengths_B)
+        context = model.context(features, batch.image_of_BI, batch.source_BL, batch.source_lengths_B)
         assert context is not None
         weights_BThw = looks(model, tokens_BT[:, :-1], context)
         if weights_BThw is None:
             raise UserError(NO_GRID)
         mean_BWT = of_word_BWT / of_word_BWT.sum(2, keepdim=True).clamp(min=1)
-        return torch.einsum("bwt,btij->bwij", mean_BWT, weights_BThw)
+        return torch.einsum("bwt,btij->bwij", mean_BWT, weights_BThw).unflatten(2, (images, -1))
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -25,11 +25,14 @@ def looks(
 ) -> Tensor | None:
     """(N, T, h, w): the weight of each position of the image's grid in what is said after each token.
 
+    Of several images of an example, which `features` then has side by side, (N, T, I * h, w): one below the other.
+
     The mean over the layers and heads that attend to the image. None where the fusion attends to no grid: nothing
     attends, words know later ones, or the image is one token. `lengths`: as the fusion's `read` takes them.
     """
     positions = features.tokens_BSD.shape[1] if features.of_image is None else features.of_image
-    if not attends(model) or not has_grid(model, positions):
+    images = max(1, features.images)
+    if not attends(model) or not has_grid(model, positions // images):
         return None
     seen: list[Tensor] = []
 
@@ -44,11 +47,14 @@ def looks(
         for handle in handles:
             handle.remove()
     weights_NTS = torch.stack(seen).mean(dim=0)[..., :positions]  # behind the image may stand a source
-    return on_grid(model, weights_NTS, features.tokens_BSD[:, :positions])
+    each = zip(weights_NTS.chunk(images, dim=-1), features.tokens_BSD[:, :positions].chunk(images, dim=1), strict=True)
+    return torch.cat([on_grid(model, weights, tokens) for weights, tokens in each], dim=2)
 
 
 def attends(model: VelmModel) -> bool:
-    """Whether the words attend to positions of the image."""
+    """Whether the words attend to positions that can be found in the image: regions in places have lost theirs."""
+    if model.places is not None and isinstance(model.vision, Regions):
+        return False
     return model.vision is not None and model.fusion.generates and bool(_attending(model))
 
 

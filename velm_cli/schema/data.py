@@ -53,6 +53,8 @@ class Drawn(Enum):
     summaries = "summaries"  # of long descriptions of the scenes
     classes = "classes"  # scenes of one kind of object, in a folder of its shape
     labels = "labels"  # the colours and shapes in the scenes
+    motion = "motion"  # captions of clips of 8 frames, in which objects move
+    motion_questions = "motion_questions"  # about these clips, with answers
 
 
 @dataclass
@@ -79,8 +81,9 @@ class ShapesConfig(DatasetConfig):
     num_test: int = within(100, least=0)  # scenes with kinds of objects (size, colour, shape) that training never shows
     examples: Drawn = (
         Drawn.captions
-    )  # what is learned of scenes: captions | questions | translations | summaries | classes | labels
+    )  # captions | questions | translations | summaries | classes | labels | motion | motion_questions
     questions: bool = False  # true: the same as dataset.examples=questions
+    frames: int = within(8, least=1, most=8)  # motion: frames of a clip that are seen
     draw_seed: int = within(0, least=-LARGEST)  # the scenes are a pure function of this and the numbers above
 
     @property
@@ -153,6 +156,15 @@ class ManifestConfig(OwnDataConfig):
     source_column: str | None = (
         None  # column with the question about the image; null = source, question, where no column has captions
     )
+    max_images: int = within(16, least=1, most=1024)  # images of an example that are kept, the first ones of its list
+
+
+@dataclass
+class FramesConfig(ManifestConfig):
+    kind: str = "frames"
+    frames: int = within(8, least=1, most=1024)  # taken of each clip, evenly spread
+    min_frames: int = within(2, least=1)  # clips with fewer frames are refused
+    max_seconds: float = within(600, above=0, most=10**6)  # longer videos are refused
 
 
 @dataclass

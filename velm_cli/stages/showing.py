@@ -12,7 +12,8 @@ import numpy as np
 from velm_cli.data.batch import Columns
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.looked import Attention
-from velm_cli.data.store import Store, first_image
+from velm_cli.data.pixels import Pixels
+from velm_cli.data.store import Store
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transforms import kept_box
 from velm_cli.engine.folder import environment
@@ -22,10 +23,13 @@ from velm_cli.metrics.scores import Scores
 from velm_cli.report.about import about_folder
 from velm_cli.report.evaluations import Evaluated, curves_behind, evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
+from velm_cli.report.sheets import on_sheet, sheet
 from velm_cli.schema.tasks import Looking
 from velm_cli.tasks.interface import ExampleId
 
 LARGE_SIDE = 480  # pixels, of the images whose attention is shown
+TILE, LARGE_TILE = 72, 160  # pixels, of one of several images of an example
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 AT_ONCE = 32  # images looked at together
 
 
@@ -47,7 +51,7 @@ def write_report(
     """Write the page of the evaluation in `folder`; for `attention` of the examples with where the model looked.
 
     `looking`: how that is found. `columns`: what predictions were made of. `answers`: those that a judge tells apart.
-    Of several images of an example the first is shown. `facts` are those of `score_facts`, where scenes are known.
+    Several images of an example are one sheet of tiles. `facts` are those of `score_facts`, where scenes are known.
     """
     about = about_folder(folder) | _made_by(folder)
     curves = curves_behind(folder, scores.primary)
@@ -57,22 +61,28 @@ def write_report(
         some = _chosen(evaluated, store, indices, attention)
         maps = dict(_looked(learner, store, tokenizer, some, predicted, columns, answers, looking))
     path = folder / "report.html"
-    pictures = _pictures(store, indices, large=set(maps))
+    pictures = _pictures(store, indices, large=set(maps), pixels=learner.pixels)
     write_page(path, [dataclasses.replace(evaluated, attention=maps)], pictures, title=folder.name)
     return path
 
 
-def _pictures(store: Store, indices: np.ndarray, large: Container[ExampleId]) -> dict[ExampleId, Picture]:
-    """By the example's id; one object for all examples of an image, which the page then holds once."""
-    shown: dict[ExampleId, int] = {}
+def _pictures(
+    store: Store, indices: np.ndarray, large: Container[ExampleId], pixels: Pixels | None
+) -> dict[ExampleId, Picture]:
+    """By the example's id; one object for all examples of the same images, which the page then holds once."""
+    shown: dict[ExampleId, tuple[int, ...]] = {}
     for index in map(int, indices):
-        if (image := first_image(store, index)) >= 0:
-            shown[store.example_id(index)] = image
-    sharp = {image for example, image in shown.items() if example in large}
-    of_image = {
-        image: _picture(store.image_bytes(image), large=image in sharp) for image in dict.fromkeys(shown.values())
-    }
-    return {example: of_image[image] for example, image in shown.items()}
+        if images := _images(store, index):
+            shown[store.example_id(index)] = images
+    sharp = {images for example, images in shown.items() if example in large}
+    made = {images: _picture(store, images, pixels, large=images in sharp) for images in dict.fromkeys(shown.values())}
+    return {example: made[images] for example, images in shown.items()}
+
+
+def _images(store: Store, example: int) -> tuple[int, ...]:
+    """Numbers of an example's images."""
+    images_X, image_of_BI = store.images_of(np.array([example]))
+    return tuple(images_X[image_of_BI[0]].tolist()) if image_of_BI.size else ()
 
 
 def _made_by(folder: Path) -> dict[str, str]:
@@ -83,8 +93,13 @@ def _made_by(folder: Path) -> dict[str, str]:
     return {"command": commands[-1] if commands else "", "versions": versions}
 
 
-def _picture(jpeg: bytes, *, large: bool) -> Picture:
-    return Picture(thumbnail(jpeg), thumbnail(jpeg, LARGE_SIDE) if large else None)
+def _picture(store: Store, images: tuple[int, ...], pixels: Pixels | None, *, large: bool) -> Picture:
+    if len(images) == 1:
+        jpeg = store.image_bytes(images[0])
+        return Picture(thumbnail(jpeg), thumbnail(jpeg, LARGE_SIDE) if large else None)
+    jpegs = [store.image_bytes(image) for image in images]
+    boxes = [kept_box(jpeg, pixels.size, pixels.resizing) if pixels else WHOLE for jpeg in jpegs]
+    return Picture(sheet(jpegs, boxes, TILE), sheet(jpegs, boxes, LARGE_TILE) if large else None)
 
 
 def _chosen(evaluated: Evaluated, store: Store, indices: np.ndarray, count: int) -> np.ndarray:
@@ -119,17 +134,21 @@ def _looked(
     if (why := why_not(learner, looking.value)) is not None:
         print(f"note: the report shows no maps (report.looking={looking.value}): {why}")
         return
-    method, asks = chosen(learner, looking.value, images=len(indices)), columns.source is not None
+    images = len(indices) * max(1, store.most_images)
+    method, asks = chosen(learner, looking.value, images=images), columns.source is not None
     texts = {store.example_id(int(index)): _text(predicted[store.example_id(int(index))]) for index in indices}
     spoken = np.array([index for index in indices if texts[store.example_id(int(index))].split()], np.int64)
-    for batch in eval_batches(store, columns, spoken, batch_size=AT_ONCE, pixels=pixels):
-        if batch.image_of_BI is not None and batch.image_of_BI.shape[1] > 1:
-            return  # maps are of one image
+    together = max(1, AT_ONCE // max(1, store.most_images))
+    for batch in eval_batches(store, columns, spoken, batch_size=together, pixels=pixels):
         said = [said_of(learner, tokenizer, texts[name], answers=answers, asked=asks) for name in batch.ids]
         found = looked(learner, batch.to(device), said, method)
-        for name, example, each, maps_THW in zip(batch.ids, batch.examples, said, found, strict=True):
-            box = kept_box(store.image_bytes(first_image(store, example)), pixels.size, pixels.resizing)
-            yield name, Attention(each.words, maps_THW, box, method)
+        for name, example, each, maps in zip(batch.ids, batch.examples, said, found, strict=True):
+            own = _images(store, example)
+            if maps.ndim == 4 and len(own) > 1:
+                yield name, Attention(each.words, on_sheet(maps[:, : len(own)]), WHOLE, method)
+            elif own:
+                box = kept_box(store.image_bytes(own[0]), pixels.size, pixels.resizing)
+                yield name, Attention(each.words, maps[:, 0] if maps.ndim == 4 else maps, box, method)
 
 
 def _text(said: Any) -> str:

@@ -132,6 +132,8 @@ class CaptionTask(Task[str]):
         """For the embedded data set the scenes are known, so what the captions assert can be checked."""
         from velm_cli.metrics.facts import facts_table, load_scenes, score_facts
 
+        if isinstance(config.dataset, ShapesConfig) and config.dataset.drawn is Drawn.motion:
+            return _motion_facts(Path(config.dataset.root or ""), predicted, folder)
         if not isinstance(config.dataset, ShapesConfig) or config.dataset.drawn is not Drawn.captions:
             return {}
         scenes = Path(config.dataset.root or "") / "scenes.json"
@@ -152,3 +154,18 @@ class CaptionTask(Task[str]):
             [{"image_id": image_id, "caption": text} for image_id, text in predicted.items()],
         )
         return ["predictions.json"]
+
+
+def _motion_facts(root: Path, predicted: Predicted[str], folder: Path) -> dict[str, float | None]:
+    from velm_cli.data.shapes_motion import FOLDER
+    from velm_cli.metrics.motion_facts import load_clips, score_motion
+
+    file = root / FOLDER / "motion.json"
+    if not file.exists():
+        print(f"note: facts are not checked, since {file} is missing")
+        return {}
+    facts = score_motion({str(name): text for name, text in predicted.items()}, load_clips(file))
+    write_json(folder / "facts.json", facts)
+    shown = "  ".join(f"{name} {100 * (value or 0):.1f}" for name, value in facts.items() if name != "objects")
+    print(f"\nof {facts['objects']:,.0f} moving objects, per cent that the captions have right: {shown}")
+    return facts

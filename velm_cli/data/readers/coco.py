@@ -19,12 +19,14 @@ from velm_cli.data.readers.captions_json import Captioned, parse_captions
 from velm_cli.data.readers.class_folders import read_class_folders
 from velm_cli.data.readers.documents import read_documents
 from velm_cli.data.readers.instances import read_instances
+from velm_cli.data.readers.manifest import read_manifest
 from velm_cli.data.readers.multi30k import read_multi30k
 from velm_cli.data.readers.splits import Split, read_split
 from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.data.shapes import write_shapes
 from velm_cli.data.shapes_classes import write_shapes_classes
 from velm_cli.data.shapes_labels import write_shapes_labels
+from velm_cli.data.shapes_motion import write_motion
 from velm_cli.data.shapes_summaries import write_shapes_summaries
 from velm_cli.data.shapes_translations import write_shapes_translations
 from velm_cli.data.shapes_vqa import write_shapes_questions
@@ -67,6 +69,11 @@ def read_coco(config: schema.CocoConfig, root: Path | None) -> Corpus:
 
 def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
     """Draw the scenes that are not there yet, and read them: their captions, the questions about them, their labels."""
+    if config.drawn in (schema.Drawn.motion, schema.Drawn.motion_questions):
+        home = write_motion(config, root)
+        table = home / ("captions.jsonl" if config.drawn is schema.Drawn.motion else "questions.jsonl")
+        clips = schema.FramesConfig(file=str(table), frames=config.frames, min_frames=1, images=config.images)
+        return read_manifest(replace(clips, missing=config.missing), home, table)
     write_shapes(config, root)
     if config.drawn is schema.Drawn.questions:
         questions, annotations = write_shapes_questions(root, config.draw_seed)

@@ -17,6 +17,7 @@ IMAGE = (
     "image", "file_name", "file", "path", "file_path", "image_path", "image_file", "image_name", "image_file_name",
     "img", "img_path", "img_name", "img_file", "photo",
 )
+CLIP = ("frames", "video", "clip", "video_path", "video_file", "video_name", "clip_path", "folder")  # dataset=frames
 CAPTIONS = (
     "captions", "caption", "text", "title", "sentences", "sentence", "description", "raw", "comment", "alt_text",
 )
@@ -37,9 +38,9 @@ def squashed(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
 
 
-_IMAGE, _CAPTIONS, _SPLIT, _ID, _URL, _SOURCE, _ANSWERS, _EXAMPLE_ID, _LABELS = (
+_IMAGE, _CLIP, _CAPTIONS, _SPLIT, _ID, _URL, _SOURCE, _ANSWERS, _EXAMPLE_ID, _LABELS = (
     [squashed(name) for name in names]
-    for names in (IMAGE, CAPTIONS, SPLIT, ID, URL, SOURCE, ANSWERS, EXAMPLE_ID, LABELS)
+    for names in (IMAGE, CLIP, CAPTIONS, SPLIT, ID, URL, SOURCE, ANSWERS, EXAMPLE_ID, LABELS)
 )
 
 
@@ -95,6 +96,7 @@ class Wanted:
     source: str | None = None
     asks: bool = False
     labels: bool = False
+    clips: bool = False  # images are folders of frames, or videos
     unused: dict[str, None] = field(default_factory=dict)  # names that no reader took, as they came
 
     def find(self, names: Sequence[str], where: str | None = None) -> Columns:
@@ -113,7 +115,7 @@ class Wanted:
                 )
             return None if found is None else keys.index(found)
 
-        image = one("image", self.image, _IMAGE)
+        image = one("image", self.image, [*_CLIP, *_IMAGE] if self.clips else _IMAGE)
         if image is None and not self.image:
             image = one("image", None, _URL)
         split = one("split", self.split, _SPLIT)

@@ -89,10 +89,10 @@ class _Objects:
         if columns.source is not None and not isinstance(source, str):
             raise ValueError("no question: it is not text")
         more_images: tuple[str, ...] = ()
-        if source is not None and isinstance(image, list) and len(image) > 1:
+        if isinstance(image, list) and len(image) > 1:
             if not all(isinstance(one, str) and one for one in image):
                 raise ValueError('"images" is no list of paths')
-            image, more_images = image[0], tuple(map(plain_path, image[1:]))
+            image, more_images = plain_path(image[0]), tuple(map(plain_path, image[1:]))
         image = _only(image)
         if isinstance(image, dict):  # as `datasets` writes it
             image = image.get("path") or image.get("file_name")

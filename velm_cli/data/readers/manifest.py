@@ -13,6 +13,7 @@ from velm_cli.data.examples import Corpus, Examples, ImageRef
 from velm_cli.data.readers.assemble import Entry, Listing, Question, assemble, labelled
 from velm_cli.data.readers.columns import Wanted
 from velm_cli.data.readers.finding import Finder, images_below
+from velm_cli.data.readers.frames import ClipListing, Clips
 from velm_cli.data.readers.parting import check_fractions, hash_part, shares_without_effect
 from velm_cli.data.readers.rows import read_rows
 from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
@@ -34,12 +35,15 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
     check_fractions(config.val_fraction, config.test_fraction)
     corpus = Corpus(Examples())
     files = manifest_files(file)
-    listing = Listing() if config.images else None
+    clips = Clips(config, corpus.refused) if isinstance(config, schema.FramesConfig) else None
+    listing = None if not config.images else Listing() if clips is None else ClipListing()
     rows = _Rows(corpus, named_columns(config))
     for path in files:
         rows.read(path, alone=len(files) == 1)
-    finders = {folder: Finder(images_below(folder)) for folder in (root or path.parent for path in files)}
-    entries = _entries(rows, config, root, listing, finders)
+    finders = {
+        folder: Finder(images_below(folder)) for folder in (root or path.parent for path in files if clips is None)
+    }
+    entries = _entries(rows, config, root, listing, finders, clips)
     assemble(
         corpus,
         entries,
@@ -48,6 +52,7 @@ def read_manifest(config: schema.ManifestConfig, root: Path | None, file: Path) 
         str(file),
         lambda: "; ".join(filter(None, map(Finder.doubtful, finders.values()))),
     )
+    corpus.notes += clips.notes() if clips else []
     for folder, finder in finders.items():
         corpus.notes += finder.notes(str(folder))
     if rows.hashed:
@@ -67,7 +72,9 @@ def named_columns(config: schema.OwnDataConfig) -> Wanted:
     captions = tuple(name.strip() for name in (named or "").split(",") if name.strip())
     asks = isinstance(config, schema.ManifestConfig) and not labels
     source = config.source_column if isinstance(config, schema.ManifestConfig) else None
-    return Wanted(config.image_column or None, captions, config.split_column or None, source or None, asks, labels)
+    clips = isinstance(config, schema.FramesConfig)
+    named_ones = config.image_column or None, captions, config.split_column or None, source or None
+    return Wanted(*named_ones, asks, labels, clips)
 
 
 def separated(labels: list[object], separator: str | None) -> list[object]:
@@ -142,6 +149,9 @@ class _Rows:
                 question = [name, row.source, row.more_images]
                 self.numbered += row.example_id is None
                 self.ask = True
+            elif row.more_images:  # an example of several images, which has an id of its own
+                name = "+".join((row.image, *row.more_images)) if row.image_id is None else row.image_id
+                question, image_id = [name, None, row.more_images], row.image
             self._count += 1
             # JSON in ASCII: what is no UTF-8 gets through
             content = json.dumps([row.where, image_id, row.image, part, row.captions, number, question])
@@ -163,9 +173,10 @@ def _entries(
     root: Path | None,
     listing: Listing | None,
     finders: dict[Path, Finder],
+    clips: Clips | None,
 ) -> Iterator[Entry | Question]:
     """An Entry an image or a Question a question, in the order of their first rows."""
-    refused, notes, defaulted = rows.corpus.refused, rows.corpus.notes, 0
+    refused, notes, defaulted, cut = rows.corpus.refused, rows.corpus.notes, 0, 0
     by_name = set[int]()  # the tables whose names decided something
     if not rows.have_captions and not rows.say_parts and rows.without_part:
         lacks, done = ("question has an answer", "answered") if rows.ask else ("image has a caption", "captioned")
@@ -204,17 +215,31 @@ def _entries(
             # a hash is no reason to caption an image: `assemble` refuses those of train that have no caption
             part = hash_part(image, config.val_fraction, config.test_fraction) if captions else "train"
             rows.hashed |= bool(captions)
-        if question is None:
+        if rows.labels:
+            captions = separated(captions, config.label_separator)
+        if question is None and clips is None:
             place = _locate(image, root, path, listing, finders)
             if rows.labels:
-                yield labelled(image_id, part, place, separated(captions, config.label_separator))
+                yield labelled(image_id, part, place, captions)
             else:
                 yield Entry(image_id, part, place, captions)
             continue
-        name, source, more_images = question
+        name, source, more_images = question or (image_id, None, ())
+        if clips is not None:
+            where = [clips.locate(one, root, path) for one in (image, *more_images)]
+            frames = clips.of_list(image, where) if more_images else clips.frames(image, where[0])
+            if frames is not None:
+                yield Question(name, part, frames, source, captions)
+            continue
+        if len(more_images) >= config.max_images:
+            cut, more_images = cut + 1, more_images[: config.max_images - 1]
         paths = [(one, _locate(one, root, path, listing, finders)) for one in (image, *more_images)]
         images = [ImageRef(image_id if one == image else one, place) for one, place in paths]
         yield Question(name, part, tuple(images), source, captions)
+    if cut:
+        notes.append(
+            f"{cut:,} examples had more images than dataset.max_images={config.max_images}: the others are left out"
+        )
     if defaulted:
         notes.append(f"{defaulted:,} images whose rows say no part are train, as other rows do say theirs")
     for number, (path, part) in enumerate(rows.files):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from velm_cli.data.readers.cells import captions_of, plain_path
+from velm_cli.data.readers.cells import captions_of, listed_texts, plain_path
 from velm_cli.data.readers.columns import Columns, Row, Wanted, no_columns
 from velm_cli.data.readers.delimited import open_table
 from velm_cli.data.readers.json_forms import json_rows
@@ -76,7 +76,7 @@ def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Ro
         refused.append((where, "no question: its cell is empty"))
         return None
     try:
-        image = plain_path(cells[at])
+        image, more_images = _paths(cells[at])
     except ValueError as error:
         refused.append((where, str(error)))
         return None
@@ -85,7 +85,7 @@ def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Ro
         texts += captions_of(caption, numbers=columns.source is not None or columns.labels)
     if columns.source is not None:
         texts = [text for text in texts if text != ""]  # of a table that also has questions to be answered
-    row = Row(where, image, texts, source=source)
+    row = Row(where, image, texts, source=source, more_images=more_images)
     if columns.example_id is not None:
         row.example_id = _as_id(_cell(cells, columns.example_id))
     if columns.split is not None:
@@ -93,6 +93,18 @@ def _row(where: str, cells: list[str], columns: Columns, refused: Refused) -> Ro
     if columns.image_id is not None:
         row.image_id = _as_id(_cell(cells, columns.image_id))
     return row
+
+
+def _paths(image: str | list) -> tuple[str, tuple[str, ...]]:
+    """The first of the images that a cell names, and the others: of a path, a list of them, or one written as text."""
+    if isinstance(image, str):
+        text = image.strip()
+        listed = listed_texts(text) if text.startswith("[") and text.endswith("]") else None
+        image = [text] if listed is None else listed
+    if not image or not all(isinstance(one, str) and one.strip() for one in image):
+        raise ValueError("no image: it is no list of paths")
+    first, *more = map(plain_path, image)
+    return first, tuple(more)
 
 
 def _cell(cells: list[str], at: int) -> str | None:
@@ -137,7 +149,7 @@ def _parquet_row(where: str, item: dict, names: list[str], columns: Columns, ref
             raise ValueError("no question: it is not text")
         if isinstance(image, dict):  # as `datasets` writes it, with the file's content beside
             image = image.get("path")
-        if not isinstance(image, str):
+        if not isinstance(image, str | list):
             raise ValueError('no "image": the path of the image file (images inside the table are not read)')
         captions = [text for at in columns.captions for text in captions_of(value(at))]
         split, image_id = value(columns.split), value(columns.image_id)
@@ -145,7 +157,8 @@ def _parquet_row(where: str, item: dict, names: list[str], columns: Columns, ref
             raise ValueError('"image_id" is neither a whole number nor text')
         if name is not None and not isinstance(name, int | str):
             raise ValueError('"id" is neither a whole number nor text')
-        row = Row(where, plain_path(image), captions, None if split is None else str(split), image_id)
+        first, more_images = _paths(image)
+        row = Row(where, first, captions, None if split is None else str(split), image_id, more_images=more_images)
         row.source, row.example_id = source, name
         yield row
     except ValueError as error:

@@ -28,7 +28,7 @@ class ImageFeatures:
     pooled_BD: Tensor
     visible_BS: Tensor | None = None  # False where a row has fewer positions than others; None: all have S
     of_image: int | None = None  # so many positions, the first ones, are the image's, the others a text's; None: all
-    images: int = 0  # images side by side that `places.py` has told apart; 0: a row is as the encoder says it
+    images: int = 0  # images side by side, which need no places any more; 0: a row is as the encoder says it
 
     def select(self, index: Tensor) -> ImageFeatures:
         visible_BS = None if self.visible_BS is None else self.visible_BS[index]
@@ -59,7 +59,8 @@ class ImageFeatures:
             visible_BIS = visible_BIS & visible_RS.view_as(visible_BIS)
         visible_BS = visible_BIS.flatten(1)
         nothing_B1 = ~visible_BS.any(dim=1, keepdim=True)
-        return ImageFeatures(tokens_BSD, pooled_BD, torch.cat([visible_BS[:, :1] | nothing_B1, visible_BS[:, 1:]], 1))
+        visible_BS = torch.cat([visible_BS[:, :1] | nothing_B1, visible_BS[:, 1:]], 1)
+        return ImageFeatures(tokens_BSD, pooled_BD, visible_BS, images=images)
 
     @staticmethod
     def joined(parts: list[ImageFeatures]) -> ImageFeatures:
