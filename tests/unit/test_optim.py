@@ -8,7 +8,7 @@ from tiny_models import VOCAB, folder
 from torch import nn
 
 from velm_cli import schema
-from velm_cli.engine.optim import build_optimizer
+from velm_cli.engine.optim import build_optimizer, learning_rate
 from velm_cli.engine.snapshot import optimizer_tensors, restore_optimizer
 from velm_cli.models.text import build_text
 from velm_cli.models.velm import VelmModel
@@ -132,3 +132,14 @@ def test_moments_are_restored_by_name_into_whichever_group_a_parameter_is_in_now
     assert found.keys() == saved.keys()
     assert all(torch.equal(found[name], saved[name]) for name in saved)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, 0.1]
+
+
+def test_inverse_square_root_depends_on_no_end():
+    """Half of the highest rate at four times the warm-up, whatever max_steps is (Vaswani et al. 2017)."""
+    config = schema.OptimConfig(lr=0.4, warmup_steps=100, schedule=schema.LrSchedule.inverse_sqrt)
+    assert learning_rate(config, 49, 1000) == pytest.approx(0.2)
+    assert learning_rate(config, 99, 1000) == pytest.approx(0.4)
+    for most in (500, 10**6):
+        assert learning_rate(config, 399, most) == pytest.approx(0.2)
+    config.warmup_steps = 0
+    assert learning_rate(config, 0, 10) == pytest.approx(0.4) and learning_rate(config, 3, 10) == pytest.approx(0.2)

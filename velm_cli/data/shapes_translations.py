@@ -34,7 +34,7 @@ TOY_NOUNS = {
     "ring": "ringa", "diamond": "diamo",
 }
 TOY_COLOURS = {
-    "red": "rug", "orange": "orang", "yellow": "flav", "green": "verd", "blue": "blu", "purple": "purpur",
+    "red": "rug", "orange": "oranz", "yellow": "flav", "green": "verd", "blue": "cerul", "purple": "purpur",
     "pink": "roz", "black": "nigr",
 }
 # fmt: on

@@ -18,7 +18,7 @@ class SummariseTask(WritesFromSource):
     """An example is a document; its targets are summaries."""
 
     kind = "summarise"
-    unit, target = "document", "summary"
+    unit, target = "document", "text"
     verb, doing = "summarise", "summaries"
     primary = "ROUGE-Lsum"
 

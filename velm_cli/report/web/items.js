@@ -4,6 +4,8 @@
 const NAMED = {
   caption: ["image", "Hypothesis", "References"],
   vqa: ["question", "Answer", "Answers by people"],
+  translate: ["sentence", "Translation", "References"],
+  summarise: ["document", "Summary", "References"],
   retrieve: ["image", "Captions ranked first", "Its captions, with the rank of the image"],
 };
 const [noun, ANSWER, TRUTH] = NAMED[data.task] ?? ["example", "Prediction", "Truth"];
