@@ -68,7 +68,7 @@ def test_the_folder_that_differs_is_the_class(tmp_path, names):
 @pytest.mark.parametrize("names", [("a.jpg",), ("ants/a.jpg", "ants/b.jpg"), ("train/a.jpg", "val/b.jpg")])
 def test_one_class_is_none(tmp_path, names):
     put(*(tmp_path / name for name in names))
-    with pytest.raises(UserError, match="the folders below .* are the labels, and .*one folder for each class"):
+    with pytest.raises(UserError, match=r"the folders below .* are the labels, and .*one folder for each class"):
         read(folders(tmp_path))
 
 
@@ -94,9 +94,9 @@ def test_labels_in_a_table(tmp_path):
     }  # fmt: skip
     assert ("e.jpg", "no usable label") in corpus.refused and len(corpus.refused) >= 2
     assert labels_of(read(manifest(table, label_column="Label"))) == labels_of(corpus)
-    with pytest.raises(UserError, match="dataset.label_column=kind: .* has the columns image, label"):
+    with pytest.raises(UserError, match=r"dataset.label_column=kind: .* has the columns image, label"):
         read(manifest(table, label_column="kind"))
-    with pytest.raises(UserError, match="dataset.label_column="):
+    with pytest.raises(UserError, match=r"dataset.label_column="):
         read(manifest(table))
 
 
@@ -165,7 +165,7 @@ def test_broken_instances(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             read(coco(tmp_path, train=changed))
-    with pytest.raises(UserError, match="instances_train2014.json and its like"):
+    with pytest.raises(UserError, match=r"instances_train2014.json and its like"):
         read(schema.CocoConfig(root=str(tmp_path / "train2014"), labels=True, split=schema.CocoSplit.official2014))
 
 
