@@ -94,9 +94,9 @@ def test_labels_in_a_table(tmp_path):
     }  # fmt: skip
     assert ("e.jpg", "no usable label") in corpus.refused and len(corpus.refused) >= 2
     assert labels_of(read(manifest(table, label_column="Label"))) == labels_of(corpus)
-    with pytest.raises(UserError, match=r"dataset\.label_column=kind: .* has the columns image, label"):
+    with pytest.raises(UserError, match=r"dataset.label_column=kind: .* has the columns image, label"):
         read(manifest(table, label_column="kind"))
-    with pytest.raises(UserError, match=r"dataset\.label_column="):
+    with pytest.raises(UserError, match=r"dataset.label_column="):
         read(manifest(table))
 
 
@@ -165,7 +165,7 @@ def test_broken_instances(tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             read(coco(tmp_path, train=changed))
-    with pytest.raises(UserError, match=r"instances_train2014\.json and its like"):
+    with pytest.raises(UserError, match=r"instances_train2014.json and its like"):
         read(schema.CocoConfig(root=str(tmp_path / "train2014"), labels=True, split=schema.CocoSplit.official2014))
 
 
