@@ -287,7 +287,7 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
 
 def _masked_words(config: schema.TrainRoot) -> Iterator[str]:
     option = config.data.mask_source
-    if option != "none" and not config.task.reads_source:
+    if not config.task.reads_source:
         yield f"data.mask_source={option} hides words of a source, and task={config.task.kind} has none: leave it out"
         return
     from velm_cli.data.masked_words import words_to_mask
