@@ -20,6 +20,7 @@ from velm_cli.schema.data import (
     PreprocessConfig,
     ShapesConfig,
     TokenizerConfig,
+    VgConfig,
     VqaConfig,
     WebDatasetConfig,
 )
@@ -340,6 +341,7 @@ KINDS: dict[str, dict[str, type]] = {
         "folder": FolderConfig,
         "webdataset": WebDatasetConfig,
         "mix": MixConfig,
+        "vg": VgConfig,
     },
     "vision": {
         "none": NoVisionConfig,
