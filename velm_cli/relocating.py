@@ -22,6 +22,8 @@ from velm_cli.schema import (
     MixConfig,
     Multi30kConfig,
     ShapesConfig,
+    VgConfig,
+    VgExamples,
     WebDatasetConfig,
 )
 from velm_cli.schema.paths import is_path
@@ -97,4 +99,6 @@ def store_path(dataset: DatasetConfig) -> Path:
         name += f"-{dataset.source_lang}-{dataset.target_lang}"
     if dataset.summarise:
         name += "-summaries"
+    if isinstance(dataset, VgConfig) and dataset.examples is not VgExamples.regions:
+        name += f"-{dataset.examples.value}"
     return Path("stores") / (name if dataset.images else f"{name}-text")

@@ -85,7 +85,10 @@ def _dataset(dataset: schema.DatasetConfig) -> Iterator[str]:
         yield "dataset.images=false: dataset=webdataset streams images; text alone is trained from other data sets"
     if isinstance(dataset, schema.FlickrConfig) and dataset.release not in ("flickr8k", "flickr30k"):
         yield f"dataset.release={dataset.release}: flickr8k or flickr30k"
-    if isinstance(dataset, schema.OwnDataConfig) and not dataset.val_fraction + dataset.test_fraction < 1:
+    if (
+        isinstance(dataset, (schema.OwnDataConfig, schema.VgConfig))
+        and not dataset.val_fraction + dataset.test_fraction < 1
+    ):
         yield "dataset.val_fraction and dataset.test_fraction must together be below 1"
 
 

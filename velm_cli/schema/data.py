@@ -197,6 +197,28 @@ class WebDatasetConfig(DatasetConfig):
     pipes: bool = False  # let pipe:COMMAND sources run their commands; no saved config can say so
 
 
+class VgExamples(Enum):
+    """What of Visual Genome is an example."""
+
+    regions = "regions"  # a region, cut out of its image, with what is said of it
+    questions = "questions"  # about the image, with an answer each
+    objects = "objects"  # the image, with its objects and their attributes as texts
+
+
+@dataclass
+class VgConfig(DatasetConfig):
+    kind: str = "vg"
+    examples: VgExamples = VgExamples.regions  # regions | questions | objects (with attributes, for L_image)
+    exclude: str | None = path(
+        None
+    )  # COCO images to leave out: a JSON list of their numbers, or a split file, whose val and test count
+    split_file: str | None = path(None)  # {"train": [image ids], "val": ...}; null = by a hash of the image's id
+    val_fraction: float = within(0.02, least=0, below=1)  # share of images held out for validation
+    test_fraction: float = within(0.02, least=0, below=1)  # share held out for testing
+    min_side: int = within(32, least=8)  # regions: pixels; smaller boxes are refused
+    regions_per_image: int = within(10, least=0)  # regions: of an image, the largest first; 0 = all (about 50)
+
+
 @dataclass
 class MixPart:
     """A part of a mixture: examples of a store, what is learned of them, and how often they have their turn."""

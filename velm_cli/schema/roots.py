@@ -21,6 +21,7 @@ from velm_cli.schema.data import (
     PreprocessConfig,
     ShapesConfig,
     TokenizerConfig,
+    VgConfig,
     VqaConfig,
     WebDatasetConfig,
 )
@@ -344,6 +345,7 @@ KINDS: dict[str, dict[str, type]] = {
         "folder": FolderConfig,
         "webdataset": WebDatasetConfig,
         "mix": MixConfig,
+        "vg": VgConfig,
     },
     "vision": {
         "none": NoVisionConfig,

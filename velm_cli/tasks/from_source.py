@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from velm_cli.files import write_bytes
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import DecodeConfig, TaskConfig, TrainRoot
-from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Task
-from velm_cli.tasks.writers import writing_learner
+from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Shape, Task
+from velm_cli.tasks.writers import writes, writing_learner
 
 if TYPE_CHECKING:
     from velm_cli.data.batch import Batch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from velm_cli.data.tokenizer import Tokenizer
     from velm_cli.learners.interface import Learner
     from velm_cli.metrics.targets import Target
+    from velm_cli.models.velm import VelmModel
     from velm_cli.objectives.weights import Weight
     from velm_cli.tasks.spaces import Spaces
 
@@ -33,6 +34,19 @@ class WritesFromSource(Task[str]):
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
         return writing_learner(config, spaces, tokenizer, weights, source_layers=self.options.source_layers)
+
+    def shape(self, config: TrainRoot) -> Shape:
+        return Shape(writes(config), self.options.source_layers)
+
+    def sharing(
+        self,
+        config: TrainRoot,
+        spaces: Spaces,
+        tokenizer: Tokenizer,
+        weights: Mapping[str, Weight],
+        model: VelmModel,
+    ) -> Learner:
+        return writing_learner(config, spaces, tokenizer, weights, model=model)
 
     def is_learned(self, config: TrainRoot) -> bool:
         return config.task.kind == self.kind and not parse_weight("loss.alpha", config.loss.alpha).always_zero

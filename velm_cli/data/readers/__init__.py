@@ -18,6 +18,7 @@ from velm_cli.data.readers.folder import read_folder
 from velm_cli.data.readers.manifest import manifest_files, read_manifest
 from velm_cli.data.readers.multi30k import read_multi30k
 from velm_cli.data.readers.summaries import captions_into_one
+from velm_cli.data.readers.vg import read_vg
 from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.errors import UserError
 
@@ -45,6 +46,8 @@ def _read(config: schema.DatasetConfig, root: Path) -> Corpus:
             return read_flickr(config, root)
         case schema.ManifestConfig():
             return read_manifest(config, root if config.root else None, _path(config.file))
+        case schema.VgConfig():
+            return read_vg(config, root)
         case schema.FolderConfig():
             by_folder = config.labels and config.label_column is None
             return read_class_folders(config, root) if by_folder else read_folder(config, root)
@@ -79,6 +82,8 @@ def check_root(config: schema.DatasetConfig) -> None:
                 raise UserError('dataset.file is not set: give JSON lines such as {"image": path, "captions": [...]}')
             manifest_files(_path(config.file))
             _check_folder(config.root, "the images of the manifest", required=False)
+        case schema.VgConfig():
+            _check_folder(config.root, "VG_100K/, VG_100K_2/ and the JSON files of Visual Genome", required=True)
         case schema.FolderConfig():
             _check_folder(config.root, "your images and their captions", required=True)
 
