@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +16,6 @@ from velm_cli.inference.arguments import decoding, is_one, several, text_of
 from velm_cli.inference.examples import Given, Tokenised
 from velm_cli.inference.pictures import Picture
 from velm_cli.tasks.interface import Session
-
-if TYPE_CHECKING:
-    from velm_cli.inference.model import Model
 
 MAX_LENGTH = 80  # tokens; captions are shorter
 
@@ -39,7 +36,7 @@ class WritesFromSource:
         """The translation of `text`; a list where it is a list. `image`: one for each text, or None where the model
         has learned without images (vision=none)."""
         how = {"beams": beams, "max_length": max_length, "length_penalty": length_penalty, "batch_size": batch_size}
-        return _written(cast("Model", self), "translate", image, text, how)
+        return _written(self, "translate", image, text, how)
 
     def summarise(
         self,
@@ -53,10 +50,11 @@ class WritesFromSource:
     ) -> Any:
         """The summary of the document `text`, as `translate` has it. Several captions stand with ` | ` between them."""
         how = {"beams": beams, "max_length": max_length, "length_penalty": length_penalty, "batch_size": batch_size}
-        return _written(cast("Model", self), "summarise", image, text, how)
+        return _written(self, "summarise", image, text, how)
 
 
-def _written(model: Model, kind: str, image: Any, text: Any, options: dict[str, Any]) -> Any:
+def _written(model: Any, kind: str, image: Any, text: Any, options: dict[str, Any]) -> Any:
+    """`model`: a `Model`, whose base this is."""
     model.needs(kind)
     able, how = model._able, decoding(**options)
     texts = [text_of("text", each) for each in ([text] if isinstance(text, str) else several(text))]
@@ -81,7 +79,7 @@ def _written(model: Model, kind: str, image: Any, text: Any, options: dict[str, 
     return found[0] if isinstance(text, str) else [found[number] for number in given.ids]
 
 
-def _images(model: Model, image: Any, texts: int) -> list[bytes]:
+def _images(model: Any, image: Any, texts: int) -> list[bytes]:
     """The images of so many texts in the form of the store; UserError where there are others than one each."""
     sees = model._able.learner.pixels is not None
     if image is None:
