@@ -57,7 +57,11 @@ class ImageShards:
     def make(self, shards: list[int]) -> None:
         """Write these shards, in place of any of the same number."""
         dataset = self._dataset
-        form = {"image_size": dataset.image_size, "quality": dataset.image_quality, "max_pixels": dataset.max_pixels}
+        form: dict[str, Any] = {
+            "image_size": dataset.image_size,
+            "quality": dataset.image_quality,
+            "max_pixels": dataset.max_pixels,
+        }
         normalise: Normalise = partial(normalise_image, **form)
         if isinstance(dataset, FramesConfig):
             seconds, frames = dataset.max_seconds, dataset.min_frames
