@@ -13,9 +13,9 @@ import pytest
 from velm_cli import schema
 from velm_cli.data.readers import read
 from velm_cli.data.shapes import SIDE
-from velm_cli.data.shapes_grammar import HELD_OUT
 from velm_cli.data.shapes_motion import (
     FRAMES,
+    HELD_OUT,
     MIDDLE,
     PAIRS,
     Moving,
@@ -80,8 +80,12 @@ def test_motions_are_as_frequent_as_their_reverse():
 
 def test_test_clips_have_kinds_that_training_never_shows():
     rng = random.Random(1)
-    held = {kind[1:] for kind in HELD_OUT}
-    assert all(any((one.colour, one.shape) in held for one in make_clip("test", rng)) for _ in range(200))
+    shown = {
+        part: [{(one.colour, one.shape) for one in make_clip(part, rng)} for _ in range(500)]
+        for part in ("train", "val", "test")
+    }
+    assert all(kinds & {*HELD_OUT} for kinds in shown["test"])
+    assert not any(kinds & {*HELD_OUT} for part in ("train", "val") for kinds in shown[part])
 
 
 def test_captions_say_what_their_words_assert():
@@ -93,7 +97,9 @@ def test_captions_say_what_their_words_assert():
     clips = {"a": [Moving("red", "star", "left", "quickly"), Moving("blue", "ring", "grow")]}
     scored = score_motion({"a": "a red star moves right quickly and a blue hoop grows"}, clips)
     assert scored == {"objects": 2.0, "named": 1.0, "motion": 0.5, "speed": 1.0}
-    assert score_motion({"a": "a green star moves left"}, clips)["named"] == 0
+    other = score_motion({"a": "a red ring moves left slowly"}, clips)  # which is the red object, wrongly called
+    assert other == {"objects": 2.0, "named": 0.0, "motion": 0.5, "speed": 0.0}
+    assert score_motion({"a": "a green star moves left"}, clips)["motion"] == 0
     assert score_motion({"a": ""}, clips)["motion"] == 0
 
 

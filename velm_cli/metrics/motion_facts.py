@@ -41,17 +41,18 @@ def asserted(caption: str) -> list[Moving]:
 
 
 def score_motion(captions: Mapping[str, str], clips: Mapping[str, Sequence[Moving]]) -> dict[str, float | None]:
-    """Shares, of all objects of the captioned clips: `named` by colour and shape; with the right `motion` (of those
-    that are not named, it is wrong); of those that go somewhere, with the right `speed`. `number`: of objects."""
+    """Shares of all objects of the captioned clips: `named` by colour and shape; of which the right `motion` is said,
+    and, of those that go somewhere, the right `speed`. An object is known by its colour, which no other of its clip
+    has; what is not said is wrong. `objects`: their number."""
     named, motion, speed, movers, number = 0, 0, 0, 0, 0
     for name, caption in captions.items():
-        said = {(each.colour, each.shape): each for each in asserted(caption)}
+        said = {each.colour: each for each in asserted(caption)}
         for true in clips[str(name)]:
-            claim = said.get((true.colour, true.shape))
+            claim = said.get(true.colour)
             number += 1
             movers += bool(true.speed)
             if claim is not None:
-                named += 1
+                named += claim.shape == true.shape
                 motion += claim.motion == true.motion
                 speed += bool(true.speed) and claim.speed == true.speed
     return {
