@@ -53,7 +53,7 @@ def test_mistakes_in_a_line(place, capsys):
     train = ["train", *DATA, *TINY_MODEL, "run.max_steps=2"]
     for options, said in (
         (["task=reason", "vision.images=2", "loss.joint=contrastive"], "task=reason"),
-        (["task=reason", "fusion=none", "vision.images=2", "loss.gamma=0"], "loss"),
+        (["task=reason"], "vision.images=2"),
     ):
         capsys.readouterr()
         assert call(*train, *options) == 2, options

@@ -26,7 +26,7 @@ from velm_cli.data.statements import ORDERS, Named, label_of, named
 from velm_cli.errors import UserError
 from velm_cli.lines import Refused, json_lines
 
-_FILE = re.compile(r"(?:train|training|dev|val|validation|test)[\w-]*\.jsonl?(?:\.gz)?$")
+_FILE = re.compile(r"(?:\w+_)?(?:train|training|dev|val|validation|test)(?:[12]|_p)?\.jsonl?(?:\.gz)?$")
 ASIDE = ("balanced", "unbalanced")  # folders of NLVR2 with parts of its dev and test sentences again
 TEST2 = "test2"  # its second test part
 MOST_IMAGES = 16  # of a record that names its own
@@ -86,7 +86,7 @@ def _files(config: schema.NlvrConfig, root: Path | None, notes: list[str]) -> Fi
         for name in filter(_FILE.match, names):
             path = Path(folder) / name
             folders = path.relative_to(root).parent.parts
-            if part := part_of_file(Path(name.replace("test1", "test")), folders):
+            if part := part_of_file(Path(re.sub("test[12]", "test", name)), folders):
                 if TEST2 in name or not set(ASIDE).isdisjoint(folders):
                     aside += 1
                 else:
