@@ -32,7 +32,7 @@ VERSION = 1
 PARTS = {"train": "train", "val": "dev", "test": "test"}  # and what the records of each are called
 OF_A_SET, SENTENCES = 4, 12
 OF_A_FORM = 2  # sentences of each form about the scenes of a set
-MOST_TRIES = 4000  # drawn statements for a set's sentences
+TRIES = 100  # statements that are drawn at most for each sentence of a set
 WORTH_PROCESSES = 100  # sets from which on it pays to start processes
 
 Seen = TypeVar("Seen")
@@ -45,7 +45,7 @@ def balanced(
 ) -> list[tuple[str, list[bool]]]:
     """Up to `most` different sentences, each true of half of what is `seen`, and of which."""
     found: dict[str, list[bool]] = {}
-    for _ in range(MOST_TRIES):
+    for _ in range(TRIES * most):
         if len(found) == most:
             break
         sentence, rule = statement(rng)
