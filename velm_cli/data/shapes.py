@@ -29,7 +29,8 @@ from velm_cli.files import refuse_links, write_bytes, write_json
 
 STAMP = "shapes.json"  # written last: its presence says that the folder is whole
 UNFINISHED = "shapes.unfinished.json"  # written first: its presence says that the folder is ours
-BESIDE = frozenset({"motion"})  # what may be there before the scenes: clips, which need none of them
+BOXES = "boxes"  # pictures of shapes_reasoning.py
+BESIDE = frozenset({"motion", BOXES})  # what may be there before the scenes: they need none of them
 VERSION = 5
 CHUNK = 32  # scenes a job
 WORTH_PROCESSES = 500  # scenes from which on it pays to start processes
@@ -244,8 +245,8 @@ def _write_all(root: Path, draw_seed: int, sizes: dict[str, int], *, progress: b
         quiet = None if progress else True  # None: only where someone watches
         for image_id, (part, _) in enumerate(tqdm(parts, "shapes", disable=quiet, mininterval=0.5), start=1):
             scene, captions = next(results)
-            folder = _folder(part)
-            name = _file_name(part, image_id)
+            folder = folder_of(part)
+            name = file_name(part, image_id)
             scenes[str(image_id)] = scene
             coco[folder]["images"].append(
                 {"id": image_id, "file_name": name, "height": SIDE, "width": SIDE, "license": 1}
@@ -266,18 +267,18 @@ def _write_scene(root: Path, draw_seed: int, job: tuple[int, tuple[str, int]]) -
     rng = draw_lots(draw_seed, part, index)
     scene = make_scene(part, rng)
     captions = write_captions(scene, rng)
-    path = root / _folder(part) / _file_name(part, image_id)
+    path = root / folder_of(part) / file_name(part, image_id)
     if not path.exists():
         write_image(path, draw(scene, place(scene, rng), rng))
     return scene.to_json(), captions
 
 
-def _folder(part: str) -> str:
+def folder_of(part: str) -> str:
     return "train2014" if part == "train" else "val2014"
 
 
-def _file_name(part: str, image_id: int) -> str:
-    return f"COCO_{_folder(part)}_{image_id:012d}.jpg"
+def file_name(part: str, image_id: int) -> str:
+    return f"COCO_{folder_of(part)}_{image_id:012d}.jpg"
 
 
 def draw_lots(draw_seed: int, part: str, index: int) -> random.Random:

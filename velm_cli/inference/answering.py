@@ -16,7 +16,8 @@ from velm_cli.learners.judging import JudgingLearner
 from velm_cli.metrics.vqa import normalised
 from velm_cli.schema import Answer, DecodeConfig
 from velm_cli.tasks.interface import Session
-from velm_cli.tasks.vqa import ANSWERS, SHOWN, Answered, VqaTask
+from velm_cli.tasks.judges import ANSWERS, SHOWN, Answered, likeliest
+from velm_cli.tasks.vqa import VqaTask
 
 
 class Asked(NamedTuple):
@@ -67,7 +68,7 @@ def _among(
     for batch in on_device(batches, device):
         p_BC = learner.predict(batch).probabilities_BC.float().index_select(1, columns)
         p_BC = p_BC / p_BC.sum(dim=1, keepdim=True).clamp(min=torch.finfo(p_BC.dtype).tiny)
-        yield from task.likeliest(batch, p_BC, choices)
+        yield from likeliest(batch, p_BC, choices)
 
 
 def _shown(answered: Answered, asked: Asked) -> Any:

@@ -142,12 +142,21 @@ def counts_of(summands: Mapping[str, Summands], image: int) -> dict[str, list[fl
     return found
 
 
+def _clusters(images: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+    """Which images are drawn together, where all say what they belong to."""
+    named = [image.get("about", {}).get("cluster") for image in images]
+    if not all(isinstance(name, str) for name in named):
+        return None
+    numbers: np.ndarray = np.unique(named, return_inverse=True)[1]
+    return numbers
+
+
 def summands_of(images: Sequence[Mapping[str, Any]], name: str) -> Summands | None:
     """What the score `name` is made of, from lines of `per_image.jsonl`; None where they do not hold it."""
     kind = COUNTS.get(name)
     if kind is None:
         values = [image["scores"].get(name) for image in images]
-        return None if all(value is None for value in values) else mean_of(values)
+        return None if all(value is None for value in values) else mean_of(values, _clusters(images))
     rows = [image.get("counts", {}).get(kind) for image in images]
     if not rows or any(row is None or len(row) != WIDTHS[kind] for row in rows):  # an older velm's
         return None

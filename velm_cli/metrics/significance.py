@@ -27,16 +27,26 @@ class Summands:
 
     rows_IS: np.ndarray
     score: Callable[[np.ndarray], np.ndarray]  # (R, S) sums -> (R,) scores
+    clusters_I: np.ndarray | None = None  # numbers from 0 of the rows that are drawn together; None: each by itself
 
     def total(self) -> float:
         """The score of all images."""
         return float(self.score(self.rows_IS.sum(axis=0, keepdims=True))[0])
 
+    @property
+    def drawn_IS(self) -> np.ndarray:
+        """A row for what is drawn as one in resamples and exchanges: an image, or a cluster of them."""
+        if self.clusters_I is None:
+            return self.rows_IS
+        sums = np.zeros((int(self.clusters_I.max(initial=-1)) + 1, self.rows_IS.shape[1]))
+        np.add.at(sums, self.clusters_I, self.rows_IS)
+        return sums
 
-def mean_of(values: Sequence[float | None]) -> Summands:
+
+def mean_of(values: Sequence[float | None], clusters_I: np.ndarray | None = None) -> Summands:
     """The mean of the images' own scores; those that have none (None) are left out."""
     rows_IS = np.array([(0.0, 0.0) if value is None else (value, 1.0) for value in values])
-    return Summands(rows_IS.reshape(-1, 2), _mean)
+    return Summands(rows_IS.reshape(-1, 2), _mean, clusters_I)
 
 
 def _mean(sums_RS: np.ndarray) -> np.ndarray:
@@ -84,8 +94,9 @@ def paired_bootstrap(
 
 def _resampled(columns: Mapping[Key, Summands], seed: int, resamples: int) -> Iterator[tuple[Key, np.ndarray | None]]:
     """(key, scores of all resamples (R)) of each column; None for fewer than two images, or no resample."""
-    images = max((len(summands.rows_IS) for summands in columns.values()), default=0)
-    assert all(len(summands.rows_IS) == images for summands in columns.values()), "scores of the same images"
+    rows = {key: summands.drawn_IS for key, summands in columns.items()}
+    images = max(map(len, rows.values()), default=0)
+    assert all(len(rows_IS) == images for rows_IS in rows.values()), "scores of the same images"
     if images < 2 or not resamples:
         yield from ((key, None) for key in columns)
         return
@@ -98,7 +109,7 @@ def _resampled(columns: Mapping[Key, Summands], seed: int, resamples: int) -> It
         drawn = (random.integers(images, size=(count, images), dtype=np.int32) + row_R1).ravel()
         drawn_RI = np.bincount(drawn, minlength=count * images).reshape(count, images).astype(float)
         for key, summands in columns.items():
-            scores[key].append(summands.score(drawn_RI @ summands.rows_IS))
+            scores[key].append(summands.score(drawn_RI @ rows[key]))
     yield from ((key, np.concatenate(each)) for key, each in scores.items())
 
 
@@ -115,7 +126,7 @@ def paired_permutation(ours: Summands, theirs: Summands, *, seed: int = 0, permu
     large, the observed one counted among them.
     """
     assert ours.rows_IS.shape == theirs.rows_IS.shape, "two systems are compared on the same images"
-    change_IS = theirs.rows_IS - ours.rows_IS
+    change_IS = theirs.drawn_IS - ours.drawn_IS
     ours_S, theirs_S = ours.rows_IS.sum(axis=0), theirs.rows_IS.sum(axis=0)
     observed = abs(ours.total() - theirs.total())
     random = np.random.default_rng(seed)

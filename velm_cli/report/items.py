@@ -51,7 +51,7 @@ def item_of(run: Evaluated, example: ExampleId) -> Item:
     return Item(
         prompt=_text(about, "question") or _text(about, "source"),
         truth=[(text, f"× {count}" if count > 1 or len(counts) > 1 else "") for text, count in counts],
-        group=_text(about, "question_type"),
+        group=_text(about, "question_type") or _text(about, "kind"),
     )
 
 

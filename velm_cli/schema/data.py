@@ -55,6 +55,9 @@ class Drawn(Enum):
     labels = "labels"  # the colours and shapes in the scenes
     motion = "motion"  # captions of clips of 8 frames, in which objects move
     motion_questions = "motion_questions"  # about these clips, with answers
+    statements = "statements"  # about one scene or two, true or false
+    boxes = "boxes"  # statements about pictures like NLVR's: three boxes with towers or scattered items
+    box_captions = "box_captions"  # of these pictures
 
 
 @dataclass
@@ -122,6 +125,19 @@ class DocumentsConfig(DatasetConfig):
     images_root: str | None = path(None)  # folder with the images; null = root
     source_column: str | None = None  # key of the document; null = article, document, source, text ...
     target_column: str | None = None  # key of the summary; null = highlights, summary, target ...
+
+
+@dataclass
+class NlvrConfig(DatasetConfig):
+    kind: str = "nlvr"
+    files: Any = path(None)  # records by part: {train: file, val: file, test: file}, a list; null = those below root
+    images_root: str | None = path(None)  # folder with the pictures; null = next to the records, or root
+    val_directories: list[int] = field(
+        default_factory=list
+    )  # directories of the training records that are held out for validation, whole: groups and orders stay together
+    orders: int = within(
+        6, least=1, most=6
+    )  # NLVR: orders of the boxes of a picture that are trained on; all are validated and tested
 
 
 @dataclass

@@ -18,6 +18,7 @@ from velm_cli.schema.data import (
     ManifestConfig,
     MixConfig,
     Multi30kConfig,
+    NlvrConfig,
     PreprocessConfig,
     ShapesConfig,
     TokenizerConfig,
@@ -82,6 +83,7 @@ class ScoredTask(Enum):
     translate = "translate"
     summarise = "summarise"
     classify = "classify"
+    reason = "reason"
 
 
 class ExportFormat(Enum):
@@ -205,7 +207,7 @@ class ScoreRoot:
     stage: str = "score"
     task: ScoredTask = (
         ScoredTask.caption
-    )  # caption | vqa (answers) | retrieve (embeddings, rankings) | translate | summarise | classify (labels)
+    )  # caption | vqa (answers) | retrieve (embeddings, rankings) | translate | summarise | classify | reason
     predictions: str = path(
         MISSING
     )  # captions or answers: COCO's or VQA's results, {"id": "text"}, CSV ...; retrieve: .npz or .jsonl
@@ -339,6 +341,7 @@ KINDS: dict[str, dict[str, type]] = {
         "vqa": VqaConfig,
         "multi30k": Multi30kConfig,
         "documents": DocumentsConfig,
+        "nlvr": NlvrConfig,
         "flickr": FlickrConfig,
         "manifest": ManifestConfig,
         "frames": FramesConfig,

@@ -164,6 +164,16 @@ class SummariseTaskConfig(TaskConfig):
 
 
 @dataclass
+class ReasonTaskConfig(TaskConfig):
+    kind: str = "reason"
+    dropout: float = within(0.1, least=0, below=1)  # before the last layer
+
+    @property
+    def judges(self) -> bool:
+        return True
+
+
+@dataclass
 class RetrieveTaskConfig(TaskConfig):
     kind: str = "retrieve"
     rerank: int = within(0, least=0)  # candidates of each query that the matching head judges again; 0 = none

@@ -23,6 +23,7 @@ SCORERS: dict[ScoredTask, tuple[str, set[str]]] = {
         _COMMON | {"references", "mismatch", "training", "questions", "images"},
     ),
     ScoredTask.classify: ("score_labels", _COMMON | {"references", "mismatch", "training", "images"}),
+    ScoredTask.reason: ("score_reason", _COMMON | {"references", "mismatch", "training"}),
     ScoredTask.retrieve: ("score_retrieval", _COMMON | {"references", "fold", "images"}),
     ScoredTask.translate: ("score_texts", _TEXTS | {"language"}),
     ScoredTask.summarise: ("score_texts", _TEXTS),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import Answer, DecodeConfig, JointLoss, MetricsConfig, TrainRoot, VqaTaskConfig
 from velm_cli.tasks.answers import AnswerLabels, answer_list
 from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Shape, Task
+from velm_cli.tasks.judges import ANSWERS, Answered, judged, judging_learner, likeliest
 from velm_cli.tasks.writers import writes, writing_learner
 
 if TYPE_CHECKING:
@@ -29,16 +30,6 @@ if TYPE_CHECKING:
     from velm_cli.models.velm import VelmModel
     from velm_cli.objectives.weights import Weight
     from velm_cli.tasks.spaces import Spaces
-
-ANSWERS = "answers"  # the label space
-SHOWN = 10  # answers whose probabilities are kept
-
-
-class Answered(NamedTuple):
-    """What is predicted of a question; `alternatives` are the likeliest answers of the list, the best first."""
-
-    answer: str
-    alternatives: tuple[tuple[str, float], ...] = ()
 
 
 class VqaTask(Task[Answered]):
@@ -76,19 +67,10 @@ class VqaTask(Task[Answered]):
     def learner(
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
-        if not self.options.judges:
-            layers = self.options.source_layers
-            return writing_learner(config, spaces, tokenizer, weights, source_layers=layers)
-        from velm_cli.models.velm import VelmModel
-
-        model = VelmModel(
-            vision=config.vision,
-            text=config.text,
-            fusion=config.fusion,
-            vocab_size=tokenizer.vocab_size,
-            causal=reads_one_way(config.text, config.loss),
-        )
-        return self.sharing(config, spaces, tokenizer, weights, model)
+        how = self.options
+        if not how.judges:
+            return writing_learner(config, spaces, tokenizer, weights, source_layers=how.source_layers)
+        return judging_learner(config, spaces, tokenizer, weights, label_loss=how.label_loss, dropout=how.dropout)
 
     def shape(self, config: TrainRoot) -> Shape:
         if self.options.judges:
@@ -105,18 +87,9 @@ class VqaTask(Task[Answered]):
     ) -> Learner:
         if not self.options.judges:
             return writing_learner(config, spaces, tokenizer, weights, model=model)
-        from velm_cli.learners.judging import JudgingLearner
-
-        return JudgingLearner(
-            model,
-            config.loss,
-            weights=weights,
-            labels=len(spaces[ANSWERS]),
-            concepts=len(spaces.get("concepts", ())),
-            label_loss=self.options.label_loss,
-            dropout=self.options.dropout,
-            mask_id=tokenizer.mask_id,
-            remember_texts=config.data.cache_texts,
+        how = self.options
+        return judging_learner(
+            config, spaces, tokenizer, weights, label_loss=how.label_loss, dropout=how.dropout, model=model
         )
 
     def is_learned(self, config: TrainRoot) -> bool:
@@ -154,20 +127,12 @@ class VqaTask(Task[Answered]):
         from velm_cli.learners.writing import WritingLearner
 
         if isinstance(learner, JudgingLearner):
-            return self._judged(learner, batches, spaces[ANSWERS], session)
+            return judged(learner, batches, spaces[ANSWERS], session)
         assert isinstance(learner, WritingLearner)
         if self.options.answer is Answer.rank:
             return self._ranked(learner, batches, spaces[ANSWERS], tokenizer, session)
         written = learner.describe(batches, tokenizer, how, device=session.device, seed=session.seed)
         return ((number, Answered(answer)) for number, answer in written)
-
-    def _judged(
-        self, learner: Any, batches: Iterable[Batch], answers: Sequence[str], session: Session
-    ) -> Iterator[tuple[ExampleId, Answered]]:
-        from velm_cli.data.transfer import on_device
-
-        for batch in on_device(batches, session.device):
-            yield from self.likeliest(batch, learner.predict(batch).probabilities_BC, answers)
 
     def _ranked(
         self, learner: Any, batches: Iterable[Batch], answers: Sequence[str], tokenizer: Tokenizer, session: Session
@@ -185,16 +150,7 @@ class VqaTask(Task[Answered]):
                 log_p_BC = answer_log_probs(
                     learner.model, memory, listed, examples=len(batch.ids), candidates=self.options.candidates
                 )
-            yield from self.likeliest(batch, log_p_BC.softmax(dim=1), answers)
-
-    def likeliest(
-        self, batch: Batch, probabilities_BC: Any, answers: Sequence[str]
-    ) -> Iterator[tuple[ExampleId, Answered]]:
-        """The best of `answers` (C) for each example of the batch, with the SHOWN likeliest."""
-        best = probabilities_BC.float().topk(min(SHOWN, len(answers)), dim=1)
-        for number, shares, labels in zip(batch.ids, best.values.tolist(), best.indices.tolist(), strict=True):
-            alternatives = tuple((answers[label], share) for label, share in zip(labels, shares, strict=True))
-            yield number, Answered(alternatives[0][0], alternatives)
+            yield from likeliest(batch, log_p_BC.softmax(dim=1), answers)
 
     def quick(self, store: Store, numbers: Iterable[int], predicted: Predicted[Answered]) -> dict[str, float]:
         from velm_cli.metrics.vqa import accuracy

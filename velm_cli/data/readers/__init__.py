@@ -17,6 +17,7 @@ from velm_cli.data.readers.flickr import read_flickr
 from velm_cli.data.readers.folder import read_folder
 from velm_cli.data.readers.manifest import manifest_files, read_manifest
 from velm_cli.data.readers.multi30k import read_multi30k
+from velm_cli.data.readers.nlvr import read_nlvr
 from velm_cli.data.readers.summaries import captions_into_one
 from velm_cli.data.readers.vg import read_vg
 from velm_cli.data.readers.vqa import read_vqa
@@ -42,6 +43,8 @@ def _read(config: schema.DatasetConfig, root: Path) -> Corpus:
             return read_multi30k(config, root)
         case schema.DocumentsConfig():
             return read_documents(config, root)
+        case schema.NlvrConfig():
+            return read_nlvr(config, root if config.root else None)
         case schema.FlickrConfig():
             return read_flickr(config, root)
         case schema.ManifestConfig():
@@ -75,6 +78,9 @@ def check_root(config: schema.DatasetConfig) -> None:
         case schema.DocumentsConfig():
             _check_folder(config.root, "train.jsonl, val.jsonl and the like", required=True)
             _check_folder(config.images_root, "the images", required=False, option="images_root")
+        case schema.NlvrConfig():
+            _check_folder(config.root, "the records and pictures of NLVR", required=config.files is None)
+            _check_folder(config.images_root, "the pictures", required=False, option="images_root")
         case schema.FlickrConfig():
             _check_folder(config.root, "the images and captions of Flickr8k or Flickr30k", required=True)
         case schema.ManifestConfig():

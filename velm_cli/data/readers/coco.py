@@ -21,12 +21,14 @@ from velm_cli.data.readers.documents import read_documents
 from velm_cli.data.readers.instances import read_instances
 from velm_cli.data.readers.manifest import read_manifest
 from velm_cli.data.readers.multi30k import read_multi30k
+from velm_cli.data.readers.nlvr import read_nlvr
 from velm_cli.data.readers.splits import Split, read_split
 from velm_cli.data.readers.vqa import read_vqa
-from velm_cli.data.shapes import write_shapes
+from velm_cli.data.shapes import BOXES, write_shapes
 from velm_cli.data.shapes_classes import write_shapes_classes
 from velm_cli.data.shapes_labels import write_shapes_labels
 from velm_cli.data.shapes_motion import write_motion
+from velm_cli.data.shapes_reasoning import CAPTIONS, write_boxes, write_statements
 from velm_cli.data.shapes_summaries import write_shapes_summaries
 from velm_cli.data.shapes_translations import write_shapes_translations
 from velm_cli.data.shapes_vqa import write_shapes_questions
@@ -74,7 +76,13 @@ def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
         table = home / ("captions.jsonl" if config.drawn is schema.Drawn.motion else "questions.jsonl")
         clips = schema.FramesConfig(file=str(table), frames=config.frames, min_frames=1, images=config.images)
         return read_manifest(replace(clips, missing=config.missing), home, table)
+    if config.drawn in (schema.Drawn.boxes, schema.Drawn.box_captions):
+        sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
+        said = write_boxes(root, sizes, config.draw_seed)
+        return _statements(config, said) if config.drawn is schema.Drawn.boxes else _captioned_boxes(config, root)
     write_shapes(config, root)
+    if config.drawn is schema.Drawn.statements:
+        return _statements(config, write_statements(root, config.draw_seed))
     if config.drawn is schema.Drawn.questions:
         questions, annotations = write_shapes_questions(root, config.draw_seed)
         asked = schema.VqaConfig(questions=questions, annotations=annotations, images_root=str(root))
@@ -96,6 +104,16 @@ def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
     split = read_split(root / "shapes_split.json", key="cocoid")
     files = _find_annotations(schema.CocoSplit.official2014, root, "instances" if labels else "captions")
     return _read(Corpus(Examples()), root, files, split, images=config.images, missing=config.missing, labels=labels)
+
+
+def _statements(config: schema.ShapesConfig, files: dict[str, str]) -> Corpus:
+    said = schema.NlvrConfig(files=files)
+    return read_nlvr(replace(said, images=config.images, missing=config.missing), None)
+
+
+def _captioned_boxes(config: schema.ShapesConfig, root: Path) -> Corpus:
+    table = schema.ManifestConfig(images=config.images, missing=config.missing)
+    return read_manifest(table, root / BOXES, root / BOXES / CAPTIONS)
 
 
 def _read(

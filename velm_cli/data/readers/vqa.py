@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,17 @@ from velm_cli import schema
 from velm_cli.data.examples import Corpus, Examples, ImageRef
 from velm_cli.data.readers.assemble import Listing, Question, assemble, first_few
 from velm_cli.data.readers.finding import walk
-from velm_cli.data.readers.splits import PARTS, part_of_name, part_of_word
-from velm_cli.errors import UserError, did_you_mean
+from velm_cli.data.readers.part_files import Files, given_files, in_order, part_of_file
+from velm_cli.errors import UserError
 from velm_cli.lines import Refused, load_json
 
 QUESTIONS, ANNOTATIONS = "questions", "annotations"  # the lists in the two files, and how their names end
 FOLDERS = ("train2014", "val2014", "test2014", "test2015", "train2017", "val2017", "test2017")
-SPLITS = ("train", "val", "test")
 # Multiple choice has the questions of the open-ended task again; test-dev is a part of test.
 ASIDE = {"MultipleChoice_": "multiple choice", "test-dev": "a part of the test questions"}
 # What one of the annotators said: of VQA, and beside it OK-VQA's text before stemming.
 _ANSWER = frozenset(("answer", "answer_id", "answer_confidence", "raw_answer"))
 
-Files = dict[str, list[Path]]  # part -> its files
 ABOUT = ("question_type", "answer_type", "multiple_choice_answer")
 Annotation = tuple[list[object], dict[str, str]]  # answers, and what is said about the question
 
@@ -83,32 +81,7 @@ def _files(config: schema.VqaConfig, kind: str, root: Path | None, notes: list[s
     given = getattr(config, kind)
     if given is None:
         return _below(root, kind, notes) if root is not None else {}
-    files: Files = {}
-    if isinstance(given, dict):
-        named = [(name, path) for name, paths in given.items() for path in _listed(paths)]
-    else:
-        named = [(None, path) for path in _listed(given)]
-    for name, text in named:
-        if not isinstance(text, str):
-            raise UserError(f"dataset.{kind}={given}: give a file, a list of files or {{train: file, val: file}}")
-        path = Path(text).expanduser()
-        if root is not None and not path.is_file() and (root / path).is_file():
-            path = root / path
-        if not path.is_file():
-            raise UserError(f"dataset.{kind}: {text} does not exist")
-        part = _part_of(path, (path.absolute().parent.name,)) if name is None else PARTS.get(name)
-        if part is None:
-            hint = did_you_mean(str(name), PARTS)
-            what = f"{name} is not train, val or test"
-            if name is None:
-                hint, what = "", f"{text}: neither its folder nor its name says train, val or test"
-            raise UserError(f"dataset.{kind}: {what}; write dataset.{kind}={{train: FILE, val: FILE}}{hint}")
-        files.setdefault(part, []).append(path)
-    return _in_order(files)
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    return given_files(given, f"dataset.{kind}", root)
 
 
 def _below(root: Path, kind: str, notes: list[str]) -> Files:
@@ -119,7 +92,7 @@ def _below(root: Path, kind: str, notes: list[str]) -> Files:
         for name in names:
             if re.search(rf"{kind}\.json(?:\.gz)?$", name):
                 path = Path(folder) / name
-                if part := _part_of(path, path.relative_to(root).parent.parts):
+                if part := part_of_file(path, path.relative_to(root).parent.parts):
                     found.setdefault(part, []).append(path)
                 else:
                     aside["of no part that its name or folder says"] += 1
@@ -131,7 +104,7 @@ def _below(root: Path, kind: str, notes: list[str]) -> Files:
     if aside:
         shown = ", ".join(f"{count} {why}" for why, count in aside.items())
         notes.append(f"left aside files of {kind}: {shown}; dataset.{kind}= names others")
-    return _in_order(chosen)
+    return in_order(chosen)
 
 
 def _less_than_others(name: str, names: list[str]) -> str | None:
@@ -142,18 +115,6 @@ def _less_than_others(name: str, names: list[str]) -> str | None:
     if not name.startswith("v2_") and f"v2_{name}" in names:
         return "of version 1, and version 2 is there"
     return None
-
-
-def _in_order(files: Files) -> Files:
-    return {part: files[part] for part in SPLITS if part in files}
-
-
-def _part_of(path: Path, folders: Sequence[str]) -> str | None:
-    """What the nearest of the folders says, else the file's name: train/ and val/ may both hold parts of train2014."""
-    for folder in reversed(folders):
-        if part := part_of_word(folder):
-            return part
-    return part_of_name(path.name.replace("test-dev", "test"))
 
 
 # ------------------------------------------------------------------------------------------ what is in them
