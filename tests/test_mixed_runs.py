@@ -102,10 +102,13 @@ def losses(run):
 def test_each_task_is_evaluated_by_itself_on_its_own_store(place, capsys):
     assert call("eval", "checkpoint=runs/train/straight", "split=val") == 2
     assert "learned task=caption, task=vqa, task=retrieve: say which of them" in capsys.readouterr().err
-    for task, file in (("vqa", "predictions.json"), ("caption", "predictions.json")):
-        assert call("eval", "checkpoint=runs/train/straight", f"task={task}", "split=val", f"name={task}") == 0
-        evaluated = json.loads((place / "runs/evaluate" / task / file).read_text())
-        assert evaluated == json.loads((place / "runs/train/straight/parts" / task / file).read_text())
+    for task, how in (
+        ("vqa", ["report.page=false"]),
+        ("caption", ["decode.beams=1", "metrics=fast", "report.page=false"]),
+    ):
+        assert call("eval", "checkpoint=runs/train/straight", f"task={task}", "split=val", f"name={task}", *how) == 0
+        evaluated = json.loads((place / "runs/evaluate" / task / "predictions.json").read_text())
+        assert evaluated == json.loads((place / "runs/train/straight/parts" / task / "predictions.json").read_text())
     assert call("eval", "checkpoint=runs/train/straight", "task=retrieve", "split=val", "name=retrieve") == 0
     found, then = (
         json.loads((folder / "scores.json").read_text())["scores"]
@@ -116,8 +119,8 @@ def test_each_task_is_evaluated_by_itself_on_its_own_store(place, capsys):
 
 def test_one_task_of_it_is_finetuned_with_its_head(place, capsys):
     assert call("finetune", "checkpoint=runs/train/straight", "task=vqa", "run.max_steps=1", "name=one") == 0
-    tensors = len(load_file(place / "runs/finetune/one/model.safetensors"))
-    assert f"weights from runs/train/straight: {tensors} of {tensors} tensors" in capsys.readouterr().out
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("weights from"))
+    assert "from scratch" not in line and "left behind" not in line, line
 
 
 def test_stores_of_one_task_are_mixed_for_an_ordinary_run(place, capsys):
@@ -128,7 +131,6 @@ def test_stores_of_one_task_are_mixed_for_an_ordinary_run(place, capsys):
     assert call(*command, "run.max_steps=4", "name=both") == 0
     assert not any(name.startswith("heads") for name in load_file(place / "runs/train/both/model.safetensors"))
     assert call("eval", "checkpoint=runs/train/both", "dataset.store=stores/seen", "split=val", "name=both") == 0
-    assert call("caption", "checkpoint=runs/train/both", "images=data/shapes/images", "limit=1") == 0
 
 
 def test_parts_that_cannot_be_used_are_named(place, capsys):
