@@ -92,7 +92,7 @@ def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
     store, tokens = data.store, data.texts
     brought = isinstance(config.text, PretrainedTextConfig) or vocabulary_source(config) is not None
     own = vocabulary_grows(config) or not brought
-    noun = "answers" if len(store.all_sources) else "captions"
+    noun = f"{data.task.target}s" if len(store.all_sources) and data.task.needs.source else "captions"
     if not data.task.options.judges:  # who takes answers whole, whatever their words
         yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=own, noun=noun)
     if isinstance(sources := data.sources, Tokens):

@@ -21,7 +21,15 @@ from velm_cli.data.store_arrays import Content
 from velm_cli.data.stream_building import build_stream
 from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.tokens import Tokens
-from velm_cli.schema import PreprocessRoot, TokenizerConfig, WebDatasetConfig
+from velm_cli.schema import (
+    DatasetConfig,
+    DocumentsConfig,
+    Drawn,
+    Multi30kConfig,
+    PreprocessRoot,
+    ShapesConfig,
+    WebDatasetConfig,
+)
 
 PREVIEWED, PREVIEW_SIDE = 16, 224  # images; pixels
 ONLY_EVAL = "there are no training examples, so this store is for velm eval only"
@@ -43,7 +51,7 @@ def run(config: PreprocessRoot) -> float:
             _say("note", note)
         if config.dry_run:
             table = ImageTable(corpus.examples) if config.dataset.images else None
-            _say_counts(Content(corpus.examples, corpus.splits, table).counts(), config.dataset.images)
+            _say_counts(Content(corpus.examples, corpus.splits, table).counts(), config.dataset)
             _say_refused(Counter(reason.split(":")[0] for _, reason in corpus.refused), None)
             if not any(split == "train" for split in corpus.examples.splits()):
                 _say("note", ONLY_EVAL)
@@ -57,16 +65,16 @@ def run(config: PreprocessRoot) -> float:
             return float(made)
         say = partial(_say, "note")
         store = build_store(corpus, config.dataset, config.preprocess, path, fresh=config.fresh, say=say)
-    _say_counts(store.manifest["counts"]["splits"], config.dataset.images)
+    _say_counts(store.manifest["counts"]["splits"], config.dataset)
     rejects = path / "rejects.jsonl"
     _say_refused(_tally(rejects), rejects)
     if store.counts["train"]:
         tokens = store.tokens(config.tokenizer)
         longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
         _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
-        noun = "answer" if len(store.all_sources) else "caption"
+        noun = _nouns(config.dataset)[2] if len(store.all_sources) else "caption"
         _say("tokens", f"{len(tokens.ids):,}, at most {longest} per {noun}")
-        for line in _coverage(store, config.tokenizer):
+        for line in _coverage(store, config):
             print(line)
         _say("concepts", f"{len(store.concept_names):,}")
         if config.preview:
@@ -81,14 +89,25 @@ def run(config: PreprocessRoot) -> float:
     return float(sum(store.counts.values()))
 
 
-def _coverage(store: Store, config: TokenizerConfig) -> Iterator[str]:
+def _coverage(store: Store, asked: PreprocessRoot) -> Iterator[str]:
     """What tokenisation loses, a column of texts at a time."""
-    asks = len(store.all_sources) > 0
-    noun = "answers" if asks else "captions"
+    config, has_sources = asked.tokenizer, len(store.all_sources) > 0
+    examples, targets, _ = _nouns(asked.dataset)
+    noun = targets if has_sources else "captions"
     yield from coverage_lines(store.tokens(config), store.all_targets, config, own=True, noun=noun)
-    if asks:
+    if has_sources:
         tokens = store.tokens(config, "sources")
-        yield from coverage_lines(tokens, store.all_sources, config, own=True, noun="questions", column="sources")
+        yield from coverage_lines(tokens, store.all_sources, config, own=True, noun=examples, column="sources")
+
+
+def _nouns(dataset: DatasetConfig) -> tuple[str, str, str]:
+    """What examples with a source, their targets and one of these are called."""
+    drawn = dataset.drawn if isinstance(dataset, ShapesConfig) else None
+    if isinstance(dataset, Multi30kConfig) or drawn is Drawn.translations:
+        return "sentences", "translations", "translation"
+    if isinstance(dataset, DocumentsConfig) or drawn is Drawn.summaries or dataset.summarise:
+        return "documents", "summaries", "summary"
+    return "questions", "answers", "answer"
 
 
 def _preview(store: Store, tokens: Tokens, config: PreprocessRoot) -> Path:
@@ -127,12 +146,12 @@ def _say(what: str, text: str) -> None:
     print(f"{what:<10}  {text}")
 
 
-def _say_counts(splits: dict[str, dict[str, int]], images: bool) -> None:
+def _say_counts(splits: dict[str, dict[str, int]], dataset: DatasetConfig) -> None:
     """A line a split, in the words of its task."""
     asks = any(counts.get("sources") for counts in splits.values())
-    nouns = {"records": "images" if images else "examples", "captions": "captions"}
+    nouns = {"records": "images" if dataset.images else "examples", "captions": "captions"}
     if any("images" in counts for counts in splits.values()):  # two tables
-        examples, targets = ("questions", "answers") if asks else ("examples", "captions")
+        examples, targets = _nouns(dataset)[:2] if asks else ("examples", "captions")
         nouns = {"images": "images", "records": examples, "captions": targets}
     width = max(len(f"{count:,}") for counts in splits.values() for count in counts.values())
     for split, counts in splits.items():

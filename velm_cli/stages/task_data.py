@@ -17,6 +17,12 @@ from velm_cli.schema import TrainRoot
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.spaces import Spaces
 
+# Data whose examples have the source that a task reads.
+SOURCES = {
+    "vqa": "dataset=vqa, dataset=shapes dataset.questions=true",
+    "translate": "dataset=multi30k, dataset=shapes dataset.examples=translations",
+    "summarise": "dataset=documents, dataset.summarise=true with captions",
+}
 EVERY = 1 << 20  # targets of an example, where it needs all of them
 
 
@@ -82,8 +88,8 @@ def refuse_other_examples(task: Task[Any], store: Store) -> None:
     asks = len(store.all_sources) > 0
     if task.needs.source and not asks:
         raise UserError(
-            f"task={task.kind} reads {task.unit}s, and {store.path} has none: name data that have them (dataset=vqa, "
-            "dataset=shapes dataset.questions=true), or say task=caption"
+            f"task={task.kind} reads {task.unit}s, and {store.path} has none: name data that have them "
+            f"({SOURCES.get(task.kind, SOURCES['vqa'])}), or say task=caption"
         )
     if asks and not task.options.reads_text:
         raise UserError(
