@@ -53,6 +53,8 @@ NEEDS = {
     "tokenizer/pretrained": ["tokenizer.name=somewhere"],
     "loss/vqa": ["task=vqa"],
     "loss/classify": ["task=classify"],
+    "experiment/linear_probe": ["task=classify"],
+    "experiment/finetune_labels": ["task=classify"],
     "text/none": ["task=classify", "loss=classify", "fusion=none"],
     "dataset/manifest": ["dataset.file={file}"],
     "dataset/frames": ["dataset.file={file}"],

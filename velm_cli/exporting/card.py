@@ -21,8 +21,14 @@ USES = {
     "caption": 'print(model.caption("photo.jpg"))',
     "answer": 'print(model.answer("photo.jpg", "what is in the picture?"))',
     "embed": 'print(model.embed_images("photo.jpg") @ model.embed_texts("a dog on a beach"))',
+    "classify": 'print(model.classify("photo.jpg"))',
 }
-DOES = {"caption": "writes captions", "answer": "answers questions about images", "embed": "embeds images and texts"}
+DOES = {
+    "caption": "writes captions",
+    "answer": "answers questions about images",
+    "embed": "embeds images and texts",
+    "classify": "labels images",
+}
 LICENSE = """# Licence of this folder
 
 velm, the program that wrote this folder and runs the model, is under the MIT licence. That licence does not cover the

@@ -15,6 +15,7 @@ from velm_cli.lineage import weight_file
 from velm_cli.loading import has_learned, read_weights, run_config, run_spaces, run_tokenizer, trained_learner
 from velm_cli.schema import (
     CaptionTaskConfig,
+    ClassifyTaskConfig,
     RetrieveTaskConfig,
     SummariseTaskConfig,
     TaskConfig,
@@ -41,7 +42,8 @@ class Able:
 
     @property
     def can(self) -> tuple[str, ...]:
-        return tuple(self.tasks)
+        learned = self.config.task.kind
+        return tuple(kind for kind in self.tasks if kind != "classify" or learned == kind)  # else by prompts
 
     def why_not(self, kind: str) -> str | None:
         """One line; None where it can."""
@@ -56,11 +58,12 @@ def load_able(checkpoint: str | Path, device: torch.device) -> Able:
         "caption": CaptionTaskConfig(),
         "vqa": VqaTaskConfig(),
         "retrieve": RetrieveTaskConfig(),
+        "classify": ClassifyTaskConfig(),
         "translate": TranslateTaskConfig(),
         "summarise": SummariseTaskConfig(),
     }
     options[own] = config.task
-    tasks = {kind: task_of(each) for kind, each in options.items()}
+    tasks = {kind: task_of(each).by_run(config) for kind, each in options.items()}
     learned = {kind for kind, task in tasks.items() if has_learned(task, config, home)}
     if own in ("vqa", "translate", "summarise"):  # its texts are answers or in two languages: nobody searches for them
         learned.discard("retrieve")

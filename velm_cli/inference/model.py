@@ -32,6 +32,7 @@ from velm_cli.inference.arguments import (
     whole,
 )
 from velm_cli.inference.attribution import attention_of
+from velm_cli.inference.classifying import Classifies
 from velm_cli.inference.examples import Given, Tokenised
 from velm_cli.inference.from_source import WritesFromSource
 from velm_cli.inference.pictures import Form, Picture, content_of, stored
@@ -59,7 +60,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precisi
     return Model(load_able(checkpoint, where), how)
 
 
-class Model(WritesFromSource):
+class Model(WritesFromSource, Classifies):
     """Captions, answers and embeddings of images by one trained model. Made by `load`.
 
     An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3]. It is brought into the
@@ -100,8 +101,8 @@ class Model(WritesFromSource):
 
     @property
     def can(self) -> tuple[str, ...]:
-        """What it has learned: some of `caption`, `answer`, `embed`, `translate`, `summarise`."""
-        named = {"vqa": "answer", "retrieve": "embed"}
+        """What it has learned: some of `caption`, `answer`, `embed`, `translate`, `summarise`, `classify`."""
+        named = {"vqa": "answer", "retrieve": "embed", "classify": "classify"}
         return tuple(named.get(kind, kind) for kind in self._able.can)
 
     def __repr__(self) -> str:

@@ -54,7 +54,7 @@ def run(config: EvaluateRoot) -> float | None:
     refuse_unfit_evaluation(config, trained, task, store, indices)
     if config.name is None:
         config.name = _default_name(config, task, trained)
-    spaces = run_spaces(home, task)
+    spaces = task.named_by(store, run_spaces(home, task))
     if config.dry_run:
         lines = [*opened_run(trained, home, weights), *opened_judge(config.metrics.clip)]
         print(f"would {task.verb} {len(indices):,} {task.unit}s of {store.path} with {weights}{_blind_words(config)}")
@@ -192,7 +192,7 @@ def _task(config: EvaluateRoot, trained: TrainRoot, home: Path) -> Task:
 
     UserError where the run has not learned it, or an option comes too late.
     """
-    task = task_of(config.task)
+    task = task_of(config.task).by_run(trained)
     if not has_learned(task, trained, home):
         raise UserError(task.why_not_learned(trained, home))
     lines = list(blind_problems(config, task, trained, home))

@@ -56,7 +56,7 @@ def opened_run(trained: TrainRoot, run: Path, weights: Path) -> Iterator[str]:
             trained.text.weights = "none"  # they are in the file
         if not isinstance(trained.vision, NoVisionConfig):
             trained.vision.weights = "none"
-        task = task_of(trained.task)
+        task = task_of(trained.task).by_run(trained)
         weights_of = constant(*task.predicts_with(trained))
         learner = learner_to_predict(trained, task, run_spaces(run, task), run_tokenizer(run), weights_of)
     state = weights_of_task(trained, task.kind, state)

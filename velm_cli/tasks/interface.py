@@ -120,6 +120,14 @@ class Task(ABC, Generic[P]):
 
     # -------------------------------------------------------------------------------- predicting
 
+    def by_run(self, config: TrainRoot) -> Task[P]:
+        """The task in the way in which a run of this config makes its predictions."""
+        return self
+
+    def named_by(self, store: Store, spaces: Spaces) -> Spaces:
+        """The label spaces to predict with on this store: the run's, unless the store's examples name the labels."""
+        return spaces
+
     def predicts_with(self, config: TrainRoot) -> frozenset[str]:
         """The terms whose own layers make predictions: `joint` where the head of L_joint does."""
         return frozenset()
