@@ -205,12 +205,8 @@ class EvaluateRoot:
 @dataclass
 class ScoreRoot:
     stage: str = "score"
-    task: ScoredTask = (
-        ScoredTask.caption
-    )  # caption | vqa (answers) | retrieve (embeddings, rankings) | translate | summarise | classify | reason
-    predictions: str = path(
-        MISSING
-    )  # captions or answers: COCO's or VQA's results, {"id": "text"}, CSV ...; retrieve: .npz or .jsonl
+    task: ScoredTask = ScoredTask.caption  # caption | vqa | retrieve | translate | summarise | classify | reason
+    predictions: str = path(MISSING)  # COCO's or VQA's results, {"id": "text"}, CSV ...; retrieve: .npz or .jsonl
     references: str = path(
         MISSING
     )  # captions: COCO's or Karpathy's file, CSV, text by line (a.txt,b.txt) ...; vqa: VQA's annotations
