@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,13 +14,11 @@ from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able
 from velm_cli.inference.arguments import is_one, several, text_of, whole
 from velm_cli.inference.examples import Given
+from velm_cli.inference.loaded import Loaded
 from velm_cli.inference.pictures import Picture
 from velm_cli.schema import DecodeConfig
 from velm_cli.tasks.classify import LABELS, ClassifyTask
 from velm_cli.tasks.interface import Session
-
-if TYPE_CHECKING:
-    from velm_cli.inference.model import Model
 
 
 class Classifies:
@@ -40,7 +38,7 @@ class Classifies:
         Of a model that has learned labels (task=classify): its own, or some of them. Of one that compares images with
         captions any `labels`, in `prompts` such as "a photo of a {}", whose vectors are averaged (zero-shot).
         """
-        model = cast("Model", self)
+        model = cast(Loaded, self)
         model.needs("classify")
         if isinstance(labels, str) or isinstance(prompts, str):
             raise UserError("labels and prompts are lists of texts")

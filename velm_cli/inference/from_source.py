@@ -3,41 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
-import torch
 
 from velm_cli.data.batch import Columns
 from velm_cli.data.loader import eval_batches
 from velm_cli.data.masked_words import MaskedTexts, words_to_mask
 from velm_cli.data.processes import available_cores
 from velm_cli.errors import UserError
-from velm_cli.inference.abilities import Able
 from velm_cli.inference.arguments import decoding, is_one, several, text_of
 from velm_cli.inference.examples import Given, Tokenised
+from velm_cli.inference.loaded import Loaded
 from velm_cli.inference.pictures import Picture
 from velm_cli.tasks.interface import Session
 
 MAX_LENGTH = 80  # tokens; captions are shorter
-
-
-class _Loaded(Protocol):
-    """What the functions here ask of a `Model`, whose module imports this one."""
-
-    _able: Able
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def needs(self, kind: str) -> None: ...
-
-    def stored(self, picture: Picture) -> bytes: ...
-
-    def _steps(self, many: bool) -> AbstractContextManager[Any]: ...
-
-    def _autocast(self) -> AbstractContextManager[Any]: ...
 
 
 class WritesFromSource:
@@ -56,7 +37,7 @@ class WritesFromSource:
         """The translation of `text`; a list where it is a list. `image`: one for each text, or None where the model
         has learned without images (vision=none)."""
         how = {"beams": beams, "max_length": max_length, "length_penalty": length_penalty, "batch_size": batch_size}
-        return _written(cast(_Loaded, self), "translate", image, text, how)
+        return _written(cast(Loaded, self), "translate", image, text, how)
 
     def summarise(
         self,
@@ -70,10 +51,10 @@ class WritesFromSource:
     ) -> Any:
         """The summary of the document `text`, as `translate` has it. Several captions stand with ` | ` between them."""
         how = {"beams": beams, "max_length": max_length, "length_penalty": length_penalty, "batch_size": batch_size}
-        return _written(cast(_Loaded, self), "summarise", image, text, how)
+        return _written(cast(Loaded, self), "summarise", image, text, how)
 
 
-def _written(model: _Loaded, kind: str, image: Any, text: Any, options: dict[str, Any]) -> Any:
+def _written(model: Loaded, kind: str, image: Any, text: Any, options: dict[str, Any]) -> Any:
     model.needs(kind)
     able, how = model._able, decoding(**options)
     texts = [text_of("text", each) for each in ([text] if isinstance(text, str) else several(text))]
@@ -98,7 +79,7 @@ def _written(model: _Loaded, kind: str, image: Any, text: Any, options: dict[str
     return found[0] if isinstance(text, str) else [found[number] for number in given.ids]
 
 
-def _images(model: _Loaded, image: Any, texts: int) -> list[bytes]:
+def _images(model: Loaded, image: Any, texts: int) -> list[bytes]:
     """The images of so many texts in the form of the store; UserError where there are others than one each."""
     sees = model._able.learner.pixels is not None
     if image is None:
