@@ -8,6 +8,7 @@ import pytest
 from test_report_page import HOSTILE, browser, picture, show  # noqa: F401
 
 from velm_cli.data.looked import Attention
+from velm_cli.metrics.label_scores import Found, score_labels
 from velm_cli.metrics.retrieval import Ranks
 from velm_cli.metrics.retrieval_scores import score_retrieval
 from velm_cli.metrics.vqa import accuracy
@@ -141,3 +142,28 @@ def test_an_image_stands_with_what_it_found_and_what_found_it(tmp_path, show):  
     found = page.js("[...document.querySelectorAll('.found')].map(row => [...row.children].map(n => n.className))")
     assert found == [["right", ""], ["", "right"]]
     assert len(page.all("#view-body .found img")) == 4
+
+
+def test_which_label_was_taken_for_which(tmp_path, show):  # noqa: F811
+    labels = ["ants", "bees", NASTY[0]]
+    truth = {n: [labels[n % 3]] for n in range(12)}
+    scores = {n: np.roll([0.7, 0.2, 0.1], (n + (n > 8)) % 3) for n in truth}
+    chosen = {n: [labels[int(each.argmax())]] for n, each in scores.items()}
+    done = score_labels(truth, Found(labels, chosen, scores), METRICS, single=True)
+    path = tmp_path / "labels.html"
+    write_page(
+        path, [evaluated_of(done, "model")], {n: Picture(thumbnail(picture(np.random.default_rng(n)))) for n in truth}
+    )
+    page = show(path)
+    cells = page.js(
+        "[...document.querySelectorAll('.confusions tbody tr')].map((r) => [...r.cells].map((c) => c.textContent))"
+    )
+    found = {row[0]: row[1:] for row in cells}
+    heads = page.js("[...document.querySelectorAll('.confusions thead th')].map((c) => c.textContent)")
+    assert set(heads) == set(found) == set(labels)
+    for right in labels:
+        for place, told in enumerate(heads):
+            count = sum(truth[n] == [right] and chosen[n] == [told] for n in truth)
+            assert found[right][place] == (str(count) if count else "·")
+    card = page.all(".card")[0]
+    assert page.js("arguments[0].querySelectorAll('.candidates li').length", card) == 3

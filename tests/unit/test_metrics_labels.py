@@ -16,6 +16,7 @@ from velm_cli.metrics.classification import (
 )
 from velm_cli.metrics.label_scores import Found, score_labels
 from velm_cli.metrics.significance import bootstrap
+from velm_cli.report.evaluations import evaluated_of
 from velm_cli.schema import MetricsConfig
 
 
@@ -136,3 +137,13 @@ def test_a_truth_that_does_not_fit_is_refused():
     ):
         with pytest.raises(UserError, match=said):
             score_labels(truth, two, MetricsConfig(resamples=0), single=True)
+
+
+def test_examples_of_several_labels_are_ordered_by_their_own_score():
+    truth = {1: ["ants", "bees"], 2: ["bees"]}
+    done = score_labels(
+        truth, found({1: [0.9, 0.1, 0], 2: [0.2, 0.7, 0.1]}, several=True), MetricsConfig(resamples=0), single=False
+    )
+    shown = evaluated_of(done, "model")
+    assert shown.primary == "mAP" and shown.own_score(2) == 1 and shown.own_score(1) == pytest.approx(2 / 3)
+    assert shown.own_score(3) is None

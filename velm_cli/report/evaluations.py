@@ -66,6 +66,11 @@ class Evaluated:
     floors: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)  # what trivial rules score
     examples: Mapping[ImageId, Mapping[str, Any]] = field(default_factory=dict)  # what else is known of each
 
+    def own_score(self, example: ImageId) -> float | None:
+        """The primary score of an example; where that is of all together (mAP), the first that examples have."""
+        scores = self.per_image.get(example, {})
+        return scores.get(self.primary, next(iter(scores.values()), None))
+
 
 def read_evaluation(folder: Path) -> Evaluated:
     """The evaluation in a folder that holds `scores.json` and `per_image.jsonl`, as every stage writes them.

@@ -47,6 +47,8 @@ def item_of(run: Evaluated, example: ExampleId) -> Item:
         (rank,) = _numbers([about.get("i2t_rank")], 1)
         prompt = "" if rank is None else f"Best own caption: rank {rank:g}"
         return Item(prompt, list(zip(truth, notes, strict=True)), found=found)
+    if run.task == "classify":
+        return Item(truth=[(label, "") for label in truth], group=truth[0] if len(truth) == 1 else "")
     counts = Counter(truth).most_common()
     return Item(
         prompt=_text(about, "question") or _text(about, "source"),
@@ -61,7 +63,7 @@ def answer_of(run: Evaluated, example: ExampleId) -> Answer:
         pairs = _pairs(about.get("retrieved"), bool)
         return Answer(scores.get("i2t_R@1"), [(text, None, own) for text, own in pairs])
     pairs = _pairs(about.get("alternatives"), float)
-    return Answer(scores.get(run.primary), [(text, max(0.0, min(1.0, share)), None) for text, share in pairs])
+    return Answer(run.own_score(example), [(text, max(0.0, min(1.0, share)), None) for text, share in pairs])
 
 
 def _text(about: Mapping[str, Any], key: str) -> str:

@@ -106,7 +106,7 @@ def _chosen(evaluated: Evaluated, store: Store, indices: np.ndarray, count: int)
     """So many of the images: a third of the best, a third of the worst, the others spread evenly."""
     if len(indices) <= count:
         return indices
-    scores = [evaluated.per_image[store.example_id(int(index))][evaluated.primary] or 0.0 for index in indices]
+    scores = [evaluated.own_score(store.example_id(int(index))) or 0.0 for index in indices]
     order = indices[np.argsort(scores, kind="stable")]
     extreme = count // 3
     middle = order[extreme : len(order) - extreme]

@@ -3,6 +3,7 @@
 // What an example is called, and the headings of what is shown of it.
 const NAMED = {
   caption: ["image", "Hypothesis", "References"],
+  classify: ["image", "Label", "Right label"],
   vqa: ["question", "Answer", "Answers by people"],
   translate: ["sentence", "Translation", "References"],
   summarise: ["document", "Summary", "References"],

@@ -250,6 +250,7 @@ if (unscored) byId("scores-heading").hidden = true;
 else showScores();
 showNotes();
 showFolded("about", (run) => run.about);
+showConfusions();
 showFolded("details", (run) => run.details);
 showFolded("signature", (run) => run.signature);
 showCurves();
