@@ -142,9 +142,7 @@ class TrainRoot:
     init: InitConfig = field(default_factory=InitConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
-    config: str | None = path(
-        None
-    )  # run folder or YAML file whose options are the defaults; what the command says wins
+    config: str | None = path(None)  # run folder or YAML file whose options are the defaults; the command wins
     experiment: Any = None
     debug: Any = None
 
@@ -173,9 +171,7 @@ class EvalConfig:
 
 @dataclass
 class ModelFolder:
-    name: str | None = path(
-        None
-    )  # folder of the pretrained model, where its run keeps no config of it and it has moved
+    name: str | None = path(None)  # folder of the pretrained model, if it has moved and its run keeps no config of it
 
 
 @dataclass
