@@ -111,7 +111,7 @@ def test_each_task_is_evaluated_by_itself_on_its_own_store(place, capsys):
         assert evaluated == json.loads((place / "runs/train/straight/parts" / task / "predictions.json").read_text())
     assert call("eval", "checkpoint=runs/train/straight", "task=retrieve", "split=val", "name=retrieve") == 0
     found, then = (
-        json.loads((folder / "scores.json").read_text())["scores"]
+        json.loads((folder / "scores.json").read_text())["rsum"]
         for folder in (place / "runs/evaluate/retrieve", place / "runs/train/straight/parts/retrieve")
     )
     assert found == then

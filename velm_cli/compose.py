@@ -13,7 +13,7 @@ from velm_cli import schema
 from velm_cli.as_typed import unquoted
 from velm_cli.configs import load_run_config
 from velm_cli.errors import UserError
-from velm_cli.mixture import parts_of
+from velm_cli.mixture import parts_of, settle
 from velm_cli.options import conf_dir
 from velm_cli.schema.paths import expand_home, expand_homes
 from velm_cli.shared_configs import guard
@@ -100,4 +100,6 @@ def to_dataclass(config: DictConfig) -> Any:
     """The composed config as a dataclass of `schema.ROOTS`; nothing further in sees a DictConfig, or `~` in a path."""
     typed = OmegaConf.to_object(config)
     expand_homes(typed)
+    if config.stage in ("preprocess", "train", "finetune"):
+        settle(typed, loss_named)
     return typed

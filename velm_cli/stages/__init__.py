@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from velm_cli import compose, configs, console, mixture, naming, schema
+from velm_cli import compose, configs, console, naming, schema
 from velm_cli.engine.folder import best_figure, is_complete, is_of, run_path
 from velm_cli.errors import UserError
 from velm_cli.lineage import refuse_other_sources, vocabulary_grows, vocabulary_source
@@ -89,8 +89,6 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
                 task = "" if config.task is ScoredTask.caption else f"task={config.task.value} "
                 raise UserError(f"{key} is not set: velm score {task}predictions=FILE references=FILE")
     typed = compose.to_dataclass(config)
-    if stage in ("preprocess", "train", "finetune"):
-        mixture.settle(typed, compose.loss_named)
     if stage in ("train", "finetune", "evaluate"):
         _refuse_metrics_of_captions(typed.task.kind, list(HydraConfig.get().overrides.task))
         _refuse_decoding(typed.task, list(HydraConfig.get().overrides.task))
