@@ -124,7 +124,11 @@ def learner_to_predict(
     if not has_tasks(config):
         return task.learner(config, spaces, tokenizer, weights)
     if isinstance(config.task, MixTaskConfig):
-        raise UserError(f"the run learned several tasks: say which one, task={' or '.join(kinds_of(config))}")
+        kinds = " and ".join(kinds_of(config))
+        raise UserError(
+            f"the run learned several tasks ({kinds}): velm eval task= evaluates one, and velm finetune task= makes a "
+            "run of it that is loaded as any other"
+        )
     return task.sharing(config, spaces, tokenizer, weights, shared_model(config, tokenizer))
 
 
