@@ -6,13 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import sacrebleu
 from velm import call
 
 from velm_cli.files import read_sealed
 
-sacrebleu = pytest.importorskip("sacrebleu")
-pytest.importorskip("sacremoses")
-pytest.importorskip("rouge_score")
 GERMAN = [f"Ein Hund, Nummer {n}, läuft über das Gras." for n in range(6)]
 ENGLISH = [f"A dog, number {n}, runs on grass." for n in range(6)]
 SYSTEM = [text.replace("läuft", "rennt") if n % 2 else text for n, text in enumerate(GERMAN)]

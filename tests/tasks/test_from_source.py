@@ -12,9 +12,6 @@ from velm import TINY, TINY_MODEL, call
 from velm_cli.data.opening import open_store
 from velm_cli.data.store import first_image
 
-for package in ("sacrebleu", "sacremoses", "rouge_score"):
-    pytest.importorskip(package)
-
 KINDS = {
     "translate": ("translations", "BLEU", "en", "toy"),
     "summarise": ("summaries", "ROUGE-Lsum", "article", "highlights"),

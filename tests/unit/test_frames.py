@@ -13,12 +13,11 @@ from velm_cli import schema
 from velm_cli.data.images import ImageRefused
 from velm_cli.data.making import build_store
 from velm_cli.data.readers import read
-from velm_cli.data.video import can_decode, normalise_frame, taken
+from velm_cli.data.video import normalise_frame, taken
 from velm_cli.errors import UserError
 from velm_cli.schema import PreprocessConfig
 
 FORM = {"image_size": 32, "quality": 95, "max_pixels": 10**6, "max_seconds": 60.0, "min_frames": 2}
-needs_av = pytest.mark.skipif(not can_decode(), reason='PyAV is not installed (pip install "velm[video]")')
 
 
 def level(number: int) -> int:
@@ -136,7 +135,6 @@ def test_absent_clips_are_an_error_or_left_out(tmp_path):
     assert [example.id for example in read(frames(file, missing=schema.Missing.skip)).examples] == ["a"]
 
 
-@needs_av
 def test_frames_of_a_video(tmp_path):
     video(tmp_path / "clips" / "a.mp4", 20)
     video(tmp_path / "clips" / "b.avi", 9)
@@ -146,7 +144,6 @@ def test_frames_of_a_video(tmp_path):
     assert found == {"clips/a.mp4": taken(20, 5), "clips/b.avi": taken(9, 5)}
 
 
-@needs_av
 def test_hostile_videos_are_refused_with_a_reason(tmp_path):
     good = video(tmp_path / "a.mp4", 20)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from velm_cli.errors import UserError
 from velm_cli.metrics.classification import (
@@ -28,7 +29,6 @@ def draw(seed: int, images: int = 60, labels: int = 7) -> tuple[np.ndarray, np.n
 
 @pytest.mark.parametrize("seed", range(20))
 def test_average_precision_is_scikit_learns(seed):
-    metrics = pytest.importorskip("sklearn.metrics")
     scores_IC, right_IC = draw(seed)
     found_C = average_precisions(scores_IC, right_IC)
     there_C = right_IC.any(axis=0)
@@ -41,7 +41,6 @@ def test_average_precision_is_scikit_learns(seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_f1_is_scikit_learns(seed):
-    metrics = pytest.importorskip("sklearn.metrics")
     scores_IC, right_IC = draw(seed)
     chosen_IC = scores_IC >= 0.6
     there_C = right_IC.any(axis=0)
@@ -56,7 +55,6 @@ def test_f1_is_scikit_learns(seed):
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_top_k_is_the_mean_of_scikit_learns_over_the_orders_of_ties(k):
-    metrics = pytest.importorskip("sklearn.metrics")
     random = np.random.default_rng(k)
     scores_IC = random.integers(0, 4, (40, 6)).astype(float)
     label_I = random.integers(0, 6, 40)

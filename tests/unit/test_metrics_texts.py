@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 import pytest
+import sacrebleu
 
 from velm_cli.errors import UserError
 from velm_cli.metrics.sacre import streams
-from velm_cli.metrics.summary_scores import BETWEEN, medoid, pieces_of, score_summaries
+from velm_cli.metrics.summary_scores import BETWEEN, medoid, pieces_of, rouge_scorer, score_summaries
 from velm_cli.metrics.targets import Target
 from velm_cli.metrics.translation_scores import moses, score_translations
 from velm_cli.schema import MetricsConfig
 
-pytest.importorskip("sacremoses")
-sacrebleu = pytest.importorskip("sacrebleu")
-rouge_scorer = pytest.importorskip("rouge_score.rouge_scorer")
 WORDS = ["A", "a", "dog", "Hund,", "läuft", "running", "runs", "«ja»", "it's", "U.S.", "3.5", "-", "the", "on", "."]
 
 
@@ -82,7 +82,7 @@ def test_equal_to_rouge_score(seed):
     hypotheses = [f"{near(rng, given[0])}\nand so on" for given in references]
     truth = {number: Target(tuple(given)) for number, given in enumerate(references)}
     scores = score_summaries(truth, dict(enumerate(hypotheses)), MetricsConfig(resamples=10))
-    scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeLsum"], use_stemmer=True)
+    scorer = rouge_scorer()
     told = [scorer.score_multi(given, text) for given, text in zip(references, hypotheses, strict=True)]
     for key, kind in (("ROUGE-1", "rouge1"), ("ROUGE-2", "rouge2"), ("ROUGE-Lsum", "rougeLsum")):
         assert scores[key] == pytest.approx(sum(each[kind].fmeasure for each in told) / len(told), abs=1e-12)
@@ -100,3 +100,19 @@ def test_sentences_that_change_places_and_floors_of_summaries():
     assert pieces_of("One. Two! “Three?” four") == ["One.", "Two!", "“Three?”", "four"]
     warned = score_summaries({1: Target(("Männer über Öl",))}, {1: "x"}, MetricsConfig(resamples=0)).warnings
     assert any("takes for blanks" in line for line in warned)
+
+
+def test_a_log_of_the_console_outlives_rouge_score(tmp_path):
+    script = (
+        "import logging.config, sys\n"
+        "from velm_cli.metrics.summary_scores import rouge_scorer\n"
+        "sys.stderr = open('log.txt', 'w')\n"
+        "rouge_scorer()\n"
+        "logging.config.dictConfig({'version': 1})\n"
+        "print('still there', file=sys.__stdout__ if sys.stderr.closed else sys.stderr)\n"
+        "log, sys.stderr = sys.stderr, sys.__stderr__\n"
+        "logging.config.dictConfig({'version': 1})\n"
+        "print(log.closed)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout == "False\n" and (tmp_path / "log.txt").read_text() == "still there\n"

@@ -7,7 +7,9 @@ alphabets lose letters, which the signature says.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -89,15 +91,21 @@ def _rouge(truth: Mapping[ExampleId, Target], hypotheses: Sequence[str]) -> dict
     found: dict[str, list[float]] = {key: [] for key in KINDS}
     for target, text in zip(truth.values(), hypotheses, strict=True):
         references = ["\n".join(pieces_of(each)) for each in target.references]
-        scored = _scorer().score_multi(references, "\n".join(pieces_of(text)))
+        scored = rouge_scorer().score_multi(references, "\n".join(pieces_of(text)))
         for key, kind in KINDS.items():
             found[key].append(float(scored[kind].fmeasure))
     return found
 
 
 @lru_cache(maxsize=1)
-def _scorer() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+def rouge_scorer() -> Any:
+    """rouge-score's, of KINDS.
+
+    Its logging, absl, keeps what sys.stderr is when it is first imported, and closes that when logging is configured
+    again, unless it is the process's own: a log that copies the console would end there.
+    """
+    with contextlib.redirect_stderr(sys.__stderr__):
+        from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(list(KINDS.values()), use_stemmer=True)
 
@@ -120,7 +128,7 @@ def medoid(pieces: Sequence[str]) -> str:
     """The piece that has the highest mean ROUGE-L with the others; of equal ones the first."""
     if len(pieces) < 3:
         return pieces[0] if pieces else ""
-    scorer = _scorer()
+    scorer = rouge_scorer()
     means = [
         sum(scorer.score(other, piece)["rougeLsum"].fmeasure for place, other in enumerate(pieces) if place != own)
         for own, piece in enumerate(pieces)
