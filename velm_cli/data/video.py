@@ -1,4 +1,4 @@
-"""One frame of a video file, as the store keeps images. PyAV decodes (`pip install "velm[video]"`); nothing else does.
+"""One frame of a video file, as the store keeps images. PyAV decodes (`pip install "velm-cli[video]"`); nothing else does.
 
 A video is looked at twice. Its packets say how many frames it has and when each is shown, without decoding any; then
 decoding begins at the key frame before the wanted one. This runs where images are checked, in a process that may take
@@ -15,7 +15,7 @@ from typing import Any
 from velm_cli.data.images import ImageRefused, NormalisedImage, normalise_image
 
 OF_VIDEO = re.compile(r"#frame=(\d+)of(\d+)$")  # of the path of a frame: its number, and how many are taken
-NEEDED = 'it needs PyAV: pip install "velm[video]"'
+NEEDED = 'it needs PyAV: pip install "velm-cli[video]"'
 MOST_FRAMES = 10**6  # of a video, whose packets are counted
 # FFmpeg's names of what is read. Its others include playlists and lists, which make it open other files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,ogg,gif,asf,flv"
