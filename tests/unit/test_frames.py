@@ -168,5 +168,5 @@ def test_hostile_videos_are_refused_with_a_reason(tmp_path):
 def test_without_pyav_a_video_is_refused_in_words(tmp_path, monkeypatch):
     monkeypatch.setattr("velm_cli.data.video.can_decode", lambda: False)
     (tmp_path / "a.mp4").write_bytes(b"x")
-    with pytest.raises(ImageRefused, match=r'pip install "velm\[video\]"'):
+    with pytest.raises(ImageRefused, match=r'pip install "velm-cli\[video\]"'):
         normalise_frame(tmp_path / "a.mp4#frame=0of4", **FORM)

@@ -1,4 +1,4 @@
-"""One frame of a video file, as the store keeps images. PyAV decodes (`pip install "velm-cli[video]"`); nothing else does.
+"""One frame of a video file, as the store keeps images. PyAV decodes (`pip install "velm-cli[video]"`), nothing else.
 
 A video is looked at twice. Its packets say how many frames it has and when each is shown, without decoding any; then
 decoding begins at the key frame before the wanted one. This runs where images are checked, in a process that may take
