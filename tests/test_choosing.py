@@ -45,7 +45,7 @@ def scored(monkeypatch):
         seen.append(step)
         return Validation({"loss": 1.0, "cider": SCORES[step]}, SCORES[step])
 
-    monkeypatch.setattr(train, "validation", figures)
+    monkeypatch.setattr(train, "validated", figures)
     return seen, cut
 
 

@@ -115,7 +115,7 @@ def test_a_run_whose_folder_goes_stops_and_writes_nothing_more(how, place, at_st
 
 
 def test_patience_is_decided_anew(place, monkeypatch, capsys):
-    monkeypatch.setattr(train, "validation", lambda *_: Validation({"loss": 1.0}, -1.0))
+    monkeypatch.setattr(train, "validated", lambda *_: Validation({"loss": 1.0}, -1.0))
     command = [*COMMAND, "name=patience"]
     assert call(*command, "run.max_steps=12", "run.patience=1") == 0
     assert "no better validation 1 times in a row" in capsys.readouterr().out
