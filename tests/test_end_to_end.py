@@ -308,7 +308,7 @@ def test_the_estimated_work_is_that_of_the_real_step(place, capsys):
     longest = batch.tokens_BKT.shape[2] - 1
     captions = batch.tokens_BKT.shape[1]
     data = TaskData.of(config, store, tokens.tokenizer)
-    flops, activations = stage._one_step(meta, config, data, captions, longest)
+    flops, activations = stage.one_step(meta, config, data, captions, longest)
     # The meta batch predicts at every position, the real one only up to each caption's end; and the CPU's
     # fused attention computes some products again in its backward pass.
     assert 0.95 * counter.get_total_flops() <= flops < 1.3 * counter.get_total_flops()

@@ -241,9 +241,11 @@ class MixPart:
 
     store: str = path(MISSING)  # folder of a preprocessed store
     task: str | None = None  # with task=mix: what is learned of it, such as caption; else the run's own
-    weight: float = 1.0  # its share of the batches, in proportion to those of the others
+    weight: float = within(
+        1.0, above=0, most=1_000_000
+    )  # its share of the batches, in proportion to those of the others
     name: str | None = None  # of its figures in the log; null = its task, or the store's folder
-    batch_size: int = 0  # examples of a batch; 0 = run.batch_size
+    batch_size: int = within(0, least=0, most=10**6)  # examples of a batch; 0 = run.batch_size
     options: dict[str, Any] = field(default_factory=dict)  # with task=mix: those of its task, {answer: generate}
     loss: dict[str, Any] = field(default_factory=dict)  # with task=mix: those of its loss, {gamma: 0.5}
 

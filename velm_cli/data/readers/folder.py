@@ -71,8 +71,9 @@ def read_folder(config: schema.FolderConfig, root: Path) -> Corpus:
                 raise UserError(f"dataset.{option}={value}: there is no table in {root}")
 
     if not found.captioned and not any(found.captions.values()) and found.images:
-        classes = len({key.rpartition("/")[0] for key in found.images}) > 1
-        labels = "; dataset.labels=true takes the names of the folders for labels" if classes else ""
+        folders = {key.rpartition("/")[0].rpartition("/")[2] for key in found.images}
+        classes = [folder for folder in folders if folder and part_of_word(folder) is None]
+        labels = "; dataset.labels=true takes the names of the folders for labels" if len(classes) > 1 else ""
         corpus.notes.append(f"no image has a caption: all are test, to be captioned{labels}")
         entries = [Entry(image_id, "test", path, []) for image_id, path in found.images.items()]
     else:
