@@ -6,7 +6,6 @@ are drawn. The test part has kinds of objects (size, colour, shape) that trainin
 
 from __future__ import annotations
 
-import json
 import random
 from contextlib import ExitStack
 from functools import partial
@@ -16,6 +15,7 @@ from velm_cli import schema
 from velm_cli.data.processes import new_pool
 from velm_cli.data.shapes import CHUNK, WORTH_PROCESSES, draw, place, write_image
 from velm_cli.data.shapes_grammar import BACKGROUNDS, HELD_OUT, NOUNS, SEEN_KINDS, Group, Scene
+from velm_cli.data.stamps import stamp_of
 from velm_cli.errors import UserError
 from velm_cli.files import refuse_links, write_json
 
@@ -33,7 +33,7 @@ def write_shapes_classes(config: schema.ShapesConfig, root: Path) -> Path:
     sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     stamp = {"version": VERSION, "draw_seed": config.draw_seed, **sizes}
     try:
-        if not _is_written(home / STAMP, stamp):
+        if stamp_of(home / STAMP) != stamp:
             home.mkdir(exist_ok=True)
             refuse_links(home)
             jobs = [(part, number) for part, size in sizes.items() for number in range(size)]
@@ -57,13 +57,6 @@ def make_class_scene(part: str, number: int, rng: random.Random) -> Scene:
     kinds = [kind for kind in (HELD_OUT if part == "test" else SEEN_KINDS) if kind[2] == shape]
     group = Group(rng.randint(1, 3), *rng.choice(kinds))
     return Scene((group,), None, rng.choice(tuple(BACKGROUNDS)))
-
-
-def _is_written(path: Path, stamp: dict[str, int]) -> bool:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) == stamp
-    except (FileNotFoundError, ValueError):
-        return False
 
 
 def _write_scene(home: Path, draw_seed: int, job: tuple[str, int]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from velm_cli.data.shapes import SIDE, draw_lots, place
 from velm_cli.data.shapes_grammar import COLOURS, NOUNS, Scene, make_scene, write_captions
+from velm_cli.data.stamps import stamp_of
 from velm_cli.errors import UserError
 from velm_cli.files import write_json
 
@@ -27,18 +28,11 @@ def write_shapes_labels(root: Path, draw_seed: int) -> None:
     """
     home, stamp = root / "annotations", {"version": VERSION, "draw_seed": draw_seed}
     try:
-        if not _is_written(home / STAMP, stamp):
+        if stamp_of(home / STAMP) != stamp:
             _write_all(root, draw_seed)
             write_json(home / STAMP, stamp)
     except OSError as error:
         raise UserError(f"cannot write the labels to {home} ({error}): check dataset.root") from error
-
-
-def _is_written(path: Path, stamp: dict[str, int]) -> bool:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) == stamp
-    except (FileNotFoundError, ValueError):
-        return False
 
 
 def _write_all(root: Path, draw_seed: int) -> None:

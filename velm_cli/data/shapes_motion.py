@@ -14,7 +14,6 @@ import random
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -31,6 +30,7 @@ from velm_cli.data.shapes import (
 )
 from velm_cli.data.shapes_grammar import ALL_KINDS, BACKGROUNDS, NOUNS
 from velm_cli.data.shapes_grammar import HELD_OUT as HELD_OUT_KINDS
+from velm_cli.data.stamps import stamp_of
 from velm_cli.errors import UserError
 from velm_cli.files import refuse_links, write_bytes, write_json
 from velm_cli.schema import ShapesConfig
@@ -168,7 +168,7 @@ def write_motion(config: ShapesConfig, root: Path) -> Path:
     sizes = {"train": config.num_train, "val": config.num_val, "test": config.num_test}
     stamp = {"version": VERSION, "draw_seed": config.draw_seed, **{f"num_{part}": size for part, size in sizes.items()}}
     try:
-        if (found := _stamp(home / STAMP)) is not None:
+        if (found := stamp_of(home / STAMP)) is not None:
             if found != stamp:
                 raise UserError(f"{home} holds other moving scenes: set dataset.root to a new folder, or delete it")
             return home
@@ -179,13 +179,6 @@ def write_motion(config: ShapesConfig, root: Path) -> Path:
     except OSError as error:
         raise UserError(f"cannot write the moving scenes to {home} ({error}): check dataset.root") from error
     return home
-
-
-def _stamp(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _write_all(home: Path, draw_seed: int, sizes: dict[str, int]) -> None:

@@ -6,9 +6,9 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from velm_cli.data.shapes_grammar import Scene
+from velm_cli.data.stamps import stamp_of
 from velm_cli.errors import UserError
 from velm_cli.files import refuse_links, write_bytes, write_json
 
@@ -27,7 +27,7 @@ def write_pairs(root: Path, folder: str, row: Row, *, version: int, draw_seed: i
     home = root / folder
     stamp = {"version": version, "draw_seed": draw_seed}
     try:
-        if _stamp_of(home / STAMP) != stamp:
+        if stamp_of(home / STAMP) != stamp:
             home.mkdir(exist_ok=True)
             refuse_links(home)
             scenes = json.loads((root / "scenes.json").read_text(encoding="utf-8"))
@@ -44,10 +44,3 @@ def write_pairs(root: Path, folder: str, row: Row, *, version: int, draw_seed: i
     except OSError as error:
         raise UserError(f"cannot write the {folder} to {home} ({error}): check dataset.root") from error
     return home
-
-
-def _stamp_of(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from velm_cli.data.shapes_grammar import Scene
 from velm_cli.data.shapes_questions import write_questions
+from velm_cli.data.stamps import stamp_of
 from velm_cli.errors import UserError
 from velm_cli.files import refuse_links, write_json
 
@@ -32,7 +33,7 @@ def write_shapes_questions(root: Path, draw_seed: int) -> tuple[dict[str, str], 
     files = [{part: str(home / part / f"{kind}.json") for part in PARTS} for kind in ("questions", "annotations")]
     stamp = {"version": VERSION, "draw_seed": draw_seed}
     try:
-        if not _is_written(home / STAMP, stamp):
+        if stamp_of(home / STAMP) != stamp:
             home.mkdir(exist_ok=True)
             refuse_links(home)
             _write_all(root, draw_seed)
@@ -40,13 +41,6 @@ def write_shapes_questions(root: Path, draw_seed: int) -> tuple[dict[str, str], 
     except OSError as error:
         raise UserError(f"cannot write the questions to {home} ({error}): check dataset.root") from error
     return files[0], files[1]
-
-
-def _is_written(path: Path, stamp: dict[str, int]) -> bool:
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) == stamp
-    except (FileNotFoundError, ValueError):
-        return False
 
 
 def _write_all(root: Path, draw_seed: int) -> None:
