@@ -18,8 +18,9 @@ from torch import nn
 from velm_cli import schema
 from velm_cli.data.batch import Batch
 from velm_cli.learners.interface import Moment
-from velm_cli.learners.judging import JudgingLearner, reads_one_way
+from velm_cli.learners.judging import JudgingLearner
 from velm_cli.models.velm import VelmModel
+from velm_cli.objectives.rules import reads_one_way
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema.tasks import LabelLoss
 

@@ -22,7 +22,6 @@ from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.objectives.image import ConceptLoss, MaskedPatchLoss
 from velm_cli.objectives.label import LabelHead
-from velm_cli.objectives.rules import reads_one_way as reads_one_way
 from velm_cli.objectives.terms import Term
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import ImageLoss, LossConfig, TextLoss
