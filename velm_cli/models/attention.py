@@ -17,17 +17,26 @@ SCORES = 1 << 27  # of T * S * H * N: beyond it torch's backward, which never ho
 
 
 def attend(
-    query_NHTd: Tensor, key_NHSd: Tensor, value_NHSd: Tensor, *, visible: Tensor | None = None, causal: bool = False
+    query_NHTd: Tensor,
+    key_NHSd: Tensor,
+    value_NHSd: Tensor,
+    *,
+    visible: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """(N, H, T, d): the mean of the values weighted by softmax(q . k / sqrt(d)).
+    """(N, H, T, d): the mean of the values weighted by softmax(scale * q . k); a scale of None is 1 / sqrt(d).
 
     `visible`, bool, broadcast to (N, H, T, S): which keys a query may look at, at least one. `causal`: those up to its
-    own position.
+    own position. `dropout`: of the weights.
     """
-    if _by_products(query_NHTd, key_NHSd, value_NHSd):
-        attended: Tensor = _ByProducts.apply(query_NHTd, key_NHSd, value_NHSd, visible, causal)
+    if not dropout and _by_products(query_NHTd, key_NHSd, value_NHSd):
+        attended: Tensor = _ByProducts.apply(query_NHTd, key_NHSd, value_NHSd, visible, causal, scale)
         return attended
-    return F.scaled_dot_product_attention(query_NHTd, key_NHSd, value_NHSd, attn_mask=visible, is_causal=causal)
+    return F.scaled_dot_product_attention(
+        query_NHTd, key_NHSd, value_NHSd, attn_mask=visible, is_causal=causal, scale=scale, dropout_p=dropout
+    )
 
 
 def _by_products(query_NHTd: Tensor, key_NHSd: Tensor, value_NHSd: Tensor) -> bool:
@@ -35,6 +44,7 @@ def _by_products(query_NHTd: Tensor, key_NHSd: Tensor, value_NHSd: Tensor) -> bo
     return (
         query_NHTd.device.type == "cpu"
         and query_NHTd.dtype is torch.bfloat16
+        and query_NHTd.shape[-1] == value_NHSd.shape[-1]
         and torch.is_grad_enabled()
         and any(x.requires_grad for x in (query_NHTd, key_NHSd, value_NHSd))
         and query_NHTd.shape[:3].numel() * key_NHSd.shape[2] <= SCORES
@@ -45,13 +55,15 @@ class _ByProducts(torch.autograd.Function):
     """torch's forward; a backward of five matrix products and two passes of softmax over the scores, made again."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal: bool, scale: float | None
+    ) -> Tensor:
         mask = None if visible is None else added_to_scores(visible, q.dtype)
         y, log_sum_NHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q, k, v, 0.0, causal, attn_mask=mask
+            q, k, v, 0.0, causal, attn_mask=mask, scale=scale
         )
         ctx.save_for_backward(q, k, v, log_sum_NHT, visible)
-        ctx.causal = causal
+        ctx.causal, ctx.scale = causal, q.shape[-1] ** -0.5 if scale is None else scale
         return y
 
     @staticmethod
@@ -60,7 +72,7 @@ class _ByProducts(torch.autograd.Function):
         q, k, v, log_sum_NHT, visible = ctx.saved_tensors
         (N, H, T, d), S = q.shape, k.shape[2]
         q_XTd, k_XSd, v_XSd, dy_XTd = (x.reshape(N * H, -1, d) for x in (q, k, v, gradients[0]))  # X = N * H
-        scale = d**-0.5
+        scale = ctx.scale
         # Scores are rounded to bfloat16. So that those which matter are near 0, that of the probability e^-3 is taken
         # off within the product; softmax is the same for it.
         offset_XTS = (3.0 - log_sum_NHT).to(q.dtype).reshape(N * H, T, 1).expand(-1, -1, S)
@@ -72,7 +84,7 @@ class _ByProducts(torch.autograd.Function):
         ds_XTS = torch._softmax_backward_data(dy_XTd @ v_XSd.mT, p_XTS, -1, q.dtype)
         dq_XTd = torch.baddbmm(q_XTd, ds_XTS, k_XSd, beta=0, alpha=scale)
         dk_XSd = torch.baddbmm(k_XSd, ds_XTS.mT, q_XTd, beta=0, alpha=scale)
-        return dq_XTd.view_as(q), dk_XSd.view_as(k), dv_XSd.view_as(v), None, None
+        return dq_XTd.view_as(q), dk_XSd.view_as(k), dv_XSd.view_as(v), None, None, None
 
 
 def added_to_scores(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from velm_cli.data.packing import Packing
 from velm_cli.models.attention import attend
+from velm_cli.models.rows import Seen, attend_rows
 from velm_cli.models.state import ImageItself, ImageKeys, KeyValue, Layer
 
 
@@ -94,8 +95,12 @@ class SelfAttention(nn.Module):
         past: Layer | None = None,
         visible_NT: Tensor | None = None,
         packing: Packing | None = None,
+        seen: Seen | None = None,
     ) -> tuple[Tensor, KeyValue]:
-        """Also keys and values of x's positions. With `packing` x and the result are (1, M, D)."""
+        """Also keys and values of x's positions. With `packing` or `seen` x and the result are (1, M, D)."""
+        if seen is not None:
+            q, k, v = self.qkv(x_NTD).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+            return self.out(attend_rows(q, k, v, seen.visible_Z, seen.rows).flatten(2)), KeyValue(k, v)
         qkv_NTX = self.qkv(x_NTD) if packing is None else packing.pad(self.qkv(x_NTD))
         (N, T, _), D = qkv_NTX.shape, x_NTD.shape[-1]
         q, k, v = qkv_NTX.view(N, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
@@ -226,11 +231,12 @@ class Block(nn.Module):
         memory: ImageKeys | ImageItself | None = None,
         visible_NT: Tensor | None = None,
         packing: Packing | None = None,
+        seen: Seen | None = None,
     ) -> tuple[Tensor, KeyValue]:
         """Also self-attention's keys and values. `visible`: True where a position of the text may be looked at, for
-        padded rows. With `packing` x and the result are (1, M, D)."""
+        padded rows. With `packing`, or what is `seen` in a layout, x and the result are (1, M, D)."""
         y, own = self.attention(
-            self.norm_attention(x_NTD), causal=causal, past=past, visible_NT=visible_NT, packing=packing
+            self.norm_attention(x_NTD), causal=causal, past=past, visible_NT=visible_NT, packing=packing, seen=seen
         )
         x_NTD = x_NTD + self.dropout(y)
         if self.cross is not None:

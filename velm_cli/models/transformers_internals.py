@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from velm_cli.models.attention import added_to_scores
+from velm_cli.models.layers import product_dtype
+from velm_cli.models.rows import Rows, attend_rows
 from velm_cli.models.state import KeyValue, Layer, Past
 
 # --- text
@@ -40,6 +43,16 @@ MASKED_BY_TYPE = {
     "mistral", "mixtral", "olmo3", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3",
     "starcoder2", "vaultgemma",
 }  # fmt: skip
+# Families whose attention is softmax(scale * q . k) of what the mask shows, and gets the options of their forward.
+PLAIN_ATTENTION = {
+    "arcee", "bitnet", "codegen", "cohere", "cohere2", "cwm", "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5",
+    "exaone4", "gemma", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neox", "gptj", "granite",
+    "granitemoe", "granitemoeshared", "helium", "hunyuan_v1_dense", "hyperclovax", "jetmoe", "llama", "minicpm3",
+    "ministral", "ministral3", "mistral", "mixtral", "nanochat", "olmo", "olmo2", "olmo3", "olmoe", "opt",
+    "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3",
+    "starcoder2",
+}  # fmt: skip
+ATTENTION_NAME = "velm_rows"  # of velm's attention, among transformers' own
 
 
 def family_of(net: Any) -> str:
@@ -161,6 +174,56 @@ def _slots_class() -> type:
         get_max_cache_shape = get_max_length  # its name before 5.15
 
     return Slots
+
+
+def attends_rows(net: Any) -> bool:
+    """Whether its layers can run on a row of a `Layout`; if so, its attention is velm's from now on, which is torch's
+    where it gets no rows."""
+    plain = shares_slots(net) and family_of(net) in PLAIN_ATTENTION and net.config._attn_implementation == "sdpa"
+    if plain:
+        _register_attention()
+        net.set_attn_implementation(ATTENTION_NAME)
+    return plain
+
+
+@cache
+def _register_attention() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    torchs: Any = AttentionInterface()["sdpa"]
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
+    ) -> tuple[Tensor, Any]:
+        rows = options.pop(ATTENTION_NAME, None)
+        if rows is None:
+            result: tuple[Tensor, Any] = torchs(module, query, key, value, attention_mask, **options)
+            return result
+        # Some families turn queries and keys in float32 under autocast.
+        q, k, v = (x.to(product_dtype(x)) for x in (query, key, value))
+        dropout, scale = options.get("dropout", 0.0), options.get("scaling")
+        return attend_rows(q, k, v, attention_mask.flatten(), rows, scale=scale, dropout=dropout), None
+
+    AttentionInterface.register(ATTENTION_NAME, attention)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+def run_rows(net: Any, rows: Rows, visible: dict[str, Tensor], **inputs: Any) -> Tensor:
+    """States (1, M, D) of a row; `visible` (Z) by type of layer."""
+    # A mask of four dimensions is passed on as it is. Some families cut the last two to the number of keys.
+    masks = {kind: visible_Z[None, :, None, None] for kind, visible_Z in visible.items()}
+    states: Tensor = net(
+        **inputs, attention_mask=mask_of(masks), use_cache=False, **{ATTENTION_NAME: rows}
+    ).last_hidden_state
+    return states
+
+
+def run_masked(net: Any, visible: dict[str, Tensor], **inputs: Any) -> Tensor:
+    """States (G, Y, D) of padded rows; `visible` (G, 1, Y, Y) by type of layer."""
+    masks = {kind: added_to_scores(shown, inputs["inputs_embeds"].dtype) for kind, shown in visible.items()}
+    states: Tensor = net(**inputs, attention_mask=mask_of(masks), use_cache=False).last_hidden_state
+    return states
 
 
 # --- vision

@@ -28,6 +28,7 @@ class TextEncoder(nn.Module):
     num_layers: int  # places for `before_layer`; 0 where nothing can enter between layers
     causal: bool = True
     packs: bool = False  # whether `run` takes a `packing`
+    takes_layouts: bool = False  # whether `run` takes a `layout`: a row (1, M, E) in, its states out, and no state
     no_decay: tuple[str, ...] = ()  # its parts and parameters that are no matrices: positions, types of text
     head: nn.Linear | None  # the output layer, where it does not share the embedding's weights
     head_bias: Tensor | None = None  # (V or more): what the output layer's bias starts from; None is 0

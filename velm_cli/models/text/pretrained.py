@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from velm_cli.data.layout import Layout
 from velm_cli.errors import UserError
 from velm_cli.models import transformers_internals as internals
 from velm_cli.models.attention import added_to_scores
 from velm_cli.models.hub import load_pretrained
 from velm_cli.models.layers import within
+from velm_cli.models.rows import Rows, visible_in
 from velm_cli.models.state import Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.models.text.own_logits import refuse_other_logits
@@ -60,6 +62,8 @@ class PretrainedText(TextEncoder):
         self.net.config.use_cache = True
         self.shares_slots = internals.shares_slots(self.net)
         self.windows = internals.windows_of(self.net.config)
+        self.takes_layouts = causal and self.shares_slots
+        self._attends_rows = self.takes_layouts and internals.attends_rows(self.net)
         self.positions = getattr(self.net.config, "max_position_embeddings", None)
         self.width = self.output_weight.shape[1]
         self.embedding_width = self.net.get_input_embeddings().embedding_dim
@@ -128,8 +132,13 @@ class PretrainedText(TextEncoder):
         *,
         before_layer: BeforeLayer | None = None,
         lengths_N: Tensor | None = None,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, tuple]:
         N, T, _ = embedded_NTE.shape
+        if layout is not None:
+            assert self.takes_layouts and state is None
+            with self._entering(before_layer):
+                return self._run_row(embedded_NTE, layout), ()
         if not self.causal:
             visible_NT = within(lengths_N, T)
             # On the meta device transformers would look at the mask's values.
@@ -148,6 +157,28 @@ class PretrainedText(TextEncoder):
             return states_NTD, layers
         behind_N = torch.full((N,), T, device=embedded_NTE.device)
         return states_NTD, (Past.of(layers), behind_N)
+
+    def _run_row(self, embedded_1ME: Tensor, layout: Layout) -> Tensor:
+        """(1, M, D). Where the family's attention knows no rows, its layers run on padded trees."""
+        self._check_positions(layout.longest)
+        rows, windows = Rows.of(layout), self.windows or {"": 0}
+        visible = {kind: visible_in(layout, rows, window) for kind, window in windows.items()}
+        if self._attends_rows:
+            position_1M = layout.position_M[None]
+            return internals.run_rows(self.net, rows, visible, inputs_embeds=embedded_1ME, position_ids=position_1M)
+        embedded, position = rows.spread(embedded_1ME[0]), rows.spread(layout.position_M)
+        states = [
+            internals.run_masked(
+                self.net,
+                {kind: group.of(visible_Z) for kind, visible_Z in visible.items()},
+                inputs_embeds=embedded_GYE,
+                position_ids=position_GY,
+            ).flatten(0, 1)
+            for group, embedded_GYE, position_GY in zip(
+                rows.groups, rows.groups_of(embedded), rows.groups_of(position), strict=True
+            )
+        ]
+        return rows.collect(torch.cat(states))[None]
 
     def _go_on(
         self, embedded_NTE: Tensor, past: Past, behind_N: Tensor, before_layer: BeforeLayer | None

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from velm_cli.data.layout import Layout
 from velm_cli.data.packing import Packing, spread
 from velm_cli.models.layers import Block, Dropout, initialise, sinusoids, within
+from velm_cli.models.rows import Seen
 from velm_cli.models.state import Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
 from velm_cli.models.text.recurrent import packed_layer
@@ -51,7 +53,7 @@ class TransformerText(_Scratch):
 
     def __init__(self, config: TransformerConfig, vocab_size: int | None, *, causal: bool = True) -> None:
         super().__init__(config.width, vocab_size)
-        self.causal = causal
+        self.causal = self.takes_layouts = causal
         self.num_layers = config.layers
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
@@ -68,9 +70,17 @@ class TransformerText(_Scratch):
         before_layer: BeforeLayer | None = None,
         lengths_N: Tensor | None = None,
         packing: Packing | None = None,
+        layout: Layout | None = None,
     ) -> tuple[Tensor, tuple]:
         assert packing is None or (self.causal and state is None and before_layer is None)
         N, T, _ = embedded_NTE.shape
+        if layout is not None:
+            assert self.causal and state is None and before_layer is None
+            x_NTD = self.dropout(embedded_NTE + sinusoids(layout.position_M, self.width, embedded_NTE.dtype))
+            seen = Seen.of(layout)
+            for block in self.blocks:
+                x_NTD, _ = block(x_NTD, causal=True, seen=seen)
+            return self.norm(x_NTD), ()
         past, behind_N = (None, None) if state is None else state
         position_T = torch.arange(T, device=embedded_NTE.device)
         position = position_T if behind_N is None else behind_N[:, None] + position_T
