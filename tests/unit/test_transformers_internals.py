@@ -16,7 +16,9 @@ from causal_families import family_folder, known
 from tiny_models import folder
 
 import velm_cli
+from velm_cli.data.layout import Layout
 from velm_cli.models import transformers_internals as internals
+from velm_cli.models.rows import Rows, visible_in
 from velm_cli.models.state import KeyValue, Past
 
 FILE = "velm_cli/models/transformers_internals.py"
@@ -189,3 +191,27 @@ def test_text_recurrent_families_say_so():
     for family in ("mamba", "rwkv", "lfm2"):
         net = internals.body_of(t.AutoModelForCausalLM.from_pretrained(family_folder(family)))
         assert not internals.keeps_keys_and_values(net), changed(f"{family}'s layer_types", "keeps_keys_and_values")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral-window", "opt"])
+def test_text_attention_of_velms_own(name):
+    """Its name, the mask that passes as it is, and the option that reaches every layer."""
+    net = internals.body_of(text_model(name))
+    inputs = torch.randn(1, 6, 16)
+    wanted = torch.cat([states_of(net, part) for part in (inputs[:, :4], inputs[:, 4:])], 1)
+    assert internals.attends_rows(net), changed("AttentionInterface or _attn_implementation", "attends_rows")
+    message = changed("how attention functions are found", "_register_attention")
+    torch.testing.assert_close(states_of(net, inputs[:, :4]), wanted[:, :4], msg=lambda text: f"{message}\n{text}")
+    layout = Layout.of([4, 2])
+    rows, windows = Rows.of(layout), internals.windows_of(net.config) or {"": 0}
+    visible = {kind: visible_in(layout, rows, window) for kind, window in windows.items()}
+    with torch.no_grad():
+        found = internals.run_rows(net, rows, visible, inputs_embeds=inputs, position_ids=layout.position_M[None])
+    message = changed("what reaches an attention function", "run_rows")
+    torch.testing.assert_close(found, wanted, msg=lambda text: f"{message}\n{text}")
+
+
+def test_text_attention_that_is_plain():
+    """Of a family that caps scores, or whose attention has sinks, no row is made."""
+    for name in ("gemma2", "gpt_oss-window"):
+        assert not internals.attends_rows(internals.body_of(text_model(name)))

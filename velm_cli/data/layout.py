@@ -92,5 +92,7 @@ class Layout(NamedTuple):
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Layout:
         """The same on `device`."""
-        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in self.moved())
-        return self._replace(**dict(zip(self._fields, moved, strict=False)))
+        position_M, segment_M, tree_M, rank_M, sees_SS = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in self.moved()
+        )
+        return Layout(position_M, segment_M, tree_M, rank_M, sees_SS, self.sizes, self.longest)
