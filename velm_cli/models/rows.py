@@ -47,12 +47,13 @@ class Rows(NamedTuple):
 
     @staticmethod
     def of(layout: Layout) -> Rows:
-        order = sorted(range(len(layout.sizes)), key=lambda tree: -layout.sizes[tree])
+        sizes = layout.sizes
+        order = sorted(range(len(sizes)), key=lambda tree: -sizes[tree])
         groups: list[Group] = []
         starts, start, masks = [0] * len(order), 0, 0
         while order:
-            width = max(1, layout.sizes[order[0]])
-            some = [tree for tree in order if 2 * layout.sizes[tree] > width] or order
+            width = max(1, sizes[order[0]])
+            some = [tree for tree in order if 2 * sizes[tree] > width] or order
             order = order[len(some) :]
             for number, tree in enumerate(some):
                 starts[tree] = start + number * width

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from velm_cli.data.layout import Layout
 from velm_cli.data.packing import Packing
 
 BeforeLayer = Callable[[int, Tensor], Tensor]  # (number of the layer, its input) -> what it gets instead
@@ -29,6 +30,7 @@ class TextEncoder(nn.Module):
     causal: bool = True
     packs: bool = False  # whether `run` takes a `packing`
     takes_layouts: bool = False  # whether `run` takes a `layout`: a row (1, M, E) in, its states out, and no state
+    branches: bool = False  # whether the texts of an image are read as branches of it, where nothing says otherwise
     no_decay: tuple[str, ...] = ()  # its parts and parameters that are no matrices: positions, types of text
     head: nn.Linear | None  # the output layer, where it does not share the embedding's weights
     head_bias: Tensor | None = None  # (V or more): what the output layer's bias starts from; None is 0
@@ -64,6 +66,19 @@ class TextEncoder(nn.Module):
     ) -> tuple[Tensor, tuple]:
         """States of further positions after those that made `state`, and the state that goes on from there."""
         raise NotImplementedError
+
+    def run_row(self, embedded_1ME: Tensor, layout: Layout) -> Tensor:
+        """(1, M, D): the states of sequences that share beginnings, or nothing. Encoders that take no layouts read each
+        sequence by itself, and what several share as often as there are."""
+        if self.takes_layouts:
+            run: Any = self.run
+            states_1MD: Tensor = run(embedded_1ME, layout=layout)[0]
+            return states_1MD
+        assert self.causal
+        place_FT, at_M = (torch.from_numpy(places).to(embedded_1ME.device) for places in layout.sequences())
+        embedded_FTE = embedded_1ME[0].index_select(0, place_FT.flatten().clamp(min=0)).view(*place_FT.shape, -1)
+        states_FTD, _ = self.run(embedded_FTE, lengths_N=(place_FT >= 0).sum(1))
+        return states_FTD.flatten(0, 1).index_select(0, at_M)[None]
 
     def forward(
         self, tokens_NT: Tensor, state=None, *, lengths_N: Tensor | None = None, packing: Packing | None = None

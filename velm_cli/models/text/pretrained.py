@@ -62,7 +62,7 @@ class PretrainedText(TextEncoder):
         self.net.config.use_cache = True
         self.shares_slots = internals.shares_slots(self.net)
         self.windows = internals.windows_of(self.net.config)
-        self.takes_layouts = causal and self.shares_slots
+        self.takes_layouts = self.branches = causal and self.shares_slots
         self._attends_rows = self.takes_layouts and internals.attends_rows(self.net)
         self.positions = getattr(self.net.config, "max_position_embeddings", None)
         self.width = self.output_weight.shape[1]
