@@ -1,9 +1,11 @@
-"""What `velm score` does with the scores of answers and of rankings: tables, notes, files, the page."""
+"""What `velm score` does for every task but captions: the folder of the results, tables, notes, files, the page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any, Protocol
 
 from velm_cli import __version__
 from velm_cli.errors import on_one_line, visible
@@ -12,6 +14,32 @@ from velm_cli.metrics.scores import ExampleId, Scores, save, table
 from velm_cli.report.evaluations import evaluated_of
 from velm_cli.report.page import Picture, write_page
 from velm_cli.schema import ScoreRoot
+from velm_cli.stages.outputs import score_folder
+
+
+class FromFile(Protocol):
+    """What was read from a file."""
+
+    @property
+    def digest(self) -> str: ...
+
+
+def results(
+    config: ScoreRoot, ours: FromFile, references: str | None, theirs: FromFile | None, **options: Any
+) -> AbstractContextManager[Any]:
+    """The folder `out` for what is scored within it, if there is one: nobody else's (`score_folder`).
+
+    `references`: their digest. `options`: what the numbers depend on beside the files, the task and the resamples.
+    """
+    if config.out is None:
+        return nullcontext()
+    inputs = {"predictions": ours.digest}
+    if references is not None:
+        inputs["references"] = references
+    if theirs is not None:
+        inputs["vs"] = theirs.digest
+    common = {"task": config.task.value, "metrics.resamples": config.metrics.resamples}
+    return score_folder("out", config.out, inputs, common | options)
 
 
 def finish(

@@ -7,8 +7,7 @@ from pathlib import Path
 from velm_cli.metrics.label_files import Given, found_of, matched, read_labels
 from velm_cli.metrics.label_scores import score_labels
 from velm_cli.schema import ScoreRoot
-from velm_cli.stages.outputs import score_folder
-from velm_cli.stages.score_finish import finish
+from velm_cli.stages.score_finish import finish, results
 from velm_cli.stages.score_images import image_files, small_pictures
 
 
@@ -18,18 +17,8 @@ def run(config: ScoreRoot) -> float | None:
     ours = read_labels(Path(config.predictions), "predictions")
     theirs = read_labels(Path(config.vs), "vs") if config.vs is not None else None
     training = read_labels(Path(config.training), "training") if config.training is not None else None
-    if config.out is None:
-        return _run(config, truth, ours, theirs, training)
-    inputs = {"predictions": ours.digest, "references": truth.digest}
-    if theirs is not None:
-        inputs["vs"] = theirs.digest
-    options = {
-        "task": "classify",
-        "metrics.resamples": config.metrics.resamples,
-        "mismatch": config.mismatch.value,
-        "training": None if training is None else training.digest,
-    }
-    with score_folder("out", config.out, inputs, options):
+    options = {"mismatch": config.mismatch.value, "training": training and training.digest}
+    with results(config, ours, truth.digest, theirs, **options):
         return _run(config, truth, ours, theirs, training)
 
 

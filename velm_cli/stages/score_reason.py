@@ -8,8 +8,7 @@ from velm_cli.metrics.reason_files import Judgements, matched_statements, read_j
 from velm_cli.metrics.reason_scores import Statement, score_reason
 from velm_cli.metrics.scores import ExampleId
 from velm_cli.schema import ScoreRoot
-from velm_cli.stages.outputs import score_folder
-from velm_cli.stages.score_finish import finish
+from velm_cli.stages.score_finish import finish, results
 
 
 def run(config: ScoreRoot) -> float | None:
@@ -20,18 +19,8 @@ def run(config: ScoreRoot) -> float | None:
     training, of_training = (
         read_statements(Path(config.training), "training") if config.training is not None else ({}, None)
     )
-    if config.out is None:
-        return _run(config, statements, ours, theirs, training)
-    inputs = {"predictions": ours.digest, "references": digest}
-    if theirs is not None:
-        inputs["vs"] = theirs.digest
-    options = {
-        "task": "reason",
-        "metrics.resamples": config.metrics.resamples,
-        "mismatch": config.mismatch.value,
-        "training": of_training,
-    }
-    with score_folder("out", config.out, inputs, options):
+    options = {"mismatch": config.mismatch.value, "training": of_training}
+    with results(config, ours, digest, theirs, **options):
         return _run(config, statements, ours, theirs, training)
 
 

@@ -10,8 +10,7 @@ from velm_cli.metrics.retrieval_files import Retrieved, ranked_embeddings, read_
 from velm_cli.metrics.retrieval_scores import score_retrieval
 from velm_cli.metrics.scores import Scores
 from velm_cli.schema import ScoreRoot
-from velm_cli.stages.outputs import score_folder
-from velm_cli.stages.score_finish import finish
+from velm_cli.stages.score_finish import finish, results
 from velm_cli.stages.score_images import image_files, small_pictures
 
 
@@ -22,15 +21,8 @@ def run(config: ScoreRoot) -> float | None:
     theirs = _read(config, config.vs, "vs", references) if config.vs is not None else None
     if theirs is not None and (ours.images != theirs.images or ours.image_of_C.tolist() != theirs.image_of_C.tolist()):
         raise UserError(f"vs={config.vs}: it has other images or captions, or another order, than {config.predictions}")
-    if config.out is None:
-        return _run(config, ours, theirs)
-    inputs = {"predictions": ours.digest}
-    if references is not None:
-        inputs["references"] = references.digest
-    if theirs is not None:
-        inputs["vs"] = theirs.digest
-    options = {"task": "retrieve", "metrics.resamples": config.metrics.resamples, "fold": config.fold}
-    with score_folder("out", config.out, inputs, options):
+    digest = None if references is None else references.digest
+    with results(config, ours, digest, theirs, fold=config.fold):
         return _run(config, ours, theirs)
 
 

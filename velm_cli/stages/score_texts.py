@@ -12,8 +12,7 @@ from velm_cli.metrics.summary_scores import score_summaries
 from velm_cli.metrics.targets import Target
 from velm_cli.metrics.translation_scores import score_translations
 from velm_cli.schema import ScoredTask, ScoreRoot
-from velm_cli.stages.outputs import score_folder
-from velm_cli.stages.score_finish import finish
+from velm_cli.stages.score_finish import finish, results
 from velm_cli.stages.score_images import image_files, small_pictures
 
 NOUNS = {ScoredTask.translate: "sentences", ScoredTask.summarise: "summaries"}
@@ -25,19 +24,12 @@ def run(config: ScoreRoot) -> float | None:
     ours = read_predictions(Path(config.predictions))
     theirs = read_predictions(Path(config.vs), "vs") if config.vs is not None else None
     sources = read_references(config.sources, "sources") if config.sources is not None else None
-    if config.out is None:
-        return _run(config, references, ours, theirs, sources)
-    inputs = {"predictions": ours.digest, "references": references.digest}
-    if theirs is not None:
-        inputs["vs"] = theirs.digest
     options = {
-        "task": config.task.value,
-        "metrics.resamples": config.metrics.resamples,
         "mismatch": config.mismatch.value,
         "sources": sources and sources.digest,
         "language": config.language,
     }
-    with score_folder("out", config.out, inputs, options):
+    with results(config, ours, references.digest, theirs, **options):
         return _run(config, references, ours, theirs, sources)
 
 

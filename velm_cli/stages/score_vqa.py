@@ -8,8 +8,7 @@ from velm_cli.metrics.scores import ExampleId
 from velm_cli.metrics.vqa_files import Answers, matched_questions, read_answers, read_questions
 from velm_cli.metrics.vqa_scores import Question, score_vqa
 from velm_cli.schema import ScoreRoot
-from velm_cli.stages.outputs import score_folder
-from velm_cli.stages.score_finish import finish
+from velm_cli.stages.score_finish import finish, results
 from velm_cli.stages.score_images import image_files, small_pictures
 
 
@@ -22,18 +21,8 @@ def run(config: ScoreRoot) -> float | None:
     training, of_training = (
         read_questions(Path(config.training), option="training") if config.training is not None else ({}, None)
     )
-    if config.out is None:
-        return _run(config, truth, ours, theirs, training)
-    inputs = {"predictions": ours.digest, "references": digest}
-    if theirs is not None:
-        inputs["vs"] = theirs.digest
-    options = {
-        "task": "vqa",
-        "metrics.resamples": config.metrics.resamples,
-        "mismatch": config.mismatch.value,
-        "training": of_training,
-    }
-    with score_folder("out", config.out, inputs, options):
+    options = {"mismatch": config.mismatch.value, "training": of_training}
+    with results(config, ours, digest, theirs, **options):
         return _run(config, truth, ours, theirs, training)
 
 
