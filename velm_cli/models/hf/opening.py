@@ -22,6 +22,7 @@ from velm_cli.models.file_kinds import kind_of
 from velm_cli.models.hub import ATTENTIONS, first_line
 from velm_cli.models.transformers_internals import MAY_LACK
 
+JOINED_BY_NOBODY = "vision-encoder-decoder"
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a repository; no pickle, no Python
 
@@ -68,7 +69,7 @@ def find(name: str) -> Found:
     config = _config(folder, said)
     maker = _maker(config, folder, said)
     _refuse_other_files(folder, said)
-    return Found(name, folder, config, maker, _processor(folder, said))
+    return Found(name, folder, config, maker, _processor(folder, said, config.model_type))
 
 
 def load(found: Found, device: torch.device, dtype: torch.dtype) -> Any:
@@ -172,7 +173,7 @@ def _refuse_other_files(folder: Path, said: str) -> None:
             raise UserError(f"{said}: its {path.name} {kind}")
 
 
-def _processor(folder: Path, said: str) -> Any:
+def _processor(folder: Path, said: str, kind: str) -> Any:
     """What turns images and texts into the model's inputs."""
     import transformers
 
@@ -180,7 +181,7 @@ def _processor(folder: Path, said: str) -> Any:
     if lacking := list(_lacking(folder)):  # or transformers makes up an empty tokenizer
         raise UserError(f"{said} has no {' and no '.join(lacking)}: {cure}")
     reason = ""
-    for make in (_joined, _pair):
+    for make in (_joined, _pair) if kind == JOINED_BY_NOBODY else (_joined,):
         try:
             processor = make(transformers, folder)
         except Exception as error:  # no JSON, or files of another kind
