@@ -13,7 +13,7 @@ from velm_cli.data.opening import open_store
 from velm_cli.data.tokenizer import SpecialIds, Tokenizer
 from velm_cli.files import read_sealed, sealed, sha256
 from velm_cli.models import weights
-from velm_cli.stages import evaluate
+from velm_cli.stages import evaluate_run
 
 EVAL = ["metrics.names=[bleu]", "report.page=false", "decode=greedy"]
 FINETUNE = ["finetune", "run.max_steps=2", "run.batch_size=4", "metrics.names=[bleu]"]
@@ -63,13 +63,13 @@ def test_captions_are_of_the_weights_whose_digest_is_kept(run, monkeypatch):
 
     monkeypatch.setattr("velm_cli.loading.read_state", replaced_after)
     used = []
-    load_task = evaluate.trained_learner
+    load_task = evaluate_run.trained_learner
 
     def loaded(*args):
         used.append(load_task(*args))
         return used[-1]
 
-    monkeypatch.setattr(evaluate, "trained_learner", loaded)
+    monkeypatch.setattr(evaluate_run, "trained_learner", loaded)
     first = load_file(run / "best.safetensors")[WORD]
     assert call("eval", f"checkpoint={run}", "name=replaced", *EVAL) == 0
     assert torch.equal(used[0].model.text.embedding.weight, first)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from velm_cli import schema
 from velm_cli.as_typed import unquoted
-from velm_cli.configs import load_run_config
+from velm_cli.configs import foreign_model, load_run_config
 from velm_cli.errors import UserError
 from velm_cli.mixture import parts_of, settle
 from velm_cli.options import conf_dir
@@ -59,15 +59,20 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
     if stage not in STAGES_FROM_CHECKPOINT:
         return
     checkpoint = checkpoint_argument(stage, args)
-    saved = load_run_config(checkpoint) if checkpoint else None
+    foreign = stage == "evaluate" and checkpoint is not None and foreign_model(checkpoint) is not None
+    saved = load_run_config(checkpoint) if checkpoint and not foreign else None
     if saved is not None and stage == "evaluate":  # task= that of the run, said again, is as the run has it
         hydra_store.store(group="_kind/task", name=saved.task.kind, node=saved.task)
         for part in parts_of(saved):  # and so is that of a part of a mixture
             hydra_store.store(group="_kind/task", name=part.config.task.kind, node=part.config.task)
+    if foreign:  # which writes its answers
+        hydra_store.store(group="_kind/task", name="vqa", node=schema.VqaTaskConfig(answer=schema.Answer.generate))
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:
             choice = getattr(saved, group)
+        elif foreign and group == "task":
+            choice = schema.CaptionTaskConfig
         elif group in PLAIN_GROUPS:
             choice = PLAIN_GROUPS[group]
         else:  # nothing chosen yet: the group's common options

@@ -21,7 +21,9 @@ from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean
 from velm_cli.files import write_text
 from velm_cli.relocating import relocate, working_folder
+from velm_cli.schema.paths import expand_home
 
+FOREIGN = "hf:"  # begins a checkpoint that is no run of velm
 STEP = re.compile(r"step-[0-9]{8,}")  # a checkpoint's folder
 DEEPEST = 16  # levels of a config.yaml; velm writes 3
 HEAD, SEAL = "# sealed by the last line\n", "# crc32 "  # how a config.yaml, and the last line of it, begins
@@ -38,9 +40,20 @@ HOUSEKEEPING = {
 }
 
 
+def foreign_model(checkpoint: str | Path) -> str | None:
+    """The folder or hub name behind `hf:`: a transformers model that velm did not train. None for anything else."""
+    name = str(checkpoint)
+    return str(expand_home(name.removeprefix(FOREIGN))) if name.startswith(FOREIGN) else None
+
+
 def run_folder_of(checkpoint: str | Path) -> Path:
     """The run folder that `checkpoint` means: the folder itself, or that of a .safetensors file or checkpoint in it."""
     path = Path(checkpoint)
+    if foreign_model(checkpoint) is not None:
+        raise UserError(
+            f"checkpoint={checkpoint}: models that velm did not train are for velm eval; give a run folder such as "
+            "runs/train/NAME"
+        )
     folder = path.parent if path.suffix == ".safetensors" else path
     if STEP.fullmatch(folder.name):
         folder = (folder if len(folder.parts) > 2 else folder.absolute()).parent.parent

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from velm_cli.as_typed import unquoted
-from velm_cli.configs import is_housekeeping, run_folder_of, step_folder_of
+from velm_cli.configs import foreign_model, is_housekeeping, run_folder_of, step_folder_of
 from velm_cli.errors import UserError, on_one_line
 
 LONGEST_NAME = 200  # bytes: a folder's name may have 255, and a log's has an ending
 
 
 def checkpoint_name(checkpoint: str | Path) -> str:
-    """What names the weights of `checkpoint` in other runs' names: RUN, or RUN-stepN."""
+    """What names the weights of `checkpoint` in other runs' names: RUN, or RUN-stepN; hf-NAME of a foreign model."""
+    if (foreign := foreign_model(checkpoint)) is not None:
+        folder = os.path.isdir(foreign)
+        return f"hf-{os.path.basename(os.path.abspath(foreign)) if folder else foreign.replace('/', '-')}"
     step = step_folder_of(checkpoint)
     name = os.path.basename(os.path.abspath(run_folder_of(checkpoint)))  # also where that is . or ..
     return name + ("" if step is None else f"-step{int(step.name.removeprefix('step-'))}")

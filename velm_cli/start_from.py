@@ -175,7 +175,9 @@ def _usual(group: str, stage: str, args: list[str], saved: DictConfig) -> DictCo
         return OmegaConf.create({group: OmegaConf.structured(compose.loss_named(task))})
     if choice == "_checkpoint":
         checkpoint = compose.checkpoint_argument(stage, args)
-        known = getattr(configs.load_run_config(checkpoint), group) if checkpoint else compose.PLAIN_GROUPS[group]
+        known: Any = compose.PLAIN_GROUPS[group]
+        if checkpoint is not None and configs.foreign_model(checkpoint) is None:
+            known = getattr(configs.load_run_config(checkpoint), group)
         return OmegaConf.create({group: OmegaConf.structured(known)})
     values = OmegaConf.load(compose.conf_dir() / group / f"{choice}.yaml")
     return OmegaConf.create({group: OmegaConf.merge(OmegaConf.structured(compose.PLAIN_GROUPS[group]), values)})

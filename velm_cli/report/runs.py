@@ -57,10 +57,12 @@ def read_run(folder: Path) -> ScoredRun:
             isinstance(config.get("checkpoint"), str) and isinstance(config.get("decode"), dict) and "split" in config
         ):
             raise UserError(f"{folder / 'config.yaml'} is not a config of this version of velm")
-        home = configs.run_folder_of(config["checkpoint"])
-        options = configs.experiment_of(_config(home)) | {
-            f"decode.{key}": value for key, value in config["decode"].items() if key != "batch_size"
-        }
+        if (model := configs.foreign_model(config["checkpoint"])) is None:
+            home = configs.run_folder_of(config["checkpoint"])
+            options = configs.experiment_of(_config(home))
+        else:  # nobody knows how it was trained
+            options = {"model": configs.FOREIGN + Path(model).name}
+        options |= {f"decode.{key}": value for key, value in config["decode"].items() if key != "batch_size"}
         options["split"] = config["split"]
         of_task = config.get("task")  # an older velm's has none, or the same as the run
         options |= {f"task.{key}": value for key, value in (of_task if isinstance(of_task, dict) else {}).items()}

@@ -67,6 +67,14 @@ def settle(config: DictConfig, *, one_of_many: bool) -> Any:
     stage = config.stage
     if stage in (*compose.STAGES_FROM_CHECKPOINT, "serve") and OmegaConf.is_missing(config, "checkpoint"):
         raise UserError(f"checkpoint is not set: velm {stage} checkpoint=runs/train/NAME")
+    if (
+        stage == "evaluate"
+        and configs.foreign_model(config.checkpoint)
+        and OmegaConf.is_missing(config.dataset, "kind")
+    ):
+        raise UserError(
+            f"checkpoint={config.checkpoint} comes with no data: name them, as in dataset=coco dataset.root=FOLDER"
+        )
     if issubclass(schema.ROOTS[stage], schema.UseRoot):
         for key in ("checkpoint", "images"):
             if OmegaConf.is_missing(config, key):
@@ -217,7 +225,7 @@ def _said_of_the_data(typed: Any, overrides: list[str]) -> set[str]:
     said = {key.removeprefix("dataset.") for key in given if key.startswith("dataset.")}
     said |= {"kind"} if "dataset" in given else set()
     usual = type(typed.dataset)()
-    if typed.stage in compose.STAGES_FROM_CHECKPOINT:
+    if typed.stage in compose.STAGES_FROM_CHECKPOINT and not configs.foreign_model(typed.checkpoint):
         of_run = configs.load_run_config(typed.checkpoint).dataset
         usual = of_run if type(of_run) is type(usual) else usual
     return said | {

@@ -152,12 +152,14 @@ def loader_of(config: TrainRoot, data: TaskData) -> TrainLoader | StreamLoader:
 
 
 def refuse_unfit_evaluation(
-    config: EvaluateRoot, trained: TrainRoot, task: Task, store: Store, indices: np.ndarray
+    config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray, *, images: int | None
 ) -> None:
-    """UserError with a line for all that an evaluation of these examples would fail at, most of it late."""
+    """UserError with a line for all that an evaluation of these examples would fail at, most of it late.
+
+    `images`: the places that the model tells apart, as in `vision.images`; None where it sees none."""
     lines = [*metric_problems(task, config.metrics), *task.unscorable(len(indices))]
-    images, most = trained.vision.images, store.images_of(indices)[1].shape[1] if store.most_images > 1 else 1
-    if 1 < images < most:
+    most = store.images_of(indices)[1].shape[1] if store.most_images > 1 else 1
+    if images is not None and 1 < images < most:
         lines.append(
             f"split={config.split} of {store.path} has examples of up to {most} images, and the model knows "
             f"{images} places (vision.images={images}): name another split or store"
@@ -172,10 +174,10 @@ def refuse_unfit_evaluation(
 
 
 def evaluation_notes(
-    config: EvaluateRoot, trained: TrainRoot, task: Task, store: Store, indices: np.ndarray
+    config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray, *, images: int | None
 ) -> Iterator[str]:
-    """A line for what is legal in an evaluation and may not be meant."""
-    if trained.vision.images == 1 < store.most_images and not isinstance(trained.vision, NoVisionConfig):
+    """A line for what is legal in an evaluation and may not be meant. `images` as above."""
+    if images == 1 < store.most_images:
         yield (
             f"note: examples of {store.path} have up to {store.most_images} images, and the model has learned from one "
             "(vision.images=1): it takes them as a bag"

@@ -37,8 +37,8 @@ def write_report(
     folder: Path,
     scores: Scores,
     store: Store,
-    learner: Learner,
-    tokenizer: Tokenizer,
+    learner: Learner | None,
+    tokenizer: Tokenizer | None,
     indices: np.ndarray,
     predicted: Mapping[ExampleId, Any],
     *,
@@ -48,7 +48,8 @@ def write_report(
     answers: Sequence[str] = (),
     facts: Mapping[str, float | None] | None = None,
 ) -> Path:
-    """Write the page of the evaluation in `folder`; for `attention` of the examples with where the model looked.
+    """Write the page of the evaluation in `folder`; for `attention` of the examples with where the model looked, which
+    nobody can tell of a model without learner and tokenizer.
 
     `looking`: how that is found. `columns`: what predictions were made of. `answers`: those that a judge tells apart.
     Several images of an example are one sheet of tiles. `facts` are those of `score_facts`, where scenes are known.
@@ -57,11 +58,11 @@ def write_report(
     curves = curves_behind(folder, scores.primary)
     evaluated = evaluated_of(scores, folder.name, about=about, facts=facts, curves=curves)
     maps = {}
-    if attention:
+    if attention and learner is not None and tokenizer is not None:
         some = _chosen(evaluated, store, indices, attention)
         maps = dict(_looked(learner, store, tokenizer, some, predicted, columns, answers, looking))
     path = folder / "report.html"
-    pictures = _pictures(store, indices, large=set(maps), pixels=learner.pixels)
+    pictures = _pictures(store, indices, large=set(maps), pixels=learner.pixels if learner else None)
     write_page(path, [dataclasses.replace(evaluated, attention=maps)], pictures, title=folder.name)
     return path
 

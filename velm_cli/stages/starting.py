@@ -150,7 +150,7 @@ def open_store(config: TrainRoot | EvaluateRoot) -> Store:
         return opening.open_store(path, config.dataset)
     except UserError as error:
         source = getattr(config, "checkpoint", None)
-        if source is None or read_manifest(path) is not None:
+        if source is None or configs.foreign_model(source) or read_manifest(path) is not None:
             raise
         run = configs.run_folder_of(source)
         folder, then = working_folder(run), store_path(configs.load_run_config(source).dataset)

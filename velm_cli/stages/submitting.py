@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from velm_cli import configs
+from velm_cli import configs, naming
 from velm_cli.errors import UserError
 from velm_cli.metrics.submission import COCO_SPLITS, pack_submission, split_of, submission_file, write_submission
 from velm_cli.schema import Blind, EvaluateRoot, Submission
@@ -23,7 +23,7 @@ def submission(config: EvaluateRoot, task: Task, images: int) -> tuple[str, Path
     if config.eval.blind is not Blind.none:
         raise UserError(f"eval.submit={server.value}: captions of eval.blind={config.eval.blind.value} are a control")
     split = split_of(server.value, images)
-    folder = Path(config.run.dir) / "submit" / configs.run_folder_of(config.checkpoint).name
+    folder = Path(config.run.dir) / "submit" / _home(config.checkpoint)
     submission_file(folder, split, config.eval.system)
     return split, folder
 
@@ -38,3 +38,10 @@ def submit(config: EvaluateRoot, place: tuple[str, Path], captions: Mapping[Exam
             print(f"note: COCO's server takes both splits in one archive: caption {missing[0]} too")
         else:
             print(f"to submit   {pack_submission(folder, config.eval.system)}")
+
+
+def _home(checkpoint: str) -> str:
+    """The name of the folder of a model's submissions: one for all kept checkpoints of a run."""
+    if configs.foreign_model(checkpoint) is not None:
+        return naming.checkpoint_name(checkpoint)
+    return configs.run_folder_of(checkpoint).name

@@ -1,0 +1,1 @@
+"""Captions and answers by models of transformers that velm did not train."""
