@@ -69,6 +69,10 @@ def contestants(folder: Path, small: bool) -> dict[str, Callable[[int], object]]
     import bench_train
     import torch
 
+    from velm_cli.engine.device import prepare
+
+    # As every run does. Without it chance decides whether glibc fetches the memory of each batch anew.
+    prepare(torch.device("cpu"), 0)
     options = {"precision": "fp32", "compile": "off", "images": 2 if small else 16, "rounds": 4}
     sizes = {"side": 224, "width": 384, "heads": 6, "vision": 12, "text": 6}
     if small:
