@@ -164,7 +164,7 @@ def test_mistakes_get_one_line(options, line, place, capsys):
 
 def test_other_stages_take_no_model_of_others(place, capsys):
     assert call("finetune", f"checkpoint=hf:{captioner('llava')}", "dataset=shapes") == 2
-    assert "for velm eval; give a run folder" in capsys.readouterr().err
+    assert "for velm eval, caption and answer; give a run folder" in capsys.readouterr().err
 
 
 def test_a_dry_run_looks_at_the_folder_and_writes_nothing(place, capsys):
@@ -173,3 +173,22 @@ def test_a_dry_run_looks_at_the_folder_and_writes_nothing(place, capsys):
     said = capsys.readouterr().out
     assert "LlavaForConditionalGeneration of" in said and "Describe the image in one short sentence." in said
     assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_caption_and_answer_take_such_models_too(place, capsys):
+    """Of the files themselves: no store scales their images."""
+    images = sorted(map(str, Path("data/shapes").rglob("*.jpg")))[:3]
+    quick = ["decode.beams=1", "decode.max_length=6", "run.precision=fp32"]
+    capsys.readouterr()
+    assert call("caption", f"checkpoint=hf:{captioner('git')}", f"images=[{','.join(images)}]", *quick) == 0
+    told = [line.split("\t")[-1] for line in capsys.readouterr().out.splitlines()]
+    assert told == directly(captioner("git"), [Path(image).read_bytes() for image in images], 6)
+    command = ["answer", f"checkpoint=hf:{captioner('llava')}", f"images={images[0]}", *quick]
+    assert call(*command, "question=how many?", "out=answers.json") == 0
+    (row,) = json.loads(Path("answers.json").read_text())
+    assert row["question"] == "how many?" and row["answer"]
+    capsys.readouterr()
+    assert call(*command, "question=how many?", "choices=[yes,no]") == 2
+    assert "choices= and probabilities= are for runs of velm" in capsys.readouterr().err
+    assert call("caption", f"checkpoint=hf:{captioner('blip-vqa')}", f"images={images[0]}") == 2
+    assert "writes no captions" in capsys.readouterr().err

@@ -81,3 +81,24 @@ def test_what_transformers_does_not_have_is_refused_in_one_line(place, capsys):
     assert call("export", "checkpoint=runs/train/dino", "out=no", "format=hf") == 2  # whose last norm LLaVA leaves out
     assert "its logits would differ by" in capsys.readouterr().err
     assert not Path("no").exists()
+
+
+def test_velm_evaluates_what_it_has_exported_to_the_same_words(place, capsys):
+    """By the processor's own resizing, so a caption may differ where two words are as likely."""
+    import json
+
+    shapes = ["dataset=shapes", *[option for option in TINY if option.startswith("dataset.")]]
+    short = [
+        "run.precision=fp32",
+        "metrics.names=[cider]",
+        "decode=greedy",
+        "decode.max_length=10",
+        "report.page=false",
+    ]
+    short += ["split=train", "limit=12"]
+    assert call("export", "checkpoint=runs/train/llava", "out=twin", "format=hf") == 0
+    assert call("eval", "checkpoint=runs/train/llava", *short, "name=own") == 0
+    assert call("eval", "checkpoint=hf:twin", *shapes, *short, "name=twin") == 0
+    own, twin = (json.loads(Path(f"runs/evaluate/{name}/predictions.json").read_text()) for name in ("own", "twin"))
+    same = [ours["caption"].split() == theirs["caption"].split() for ours, theirs in zip(own, twin, strict=True)]
+    assert len(same) == 12 and sum(same) >= 11

@@ -51,8 +51,8 @@ def run_folder_of(checkpoint: str | Path) -> Path:
     path = Path(checkpoint)
     if foreign_model(checkpoint) is not None:
         raise UserError(
-            f"checkpoint={checkpoint}: models that velm did not train are for velm eval; give a run folder such as "
-            "runs/train/NAME"
+            f"checkpoint={checkpoint}: models that velm did not train are for velm eval, caption and answer; give a "
+            "run folder such as runs/train/NAME"
         )
     folder = path.parent if path.suffix == ".safetensors" else path
     if STEP.fullmatch(folder.name):

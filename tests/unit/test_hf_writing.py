@@ -51,7 +51,8 @@ def directly(found: Found, model: Any, asked: Asking, picture: Any, question: st
     ids, echoed = inputs.get("input_ids"), 0
     if ids is not None and not model.config.is_encoder_decoder and "Answering" not in type(model).__name__:
         echoed = 0 if found.kind == "blip" else ids.shape[1]
-    end = {"eos_token_id": [3, tokenizer.convert_tokens_to_ids("<end_of_utterance>")]} if asked.template else {}
+    ends = [tokenizer.get_added_vocab().get(name) for name in ("<end_of_utterance>", "<end_of_turn>", "<|eot_id|>")]
+    end = {"eos_token_id": [3, *filter(None, ends)]} if asked.template else {}
     out = model.generate(**inputs, max_new_tokens=LONGEST, num_beams=beams, do_sample=False, **end)
     words = tokenizer.decode(out[0, echoed:], skip_special_tokens=True)
     return " ".join(words.split()) if question is None else answer_of(words)

@@ -9,6 +9,7 @@ from typing import Any
 
 from velm_cli.errors import UserError
 from velm_cli.inference.arguments import text_of
+from velm_cli.inference.foreign import ForeignModel
 from velm_cli.inference.journal import Row
 from velm_cli.inference.listing import Listed, listed_images
 from velm_cli.inference.model import Model
@@ -40,7 +41,7 @@ def run(config: AnswerRoot) -> None:
     if config.out in BESIDE:
         raise UserError(f"out={config.out} is for captions: give the name of a .json, .jsonl or .csv file")
     output = None if config.out is None else using.Output.of(config.out)
-    model = using.loaded(config.checkpoint, config.run)
+    model = using.loaded_or_foreign(config.checkpoint, config.run)
     model.needs("vqa")
     if config.dry_run:
         count = sum(len(asked[image.name]) for image in images)
@@ -80,7 +81,7 @@ def run(config: AnswerRoot) -> None:
 
 
 def _rows(
-    config: AnswerRoot, model: Model, asked: Sequence[Sequence[Question]], jpegs: Sequence[bytes]
+    config: AnswerRoot, model: Model | ForeignModel, asked: Sequence[Sequence[Question]], jpegs: Sequence[bytes]
 ) -> list[list[Row]]:
     """The rows of each image; its questions share its encoding."""
     texts = [each.text for questions in asked for each in questions]
@@ -98,7 +99,7 @@ def _row(question: Question, found: Any) -> Row:
         row["question_id"] = question.id
     if isinstance(found, dict):
         return row | {"answer": next(iter(found)), "probabilities": {text: round(p, 6) for text, p in found.items()}}
-    return row | {"answer": found}
+    return using.row_of(row, "answer", found)
 
 
 def _told(config: AnswerRoot, row: Row) -> list[str]:

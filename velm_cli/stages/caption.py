@@ -22,7 +22,7 @@ def run(config: CaptionRoot) -> None:
     text_of("prompt", config.prompt)
     images = listed_images(config.images)[: config.limit or None]
     output = None if config.out is None or config.out in BESIDE else using.Output.of(config.out)
-    model = using.loaded(config.checkpoint, config.run)
+    model = using.loaded_or_foreign(config.checkpoint, config.run)
     model.needs("caption")
     if config.dry_run:
         print(f"would caption {len(images):,} images with {model!r}{f' into {config.out}' if config.out else ''}")
@@ -30,7 +30,7 @@ def run(config: CaptionRoot) -> None:
 
     def captioned(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
         texts = model.captions_of(jpegs, config.decode, seed=config.seed, prompt=config.prompt)
-        return [[{"image": image.name, "caption": text}] for image, text in zip(some, texts, strict=True)]
+        return [[using.row_of({"image": image.name}, "caption", text)] for image, text in zip(some, texts, strict=True)]
 
     chunk = decoded_together(len(images), config.decode.batch_size)  # as velm eval does, for the same words
     with model.ready():

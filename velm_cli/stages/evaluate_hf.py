@@ -175,7 +175,7 @@ class HfModel:
         if wanted > store.image_size:
             yield (
                 f"note: the model reads images of {wanted} pixels, and {store.path} keeps them at {store.image_size}: "
-                f"velm preprocess preprocess.image_size={wanted} dataset.store=... keeps what it could see"
+                f"velm preprocess dataset.image_size={wanted} dataset.store=... keeps what it could see"
             )
 
     def _begun(self, about: Mapping[str, str], precision: Precision) -> dict[str, Any]:

@@ -13,18 +13,21 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
-from velm_cli import __version__
+from velm_cli import __version__, configs
 from velm_cli.engine.device import pick_device, prepare
 from velm_cli.engine.signals import StopRequest, stop_on_signals
 from velm_cli.errors import StageError, UserError, on_one_line, visible
 from velm_cli.files import read_sealed, sealed, sha256, write_json
 from velm_cli.inference.bulk import Predict, rows_of, shown_refusals, told
+from velm_cli.inference.foreign import ForeignModel
 from velm_cli.inference.journal import Row, open_journal
 from velm_cli.inference.listing import Listed
 from velm_cli.inference.model import Model, load
 from velm_cli.inference.results import BESIDE, beside, refuse_other_suffix, write_beside, write_results
+from velm_cli.models.hf.writing import Refused
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.report.page import Picture, is_page, thumbnail, write_page
 from velm_cli.schema import ComputeConfig
@@ -32,9 +35,21 @@ from velm_cli.schema import ComputeConfig
 
 def loaded(checkpoint: str, compute: ComputeConfig) -> Model:
     """The model on the device of the options, which are also set for the process."""
+    device = _device(compute)
+    return load(checkpoint, device, precision=compute.precision)
+
+
+def loaded_or_foreign(checkpoint: str, compute: ComputeConfig) -> Model | ForeignModel:
+    """The same, also of a model that velm did not train (`hf:FOLDER`)."""
+    if configs.foreign_model(checkpoint) is None:
+        return loaded(checkpoint, compute)
+    return ForeignModel(checkpoint, _device(compute), compute.precision)
+
+
+def _device(compute: ComputeConfig) -> torch.device:
     device = pick_device(compute.device)
     prepare(device, compute.threads)
-    return load(checkpoint, device, precision=compute.precision)
+    return device
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +113,13 @@ class Output:
         return True
 
 
+def row_of(known: Row, column: str, found: Any) -> Row:
+    """The row of what was predicted of an image; of one that the model's processor did not take, why."""
+    return (
+        {"image": known["image"], "refused": found.reason} if isinstance(found, Refused) else {**known, column: found}
+    )
+
+
 def plain(options: Any) -> dict[str, Any]:
     """A dataclass of options as JSON values."""
     return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(options).items()}
@@ -114,7 +136,7 @@ def digest_of(images: Sequence[Listed], asked: Sequence[str] = ()) -> str:
 def written(
     output: Output,
     images: Sequence[Listed],
-    model: Model,
+    model: Model | ForeignModel,
     about: Mapping[str, Any],
     predict: Predict,
     *,
@@ -193,7 +215,7 @@ def write_page_of(
     rows: Iterable[Row],
     page: Callable[[Sequence[Row]], Evaluated],
     most: int,
-    model: Model,
+    model: Model | ForeignModel,
 ) -> None:
     """The first images with what was said of them; nothing where something else is in the page's place."""
     if path.exists() and not is_page(path):
@@ -219,7 +241,7 @@ def write_page_of(
 
 def beside_images(
     images: Sequence[Listed],
-    model: Model,
+    model: Model | ForeignModel,
     kind: str,
     predict: Predict,
     column: str,
@@ -256,7 +278,7 @@ def beside_images(
 
 def printed(
     images: Sequence[Listed],
-    model: Model,
+    model: Model | ForeignModel,
     predict: Predict,
     told: Callable[[Row], Sequence[str]],
     *,
