@@ -33,7 +33,7 @@ HOUSEKEEPING = {
     "": "stage name seed fresh dry_run checkpoint config experiment debug metrics decode",
     "run.": "dir max_steps log_every checkpoint_every keep_checkpoints keep_every async_checkpoints validate_every "
     "validate_images patience device parallel threads deterministic tensorboard wandb mlflow "
-    "compile profile",
+    "compile profile checkpoint_activations frozen_dtype",
     "data.": "workers",
     "preprocess.": "workers shard_images part seconds_per_image memory_per_image",
     "dataset.": "root missing store urls val_urls retries damaged pipes",

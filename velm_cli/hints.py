@@ -19,6 +19,7 @@ WORDS = {
     "run.accumulation": "grad_accum gradient_accumulation_steps accumulate_grad_batches accum accum_freq",
     "run.device": "device cuda accelerator",
     "run.precision": "fp16 bf16 amp mixed_precision dtype torch_dtype",
+    "run.checkpoint_activations": "gradient_checkpointing activation_checkpointing grad_checkpointing",
     "run.dir": "output_dir out_dir outdir output save_dir logdir log_dir logs",
     "run.ema_decay": "ema",
     "run.patience": "early_stopping early_stopping_patience",

@@ -72,7 +72,7 @@ class Observer:
         self.record("train", step, figures)
         self.say(
             f"step {step:>{len(str(self.max_steps))}}/{self.max_steps}  {_loss(figures)}  lr {figures['lr']:.2e}  "
-            f"norm {figures['grad_norm']:.2f}  {figures['captions_per_s']:.0f} {self.target}s/s  "
+            f"norm {figures['grad_norm']:.2f}  {_skipped(figures)}{figures['captions_per_s']:.0f} {self.target}s/s  "
             f"wait {100 * figures['data_wait']:.0f}%  mfu {100 * figures['utilisation']:.0f}%  {self._left(step)} left"
         )
         self._restart_clock()
@@ -120,6 +120,11 @@ def _loss(figures: dict[str, float]) -> str:
     if set(weights.values()) != {1.0} or len(losses) > 1:
         out += f" = {' + '.join(f'{weights[name]:.3g} {name} {value:.4f}' for name, value in losses.items())}"
     return f"{out}  reward {figures['reward']:.4f}" if "reward" in figures else out
+
+
+def _skipped(figures: dict[str, float]) -> str:
+    """How many steps were left out since gradients overflowed float16, if any."""
+    return f"skipped {skipped:.0f}  " if (skipped := figures.get("skipped_steps")) else ""
 
 
 def _is_not_finite(value: Any) -> bool:

@@ -194,6 +194,9 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         width = getattr(text, "width", None)
         if heads and width is not None and width % heads:
             yield f"text.width={width} is not divisible by {group}.heads={heads}"
+    for group, part in (("vision", vision), ("text", text)):
+        if isinstance(part, schema.LowRank):
+            yield from _lora(group, part)
     if isinstance(fusion, schema.ExternalFusionConfig):
         from velm_cli.models.fusion.external import problem
 
@@ -205,6 +208,10 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         yield f"text=none: task={config.task.kind} reads or writes texts; choose text=transformer or another encoder"
     if text.freeze not in ("none", "all"):
         yield f"text.freeze={text.freeze}: none or all"
+    if fusion.freeze not in ("none", "all"):
+        yield f"fusion.freeze={fusion.freeze}: none or all"
+    if fusion.freeze == "all" and not isinstance(config, schema.FinetuneRoot):
+        yield "fusion.freeze=all keeps a fusion that a run has trained: velm finetune checkpoint=RUN fusion.freeze=all"
     if no_vision and not isinstance(fusion, schema.NoFusionConfig) and not config.task.source_is_memory:
         yield f"fusion={fusion.kind} needs images: choose a vision encoder, or fusion=none"
     if no_vision and config.dataset.images and not config.task.reads_source:  # whose images are then left alone
@@ -258,13 +265,18 @@ def _text(text: schema.TextConfig, *, follow: bool) -> Iterator[str]:
     vectors = text.vectors if isinstance(text, schema.ScratchTextConfig) and not follow else None
     if vectors is not None and not os.path.isfile(vectors):
         yield f"text.vectors={vectors}: no such file"
-    if isinstance(text, schema.PretrainedTextConfig):
-        if not text.name:
-            yield "text.name is not set: give the folder of a transformers model (or a hub name)"
-        if text.lora_rank and importlib.util.find_spec("peft") is None:
-            yield f"text.lora_rank={text.lora_rank} needs peft: pip install peft"
-        if text.lora_rank and text.freeze == "all":
-            yield "text.lora_rank trains updates of a frozen model by itself: leave text.freeze=none"
+    if isinstance(text, schema.PretrainedTextConfig) and not text.name:
+        yield "text.name is not set: give the folder of a transformers model (or a hub name)"
+
+
+def _lora(group: str, part: Any) -> Iterator[str]:
+    if not part.lora_rank:
+        yield from without_effect(group, part, "lora_alpha", "lora_targets", chosen=f"{group}.lora_rank=0")
+        return
+    if importlib.util.find_spec("peft") is None:
+        yield f"{group}.lora_rank={part.lora_rank} needs peft: pip install peft"
+    if part.freeze != "none":
+        yield f"{group}.lora_rank trains updates of a frozen model by itself: leave {group}.freeze=none"
 
 
 def _training(config: schema.TrainRoot) -> Iterator[str]:

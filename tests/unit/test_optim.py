@@ -10,9 +10,11 @@ from torch import nn
 from velm_cli import schema
 from velm_cli.engine.optim import build_optimizer, learning_rate
 from velm_cli.engine.snapshot import optimizer_tensors, restore_optimizer
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.text import build_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import build_vision
+from velm_cli.objectives.weights import constant
 
 
 def _pretrained(kind: str):
@@ -143,3 +145,40 @@ def test_inverse_square_root_depends_on_no_end():
         assert learning_rate(config, 399, most) == pytest.approx(0.2)
     config.warmup_steps = 0
     assert learning_rate(config, 0, 10) == pytest.approx(0.4) and learning_rate(config, 3, 10) == pytest.approx(0.2)
+
+
+def _model(**fusion):
+    return VelmModel(
+        vision=schema.ConvNetConfig(image_size=16, width=24, stages=2),
+        text=schema.TransformerConfig(width=16, layers=1, heads=2),
+        fusion=schema.PrefixConfig(length=2, **fusion),
+        vocab_size=VOCAB,
+    )
+
+
+def _learner(**fusion):
+    return WritingLearner(_model(**fusion), schema.LossConfig(), concepts=0, weights=constant("text"))
+
+
+def test_parts_learn_at_rates_of_their_own():
+    learner = _learner()
+    config = schema.OptimConfig(vision_lr_scale=0.1, text_lr_scale=0.01, fusion_lr_scale=3.0)
+    scale = {id(p): group["scale"] for group in build_optimizer(learner, config).param_groups for p in group["params"]}
+    parts = {"vision": 0.1, "text": 0.01, "fusion": 3.0, "output_bias": 1.0}
+    for name, parameter in learner.named_parameters():
+        if parameter.requires_grad:
+            assert scale[id(parameter)] == parts[name.split(".")[1]], name
+
+
+def test_parts_at_the_full_rate_share_groups_as_ever():
+    """The order of the groups decides about the last bit of the gradients' norm."""
+    found = build_optimizer(learner := _learner(), schema.OptimConfig()).param_groups
+    names = {id(p): name for name, p in learner.named_parameters()}
+    groups = [{names[id(p)].startswith("model.vision.") for p in group["params"]} for group in found]
+    assert groups == [{False}, {False}, {True}, {True}]
+
+
+def test_a_frozen_fusion_learns_nothing():
+    learner = _learner(freeze="all").train()
+    learning = {name.split(".")[1] for name, p in learner.named_parameters() if p.requires_grad}
+    assert learning == {"vision", "text", "output_bias"} and not learner.model.fusion.training

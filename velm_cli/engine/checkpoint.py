@@ -68,6 +68,7 @@ class Checkpoints:
         self.folder, self.ranks, self.run = folder, ranks, run
         self.keep, self.keep_every = keep, keep_every
         self.frozen = Frozen()
+        self._has_kept = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="velm-checkpoint") if background else None
         self._writing: Future | None = None
         # By `find`: a checkpoint's name, and lines for the user.
@@ -145,6 +146,22 @@ class Checkpoints:
         """Of what `find` has found: a line about each that was moved aside."""
         return self._found[1] if self._found else []
 
+    def keep_frozen(self, task: nn.Module) -> Mapping[str, torch.dtype]:
+        """Put what no step changes into the run folder, if it is not there, from weights of full precision.
+
+        All ranks ask, before the weights are divided. The names of those in the folder, and the types that hold them
+        exactly; none where an older velm's checkpoint has them, which is read first.
+        """
+        if self.ranks.first and self._found is None:
+            self.find()
+        name = self.ranks.same(self.found)
+        known = None if name is None else read_sealed(self.folder / name / "state.json").get("frozen")
+        if name is not None and known is None:
+            return {}
+        self.frozen = keep_frozen(self.folder.parent, task, self.ranks, self.run, known=known)
+        self._has_kept = True
+        return {name: self.frozen.types[name] for name in self.frozen.names}
+
     def load_newest(
         self, task: nn.Module, optimizer: torch.optim.Optimizer, ema: Ema | None
     ) -> tuple[Progress | None, list[str]]:
@@ -157,7 +174,8 @@ class Checkpoints:
         name, notes = self.ranks.same(self._found or (None, []))
         self._found = None
         if name is None:
-            self.frozen = keep_frozen(self.folder.parent, task, self.ranks, self.run, known=None)
+            if not self._has_kept:
+                self.frozen = keep_frozen(self.folder.parent, task, self.ranks, self.run, known=None)
             return None, notes
         checkpoint = self.folder / name
         names = (*TENSORS, "ema") if ema is not None else TENSORS
@@ -181,7 +199,8 @@ class Checkpoints:
         restore_optimizer(task, optimizer, tensors["optimizer"])
         if ema is not None:
             ema.load(tensors["ema"])
-        self.frozen = keep_frozen(self.folder.parent, task, self.ranks, self.run, known=frozen)
+        if not self._has_kept:
+            self.frozen = keep_frozen(self.folder.parent, task, self.ranks, self.run, known=frozen)
         restore_random_state(tensors["random"], self.ranks, progress.step)
         return progress, notes
 

@@ -48,11 +48,14 @@ def cpu_multiplies_bf16() -> bool:
     return any(test is not None and test() for test in tests)
 
 
+PRODUCTS = {Precision.fp32: torch.float32, Precision.bf16: torch.bfloat16, Precision.fp16: torch.float16}
+
+
 def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
-    """The context in which forward passes run."""
-    if precision is Precision.bf16:
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
+    """The context in which forward passes run: matrix products in the type of `PRODUCTS`."""
+    if precision is Precision.fp32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=PRODUCTS[precision])
 
 
 @contextlib.contextmanager

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -16,13 +17,17 @@ from velm_cli.files import sha256
 from velm_cli.models.frozen import FILE, narrowed
 from velm_cli.models.weights import save_state
 
+TYPES = {"BF16": torch.bfloat16, "F16": torch.float16}  # by safetensors' names
+
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """The names of what lies in `frozen.safetensors`, and the file's SHA-256; nothing in a run that trains all."""
+    """The names of what lies in `frozen.safetensors`, the file's SHA-256 and its types; nothing in a run that trains
+    all."""
 
     names: frozenset[str] = frozenset()
     digest: str | None = None
+    types: Mapping[str, torch.dtype] = field(default_factory=dict)  # in which the file has each of them, exactly
 
     def left(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The others of these tensors."""
@@ -43,20 +48,22 @@ def keep_frozen(folder: Path, task: nn.Module, ranks: Ranks, run: str | None, *,
     }
     file = folder / FILE
     if known is not None:
-        held: set[str] = set()
-        if ranks.first:
-            with safe_open(file, "pt") as content:
-                held = set(content.keys())
-        return Frozen(frozenset(frozen.keys() & ranks.same(held)), known)
-    digest = None
+        held = ranks.same(_types_in(file) if ranks.first else {})
+        return Frozen(frozenset(frozen.keys() & held.keys()), known, held)
+    digest, types = None, {}
     if frozen:
         whole = whole_tensors({name: tensor.detach() for name, tensor in frozen.items()}, ranks)
         if ranks.first:
             save_state({name: narrowed(tensor.cpu()) for name, tensor in whole.items()}, file, run)
-            digest = sha256(file)
+            digest, types = sha256(file), _types_in(file)
     elif ranks.first:
         file.unlink(missing_ok=True)  # of a run in this folder that began anew
-    return Frozen(frozenset(frozen), ranks.same(digest))
+    return Frozen(frozenset(frozen), *ranks.same((digest, types)))
+
+
+def _types_in(file: Path) -> dict[str, torch.dtype]:
+    with safe_open(file, "pt") as content:
+        return {name: TYPES.get(content.get_slice(name).get_dtype(), torch.float32) for name in content.keys()}  # noqa: SIM118
 
 
 def refuse_other_frozen(run: Path, checkpoint: Path, digest: str | None) -> None:

@@ -27,6 +27,7 @@ from velm_cli.engine.parallel import Replica
 from velm_cli.engine.profile import StepProfiler, part
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks
+from velm_cli.engine.scaling import is_skipped, scale_of, unscale
 from velm_cli.engine.signals import StopRequest
 from velm_cli.errors import StageError
 from velm_cli.learners.interface import Learner, Moment
@@ -174,6 +175,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], totals: dict[str
     log_variance = run.learner.log_variance  # of the terms with learned weights: sum_i exp(-s_i) L_i + s_i
     weight |= {name: (-s.detach()).exp() for name, s in log_variance.items()}
     total = {name: max(1, totals[name]) for name in active}
+    scale = scale_of(run.progress, run.precision)
 
     figures: dict[str, Tensor | float] = {}
     for number, batch in enumerate(micro_batches, start=1):
@@ -185,7 +187,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], totals: dict[str
                 loss = sum(factor[name] * term.sum / total[name] for name, term in terms.items())
             if isinstance(loss, Tensor) and loss.requires_grad:
                 with part("backward"):
-                    run.replica.backward(loss)
+                    run.replica.backward(loss if scale == 1 else loss * scale)
         for name, term in terms.items():
             figures[f"loss_{name}"] = figures.get(f"loss_{name}", 0.0) + term.sum.detach() / total[name]
             for key, value in term.figures.items():
@@ -193,16 +195,32 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], totals: dict[str
 
     run.replica.add_up_the_rest()
     if log_variance:
-        torch.stack(list(log_variance.values())).sum().backward()
+        (torch.stack(list(log_variance.values())).sum() * scale).backward()
 
     with part("optimiser"):
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        unscale(parameters, scale)
         norm = run.replica.clip(parameters, run.config.optim.grad_clip or math.inf)
-        if not torch.isfinite(norm):
-            _stop_at_nan(figures, micro_batches, step)
-        lr = _update(run, step)
+        skipped = is_skipped(run.progress, run.precision, norm, lambda: _losses_are_finite(run.ranks, figures))
+        if not skipped and not torch.isfinite(norm):
+            _stop_at_nan(figures, micro_batches, step, run.precision)
+        lr = _leave_out(run, step) if skipped else _update(run, step)
     told = {f"weight_{name}": value for name, value in weight.items() if share.get(name, 1.0)}
+    if run.precision is Precision.fp16:
+        told |= {"grad_scale": scale, "skipped_steps": run.progress.skipped_steps}
     return figures | {"lr": lr, "grad_norm": norm} | told
+
+
+def _losses_are_finite(ranks: Ranks, figures: dict[str, Tensor | float]) -> bool:
+    """Of all ranks, which all ask."""
+    own = all(math.isfinite(float(value)) for name, value in figures.items() if name.startswith("loss_"))
+    return all(ranks.of_all(own))
+
+
+def _leave_out(run: Run, step: int) -> float:
+    """Drop gradients that overflowed; the learning rate of the step that is left out."""
+    run.optimizer.zero_grad(set_to_none=True)
+    return learning_rate(run.config.optim, step, run.config.run.max_steps)
 
 
 def _update(run: Run, step: int) -> float:
@@ -277,9 +295,13 @@ def _refuse_to_write(run: Run) -> None:
         )
 
 
-def _stop_at_nan(figures: dict[str, Tensor | float], micro_batches: list[Batch], step: int) -> None:
+def _stop_at_nan(
+    figures: dict[str, Tensor | float], micro_batches: list[Batch], step: int, precision: Precision
+) -> None:
     ids = [str(image_id) for batch in micro_batches for image_id in batch.ids]
     losses = ", ".join(f"{key} {float(value):g}" for key, value in figures.items())
+    if precision is Precision.fp16:
+        losses += "; float16 ends at 65,504: run.precision=bf16 or fp32 does not"
     raise StageError(
         f"step {step + 1}: the gradient is not finite ({losses}); the last checkpoint is from before it. "
         f"Examples of the batch: {', '.join(ids[:64])}{' ...' if len(ids) > 64 else ''}"

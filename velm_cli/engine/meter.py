@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from velm_cli.engine.device import PRODUCTS
 from velm_cli.schema import Precision
 
 SIDE = {"cpu": 1536, "cuda": 8192, "mps": 2048}  # of the matrices: large enough for the peak, done in milliseconds
@@ -28,7 +29,7 @@ def matrix_peak(device: torch.device, precision: Precision) -> float:
     On a CPU by the processor's time, since the peak is of the machine: beside other work the clock goes on meanwhile.
     """
     clock = _processor_clock if device.type == "cpu" else time.perf_counter
-    dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
+    dtype = PRODUCTS[precision]
     side, together = SIDE.get(device.type, 1024), TOGETHER.get(device.type, 1)
     # Drawn, since a GPU multiplies ones faster (its clock rises where bits do not change); by itself, since the run's
     # own draws must not move.

@@ -41,7 +41,14 @@ def build_optimizer(learner: Learner, config: OptimConfig) -> torch.optim.AdamW:
     of the rate.
     """
     undecayed = _undecayed(learner)
-    scaled_by = {parameter: option for option, part in learner.rates() for parameter in part}
+    # Parts at the full rate share a group: the order of the groups decides about the last bit of the gradients' norm,
+    # and vision had a group of its own before the others could.
+    scaled_by = {
+        parameter: option
+        for option, part in learner.rates()
+        if option == "vision_lr_scale" or getattr(config, option) != 1
+        for parameter in part
+    }
     groups: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in learner.named_parameters():
         if parameter.requires_grad:

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+COUNTS = ("step", "bad_validations", "validated_step", "steps_at_scale", "skipped_steps")
+
 
 @dataclass(slots=True)
 class Progress:
@@ -17,6 +19,9 @@ class Progress:
     bad_validations: int = 0  # validations since the best one; whether they are too many is decided anew
     validated_step: int = 0  # the last step whose validation was completed
     seconds: float = 0.0  # training time so far, over all sessions
+    grad_scale: float = 2.0**16  # fp16: what the loss is multiplied with (engine/scaling.py)
+    steps_at_scale: int = 0  # fp16: updates since that last changed
+    skipped_steps: int = 0  # fp16: steps without an update so far
 
 
 def read_progress(saved: Any, step: int) -> Progress:
@@ -28,10 +33,11 @@ def read_progress(saved: Any, step: int) -> Progress:
         raise ValueError("its progress is not an object")
     values: dict[str, Any] = asdict(Progress()) | saved
     values.pop("stopped_early", None)  # an older velm's
-    fine = {name: _is_count(values[name]) for name in ("step", "bad_validations", "validated_step")}
+    fine = {name: _is_count(values[name]) for name in COUNTS}
     fine["best_step"] = values["best_step"] is None or _is_count(values["best_step"])
     fine["best"] = values["best"] is None or _is_finite(values["best"])
     fine["seconds"] = _is_finite(values["seconds"]) and values["seconds"] >= 0
+    fine["grad_scale"] = _is_finite(values["grad_scale"]) and values["grad_scale"] > 0
     if strange := [name for name in values if not fine.get(name)]:
         raise ValueError(f"its progress has a strange {str(strange[0])[:40]!r}")
     if values["step"] != step:

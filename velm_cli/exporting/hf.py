@@ -21,8 +21,8 @@ from torch import Tensor
 
 from velm_cli.errors import UserError
 from velm_cli.exporting.anonymous import model_name
-from velm_cli.exporting.merging import merged
 from velm_cli.inference.abilities import Able
+from velm_cli.models.lora import merge
 from velm_cli.models.transformers_internals import positions_for
 from velm_cli.schema import PrefixConfig, PrefixMapper, TrainRoot, VisionOutput
 
@@ -64,12 +64,10 @@ def write_hf(able: Able, config: TrainRoot, out: Path, tolerance: float) -> floa
     model, text = learner.model, learner.model.text
     if (text.output_scale, text.output_cap) != (1.0, 0.0):
         raise UserError(POSSIBLE.format(why=f"the logits of {model_name(text.name)} are scaled or capped"))
-    if getattr(config.text, "lora_rank", 0):
-        text_state = _below("model.text.net.", merged(learner))
-    else:
-        text_state = text.net.state_dict()
+    if any(getattr(part, "lora_rank", 0) for part in (config.vision, config.text)):
+        merge(learner)
     try:
-        twin = _twin(transformers, model, text_state)
+        twin = _twin(transformers, model)
         _settle_generation(able, twin)
         apart = _largest_difference(able, twin)
     except (RuntimeError, ValueError) as error:  # such as an image size that its encoder does not take
@@ -82,7 +80,7 @@ def write_hf(able: Able, config: TrainRoot, out: Path, tolerance: float) -> floa
     return apart
 
 
-def _twin(transformers: Any, model: Any, text_state: dict[str, Tensor]) -> Any:
+def _twin(transformers: Any, model: Any) -> Any:
     vision, text = model.vision, model.text
     vocabulary, rows = len(model.output_bias), len(text.output_weight)
     of_text, of_vision = (type(net.config).from_dict(net.config.to_dict()) for net in (text.net, vision.net))
@@ -107,7 +105,7 @@ def _twin(transformers: Any, model: Any, text_state: dict[str, Tensor]) -> Any:
     words = text.net.get_input_embeddings().weight
     embedding = inner.language_model.get_input_embeddings().weight
     own = next(name for name, parameter in inner.language_model.named_parameters() if parameter is embedding)
-    given = {name: tensor for name, tensor in text_state.items() if name != own}
+    given = {name: tensor for name, tensor in text.net.state_dict().items() if name != own}
     for part, state, lacks in (
         (inner.vision_tower, of_images, "pooler"),  # ViT's, which velm does not use
         (inner.language_model, given, own),
@@ -217,10 +215,6 @@ model = LlavaForConditionalGeneration.from_pretrained("THIS_FOLDER")
 inputs = processor(images=Image.open("photo.jpg"), text="{IMAGE}{names[able.tokenizer.bos_id]}", return_tensors="pt")
 tokens = model.generate(**inputs, max_new_tokens=30, do_sample=False)
 print(processor.batch_decode(tokens[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0])"""
-
-
-def _below(prefix: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _quietly(write: Any) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +16,15 @@ from torch import Tensor
 from velm_cli import configs
 from velm_cli.errors import UserError
 from velm_cli.exporting.anonymous import without_places
-from velm_cli.exporting.merging import merged
 from velm_cli.files import sealed, write_bytes, write_json
 from velm_cli.inference.abilities import Able
 from velm_cli.lineage import FILE as SOURCES
 from velm_cli.lineage import noted_identity, noted_store
 from velm_cli.loading import KEPT, read_weights
 from velm_cli.models import int8
+from velm_cli.models.lora import merge
 from velm_cli.models.weights import save_state
-from velm_cli.schema import ExportDtype, PretrainedTextConfig, TrainRoot
+from velm_cli.schema import ExportDtype, LowRank, TrainRoot
 from velm_cli.tasks.spaces import FILE as SPACES
 
 WEIGHTS = "model.safetensors"
@@ -39,8 +38,9 @@ def write_slim(able: Able, config: TrainRoot, home: Path, out: Path, dtype: Expo
     `config` is the run's own, since loading changes that of `able`. May change the learner of `able` (LoRA is merged).
     """
     plain, state = without_places(config), _state(able)
-    if isinstance(plain.text, PretrainedTextConfig):
-        plain.text.lora_rank = 0
+    for part in (plain.vision, plain.text):
+        if isinstance(part, LowRank):
+            part.lora_rank, part.lora_alpha, part.lora_targets = 0, 0, []
     configs.write_config(out / "config.yaml", plain)
     identity = noted_identity(home)
     known = {"store": noted_store(home), "tokenizer": able.tokenizer.digest, "run": identity}
@@ -72,12 +72,12 @@ def smaller(state: dict[str, Tensor], dtype: ExportDtype) -> dict[str, Tensor]:
 
 
 def _state(able: Able) -> dict[str, Tensor]:
-    text: Any = able.config.text
+    config = able.config
     state, _ = read_weights(able.file)
-    if getattr(text, "lora_rank", 0):
-        whole = merged(able.learner)
+    if any(isinstance(part, LowRank) and part.lora_rank for part in (config.vision, config.text)):
+        merge(able.learner)
         others = {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
-        state = others | whole
+        state = others | able.learner.state_dict()
     return {name: state[name] for name in sorted(state)}
 
 

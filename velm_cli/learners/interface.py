@@ -76,8 +76,12 @@ class Learner(nn.Module):
 
     def rates(self) -> Iterable[tuple[str, Iterable[nn.Parameter]]]:
         """Parts that may learn at a rate of their own, by the name of the option that scales it."""
-        vision = self.model.vision
-        return [("vision_lr_scale", vision.parameters() if vision else ())]
+        model = self.model
+        return [
+            ("vision_lr_scale", model.vision.parameters() if model.vision else ()),
+            ("text_lr_scale", model.text.parameters()),
+            ("fusion_lr_scale", model.fusion.parameters()),
+        ]
 
     def after_step(self) -> None:
         """Bring parameters that have a limit back to it, after each step of the optimiser."""

@@ -86,7 +86,18 @@ class TorchvisionConfig(VisionConfig):
 
 
 @dataclass
-class TransformersVisionConfig(VisionConfig):
+class LowRank:
+    """Updates of a frozen model (LoRA; Hu et al. 2022)."""
+
+    lora_rank: int = within(
+        0, least=0, most=WIDEST
+    )  # train low-rank updates of this rank and leave the rest of it frozen; 0 = none
+    lora_alpha: int = within(0, least=0, most=WIDEST)  # updates count alpha / rank times; 0 = 2 x lora_rank
+    lora_targets: list[str] = field(default_factory=list)  # linear layers with updates, [q_proj,v_proj]; [] = all
+
+
+@dataclass
+class TransformersVisionConfig(LowRank, VisionConfig):
     kind: str = "transformers"
     name: str = path("")  # folder of a transformers model, or a hub name
     weights: str = "pretrained"  # pretrained (those of `name`) | none (its config alone) | another folder
@@ -142,12 +153,9 @@ class GRUConfig(ScratchTextConfig):
 
 
 @dataclass
-class PretrainedTextConfig(TextConfig):
+class PretrainedTextConfig(LowRank, TextConfig):
     name: str = path("")  # folder of a transformers model, or a hub name; its tokenizer is used too
     weights: str = path("pretrained")  # pretrained (those of `name`) | none (its config alone) | another folder
-    lora_rank: int = within(
-        0, least=0, most=WIDEST
-    )  # train low-rank updates of this rank and leave the rest of it frozen; 0 = none
 
 
 @dataclass
@@ -164,6 +172,7 @@ class BertConfig(PretrainedTextConfig):
 class FusionConfig:
     kind: str = MISSING
     dropout: float = within(0.1, least=0, below=1)  # within the fusion
+    freeze: str = "none"  # none | all
 
 
 @dataclass

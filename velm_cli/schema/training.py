@@ -19,6 +19,12 @@ class Precision(Enum):
     auto = "auto"
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class FrozenDtype(Enum):
+    auto = "auto"
+    fp32 = "fp32"
 
 
 class Compile(Enum):
@@ -106,6 +112,8 @@ class LossConfig:
 class OptimConfig:
     lr: float = within(1e-3, least=0)  # highest learning rate
     vision_lr_scale: float = within(1.0, least=0)  # the vision encoder learns at lr times this
+    text_lr_scale: float = within(1.0, least=0)  # the text encoder learns at lr times this; pretrained: 0.01 to 0.1
+    fusion_lr_scale: float = within(1.0, least=0)  # the fusion learns at lr times this (docs/training.md)
     weight_decay: float = within(0.05, least=0)  # of matrices; vectors do not decay
     beta1: float = within(0.9, least=0, below=1)  # AdamW's average of gradients
     beta2: float = within(0.98, least=0, below=1)  # AdamW's average of squared gradients
@@ -140,8 +148,14 @@ class RunConfig:
         0.0, least=0, below=1
     )  # average of weights, validated and exported; (1+n)/(10+n) while that is less; 0 = off
     device: Device = Device.auto  # auto | cpu | cuda | mps
-    precision: Precision = Precision.auto  # auto | fp32 | bf16 (autocast; weights stay float32)
+    precision: Precision = (
+        Precision.auto
+    )  # auto | fp32 | bf16 | fp16 (scaled losses, for GPUs without bf16); autocast, and weights that learn are float32
+    frozen_dtype: FrozenDtype = (
+        FrozenDtype.auto
+    )  # in memory: auto (frozen matrices as bf16 and fp16 multiply them: half the memory, the same results) | fp32
     overfit_images: int = within(0, least=0)  # train and validate on the first N images only; 0 = all
+    checkpoint_activations: bool = False  # keep blocks' inputs only and compute the rest again: less memory, more time
     compile: Compile = Compile.off  # off | block | model: torch.compile for training steps (docs/performance.md)
     parallel: Parallel = (
         Parallel.ddp

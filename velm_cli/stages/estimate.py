@@ -64,7 +64,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     length_of_target = mean_length(store, tokens)
     per_image = loader.captions_per_image
     flops, activations = one_step(learner, config, data, per_image, round(length_of_target))
-    if precision is Precision.bf16:
+    if precision is not Precision.fp32:
         activations //= 2
 
     images = config.run.batch_size * config.run.accumulation

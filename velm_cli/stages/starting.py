@@ -27,6 +27,7 @@ from velm_cli.lineage import sources_of, vocabulary_grows, vocabulary_source, we
 from velm_cli.loading import KEPT, read_weights, run_tokenizer, with_kept_models
 from velm_cli.mixture import has_tasks
 from velm_cli.models.hub import load_config, small_files
+from velm_cli.models.lora import carried_over, scales
 from velm_cli.models.text.scratch import EMBEDDING_STD
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.weights import fitted, refuse_not_finite, weights_follow, with_rows
@@ -34,6 +35,7 @@ from velm_cli.objectives.weights import term_weights
 from velm_cli.relocating import store_path, working_folder
 from velm_cli.schema import (
     EvaluateRoot,
+    LowRank,
     PretrainedTextConfig,
     ScratchTextConfig,
     TextConfig,
@@ -95,6 +97,8 @@ def keepers(config: TrainRoot, path: Path | None) -> dict[str, Path]:
 def _is_same(trained: VisionConfig | TextConfig, now: VisionConfig | TextConfig) -> bool:
     """Whether the model is the same, tensor by tensor; what is frozen and how images are resized may differ."""
     same: dict[str, Any] = {"freeze": now.freeze}
+    if isinstance(now, LowRank):
+        same |= {"lora_rank": now.lora_rank, "lora_alpha": now.lora_alpha, "lora_targets": now.lora_targets}
     if isinstance(now, VisionConfig):
         same |= {"resize": now.resize, "output": now.output, "images": now.images}
     return type(trained) is type(now) and replace(trained, **same) == now
@@ -171,11 +175,14 @@ def initial_weights(
     prefixes = {"checkpoint": "", "init.vision": "model.vision.", "init.text": "model.text."}
     own = learner.state_dict()
     for key, source in sources_of(config).items():
-        file, prefix = weight_file(source), prefixes[key]
+        file, prefix, then = weight_file(source), prefixes[key], configs.load_run_config(source)
         state, digest = read(file)
         if not has_tasks(config):  # of a mixture's run, what one task has of it
-            state = weights_of_task(configs.load_run_config(source), config.task.kind, state)
+            state = weights_of_task(then, config.task.kind, state)
         state = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        state, of_updates = carried_over(
+            state, learner.model, scales(then.vision, then.text), scales(config.vision, config.text)
+        )
         moved, lines = _by_name(config, learner, spaces, source, state)
         fitting = fitted(state | moved, own, file)
         wanted = [name for name in own if name.startswith(prefix)]
@@ -191,7 +198,7 @@ def initial_weights(
         notes.append(
             f"weights from {source}: {len(fitting)} of {len(wanted)} tensors{_left_out(wanted, fitting, state)}{before}"
         )
-        notes += lines
+        notes += of_updates + lines
     return taken, notes + _of_another_task(config)
 
 

@@ -9,7 +9,7 @@ from velm_cli.data.store import Store, Tokens
 from velm_cli.data.together import Together
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.compiling import as_written, compile_model
-from velm_cli.engine.device import pick_precision, prepare
+from velm_cli.engine.device import PRODUCTS, pick_precision, prepare
 from velm_cli.engine.folder import (
     OpenRun,
     again,
@@ -21,11 +21,13 @@ from velm_cli.engine.folder import (
 )
 from velm_cli.engine.loop import Run, Validation, fit, is_over
 from velm_cli.engine.meter import Meter
+from velm_cli.engine.narrowing import narrow_frozen
 from velm_cli.engine.optim import Ema, build_optimizer
 from velm_cli.engine.parallel import Replica, load_whole
 from velm_cli.engine.profile import StepProfiler
 from velm_cli.engine.progress import Progress
 from velm_cli.engine.ranks import Ranks, together
+from velm_cli.engine.recomputing import checkpoint_activations
 from velm_cli.engine.signals import Stopped, StopRequest, stop_on_signals
 from velm_cli.engine.snapshot import seed_of
 from velm_cli.learners.interface import Learner
@@ -39,7 +41,7 @@ from velm_cli.models.velm import count_parameters
 from velm_cli.models.weights import read_state
 from velm_cli.objectives.self_critical import SelfCritical
 from velm_cli.observe import Observer
-from velm_cli.schema import TextLoss, TrainRoot
+from velm_cli.schema import FrozenDtype, Precision, TextLoss, TrainRoot
 from velm_cli.stages.blinding import masked
 from velm_cli.stages.encoding import training_views
 from velm_cli.stages.fitting import refuse_unfit
@@ -139,6 +141,11 @@ def _train(
             mark(path, "PREEMPTED", f"{signal} while features were computed")
         print(f"stopped by {signal}; {again(config, path)} goes on with the next features")
         return None
+    kept = checkpoints.keep_frozen(learner)
+    if config.run.frozen_dtype is FrozenDtype.auto and precision is not Precision.fp32:
+        narrow_frozen(learner.model, kept, PRODUCTS[precision])
+    if config.run.checkpoint_activations:
+        checkpoint_activations(learner.model)
     compile_model(learner.model, config.run.compile, device)
     replica = Replica(learner, ranks, config.run.parallel)
     if ranks.rank:  # the weights were the same everywhere; dropout is each rank's own

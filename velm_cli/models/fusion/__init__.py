@@ -26,7 +26,14 @@ from velm_cli.schema import (
 
 
 def build_fusion(config: FusionConfig, image_width: int | None, text: TextEncoder) -> Fusion:
-    """The fusion that `config` describes, from image tokens of `image_width` to the states of `text`."""
+    """The fusion that `config` describes, from image tokens of `image_width` to the states of `text`, frozen or not."""
+    fusion = _made(config, image_width, text)
+    if config.freeze == "all":
+        fusion.requires_grad_(False)
+    return fusion
+
+
+def _made(config: FusionConfig, image_width: int | None, text: TextEncoder) -> Fusion:
     if isinstance(config, NoFusionConfig):
         return NoFusion()
     assert image_width is not None, "validate refuses a fusion without vision"

@@ -21,6 +21,7 @@ from velm_cli.models import transformers_internals as internals
 from velm_cli.models.attention import added_to_scores
 from velm_cli.models.hub import load_pretrained
 from velm_cli.models.layers import within
+from velm_cli.models.lora import add_lora
 from velm_cli.models.rows import Rows, visible_in
 from velm_cli.models.state import Past
 from velm_cli.models.text.interface import BeforeLayer, TextEncoder
@@ -71,10 +72,9 @@ class PretrainedText(TextEncoder):
             if not unfilled("text"):
                 refuse_other_logits(self, model)
             model.get_output_embeddings().bias = None  # velm's own, which starts from it, takes its place
-        if config.lora_rank:
-            _add_lora(self.net, config.lora_rank)
-            if self.head is not None:
-                self.head.requires_grad_(False)
+        add_lora(self.net, config, "text")
+        if config.lora_rank and self.head is not None:
+            self.head.requires_grad_(False)
         # Tables next to that of the words: of positions (GPT-2, BERT, OPT ...), of the types of text (BERT).
         self.no_decay = tuple(
             f"net.{path}"
@@ -150,6 +150,10 @@ class PretrainedText(TextEncoder):
             return self._go_on(embedded_NTE, past, behind_N, before_layer)
 
         self._check_positions(T if state is None else T + state[0][0].shape[2])
+        if state is None and not self.keeps_state and torch.is_grad_enabled():
+            # A block that is run again in backward would write into the cache again.
+            with self._entering(before_layer):
+                return self.net(inputs_embeds=embedded_NTE, use_cache=False).last_hidden_state, ()
         cache = internals.cache_of(state or ())
         with self._entering(before_layer):
             states_NTD, layers = internals.run_with_cache(self.net, cache, inputs_embeds=embedded_NTE)
@@ -258,13 +262,3 @@ def _output_layer_of_checkpoint(text: PretrainedText, state: dict[str, Tensor], 
     if hasattr(text, "scale_and_cap"):
         scalars = state.setdefault(f"{prefix}scale_and_cap", torch.tensor([1.0, 0.0]))
         text.output_scale, text.output_cap = scalars.tolist()
-
-
-def _add_lora(net: nn.Module, rank: int) -> None:
-    """Freeze `net` and give its linear layers trainable updates of rank `rank` (Hu et al. 2022)."""
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise UserError("text.lora_rank needs peft: pip install peft") from None
-    net.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear"), net)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from velm_cli.data.resizing import BICUBIC, BILINEAR, Resizing, colours_of, processor_options, resizing_of
 from velm_cli.errors import UserError
 from velm_cli.models.hub import load_config, load_pretrained
+from velm_cli.models.lora import add_lora
 from velm_cli.models.transformers_internals import (
     FAMILIES,
     MASK_TOKEN,
@@ -76,6 +77,7 @@ class TransformersVision(VisionEncoder):
         for name, parameter in self.net.named_parameters():
             if name.endswith(MASK_TOKEN):
                 parameter.requires_grad_(False)
+        add_lora(self.net, config, "vision")
         self._paths = parts_of(self.net, self.family)
         self.no_decay = tuple(f"net.{path}" for path in tables_of(self.net))
         self.pooled_only = tuple(f"net.{path}" for name, path in self._paths.items() if name == self.family.pooled)
