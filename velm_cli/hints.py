@@ -38,6 +38,10 @@ WORDS = {
     "text.lora_rank": "lora lora_r lora_rank",
     "decode.beams": "num_beams beam_size beam beams n_beams",
     "decode.max_length": "max_new_tokens max_len max_seq_len max_seq_length",
+    "decode.min_length": "min_new_tokens min_len",
+    "decode.samples": "num_return_sequences num_captions n_captions num_samples",
+    "decode.no_repeat_ngram": "no_repeat_ngram_size ngram_size",
+    "decode.repetition_penalty": "rep_penalty",
     "tokenizer.max_tokens": "max_caption_length caption_length",
     "checkpoint": "ckpt checkpoint_path ckpt_path load_from model_path pretrained resume_from weights run",
 }

@@ -40,6 +40,8 @@ def _problems(config: Any) -> Iterator[str]:
         return
     if isinstance(config, schema.UseRoot):
         yield from _decode(config.decode)
+        if isinstance(config, schema.AnswerRoot) and config.decode.samples > 1:
+            yield f"decode.samples={config.decode.samples}: a question gets one answer; probabilities=N shows more"
         return
     if isinstance(config, schema.ExportRoot):
         if config.dtype.value != "fp32" and config.format.value != "velm":
@@ -64,6 +66,8 @@ def _problems(config: Any) -> Iterator[str]:
             yield "preview=true shows images, and dataset.images=false has none"
         return
     yield from _decode(config.decode)
+    if config.decode.samples > 1 and isinstance(config.task, schema.VqaTaskConfig):
+        yield f"decode.samples={config.decode.samples}: task=vqa gives one answer to a question; leave it out"
     yield from _metrics(config.metrics)
     yield from _threads(config.run)
     if isinstance(config, schema.TrainRoot):
@@ -131,7 +135,16 @@ def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
     nucleus = decode.method is schema.DecodeMethod.nucleus
     if nucleus and decode.beams > 1:
         yield f"decode.method=nucleus draws one sample an image: decode.beams={decode.beams} must be 1"
-    of_the_other = ("length_penalty",) if nucleus else ("top_p", "temperature")
+    of_the_other = ("length_penalty",) if nucleus else ("top_p", "top_k", "temperature")
+    if not nucleus and decode.samples > decode.beams:
+        yield (
+            f"decode.samples={decode.samples}: no more texts than beams: decode.beams={decode.samples}, or draw "
+            "them: decode=nucleus"
+        )
+    if decode.min_length > decode.max_length:
+        yield f"decode.min_length={decode.min_length} is above decode.max_length={decode.max_length}"
+    if decode.allowed is not None and not os.path.isfile(decode.allowed):
+        yield f"decode.allowed={decode.allowed}: no such file; it holds one text on each line"
     yield from without_effect("decode", decode, *of_the_other, chosen=f"decode.method={decode.method.value}")
 
 

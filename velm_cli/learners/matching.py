@@ -19,7 +19,7 @@ from velm_cli.data.batch import Batch
 from velm_cli.data.transfer import on_device
 from velm_cli.metrics.embeddings import Embeddings
 from velm_cli.metrics.retrieval import Best
-from velm_cli.models.state import Memory
+from velm_cli.models.memories import Memory
 from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 
 from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.data.tokenizer import Tokenizer
-from velm_cli.data.transfer import on_device
+from velm_cli.data.written import Written
+from velm_cli.learners.describing import described
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_loss, states_words_loss
-from velm_cli.models.decoding import decode_stream
 from velm_cli.models.layers import without_gradients
-from velm_cli.models.search import image_draws
 from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
@@ -30,11 +29,11 @@ from velm_cli.objectives.text import own_words
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, TextLoss
 
-SOURCE_MULTIPLE = 8  # positions: batches whose sources are nearly as long are then decoded together
-
 
 class WritingLearner(Learner):
     """Learns to write the targets (L_text), to name what is in the images (L_image), to match the two (L_joint)."""
+
+    prompts: bool = False  # whether targets go on from their sources, which are then no memory
 
     def __init__(
         self,
@@ -252,39 +251,24 @@ class WritingLearner(Learner):
         device: torch.device,
         seed: int = 0,
         prompt: str = "",
+        stops: Sequence[int] = (),
+        allowed: Sequence[str] | None = None,
     ) -> Iterator[tuple[int | str, str]]:
-        """(id, text) of all examples of the batches, as texts end. `seed`: of nucleus sampling.
+        """(id, text) of all examples of the batches, as texts end; `Written` where several are asked for.
 
-        Each text begins with `prompt`, as the tokenizer writes it.
+        Each text begins with `prompt`, as the tokenizer writes it. See `described` for `seed`, `stops` and `allowed`.
         """
-        image_ids: list[int | str] = []
-        (begun,) = tokenizer.encode_batch([prompt])
-
-        def memories() -> Iterator[tuple[tuple, int]]:
-            for batch in on_device(batches, device):
-                image_ids.extend(batch.ids)
-                with torch.no_grad():
-                    features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD)
-                    context = self.model.context(
-                        features, batch.image_of_BI, batch.source_BL, batch.source_lengths_B, multiple=SOURCE_MULTIPLE
-                    )
-                    memory = self.model.memory_for(context, decoding)
-                yield memory, len(batch.ids)
-
-        def draws(numbers: range) -> Tensor:
-            rows = image_draws([image_ids[number] for number in numbers], seed=seed, count=decoding.max_length)
-            return torch.from_numpy(rows).to(device, torch.float32)
-
-        captions = decode_stream(
+        found = described(
             self.model,
-            memories(),
-            config=decoding,
-            bos_id=tokenizer.bos_id,
-            eos_id=tokenizer.eos_id,
-            banned=tokenizer.never_written,
+            batches,
+            tokenizer,
+            decoding,
             device=device,
-            draws=draws,
-            prompt=begun,
+            seed=seed,
+            prompt=prompt,
+            source_is_prompt=self.prompts,
+            stops=stops,
+            allowed=allowed,
         )
-        for number, tokens in captions:
-            yield image_ids[number], tokenizer.decode([*begun, *tokens])
+        for example, texts in found:
+            yield example, texts[0] if decoding.samples == 1 else Written.of(texts)

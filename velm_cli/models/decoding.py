@@ -17,14 +17,21 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from velm_cli.models.allowed import AllowedTexts
+from velm_cli.models.memories import Memory
 from velm_cli.models.search import Draws, Search, log_probs, search_of
-from velm_cli.models.state import Memory, Rows, alike, images_of, joined, select
+from velm_cli.models.state import Rows, alike, bounded, gathered, images_of, joined, select
 from velm_cli.models.velm import VelmModel
 from velm_cli.schema import DecodeConfig
 
+Given = tuple[tuple, int] | tuple[tuple, int, Sequence[Sequence[int]]]  # a memory, its images, their prompts
+First = tuple[Tensor, tuple[Tensor, ...]]  # BOS and prompt of each text, and, with padding, the place of its last token
+
+PROMPTS_MULTIPLE = 8  # positions: batches whose prompts are nearly as long are then decoded together
+
 
 class StepModel(Protocol):
-    """What decoding needs of a model: see `VelmModel.step`."""
+    """What decoding needs of a model: see `VelmModel.step`. One that `hides_padding` also takes `last_N`."""
 
     def step(self, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]: ...
 
@@ -81,9 +88,14 @@ def decoded_together(examples: int, batch_size: int) -> int:
     return batch_size * min(16, max(1, batches // 16))
 
 
-def decode_stream(
+def decode_stream(model: StepModel, memories: Iterable[Given], **options: Any) -> Iterator[tuple[int, list[int]]]:
+    """`decode_several`, of each image the best or first text alone."""
+    return ((image, texts[0]) for image, texts in decode_several(model, memories, **options))
+
+
+def decode_several(
     model: StepModel,
-    memories: Iterable[tuple[tuple, int]],
+    memories: Iterable[Given],
     *,
     config: DecodeConfig,
     bos_id: int,
@@ -92,28 +104,36 @@ def decode_stream(
     device: torch.device | str = "cpu",
     draws: Draws | None = None,
     prompt: Sequence[int] = (),
-) -> Iterator[tuple[int, list[int]]]:
-    """(number of the image, its tokens) as captions end: without BOS and EOS, at most `config.max_length` with EOS.
+    stops: Sequence[int] = (),
+    allowed: Sequence[Sequence[int]] | None = None,
+    vocab_size: int = 0,
+) -> Iterator[tuple[int, list[list[int]]]]:
+    """(number of the image, its texts as tokens) as captions end: without BOS and EOS, at most `config.max_length`
+    with EOS. An image has `config.samples` texts, and with beams fewer where there are no more; the best is first.
 
     Each caption goes on from the tokens of `prompt`, which are neither returned nor scored.
 
-    `memories`: what `model.memory_for(features, config)` gave, and of how many images. So many images as the first has
-    are decoded together: where captions have ended, images of the next take their places (see `_open`), and only then
-    the next is asked for. `banned` tokens (padding, BOS, unknown) are never produced. `draws` is needed by nucleus
-    sampling only: with the same numbers an image gets the same caption, whatever it is decoded together with.
+    `memories`: what `model.memory_for(features, config)` gave, of how many images, and prompts of the images' own, of
+    any lengths, where they have some. What is read of image and prompt exists once, for all texts of an image. So many
+    images as the largest batch has are decoded together: where captions have ended, images of the next take their
+    places (see `_open`), and only then the next is asked for.
+
+    `banned` tokens (padding, BOS, unknown) are never produced. `stops` end a text as `eos_id` does, such as a chat
+    template's end of a turn. `allowed`: the tokens of all texts that may be written, of a vocabulary of `vocab_size`.
+    `draws` is needed by nucleus sampling only: with the same numbers an image gets the same captions, whatever it is
+    decoded together with.
     """
-    search = search_of(config, eos_id, torch.tensor(list(banned), dtype=torch.long, device=device), draws)
-    coming: Iterator[tuple[tuple, int] | None] = chain(memories, repeat(None))
-    begun = places = 0
+    listed = None if allowed is None else AllowedTexts(allowed, {eos_id, *stops}, vocab_size, device)
+    never = torch.tensor([each for each in banned if each not in stops], dtype=torch.long, device=device)
+    search = search_of(config, eos_id, never, draws, stops=stops, allowed=listed)
+    hides = getattr(model, "hides_padding", False)
+    coming: Iterator[_Live | None] = chain(_beginnings(memories, search, bos_id, prompt, hides, device), repeat(None))
+    places = 0
     live = waiting = None  # images that are decoded together, images that have begun and wait for a place
     while True:
         is_open = live is None or _open(live, places)
-        if waiting is None and is_open and (found := next(coming)) is not None:
-            memory, images = found
-            waiting = _Live.of(
-                search.begin(range(begun, begun + images), bos_id, device), memory, begun, prompt, device
-            )
-            begun, places = begun + images, places or images
+        if waiting is None and is_open and (waiting := next(coming)) is not None:
+            places = max(places, waiting.images)
             yield from waiting.step(model, search)
             waiting = waiting if waiting.images else None
         elif live is None and waiting is None:
@@ -125,6 +145,32 @@ def decode_stream(
                 waiting = live.join(waiting, places - live.images, config.max_length)
             yield from live.step(model, search)
             live = live if live.images else None
+
+
+def _beginnings(
+    memories: Iterable[Given], search: Search, bos_id: int, prompt: Sequence[int], hides: bool, device: Any
+) -> Iterator[_Live]:
+    """The images of each batch before anything is read of them; where padding cannot be hidden (a recurrent net, a
+    cache of transformers' own), in groups whose prompts are equally long."""
+    begun = 0
+    for memory, images, *given in memories:
+        numbers = range(begun, begun + images)
+        begun += images
+        prompts = list(given[0]) if given else [prompt] * images
+        longest = max(map(len, prompts))
+        if hides and given:
+            yield _Live.of(search, memory, numbers, prompts, -longest % PROMPTS_MULTIPLE + longest, bos_id, device)
+            continue
+        lengths = sorted(set(map(len, prompts)))
+        if len(lengths) == 1:
+            yield _Live.of(search, memory, numbers, prompts, longest, bos_id, device)
+            continue
+        for length in lengths:
+            some = [image for image in range(images) if len(prompts[image]) == length]
+            rows_B = torch.tensor(some, device=device)
+            texts = [prompts[image] for image in some]
+            of_some = gathered(memory, rows_B)
+            yield _Live.of(search, of_some, [numbers[image] for image in some], texts, length, bos_id, device)
 
 
 def _open(live: _Live, places: int) -> bool:
@@ -142,42 +188,64 @@ def _open(live: _Live, places: int) -> bool:
 class _Live:
     """Images that are decoded together: which, their texts, and what the model knows of both."""
 
-    def __init__(self, image_B: Tensor, texts: Any, memory: Memory, state: Any, prompt: Sequence[int] = ()) -> None:
-        """`prompt`: tokens that are read right after BOS, where there is no state yet."""
-        self.image_B, self.texts, self.memory, self.state, self.prompt = image_B, texts, memory, state, prompt
+    def __init__(self, image_B: Tensor, texts: Any, memory: Memory, state: Any, first: First | None) -> None:
+        """`first`: what is read at the beginning, where there is no state yet."""
+        self.image_B, self.texts, self.memory, self.state, self.first = image_B, texts, memory, state, first
 
     @staticmethod
     @torch.no_grad()
-    def of(texts: Any, memory: tuple, first: int, prompt: Sequence[int], device: torch.device | str) -> _Live:
-        """Images number `first` and so on, at their beginning."""
-        images = len(texts.token_BK)
-        return _Live(torch.arange(first, first + images, device=device), texts, Memory(memory, images), None, prompt)
+    def of(
+        search: Search,
+        memory: tuple,
+        numbers: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        longest: int,
+        bos_id: int,
+        device: torch.device | str,
+    ) -> _Live:
+        """Images of these numbers at their beginning: BOS, and their prompts padded to `longest` behind their ends."""
+        lengths = [len(each) for each in prompts]
+        rows = [[bos_id, *each, *[search.eos_id] * (longest - len(each))] for each in prompts]
+        last = (torch.tensor(lengths, device=device),) if min(lengths) < longest else ()
+        before = None
+        if search.reads_prompt:
+            before = torch.tensor([[*[-1] * (longest - len(each)), *each] for each in prompts], device=device)
+            before = before.view(len(prompts), longest).long()
+        texts = search.begin(numbers, bos_id, device, before)
+        image_B = torch.tensor(list(numbers), device=device)
+        return _Live(image_B, texts, Memory(memory, len(numbers)), None, (torch.tensor(rows, device=device), last))
 
     @property
     def images(self) -> int:
         return len(self.image_B)
 
     @torch.no_grad()
-    def step(self, model: StepModel, search: Search) -> list[tuple[int, list[int]]]:
-        """One more token; the captions that have ended with it, whose images leave."""
-        token_NT = self.texts.token_BK.reshape(-1, 1)
-        if self.state is None and self.prompt:
-            prompt_NP = torch.tensor([self.prompt], device=token_NT.device).expand(len(token_NT), -1)
-            token_NT = torch.cat([token_NT, prompt_NP], dim=1)
-        logits_NV, state = model.step(token_NT, self.memory.nested(), self.state)
+    def step(self, model: StepModel, search: Search) -> list[tuple[int, list[list[int]]]]:
+        """One more token; the captions of the images that have ended with it, which leave."""
+        memory = self.memory.nested()
+        if self.first is None:
+            logits_NV, state = model.step(self.texts.token_BK.reshape(-1, 1), memory, self.state)
+        else:
+            tokens_NT, last = self.first
+            logits_NV, state = model.step(tokens_NT, memory, None, *last)
+            state, self.first = bounded(state, search.config.max_length), None
         texts, source_BK, goes_on_B = search.advance(self.texts, logits_NV)
         goes_on = goes_on_B.tolist()  # the one time in a step that the device is waited for
         if all(goes_on):
             self.texts, self.state = texts, state if source_BK is None else select(state, Rows(source_BK))
             return []
-        ended = list(zip(self.image_B[~goes_on_B].tolist(), texts.text_BT[~goes_on_B].tolist(), strict=True))
+        numbers = self.image_B[~goes_on_B].tolist()
+        ended = list(zip(numbers, search.found(_each(texts, lambda part: part[~goes_on_B])), strict=True))
         kept_B, holes, movers = _places(goes_on, self.image_B.device)
         self.image_B, self.texts = self.image_B[kept_B], _each(texts, lambda part: part[kept_B])
         if any(goes_on):
-            rows = Rows(kept_B[:, None] if source_BK is None else source_BK[kept_B], holes, movers)
+            if source_BK is None:  # each text goes on from itself
+                K = texts.token_BK.shape[1]
+                source_BK = torch.arange(len(goes_on) * K, device=kept_B.device).view(-1, K)
+            rows = Rows(source_BK[kept_B], holes, movers)
             self.memory.move(rows)
             self.state = select(state, rows)
-        return [(image, search.words(row)) for image, row in ended]
+        return ended
 
     def alike(self, other: _Live) -> bool:
         """Whether the other's images can join."""
@@ -199,6 +267,7 @@ class _Live:
             _each(self.texts, lambda part: part[start:stop]),
             self.memory.images_of(start, stop),
             images_of(self.state, start, stop, self.texts.token_BK.shape[1]),
+            None,
         )
 
 

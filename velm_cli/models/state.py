@@ -7,7 +7,6 @@ the past, d width of a head. Tensors of a *state* have N in dimension 0, those o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -94,6 +93,30 @@ def joined(state: Any, other: Any, positions: int) -> Any:
     return tuple(joined(part, its, positions) for part, its in zip(state, other, strict=True))
 
 
+def without_ends(state: Any, padding_N: Tensor) -> Any:
+    """A nested state as if the last `padding` positions of each text, the first that were read, had not been there.
+
+    Nothing but a `Past` and counts of positions can tell: see `TextEncoder.hides_padding`.
+    """
+    if state is None:
+        return None
+    if isinstance(state, Past):
+        return state.without_ends(padding_N)
+    if isinstance(state, Tensor):
+        assert not state.is_floating_point(), "what has been read cannot be taken out of a recurrent state"
+        return state - padding_N
+    return tuple(without_ends(part, padding_N) for part in state)
+
+
+def bounded(state: Any, positions: int) -> Any:
+    """A nested state whose texts get so many positions at most: no `Past` in it makes room for more."""
+    if isinstance(state, Past):
+        return replace(state, most=positions)
+    if state is None or isinstance(state, Tensor):
+        return state
+    return tuple(bounded(part, positions) for part in state)
+
+
 def alike(nested: Any, other: Any) -> bool:
     """Whether two states, or two memories, differ in nothing but their images, so that they can be joined."""
     if isinstance(nested, Past):
@@ -120,6 +143,7 @@ class Past:
     slots: int  # S: those that are written
     stop: int  # behind the slots that were written last
     end: int | None = None  # behind the last slot there will be
+    most: int | None = None  # positions that a text gets behind the start, where that is known
     sees_NS: Tensor | None = None  # None where each image has one text, which has every slot behind it
 
     @staticmethod
@@ -135,7 +159,7 @@ class Past:
         stop = first + K * positions
         rooms = self.rooms
         if stop > rooms[0].keys.shape[2]:
-            rooms = self._larger(len(rooms[0].keys), stop + BLOCK * K)
+            rooms = self._larger(len(rooms[0].keys), self._room(stop, K))
         sees_NS = self.sees_NS
         if sees_NS is not None:
             own_NX = torch.eye(K, dtype=torch.bool, device=sees_NS.device).repeat(self.images, positions)
@@ -144,6 +168,12 @@ class Past:
             else:
                 sees_NS[:, first:stop] = own_NX
         return replace(self, rooms=rooms, slots=max(self.slots, stop), stop=stop, sees_NS=sees_NS)
+
+    def _room(self, stop: int, texts: int) -> int:
+        """Slots to make room for where `stop` are needed: twice as many each time, so that each is copied once or
+        twice however long the texts get; and no more than they can get."""
+        room = stop + max(BLOCK * texts, stop - self.start)
+        return room if self.most is None else max(stop, min(room, self.start + texts * self.most))
 
     def _larger(self, images: int, slots: int) -> tuple[KeyValue, ...]:
         """Rooms for so many images and slots. Zeros, since even what nobody sees must be a number."""
@@ -205,6 +235,12 @@ class Past:
             sees_NS = rows.source_BK.new_ones(B * K, self.slots, dtype=torch.bool)
         return replace(self, images=B, sees_NS=sees_NS)
 
+    def without_ends(self, padding_N: Tensor) -> Past:
+        assert self.slots == self.start and len(padding_N) == self.images, "a text's end is hidden before it goes on"
+        slot_S = torch.arange(self.slots, device=padding_N.device)
+        sees_NS = slot_S < self.slots - padding_N[:, None]
+        return replace(self, sees_NS=sees_NS if self.sees_NS is None else sees_NS & self.sees_NS)
+
     def images_of(self, start: int, stop: int, texts: int) -> Past:
         rooms = tuple(KeyValue(*(part[start:stop] for part in room)) for room in self.rooms)
         sees_NS = None if self.sees_NS is None else self.sees_NS[start * texts : stop * texts]
@@ -226,7 +262,7 @@ class Past:
         if sees_NS is None:
             sees_NS = torch.ones(B, self.slots, dtype=torch.bool, device=device)
         began_NS = torch.zeros(other.images * texts, self.slots, dtype=torch.bool, device=device)
-        began_NS[:, : self.start] = True
+        began_NS[:, : self.start] = True if other.sees_NS is None else other.sees_NS
         end = self.start + texts * positions
         return replace(self, rooms=rooms, images=images, end=end, sees_NS=torch.cat([sees_NS, began_NS]))
 
@@ -262,62 +298,6 @@ class Layer(NamedTuple):
 # ---------------------------------------------------------------------------------------- memories
 
 
-class Memory:
-    """A nested memory of one's own, whose images leave and join without moving those that stay.
-
-    What several layers share exists once, and stays shared.
-    """
-
-    def __init__(self, nested: Any, images: int) -> None:
-        """A copy of `nested`, laid out as attention reads it fastest."""
-        self.images = images
-        self._parts: list[Tensor] = []
-        self._outline = self._keep(nested, {})
-
-    def _keep(self, nested: Any, known: dict[int, int]) -> Any:
-        """`nested` with numbers of parts instead of tensors."""
-        if isinstance(nested, Tensor):
-            if id(nested) not in known:
-                known[id(nested)] = len(self._parts)
-                self._parts.append(nested.clone(memory_format=torch.contiguous_format))
-            return known[id(nested)]
-        return None if nested is None else _like(nested, (self._keep(part, known) for part in nested))
-
-    def nested(self) -> Any:
-        """The tensors of the images that are there."""
-        return self._filled(self._outline)
-
-    def _filled(self, outline: Any) -> Any:
-        if isinstance(outline, int):
-            return self._parts[outline][: self.images]
-        return None if outline is None else _like(outline, map(self._filled, outline))
-
-    def move(self, rows: Rows) -> None:
-        """Only the images that go on are left."""
-        for part in self._parts:
-            rows.move(part)
-        self.images = len(rows.source_BK)
-
-    def images_of(self, start: int, stop: int) -> Memory:
-        """Images `start` to `stop`: a view."""
-        some = copy(self)
-        some.images, some._parts = stop - start, [part[start:stop] for part in self._parts]
-        return some
-
-    def alike(self, other: Memory) -> bool:
-        """Whether they differ in nothing but their images."""
-        return self._outline == other._outline and alike(self._parts, other._parts)
-
-    def join(self, other: Memory) -> None:
-        """The images of another one behind its own."""
-        before, self.images = self.images, self.images + other.images
-        for number, (part, its_part) in enumerate(zip(self._parts, other._parts, strict=True)):
-            if len(part) >= self.images:
-                part[before : self.images] = its_part[: other.images]
-            else:
-                self._parts[number] = torch.cat([part[:before], its_part[: other.images]])
-
-
 def gathered(memory: Any, rows_B: Tensor) -> Any:
     """The rows of a nested memory, each tensor once: so what a memory is made of is computed once per image, and not
     for each of the examples that share it."""
@@ -328,11 +308,11 @@ def gathered(memory: Any, rows_B: Tensor) -> Any:
             if id(part) not in known:
                 known[id(part)] = part.index_select(0, rows_B)
             return known[id(part)]
-        return None if part is None else _like(part, map(gather, part))
+        return None if part is None else like(part, map(gather, part))
 
     return gather(memory)
 
 
-def _like(nested: tuple, parts: Iterable[Any]) -> tuple:
+def like(nested: tuple, parts: Iterable[Any]) -> tuple:
     """A tuple of the same type, for what looks at a memory goes by it."""
     return nested._make(parts) if hasattr(nested, "_make") else tuple(parts)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from velm_cli.models.context import SourceEncoder
 from velm_cli.models.fusion import build_fusion
 from velm_cli.models.layers import soft_capped
-from velm_cli.models.state import gathered
+from velm_cli.models.state import gathered, without_ends
 from velm_cli.models.text import build_text
 from velm_cli.models.vision import ImageFeatures, build_vision, count_frozen
 from velm_cli.models.vision.interface import averaged
@@ -163,13 +163,24 @@ class VelmModel(nn.Module):
 
     def memory_for(self, features: ImageFeatures | None, config: DecodeConfig) -> tuple:
         """The same for captions that are decoded as `config` says, made as is least work for so many of their words."""
-        beams = config.beams if config.method is DecodeMethod.beam else 1
-        return self.fusion.memory_for(features, beams * config.max_length // 2)  # captions end before they have to
+        texts = config.beams if config.method is DecodeMethod.beam else config.samples
+        return self.fusion.memory_for(features, texts * config.max_length // 2)  # captions end before they have to
 
-    def step(self, tokens_NT: Tensor, memory: tuple, state=None) -> tuple[Tensor, tuple]:
-        """Logits (N, V) after the last of further tokens, and the state that goes on from there."""
+    def step(self, tokens_NT: Tensor, memory: tuple, state=None, last_N: Tensor | None = None) -> tuple[Tensor, tuple]:
+        """Logits (N, V) after the last of further tokens, and the state that goes on from there.
+
+        `last_N`: at the beginning, the place of each row's last token, behind which is padding (`hides_padding`).
+        """
         fused_NTD, state = self.fusion.read(self.text, tokens_NT, memory, state)
-        return self.logits(fused_NTD[:, -1]), state
+        if last_N is None:
+            return self.logits(fused_NTD[:, -1]), state
+        fused_ND = fused_NTD[torch.arange(len(last_N), device=last_N.device), last_N]
+        return self.logits(fused_ND), without_ends(state, tokens_NT.shape[1] - 1 - last_N)
+
+    @property
+    def hides_padding(self) -> bool:
+        """Whether texts of different lengths can begin in one batch, padded behind their ends."""
+        return self.text.hides_padding
 
     @property
     def generates(self) -> bool:

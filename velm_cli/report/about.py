@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from velm_cli import configs
 from velm_cli.errors import UserError
+from velm_cli.schema import LATER_DECODING, DecodeConfig
 
 # Label in the page -> its meaning, shown where one points at it.
 MEANINGS = {
@@ -78,7 +79,7 @@ def about_folder(folder: Path) -> dict[str, str]:
             found["split"] += f", the first {config['limit']} {'images' if told == 'caption' else 'examples'}"
         chooses = task.get("answer") in ("classify", "rank") or told == "classify"  # from a list; nothing is decoded
         found["task"] = "" if told == "caption" else f"{told}, {answer}" if (answer := task.get("answer")) else told
-        found["decoding"] = "" if chooses else _decoding(_of(config, "decode"))
+        found["decoding"] = "" if chooses else decoding_words(_of(config, "decode"))
         blind = _of(config, "eval").get("blind", "none")
         found["control"] = "" if blind == "none" else f"eval.blind={blind}"
     except (UserError, KeyError, TypeError, ValueError):
@@ -104,10 +105,17 @@ def _kind(config: Mapping[str, Any], group: str) -> str:
     return f"{node.get('kind', '')}{named}"
 
 
-def _decoding(decode: Mapping[str, Any]) -> str:
+def decoding_words(decode: Mapping[str, Any]) -> str:
+    """How texts are found by the options of `decode`; those that an older velm did not know are as by default."""
     if not decode:
         return ""
-    longest = f"at most {decode.get('max_length')} tokens"
+    usual = DecodeConfig()
+    changed = [
+        f"{name.replace('_', ' ')} {decode[name]}"
+        for name in LATER_DECODING
+        if decode.get(name, getattr(usual, name)) != getattr(usual, name)
+    ]
+    longest = ", ".join([f"at most {decode.get('max_length')} tokens", *changed])
     if decode.get("method") == "nucleus":
         return f"nucleus sampling, top_p {decode.get('top_p')}, temperature {decode.get('temperature')}, {longest}"
     if decode.get("beams") == 1:

@@ -16,6 +16,7 @@ from velm_cli import configs
 from velm_cli.errors import UserError
 from velm_cli.metrics.scores import read_images, read_summary
 from velm_cli.report.logs import read_figures
+from velm_cli.schema import LATER_DECODING, DecodeConfig
 from velm_cli.schema.metric_names import CAPTION_COLUMNS, CAPTION_PRIMARY, Column, columns_of_json
 
 
@@ -62,7 +63,8 @@ def read_run(folder: Path) -> ScoredRun:
             options = configs.experiment_of(_config(home))
         else:  # nobody knows how it was trained
             options = {"model": configs.FOREIGN + Path(model).name}
-        options |= {f"decode.{key}": value for key, value in config["decode"].items() if key != "batch_size"}
+        decode = _as_by_default() | config["decode"]
+        options |= {f"decode.{key}": value for key, value in decode.items() if key != "batch_size"}
         options["split"] = config["split"]
         of_task = config.get("task")  # an older velm's has none, or the same as the run
         options |= {f"task.{key}": value for key, value in (of_task if isinstance(of_task, dict) else {}).items()}
@@ -94,6 +96,11 @@ def read_run(folder: Path) -> ScoredRun:
         blind=blind,
         twin=json.dumps([options | {"eval.blind": ""}, same, scores.get("weights")], sort_keys=True, default=str),
     )
+
+
+def _as_by_default() -> dict[str, Any]:
+    """The options of decoding that an older velm's evaluation does not name."""
+    return {name: getattr(DecodeConfig(), name) for name in LATER_DECODING}
 
 
 def _blind(config: Mapping[str, Any]) -> str:

@@ -180,13 +180,27 @@ class DecodeConfig:
     beams: int = within(
         1, least=1
     )  # beam: prefixes kept; 1 is greedy. probabilities are those of the allowed words alone
+    samples: int = within(
+        1, least=1, most=1000
+    )  # texts of an example: the best of the beams, or so many drawn; scores are of the first
     max_length: int = within(30, least=1)  # tokens, without the start token
+    min_length: int = within(0, least=0)  # tokens before a text may end
     length_penalty: float = within(
         1.0, least=0, most=10
     )  # scores of two or more beams are divided by length ** this; 0 favours short captions
     top_p: float = within(0.9, least=1e-6, most=1)  # nucleus; a sample depends on `seed` and its image alone
+    top_k: int = within(0, least=0)  # nucleus: draw among the k likeliest tokens, of which top_p then takes; 0 = all
     temperature: float = within(1.0, least=0.001)  # nucleus: logits are divided by it, in float32
+    repetition_penalty: float = within(
+        1.0, above=0, most=100
+    )  # above 1: tokens that prompt or text have already become less likely
+    no_repeat_ngram: int = within(0, least=0)  # no n tokens come twice in prompt and text together; 0 = off
+    allowed: str | None = path(None)  # file with one text a line: only these are written
     batch_size: int = within(64, least=1, most=10**9)  # images decoded together
+
+
+# Options of decoding that configs of older velms do not name; those runs were as by default.
+LATER_DECODING = ("samples", "min_length", "top_k", "repetition_penalty", "no_repeat_ngram", "allowed")
 
 
 @dataclass

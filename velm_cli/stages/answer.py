@@ -67,7 +67,7 @@ def run(config: AnswerRoot) -> None:
                 "questions": using.digest_of(images, questions),
                 "choices": config.choices,
                 "probabilities": config.probabilities,
-                "decode": using.plain(config.decode),
+                "decode": using.decoding(config.decode),
             },
             answered,
             columns=COLUMNS,

@@ -65,7 +65,7 @@ def _about(config: CaptionRoot, weights: str, images: Sequence[Listed]) -> dict[
         "images": using.digest_of(images),
         "prompt": config.prompt,
         "seed": config.seed,
-        "decode": using.plain(config.decode),
+        "decode": using.decoding(config.decode),
     }
 
 

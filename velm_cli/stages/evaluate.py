@@ -18,8 +18,9 @@ from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import sealed, sha256, write_json
 from velm_cli.metrics.scores import missing_scores
+from velm_cli.report.about import decoding_words
 from velm_cli.report.tables import BLIND
-from velm_cli.schema import Blind, EvaluateRoot
+from velm_cli.schema import LATER_DECODING, Blind, DecodeConfig, EvaluateRoot
 from velm_cli.stages.evaluate_hf import HfModel
 from velm_cli.stages.evaluate_run import TrainedRun
 from velm_cli.stages.evaluations import report_again, result_path
@@ -30,6 +31,7 @@ from velm_cli.stages.predictors import Predictor
 from velm_cli.stages.starting import open_store
 from velm_cli.stages.submitting import submission, submit
 from velm_cli.stages.task_data import refuse_other_examples
+from velm_cli.stages.using import plain
 from velm_cli.tasks import Task
 
 
@@ -56,6 +58,8 @@ def run(config: EvaluateRoot) -> float | None:
         about = {"file": str(predictor.weights), "sha256": predictor.digest(store, ranks), "data": store.hash}
         if config.metrics.df not in ("corpus", "coco") and "cider" in config.metrics.names:
             about["df"] = sha256(Path(config.metrics.df))
+        if config.decode.allowed is not None:
+            about["allowed"] = sha256(Path(config.decode.allowed))
         path = ranks.same(result_path(config, about))
         if (path / "DONE").exists():
             return report_again(path)
@@ -104,7 +108,7 @@ def _evaluate(
             title=f"{config.checkpoint}  {config.split}{_blind_words(config)}",
             trained_on=predictor.trained_on(store),
             weights=about["sha256"],
-            told=predictor.told(),
+            told=predictor.told() | _decoding(config, task),
         )
         facts = task.further(config, predicted, path)
         if config.report.page and scores:
@@ -119,6 +123,15 @@ def _evaluate(
     if missing := missing_scores(scores, config.metrics.required):
         raise StageError(f"metrics.required: not computed: {missing}")
     return scores.headline
+
+
+def _decoding(config: EvaluateRoot, task: Task) -> dict[str, str]:
+    """What the signature of the scores says of how texts were found; nothing where none are written."""
+    if task.manner is not None:
+        return {}
+    words = decoding_words(plain(config.decode))
+    listed = f" (sha256 {sha256(Path(config.decode.allowed))[:12]})" if config.decode.allowed is not None else ""
+    return {"decoding": words + listed}
 
 
 def _blind_words(config: EvaluateRoot) -> str:
@@ -142,6 +155,9 @@ def _default_name(config: EvaluateRoot, predictor: Predictor, store: Store) -> s
     how = "greedy" if decode.beams == 1 else f"beam{decode.beams}"
     if decode.method.value == "nucleus":
         how = f"nucleus{decode.top_p:g}-seed{config.seed}"
+    for name in LATER_DECODING:
+        if (value := getattr(decode, name)) != getattr(DecodeConfig(), name):
+            how += f"-{name}_{naming.short_name(value) if name == 'allowed' else f'{value:g}'}"
     how = predictor.task.manner or how
     limit = f"-first{config.limit}" if config.limit else ""
     blind = f"-{BLIND[config.eval.blind.value].replace(' ', '-')}" if config.eval.blind is not Blind.none else ""

@@ -35,7 +35,7 @@ def _holds_another(path: Path, config: EvaluateRoot, about: dict[str, str]) -> b
     options = ("split", "limit", "seed", "dataset", "task", "decode", "metrics", "eval")
     differs = any(key in saved and _differs(saved[key], getattr(config, key)) for key in options)
     # An older velm's does not say of which data it is.
-    other_data = any(before.get(key, about.get(key)) != about.get(key) for key in ("data", "df"))
+    other_data = any(before.get(key, about.get(key)) != about.get(key) for key in ("data", "df", "allowed"))
     return before.get("sha256") != about["sha256"] or other_data or differs
 
 

@@ -30,7 +30,7 @@ from velm_cli.inference.results import BESIDE, beside, refuse_other_suffix, writ
 from velm_cli.models.hf.writing import Refused
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.report.page import Picture, is_page, thumbnail, write_page
-from velm_cli.schema import ComputeConfig
+from velm_cli.schema import LATER_DECODING, ComputeConfig, DecodeConfig
 
 
 def loaded(checkpoint: str, compute: ComputeConfig) -> Model:
@@ -123,6 +123,13 @@ def row_of(known: Row, column: str, found: Any) -> Row:
 def plain(options: Any) -> dict[str, Any]:
     """A dataclass of options as JSON values."""
     return {key: value.value if isinstance(value, Enum) else value for key, value in asdict(options).items()}
+
+
+def decoding(how: DecodeConfig) -> dict[str, Any]:
+    """What results depend on of how texts are found: an older velm's noted as much of the same command."""
+    usual = plain(DecodeConfig())
+    told = {name: value for name, value in plain(how).items() if name not in LATER_DECODING or value != usual[name]}
+    return told if how.allowed is None else told | {"allowed": sha256(Path(how.allowed))}
 
 
 def digest_of(images: Sequence[Listed], asked: Sequence[str] = ()) -> str:

@@ -32,6 +32,7 @@ class TextEncoder(nn.Module):
     takes_layouts: bool = False  # whether `run` takes a `layout`: a row (1, M, E) in, its states out, and no state
     branches: bool = False  # whether the texts of an image are read as branches of it, where nothing says otherwise
     keeps_state: bool = True  # False: passes that learn return nothing to go on from (engine/recomputing.py)
+    hides_padding: bool = False  # whether positions can be hidden from later ones (`state.without_ends`)
     no_decay: tuple[str, ...] = ()  # its parts and parameters that are no matrices: positions, types of text
     head: nn.Linear | None  # the output layer, where it does not share the embedding's weights
     head_bias: Tensor | None = None  # (V or more): what the output layer's bias starts from; None is 0

@@ -61,7 +61,7 @@ class PretrainedText(TextEncoder):
         if model is not self.net:
             self._take_head(model)
         self.net.config.use_cache = True
-        self.shares_slots = internals.shares_slots(self.net)
+        self.shares_slots = self.hides_padding = internals.shares_slots(self.net)
         self.windows = internals.windows_of(self.net.config)
         self.takes_layouts = self.branches = causal and self.shares_slots
         self._attends_rows = self.takes_layouts and internals.attends_rows(self.net)

@@ -49,7 +49,7 @@ class _Scratch(TextEncoder):
 class TransformerText(_Scratch):
     """Pre-norm transformer (Vaswani et al. 2017) with sinusoidal positions; causal unless told otherwise."""
 
-    packs = True
+    packs = hides_padding = True
 
     def __init__(self, config: TransformerConfig, vocab_size: int | None, *, causal: bool = True) -> None:
         super().__init__(config.width, vocab_size)
