@@ -112,8 +112,11 @@ def take(batches, count: int) -> list[Batch]:
 
 def same(a: Batch, b: Batch) -> bool:
     """Bitwise."""
-    names = [field.name for field in fields(Batch) if field.name not in ("packing", "labels")]
+    names = [field.name for field in fields(Batch) if field.name not in ("packing", "labels", "lengths")]
     pairs = [*((getattr(a, name), getattr(b, name)) for name in names), *zip(a.packing, b.packing, strict=True)]
+    assert a.lengths is not None and b.lengths is not None
+    if not all(map(np.array_equal, a.lengths, b.lengths)):
+        return False
     pairs += [(a.labels.keys(), b.labels.keys()), *zip(a.labels.values(), b.labels.values(), strict=True)]
     for x, y in pairs:
         if isinstance(x, torch.Tensor) != isinstance(y, torch.Tensor):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -87,6 +87,14 @@ def concept_labels(store: HasConcepts, width: int) -> dict[str, Labels]:
     return {CONCEPTS: ConceptLabels(store, width)} if width else {}
 
 
+class Lengths(NamedTuple):
+    """What a device would have to be waited for: how long the texts of a batch are. Never on a device."""
+
+    targets_BK: np.ndarray  # int64: BOS, words and EOS; 0 is an empty slot
+    source_B: np.ndarray | None = None  # int64: BOS, words and EOS
+    image_B: np.ndarray | None = None  # int64: the row of X where every example has one image, which several may share
+
+
 @dataclass
 class Batch:
     """B examples: their images, each once; the text that goes in with them; K texts to learn or to judge; labels.
@@ -115,6 +123,7 @@ class Batch:
     num_source_tokens: int = 0  # words and EOS of all sources
     labelled: Mapping[str, int] = field(default_factory=dict)  # examples that have a label at all, by kind of label
     part: str = ""  # of a mixture, whose examples these are
+    lengths: Lengths | None = None  # None: of a dry run that has no values
 
     @classmethod
     def of(cls, tokens_BKT: Tensor, lengths_BK: Tensor, *, ids: Sequence[int | str] | None = None, **parts) -> Batch:
@@ -126,6 +135,12 @@ class Batch:
             parts["num_sources"] = int((source_lengths_B > 0).sum())
             parts["num_source_tokens"] = int((source_lengths_B - 1).clamp(min=0).sum())
         parts["labelled"] = {name: int((of_BC > 0).any(1).sum()) for name, of_BC in parts.get("labels", {}).items()}
+        image_of_BI = parts.get("image_of_BI")
+        lengths = Lengths(
+            lengths_BK.numpy(),
+            None if source_lengths_B is None else source_lengths_B.numpy(),
+            None if image_of_BI is None or image_of_BI.shape[1] != 1 else image_of_BI[:, 0].numpy(),
+        )
         packing = Packing.of((lengths_BK - 1).clamp(min=0).numpy(), max(T, 1) - 1)
         return cls(
             ids=list(numbers if ids is None else ids),
@@ -135,6 +150,7 @@ class Batch:
             packing=packing,
             predicted_M=parts.pop("predicted_M", packing.positions_M),
             num_targets=int((lengths_BK > 0).sum()),
+            lengths=lengths,
             images=parts.pop("images", numbers),
             **parts,
         )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.written import Written
+from velm_cli.learners.branching import branches_of, prefix_of, read_branches, reads_branches
 from velm_cli.learners.describing import described
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_loss, states_words_loss
@@ -45,11 +46,14 @@ class WritingLearner(Learner):
         mask_id: int = 0,
         never_written: Sequence[int] = (),
         remember_texts: bool = False,
+        prompts: bool = False,
     ) -> None:
         """`weights`: alpha, beta, gamma by the term that they weigh; of a term that has none nothing is made.
 
         `mask_id`: the token that stands where a word is hidden. `never_written`: tokens that no caption holds.
-        `remember_texts`: L_joint's, which a frozen text encoder then reads once."""
+        `remember_texts`: L_joint's, which a frozen text encoder then reads once. `prompts`: the source stands before
+        the text that is written from it, in the language model's own words.
+        """
         super().__init__()
         self.model = model
         self.loss = loss
@@ -58,6 +62,9 @@ class WritingLearner(Learner):
         learned = frozenset(name for name, weight in weights.items() if weight.learned)
         self.own_words = parse_weight("loss.scheduled_sampling", loss.scheduled_sampling)
         self.concepts = min(loss.num_concepts, concepts)
+        self.prompts = prompts
+        plain = loss.text is not TextLoss.masked and model.source is None
+        self.branches = prompts or (plain and reads_branches(model))
         self.generates = "text" in active and loss.text is not TextLoss.masked and model.generates
         matching = "joint" in active and loss.joint is JointLoss.matching
         patches = "image" in active and loss.image is ImageLoss.masked_patches
@@ -148,8 +155,12 @@ class WritingLearner(Learner):
                     packing = batch.packing if self.model.text.causal else None
                     text_NTD, _ = self.model.text(tokens_NT[:, :-1], lengths_N=read_N, packing=packing)
             if "text" in active:
-                memory, figures = self._memory(features, batch), {}
-                if masked:
+                branches = self._learns_from_text and self.branches and batch.lengths is not None
+                memory = () if branches else self._memory(features, batch)
+                figures: dict[str, Tensor] = {}
+                if branches:
+                    loss = self._branches_loss(features, batch, own_words_share)
+                elif masked:
                     loss = hidden_words_loss(
                         self.model,
                         self.loss,
@@ -171,6 +182,26 @@ class WritingLearner(Learner):
                 assert own is not None and text_NTD is not None
                 terms["joint"] = Term(self._joint_loss(text_NTD, own, batch), counts["joint"])
         return terms
+
+    def _branches_loss(self, features: ImageFeatures | None, batch: Batch, own_words_share: float) -> Tensor:
+        """As `_next_word_loss`: each image is read once, and its texts as branches of it."""
+        model, tokens_BKT = self.model, batch.tokens_BKT
+        source_BL = batch.source_BL if self.prompts else None
+        branches, prefix_RPD = branches_of(model, batch, prompts=self.prompts), prefix_of(model, features, batch)
+        if own_words_share:
+            with without_gradients():
+                logits_MV = model.logits(read_branches(model, prefix_RPD, branches, tokens_BKT, source_BL))
+            mixed_NT = own_words(
+                tokens_BKT[:, :, :-1].flatten(0, 1),
+                logits_MV,
+                batch.predicted_M,
+                probability=own_words_share,
+                banned=self.never_written,
+            )
+            tokens_BKT = torch.cat([mixed_NT.unflatten(0, tokens_BKT.shape[:2]), tokens_BKT[:, :, -1:]], dim=2)
+        fused_MD = read_branches(model, prefix_RPD, branches, tokens_BKT, source_BL)
+        targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.predicted_M)
+        return states_words_loss(model, self.loss, fused_MD, targets_M, training=self.training)
 
     def _memory(self, features: ImageFeatures | None, batch: Batch) -> tuple:
         """What the targets of each example are written from: its images, and its source where the model reads one."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from velm_cli.data.batch import CONCEPTS, Batch
+from velm_cli.data.batch import CONCEPTS, Batch, Lengths
 from velm_cli.data.packing import Packing
 from velm_cli.data.store import Store
 from velm_cli.data.stream_store import StreamStore
@@ -154,6 +155,7 @@ def one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length
     B, side, images = config.run.batch_size, config.vision.image_size, data.store.has_images
     N, X = B * K, _images_shown(config, data.store)
     parts: dict[str, Any] = {}
+    L = 0
     with torch.device("meta"):
         image_BCHW = torch.empty(X, 3, side, side) if images else None
         if images and not data.store.one_image_each:
@@ -187,6 +189,11 @@ def one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length
             labels=labels,
             labelled=dict.fromkeys(labels, B),
             num_targets=N,
+            lengths=Lengths(
+                np.full((B, K), length + 1),
+                np.full(B, L) if "source_BL" in parts else None,
+                np.arange(B) * X // B if "image_of_BI" in parts and data.store.most_images <= 1 else None,
+            ),
             **parts,
         )
     saved: dict[int, int] = {}

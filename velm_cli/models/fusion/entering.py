@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from velm_cli.data.layout import Layout
 from velm_cli.data.packing import Packing
 from velm_cli.models.fusion.interface import Fusion
 from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, product_dtype
@@ -91,6 +92,13 @@ class Prefix(Fusion):
             lengths_N = None if lengths_N is None else lengths_N + prefix_NPD.shape[1]
         y_NTD, state = text.run(x_NTD, state, lengths_N=lengths_N)
         return y_NTD[:, -tokens_NT.shape[1] :], state
+
+    def read_row(self, text: TextEncoder, tokens_M: Tensor, prefix_RPD: Tensor, layout: Layout) -> Tensor:
+        """(M, D): states of a row of tokens, the trees of whose layout begin with a row of the prefix each."""
+        R, P, _ = prefix_RPD.shape
+        x_1ME = text.embed(tokens_M[None])
+        x_1ME = torch.cat([prefix_RPD.to(x_1ME.dtype).flatten(0, 1)[None], x_1ME], dim=1)
+        return text.run_row(x_1ME, layout.after(P))[0, R * P :]
 
 
 def _with_queries(visible_BS: Tensor | None, queries: int) -> Tensor | None:
