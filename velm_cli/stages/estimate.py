@@ -142,7 +142,7 @@ def encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
         return 0
     if (augments or paints) and not cached:
         return 0
-    side = config.vision.image_size
+    side = config.vision.side
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         learner.model.kept(torch.empty(1, 3, side, side))
     images = len(images_of_training(config, store)) if not isinstance(store, StreamStore) else 0
@@ -151,7 +151,7 @@ def encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
 
 def one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length: int) -> tuple[int, int]:
     """FLOPs and activation bytes of a micro-batch of K targets an example, forward and backward, on the meta device."""
-    B, side, images = config.run.batch_size, config.vision.image_size, data.store.has_images
+    B, side, images = config.run.batch_size, config.vision.side, data.store.has_images
     N, X = B * K, _images_shown(config, data.store)
     parts: dict[str, Any] = {}
     with torch.device("meta"):
