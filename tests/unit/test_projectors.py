@@ -34,9 +34,7 @@ def test_pixel_shuffle_and_linear_projector_equal_those_of_idefics3(factor):
     from transformers import Idefics3Config
     from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
-    config = Idefics3Config(
-        vision_config={"hidden_size": 24}, text_config={"hidden_size": 16}, scale_factor=factor
-    )
+    config = Idefics3Config(vision_config={"hidden_size": 24}, text_config={"hidden_size": 16}, scale_factor=factor)
     theirs = Idefics3Connector(config).double().eval()
     linear = replace(TOKENS, projector=schema.Projector.linear, norm=False, shuffle=factor)
     model = build(linear, replace(VIT, patch_size=2))

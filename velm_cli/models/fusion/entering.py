@@ -26,8 +26,8 @@ class Prefix(Fusion):
 
     `mapper=mlp`: P positions from the pooled image by W2 tanh(W1 x) (ClipCap; Mokady et al. 2021);
     `mapper=transformer`: P learned queries and the image tokens in transformer blocks together (same paper);
-    `mapper=resampler`: P learned queries attend to each other and to the image tokens, which stay as they are: less work
-    where these are many (Perceiver; Jaegle et al. 2021. Flamingo; Alayrac et al. 2022. Q-Former; Li et al. 2023);
+    `mapper=resampler`: P learned queries attend to each other and to the image tokens, which stay as they are: less
+    work where these are many (Perceiver; Jaegle et al. 2021. Flamingo; Alayrac et al. 2022. Q-Former; Li et al. 2023);
     `mapper=tokens`: every image token, or every square of `shuffle` x `shuffle`, through a projector (`projecting.py`).
     With `tiles` each view has a learned position before its own that says which it is.
     The positions start as large as the text's embeddings are; with `norm=False` they are as the map makes them.

@@ -61,9 +61,7 @@ class Tiled:
         return ImageFeatures(_together(of_views.tokens_BSD, self.tiles), pooled_BVD[:, 0])
 
 
-def each_view(
-    features: ImageFeatures, tiles: int, change: Callable[[ImageFeatures], ImageFeatures]
-) -> ImageFeatures:
+def each_view(features: ImageFeatures, tiles: int, change: Callable[[ImageFeatures], ImageFeatures]) -> ImageFeatures:
     """The features with the tokens of each view as `change` makes them, which gives all views the same number."""
     apart_RSD = _apart(features.tokens_BSD, tiles)
     changed_RSD = change(ImageFeatures(apart_RSD, apart_RSD[:, 0])).tokens_BSD
