@@ -78,12 +78,11 @@ FUSION = {
     ),
     "prefix_resampler": lambda: schema.PrefixConfig(mapper=schema.PrefixMapper.resampler, length=3, layers=2, heads=2),
     "prefix_tokens": lambda: schema.PrefixConfig(mapper=schema.PrefixMapper.tokens),
-    "prefix_linear": lambda: schema.PrefixConfig(mapper=schema.PrefixMapper.tokens, projector=schema.Projector.linear),
     "gated": lambda: schema.GatedConfig(heads=2),
 }
 VARIANTS = {
     "pooled", "tiled", "causal_lm_frozen", "weighted_gate", "attention_additive", "prefix_transformer",
-    "prefix_resampler", "prefix_tokens", "prefix_linear",
+    "prefix_resampler", "prefix_tokens",
 }  # fmt: skip
 REFUSED = {("lstm", "gated"), ("gru", "gated")}  # validate says why
 

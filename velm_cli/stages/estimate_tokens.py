@@ -84,9 +84,7 @@ def image_rows(
     lengths_T = np.diff(data.texts.offsets) + 1
     if not isinstance(model.fusion, Prefix) or not len(lengths_T):
         return
-    rows = rows_of_a_step(
-        lengths_T, positions=positions, examples=config.run.batch_size, images=images, texts=texts
-    )
+    rows = rows_of_a_step(lengths_T, positions=positions, examples=config.run.batch_size, images=images, texts=texts)
     times = f"{rows.padded / max(1, rows.packed):.1f} times as many"
     if model.text.takes_layouts:
         yield "text reads", f"{rows.packed:,} positions a batch: each image once, and no padding"

@@ -24,11 +24,11 @@ def shuffled(tokens_BSD: Tensor, factor: int) -> Tensor:
     side = math.isqrt(positions)
     if side % factor:
         divisors = [str(n) for n in range(2, side + 1) if side % n == 0 and n <= 16]
-        ways = [f"fusion.shuffle={' or '.join(divisors)}"] if divisors else []
+        ways = [f"fusion.shuffle={'|'.join(divisors)}"] if divisors else []
         ways += [f"vision.grid={side // factor * factor}"] if side > factor else []
         raise UserError(
             f"fusion.shuffle={factor}: the grid of the image has {side} x {side} positions, no multiple of {factor}: "
-            f"take {', '.join([*ways, 'or another vision.image_size'])}"
+            f"take {' or '.join([*ways, 'another vision.image_size'])}"
         )
     if factor == 1:
         return tokens_BSD
