@@ -86,7 +86,7 @@ def image_rows(
         return
     rows = rows_of_a_step(lengths_T, positions=positions, examples=config.run.batch_size, images=images, texts=texts)
     times = f"{rows.padded / max(1, rows.packed):.1f} times as many"
-    if model.text.takes_layouts:
+    if getattr(model.text, "takes_layouts", False):
         yield "text reads", f"{rows.packed:,} positions a batch: each image once, and no padding"
         yield "", f"({rows.padded:,}, {times}, with a copy of the image before each text and padding)"
     else:
