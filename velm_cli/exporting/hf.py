@@ -74,7 +74,7 @@ def write_hf(able: Able, config: TrainRoot, out: Path, tolerance: float) -> floa
     if any(getattr(part, "lora_rank", 0) for part in (config.vision, config.text)):
         merge(learner)
     try:
-        twin = _twin(transformers, model, config.fusion.projector is Projector.linear)
+        twin = _twin(transformers, model, getattr(config.fusion, "projector", None) is Projector.linear)
         _settle_generation(able, twin)
         apart = _largest_difference(able, twin)
     except (RuntimeError, ValueError) as error:  # such as an image size that its encoder does not take
