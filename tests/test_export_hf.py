@@ -40,17 +40,21 @@ def place(tmp_path_factory):
             "llava": ["vision=clip", f"vision.name={folder('clip')}"],
             "lora": ["vision=clip", f"vision.name={folder('clip')}", "text.lora_rank=2", "vision.layer=1"],
             "dino": ["vision=dinov2", f"vision.name={folder('dinov2')}"],
+            "idefics": [
+                "vision=siglip", f"vision.name={folder('siglip')}", "fusion.projector=linear", "fusion.shuffle=2",
+            ],
+            "shuffled": ["vision=clip", f"vision.name={folder('clip')}", "fusion.shuffle=2"],
             "normed": ["vision=clip", f"vision.name={folder('clip')}", "fusion.norm=true"],
-        }.items():
+        }.items():  # fmt: skip
             assert (
                 call("train", "dataset=shapes", *TINY, *LLAVA, *more, *SHORT, "run.max_steps=60", f"name={name}") == 0
             )
         yield where
 
 
-@pytest.mark.parametrize("run", ["llava", "lora"])
+@pytest.mark.parametrize("run", ["llava", "lora", "idefics"])
 def test_transformers_alone_writes_the_same_words(run, place, capsys):
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     capsys.readouterr()
     assert call("export", f"checkpoint=runs/train/{run}", f"out={run}", "format=hf") == 0
@@ -58,15 +62,17 @@ def test_transformers_alone_writes_the_same_words(run, place, capsys):
     images = sorted(map(str, Path("data/shapes").rglob("*.jpg")))[:6]
     model = velm_cli.load(f"runs/train/{run}", "cpu", precision="fp32")
     (batch,) = model._batches(Given([model.stored(image) for image in images]), len(images))
-    twin = LlavaForConditionalGeneration.from_pretrained(run)
+    twin = AutoModelForImageTextToText.from_pretrained(run)
     processor = AutoProcessor.from_pretrained(run)
     size = model._able.learner.model.image_size
     blank = torch.zeros(size, size, 3, dtype=torch.uint8).numpy()
     start = model._able.tokenizer.bos_id
     prompt = processor(images=blank, text="<image><|endoftext|>", return_tensors="pt")["input_ids"]
-    assert prompt[0, -1] == start and (prompt[0, :-1] == twin.config.image_token_index).all()
+    place_of_image = twin.config.image_token_id if run == "idefics" else twin.config.image_token_index
+    assert prompt[0, -1] == start and (prompt[0, :-1] == place_of_image).all()
+    shown = batch.image_XCHW[:, None] if run == "idefics" else batch.image_XCHW
     tokens = twin.generate(
-        input_ids=prompt.expand(len(images), -1), pixel_values=batch.image_XCHW, max_new_tokens=10, do_sample=False
+        input_ids=prompt.expand(len(images), -1), pixel_values=shown, max_new_tokens=10, do_sample=False
     )
     written = [processor.tokenizer.decode(row, skip_special_tokens=True) for row in tokens[:, prompt.shape[1] :]]
     told = model.caption(images, beams=1, max_length=10)
@@ -78,6 +84,8 @@ def test_what_transformers_does_not_have_is_refused_in_one_line(place, capsys):
     assert call("export", "checkpoint=runs/train/normed", "out=no", "format=hf") == 2
     said = capsys.readouterr().err
     assert "(fusion.mapper=tokens fusion.norm=true); possible is vision=clip" in said and said.count("\n") == 1
+    assert call("export", "checkpoint=runs/train/shuffled", "out=no", "format=hf") == 2
+    assert "(fusion.projector=mlp with fusion.shuffle=2); possible is" in capsys.readouterr().err
     assert call("export", "checkpoint=runs/train/dino", "out=no", "format=hf") == 2  # whose last norm LLaVA leaves out
     assert "its logits would differ by" in capsys.readouterr().err
     assert not Path("no").exists()

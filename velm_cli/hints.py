@@ -35,6 +35,8 @@ WORDS = {
     "vision": "model encoder image_encoder vision_model vision_tower backbone arch network",
     "text": "decoder text_encoder text_model language_model llm lm",
     "vision.image_size": "img_size image_size resolution input_size",
+    "vision.tiles": "do_image_splitting image_splitting max_tiles num_tiles",
+    "fusion.shuffle": "pixel_shuffle pixel_shuffle_factor mp_pixel_shuffle_factor scale_factor",
     "text.lora_rank": "lora lora_r lora_rank",
     "decode.beams": "num_beams beam_size beam beams n_beams",
     "decode.max_length": "max_new_tokens max_len max_seq_len max_seq_length",

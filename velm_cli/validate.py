@@ -12,6 +12,7 @@ from typing import Any
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean, without_effect
 from velm_cli.mixture import is_mixture, parts_of
+from velm_cli.models.rules import token_problems
 from velm_cli.objectives.rules import objective_problems
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import place
@@ -307,6 +308,7 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
             if name in weights and not weights[name].always_zero:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
     yield from objective_problems(config, weights)
+    yield from token_problems(config, {name for name, weight in weights.items() if not weight.always_zero})
     yield from _cache(config, "gamma" in weights and not weights["gamma"].always_zero)
     if config.data.mask_source != "none":
         yield from _masked_words(config)

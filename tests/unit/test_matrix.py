@@ -52,6 +52,7 @@ VISION = {
     "siglip": _transformers("siglip"),
     "rcnn": lambda: schema.RegionsConfig(image_size=48, weights="none", regions=3),
     "pooled": lambda: schema.ConvNetConfig(image_size=16, width=24, stages=2, output=schema.VisionOutput.pooled),
+    "tiled": lambda: schema.ViTConfig(image_size=8, patch_size=4, width=24, layers=1, heads=2, tiles=2),
 }
 TEXT = {
     "transformer": lambda: schema.TransformerConfig(width=16, layers=2, heads=2),
@@ -75,10 +76,14 @@ FUSION = {
     "prefix_transformer": lambda: schema.PrefixConfig(
         mapper=schema.PrefixMapper.transformer, length=3, layers=1, heads=2
     ),
+    "prefix_resampler": lambda: schema.PrefixConfig(mapper=schema.PrefixMapper.resampler, length=3, layers=2, heads=2),
     "prefix_tokens": lambda: schema.PrefixConfig(mapper=schema.PrefixMapper.tokens),
     "gated": lambda: schema.GatedConfig(heads=2),
 }
-VARIANTS = {"pooled", "causal_lm_frozen", "weighted_gate", "attention_additive", "prefix_transformer", "prefix_tokens"}
+VARIANTS = {
+    "pooled", "tiled", "causal_lm_frozen", "weighted_gate", "attention_additive", "prefix_transformer",
+    "prefix_resampler", "prefix_tokens",
+}  # fmt: skip
 REFUSED = {("lstm", "gated"), ("gru", "gated")}  # validate says why
 
 
@@ -117,7 +122,7 @@ def build(vision: str, text: str, fusion: str) -> VelmModel:
 
 
 def images(vision: str, count: int) -> torch.Tensor:
-    side = VISION[vision]().image_size
+    side = VISION[vision]().side
     return torch.rand(count, 3, side, side)
 
 

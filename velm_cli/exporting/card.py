@@ -151,8 +151,8 @@ def card(
     lines += ["```python", load, "```", ""]
     lines += ["## What it is", ""]
     lines += [
-        f"- vision `{vision.kind}` ({vision.image_size} pixels), text `{text.kind}`, fusion `{fusion.kind}`; "
-        f"{about['parameters']:,} parameters, stored as {about['dtype']}",
+        f"- vision `{vision.kind}` ({vision.image_size} pixels{_tiles(vision)}), text `{text.kind}`, "
+        f"fusion `{fusion.kind}`; {about['parameters']:,} parameters, stored as {about['dtype']}",
         f"- task `{config.task.kind}`; loss: alpha {config.loss.alpha} (text), beta {config.loss.beta} (image), "
         f"gamma {config.loss.gamma} (joint)",
         f"- trained on `{data.kind}`{_release(data)}, {config.run.max_steps:,} steps of {config.run.batch_size}, "
@@ -186,6 +186,10 @@ def card(
         "velm is under the MIT licence; for the weights see LICENSE.md.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _tiles(vision: Any) -> str:
+    return f", the whole and {vision.tiles} x {vision.tiles} tiles" if vision.tiles > 1 else ""
 
 
 def _release(data: Any) -> str:

@@ -125,7 +125,8 @@ class _Place(NamedTuple):
 def _place(model: VelmModel, tokens_BSD: Tensor, after: Callable[[Tensor], ImageFeatures]) -> _Place:
     """`after`: from tokens to the encoder's features."""
     positions = tokens_BSD.shape[1]
-    before = 0 if isinstance(model.vision, Regions) else positions - math.isqrt(positions) ** 2
+    several = isinstance(model.vision, Regions) or model.tiles > 1  # no grid, or those of several views
+    before = 0 if several else positions - math.isqrt(positions) ** 2
     first_BSD, grid_BSD = tokens_BSD.detach().split((before, positions - before), dim=1)
     return _Place(
         grid_BSD,
@@ -140,12 +141,12 @@ def _places(model: VelmModel, image_BCHW: Tensor) -> Iterator[_Place]:
 
     A class token knows nothing of the last block's grid; where the score depends on it alone, the grid before counts.
     """
-    vision = model.vision
-    assert vision is not None
-    if isinstance(vision, Regions) or vision.joined:
+    vision = model.encoder
+    assert model.vision is not None
+    if isinstance(model.vision, Regions) or model.vision.joined:
         with torch.no_grad():
             said = vision(image_BCHW)
-        of_tokens = isinstance(vision, Regions)  # pooled is their mean; else of class tokens
+        of_tokens = isinstance(model.vision, Regions)  # pooled is their mean; else of class tokens
         if has_grid(model, said.tokens_BSD.shape[1]):
             yield _place(
                 model,

@@ -16,6 +16,7 @@ from velm_cli.models.layers import CrossAttention
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 from velm_cli.models.vision.regions import GEOMETRY, Regions
+from velm_cli.models.vision.tiles import on_picture, views_of
 
 REGION_GRID = 16  # cells a side of the map that boxes are drawn into
 
@@ -55,12 +56,13 @@ def attends(model: VelmModel) -> bool:
     """Whether the words attend to positions that can be found in the image: regions in places have lost theirs."""
     if model.places is not None and isinstance(model.vision, Regions):
         return False
-    return model.vision is not None and model.fusion.generates and bool(_attending(model))
+    fusion = model.fusion
+    return model.vision is not None and fusion.generates and fusion.words_attend and bool(_attending(model))
 
 
 def has_grid(model: VelmModel, positions: int) -> bool:
     """Whether so many positions have places in the image."""
-    return isinstance(model.vision, Regions) or math.isqrt(positions) > 1
+    return isinstance(model.vision, Regions) or math.isqrt(positions // views_of(model.tiles)) > 1
 
 
 def on_grid(model: VelmModel, values_NTS: Tensor, tokens_BSD: Tensor) -> Tensor:
@@ -69,6 +71,8 @@ def on_grid(model: VelmModel, values_NTS: Tensor, tokens_BSD: Tensor) -> Tensor:
     Transformers put a token for the whole image (and more) before the grid, which are left out. A region's value is
     spread evenly over its box.
     """
+    if model.tiles > 1:
+        return on_picture(values_NTS, model.tiles)
     if not isinstance(model.vision, Regions):
         side = math.isqrt(values_NTS.shape[-1])
         return values_NTS[..., values_NTS.shape[-1] - side * side :].unflatten(-1, (side, side))

@@ -15,9 +15,10 @@ from velm_cli.models.fusion import build_fusion
 from velm_cli.models.layers import soft_capped
 from velm_cli.models.state import gathered, without_ends
 from velm_cli.models.text import build_text
-from velm_cli.models.vision import ImageFeatures, build_vision, count_frozen
+from velm_cli.models.vision import ImageFeatures, VisionEncoder, build_vision, count_frozen
 from velm_cli.models.vision.interface import averaged
-from velm_cli.models.vision.places import ImagePlaces
+from velm_cli.models.vision.places import SMALL, ImagePlaces
+from velm_cli.models.vision.tiles import Tiled, TileMarks, each_view, views_of
 from velm_cli.schema import DecodeConfig, DecodeMethod, FusionConfig, TextConfig, VisionConfig, VisionOutput
 
 
@@ -48,32 +49,56 @@ class VelmModel(nn.Module):
         if source is not None:
             self.source = SourceEncoder(text, self.text, layers=source, vocab_size=vocab_size, image_width=width)
             width = self.source.width
-        self.fusion = build_fusion(fusion, width, self.text)
-        self.image_size = vision.image_size
+        self.tiles = vision.tiles if self.vision else 1
+        self.fusion = build_fusion(fusion, width, self.text, tiles=self.tiles)
+        self.image_size = vision.side
         self.one_token, self.grid = vision.output is VisionOutput.pooled, vision.grid
         self.frozen_stages = count_frozen(vision.freeze)
+        self.tile_marks: TileMarks | None = None  # of a fusion that attends to tokens in any order
+        if self.vision is not None and self.tiles > 1 and not self.fusion.marks_tiles:
+            self.tile_marks = TileMarks(self.tiles, self.vision.width, SMALL)
         start_V = torch.zeros(vocab_size) if self.text.head_bias is None else self.text.head_bias[:vocab_size].clone()
         self.output_bias = nn.Parameter(start_V)
+
+    @property
+    def encoder(self) -> VisionEncoder | Tiled:
+        """`vision` as images pass it: whole, or cut into tiles."""
+        assert self.vision is not None
+        return Tiled(self.vision, self.tiles) if self.tiles > 1 else self.vision
 
     def encode_image(self, image_BCHW: Tensor | None, feature_BSD: Tensor | None = None) -> ImageFeatures | None:
         """What the encoder says of the images, or of those that `kept` these features; None without vision."""
         if feature_BSD is not None and not self.frozen_stages:
-            return ImageFeatures.unpacked(feature_BSD.float())
+            return self._marked(ImageFeatures.unpacked(feature_BSD.float()))
         if self.vision is None:
             return None
         # A frozen encoder needs no graph; torch then keeps no activations either.
         with torch.set_grad_enabled(torch.is_grad_enabled() and _trainable(self.vision)):
             if feature_BSD is not None:
-                features = self.vision.finish(feature_BSD.float(), self.frozen_stages)
+                features = self.encoder.finish(feature_BSD.float(), self.frozen_stages)
             else:
-                features = ImageFeatures.joined([self.vision(part_BCHW) for part_BCHW in self._parts(image_BCHW)])
+                features = self._encoded(image_BCHW)
         return self.passed_on(features)
 
     def passed_on(self, features: ImageFeatures) -> ImageFeatures:
         """What goes on to text and fusion of all that the encoder says: all of it, pooled alone, or a coarser grid."""
+        return self._marked(self._selected(features))
+
+    def _encoded(self, image_BCHW: Tensor | None) -> ImageFeatures:
+        encode = self.encoder
+        return ImageFeatures.joined([encode(part_BCHW) for part_BCHW in self._parts(image_BCHW)])
+
+    def _selected(self, features: ImageFeatures) -> ImageFeatures:
         if self.one_token:
             return ImageFeatures(features.pooled_BD[:, None], features.pooled_BD)
-        return averaged(features, self.grid) if self.grid else features
+        if not self.grid:
+            return features
+        if self.tiles > 1:
+            return each_view(features, self.tiles, lambda view: averaged(view, self.grid))
+        return averaged(features, self.grid)
+
+    def _marked(self, features: ImageFeatures) -> ImageFeatures:
+        return features if self.tile_marks is None else self.tile_marks.beside(features)
 
     def of_examples(self, features: ImageFeatures, image_of_BI: Tensor | None) -> ImageFeatures:
         """From X images to B examples, row `image_of` of X for each: told apart where examples have several.
@@ -90,17 +115,15 @@ class VelmModel(nn.Module):
         or what comes out of the stages that are frozen."""
         assert self.vision is not None
         if self.frozen_stages:
-            return torch.cat([self.vision.begin(part, self.frozen_stages) for part in self._parts(image_BCHW)])
-        features = self.encode_image(image_BCHW)
-        assert features is not None
-        return features.packed()
+            return torch.cat([self.encoder.begin(part, self.frozen_stages) for part in self._parts(image_BCHW)])
+        return self._selected(self._encoded(image_BCHW)).packed()
 
     def _parts(self, image_BCHW: Tensor | None) -> list[Tensor]:
         """Without gradients a CPU takes few images at once: what they need in between is then still in its memory."""
         assert self.vision is not None and image_BCHW is not None
         if torch.is_grad_enabled() or image_BCHW.device.type != "cpu" or self.vision.training:
             return [image_BCHW]
-        return list(image_BCHW.split(self.vision.images_at_once))
+        return list(image_BCHW.split(max(1, self.vision.images_at_once // views_of(self.tiles))))
 
     def logits(self, fused: Tensor) -> Tensor:
         """(..., D) -> (..., V); the text's own output matrix, mostly that of its embedding (Press & Wolf 2017)."""
@@ -209,6 +232,8 @@ class VelmModel(nn.Module):
         tokens = tokens or patches
         pooled = pooled or (fused and (self.one_token or "pooled" in self.fusion.uses))
         tokens = tokens or (fused and not self.one_token and "tokens" in self.fusion.uses)
+        if self.tile_marks is not None and not tokens:
+            self.tile_marks.requires_grad_(False)
         if not text:
             self.output_bias.requires_grad_(False)
             if self.text.head is not None:

@@ -35,7 +35,13 @@ class AttentionScore(Enum):
 class PrefixMapper(Enum):
     mlp = "mlp"
     transformer = "transformer"
+    resampler = "resampler"
     tokens = "tokens"
+
+
+class Projector(Enum):
+    linear = "linear"
+    mlp = "mlp"
 
 
 @dataclass
@@ -50,6 +56,14 @@ class VisionConfig:
     images: int = within(
         1, least=0, most=1024
     )  # most images of an example, which are told apart by their place; 0 = any number, as a bag
+    tiles: int = within(
+        1, least=1, most=16
+    )  # N: load N x image_size pixels a side, and encode N x N tiles and the whole picture; 1 = the whole alone
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of the pictures that are loaded."""
+        return self.image_size * self.tiles
 
 
 @dataclass
@@ -227,10 +241,12 @@ class CoAttentionConfig(FusionConfig):
 @dataclass
 class PrefixConfig(FusionConfig):
     kind: str = "prefix"
-    mapper: PrefixMapper = PrefixMapper.mlp  # mlp | transformer | tokens (every image token becomes one)
-    length: int = within(10, least=1, most=WIDEST)  # positions before the text, of `mlp` and `transformer`
-    layers: int = within(2, least=1, most=DEEPEST)  # blocks of `transformer`
-    heads: int = within(4, least=1, most=WIDEST)  # attention heads of `transformer`
+    mapper: PrefixMapper = PrefixMapper.mlp  # mlp (of the pooled image) | transformer | resampler | tokens (of each)
+    length: int = within(10, least=1, most=WIDEST)  # positions before the text, but for `tokens`: learned queries
+    layers: int = within(2, least=1, most=DEEPEST)  # blocks of `transformer` and `resampler`
+    heads: int = within(4, least=1, most=WIDEST)  # attention heads of `transformer` and `resampler`
+    shuffle: int = within(1, least=1, most=16)  # N: squares of N x N image tokens become one position, of `tokens`
+    projector: Projector = Projector.mlp  # mlp | linear, of `tokens`
     norm: bool = True  # normalise the image's tokens and the prefix | false: neither, as LLaVA (velm export format=hf)
 
 

@@ -58,6 +58,8 @@ def cached_features(
         about |= {"join": list(model.vision.joined)}
     if model.frozen_stages:
         about = {"stages": _fingerprint(_first(model.vision, model.frozen_stages)), "image_size": side}
+    if model.tiles > 1:
+        about |= {"tiles": model.tiles}
     about |= {"mean": list(pixels.mean), "std": list(pixels.std), "precision": precision.value}
     if pixels.resizing != CENTRE_CROP:  # which older caches know nothing of
         about |= {"resizing": pixels.resizing._asdict()}

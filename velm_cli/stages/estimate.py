@@ -25,8 +25,10 @@ from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.models.velm import count_parameters
 from velm_cli.objectives.weights import parse_weight
-from velm_cli.schema import FeatureCaching, ImageLoss, Precision, RegionsConfig, TrainRoot
+from velm_cli.schema import FeatureCaching, ImageLoss, RegionsConfig, TrainRoot
 from velm_cli.stages.encoding import images_of_training
+from velm_cli.stages.estimate_memory import Memory, mib, parameters_by_part
+from velm_cli.stages.estimate_tokens import Taught, image_rows
 from velm_cli.stages.fitting import loader_of, metric_notes, notes, problems
 from velm_cli.stages.opening import opened_files
 from velm_cli.stages.resuming import would_find
@@ -65,12 +67,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     length_of_target = mean_length(store, tokens)
     per_image = loader.captions_per_image
     flops, activations = one_step(learner, config, data, per_image, round(length_of_target))
-    if precision is not Precision.fp32:
-        activations //= 2
-
     images = config.run.batch_size * config.run.accumulation
     trainable, total = count_parameters(learner, trainable=True), count_parameters(learner)
-    state = 4 * total + (12 + 4 * bool(config.run.ema_decay)) * trainable
+    memory = Memory.of(learner, config.run, precision, activations)
     peak = matrix_peak(device, precision)
 
     def lasts(flops: int) -> float:
@@ -79,22 +78,21 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     unit, text, texts, length = data.task.unit, data.task.target, per_image, length_of_target
     if data.task.options.judges and data.sources is not None:  # whose targets are labels
         text, texts, length = unit, 1, len(data.sources.ids) / max(1, len(data.sources.offsets) - 1) + 1
+    taught = Taught.of(config, data, length_of_target)
     steps = config.run.max_steps * config.run.accumulation
-    once = encoding(learner, config, store)  # of all images, where a cache keeps what frozen layers make of them
+    once, kept = encoding(learner, config, store)  # where a cache keeps what frozen layers make of the images
     cached = config.data.cache is not FeatureCaching.none
     seconds = lasts(steps * flops + cached * once)
     rows = [
         ("parameters", f"{total:,} ({trainable:,} trained)"),
-        *(
-            (f"  {name}", f"{count_parameters(part):,}")
-            for name, part in learner.model.named_children()
-            if count_parameters(part)
-        ),
+        *parameters_by_part(learner),
         ("training set", f"{examples:,} {unit}s, {length:.1f} tokens per {text}"),
+        ("", f"{taught.targets:,} {taught.noun} to predict; the run passes over the set {taught.epochs:,.1f} times"),
         ("per step", f"{images} {unit}s, {images * texts * length:,.0f} tokens"),
         ("", f"{flops * config.run.accumulation / 1e9:,.1f} GFLOP"),
-        ("memory", f"{(state + activations) / 2**20:,.0f} MiB"),
-        ("", f"weights, gradients, optimiser {state / 2**20:,.0f} MiB; activations {activations / 2**20:,.0f} MiB"),
+        *image_rows(learner, config, data, images=_images_shown(config, store), texts=texts),
+        *memory.rows(),
+        *([("feature cache", f"{mib(kept)} MiB on the disk, of which runs read what they need")] if kept else []),
         ("device", f"{device}, {precision.value}, {peak / 1e12:.2f} TFLOP/s in matrix products (measured now)"),
         ("time", f"about {duration(seconds)} for {config.run.max_steps:,} steps, at {REACHED:.0%} of that, "
                  "without validation"),
@@ -116,7 +114,12 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     if learner.pixels is not None and store.has_images:
         for note in learner.pixels.resizing.enlarges(store.image_size, learner.pixels.size):
             print(note)
-    for note in [*said, *notes(config, data, loader), *metric_notes(data.task, config.metrics.names)]:
+    for note in [
+        *said,
+        *taught.notes(unit, trainable),
+        *notes(config, data, loader),
+        *metric_notes(data.task, config.metrics.names),
+    ]:
         print(note)
 
 
@@ -131,8 +134,9 @@ def mean_length(store: Store, tokens) -> float:
     return total / max(1, count) + 1
 
 
-def encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
-    """FLOPs of what a feature cache computes once: frozen layers on every image that a run uses; 0 where it cannot."""
+def encoding(learner: Learner, config: TrainRoot, store: Store) -> tuple[int, int]:
+    """FLOPs and bytes of what a feature cache computes once: frozen layers on every image that a run uses; 0 where it
+    cannot, or has none."""
     frozen = config.vision.freeze not in ("none", "first:0")
     augments = config.data.flip or config.data.crop_scale < 1 or config.data.colour_jitter
     paints = (
@@ -140,19 +144,21 @@ def encoding(learner: Learner, config: TrainRoot, store: Store) -> int:
     )
     cached = config.data.cache is not FeatureCaching.none
     if learner.model.vision is None or not frozen or isinstance(config.vision, RegionsConfig):
-        return 0
+        return 0, 0
     if (augments or paints) and not cached:
-        return 0
-    side = config.vision.image_size
+        return 0, 0
+    side = config.vision.side
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        learner.model.kept(torch.empty(1, 3, side, side))
+        feature_1SD = learner.model.kept(torch.empty(1, 3, side, side))
     images = len(images_of_training(config, store)) if not isinstance(store, StreamStore) else 0
-    return counter.get_total_flops() * images * config.data.views
+    number = 2 if config.data.cache is FeatureCaching.bf16 else 4
+    seen = images * config.data.views
+    return counter.get_total_flops() * seen, feature_1SD.numel() * number * seen if cached else 0
 
 
 def one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length: int) -> tuple[int, int]:
     """FLOPs and activation bytes of a micro-batch of K targets an example, forward and backward, on the meta device."""
-    B, side, images = config.run.batch_size, config.vision.image_size, data.store.has_images
+    B, side, images = config.run.batch_size, config.vision.side, data.store.has_images
     N, X = B * K, _images_shown(config, data.store)
     parts: dict[str, Any] = {}
     L = 0

@@ -53,7 +53,7 @@ def estimate_mixture(config: TrainRoot, store: Together, tokenizer: Tokenizer | 
         share = part.weight / weights
         seconds += config.run.max_steps * config.run.accumulation * share * flops / peak
         if config.data.cache is not FeatureCaching.none:
-            seconds += encoding(learner, part.config, own.store) / peak
+            seconds += encoding(learner, part.config, own.store)[0] / peak
         print(
             f"{f'  {part.name}':<14}{own.task.kind}, {own.store.counts['train']:,} {unit}s, {share:.1%} of batches, "
             f"{part.config.run.batch_size} each, {flops / 1e9:,.1f} GFLOP, activations {activations / 2**20:,.0f} MiB"

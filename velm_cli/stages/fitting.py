@@ -39,6 +39,7 @@ from velm_cli.schema import (
     PretrainedTextConfig,
     TrainRoot,
 )
+from velm_cli.stages.image_tokens import position_problems
 from velm_cli.stages.parts import Material
 from velm_cli.stages.starting import new_learner
 from velm_cli.stages.task_data import TaskData
@@ -81,6 +82,8 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
         )
     if config.run.patience and not config.run.overfit_images and not len(store.split("val")):
         yield f"run.patience={config.run.patience}: {store.path} has no validation images: set run.patience=0"
+    if store.has_images:
+        yield from position_problems(config, data)
     yield from data.task.fitting(store, data.spaces)
     if scored := len(store.split("val")[: config.run.validate_images or None]):
         yield from data.task.unscorable(scored)
@@ -144,7 +147,7 @@ def loader_of(config: TrainRoot, data: TaskData) -> TrainLoader | StreamLoader:
         config.data,
         max_tokens=config.tokenizer.max_tokens,
         batch_size=config.run.batch_size,
-        pixels=None if isinstance(config.vision, NoVisionConfig) else Pixels(config.vision.image_size),
+        pixels=None if isinstance(config.vision, NoVisionConfig) else Pixels(config.vision.side),
         seed=config.seed,
         limit=config.run.overfit_images,
         share=Share(here.rank, here.world, even=_active(config, "gamma")),
@@ -265,7 +268,7 @@ def _needs_a_batch(config: TrainRoot, data: TaskData) -> bool:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of layers for no concepts, which is another problem
         learner = new_learner(config, data.spaces, data.tokenizer).train()
-        side = config.vision.image_size
+        side = config.vision.side
         try:
             learner.model.encode_image(torch.empty(1, 3, side, side))
         except ValueError as error:

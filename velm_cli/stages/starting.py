@@ -100,7 +100,7 @@ def _is_same(trained: VisionConfig | TextConfig, now: VisionConfig | TextConfig)
     if isinstance(now, LowRank):
         same |= {"lora_rank": now.lora_rank, "lora_alpha": now.lora_alpha, "lora_targets": now.lora_targets}
     if isinstance(now, VisionConfig):
-        same |= {"resize": now.resize, "output": now.output, "images": now.images}
+        same |= {"resize": now.resize, "output": now.output, "images": now.images, "tiles": now.tiles}
     return type(trained) is type(now) and replace(trained, **same) == now
 
 

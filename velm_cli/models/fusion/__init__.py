@@ -25,15 +25,18 @@ from velm_cli.schema import (
 )
 
 
-def build_fusion(config: FusionConfig, image_width: int | None, text: TextEncoder) -> Fusion:
-    """The fusion that `config` describes, from image tokens of `image_width` to the states of `text`, frozen or not."""
-    fusion = _made(config, image_width, text)
+def build_fusion(config: FusionConfig, image_width: int | None, text: TextEncoder, *, tiles: int = 1) -> Fusion:
+    """The fusion that `config` describes, from image tokens of `image_width` to the states of `text`, frozen or not.
+
+    `tiles`: a side, that images are cut into besides the whole.
+    """
+    fusion = _made(config, image_width, text, tiles)
     if config.freeze == "all":
         fusion.requires_grad_(False)
     return fusion
 
 
-def _made(config: FusionConfig, image_width: int | None, text: TextEncoder) -> Fusion:
+def _made(config: FusionConfig, image_width: int | None, text: TextEncoder, tiles: int) -> Fusion:
     if isinstance(config, NoFusionConfig):
         return NoFusion()
     assert image_width is not None, "validate refuses a fusion without vision"
@@ -55,7 +58,7 @@ def _made(config: FusionConfig, image_width: int | None, text: TextEncoder) -> F
         case CoAttentionConfig():
             return CoAttention(config, image_width, text.width)
         case PrefixConfig():
-            return Prefix(config, image_width, text)
+            return Prefix(config, image_width, text, tiles=tiles)
         case GatedConfig():
             return Gated(config, image_width, text)
         case ExternalFusionConfig():

@@ -13,10 +13,12 @@ from torch.nn import functional
 from velm_cli.data.layout import Layout
 from velm_cli.data.packing import Packing
 from velm_cli.models.fusion.interface import Fusion
+from velm_cli.models.fusion.projecting import projector, shuffled
 from velm_cli.models.layers import Block, CrossAttention, Dropout, initialise, product_dtype
 from velm_cli.models.state import ImageItself, ImageKeys
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
+from velm_cli.models.vision.tiles import TileMarks
 from velm_cli.schema import GatedConfig, PrefixConfig, PrefixMapper
 
 
@@ -24,18 +26,23 @@ class Prefix(Fusion):
     """fused = text encoder([m(image) ; embedded text]) at the text's positions.
 
     `mapper=mlp`: P positions from the pooled image by W2 tanh(W1 x) (ClipCap; Mokady et al. 2021);
-    `mapper=transformer`: P learned queries read the image tokens in transformer blocks (same paper);
-    `mapper=tokens`: every image token by W2 gelu(W1 x) (LLaVA; Liu et al. 2023).
+    `mapper=transformer`: P learned queries and the image tokens in transformer blocks together (same paper);
+    `mapper=resampler`: P learned queries attend to each other and to the image tokens, which stay as they are: less
+    work where these are many (Perceiver; Jaegle et al. 2021. Flamingo; Alayrac et al. 2022. Q-Former; Li et al. 2023);
+    `mapper=tokens`: every image token, or every square of `shuffle` x `shuffle`, through a projector (`projecting.py`).
+    With `tiles` each view has a learned position before its own that says which it is.
     The positions start as large as the text's embeddings are; with `norm=False` they are as the map makes them.
     """
 
     after_text = False
     no_decay = ("queries",)
+    words_attend = False
 
-    def __init__(self, config: PrefixConfig, image_width: int, text: TextEncoder) -> None:
+    def __init__(self, config: PrefixConfig, image_width: int, text: TextEncoder, *, tiles: int = 1) -> None:
+        """`tiles`: a side, that images are cut into besides the whole."""
         super().__init__()
         width = text.embedding_width
-        self.mapper, self.length = config.mapper, config.length
+        self.mapper, self.length, self.shuffle = config.mapper, config.length, config.shuffle
         self.takes_padding = config.mapper is not PrefixMapper.tokens
         self.uses = frozenset({"pooled" if config.mapper is PrefixMapper.mlp else "tokens"})
         self.norm_image = nn.LayerNorm(image_width) if config.norm else nn.Identity()
@@ -44,34 +51,58 @@ class Prefix(Fusion):
             inner = max(image_width, width * config.length // 2)
             self.map = nn.Sequential(nn.Linear(image_width, inner), nn.Tanh(), nn.Linear(inner, config.length * width))
         elif config.mapper is PrefixMapper.tokens:
-            self.map = nn.Sequential(nn.Linear(image_width, width), nn.GELU(), nn.Linear(width, width))
+            self.map = projector(config, image_width, width)
         else:
-            self.map = nn.Linear(image_width, width)
+            resamples = config.mapper is PrefixMapper.resampler
+            self.map = nn.Identity() if resamples else nn.Linear(image_width, width)
             self.queries = nn.Parameter(torch.randn(1, config.length, width))
             self.blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]
-                Block(width, config.heads, config.dropout) for _ in range(config.layers)
+                Block(width, config.heads, config.dropout, image_width if resamples else None)
+                for _ in range(config.layers)
             )
             initialise(self, config.layers)
         self.norm = nn.LayerNorm(width) if config.norm else nn.Identity()
         self.scale = nn.Parameter(torch.tensor(text.embedding_scale)) if config.norm else 1.0
+        self.marks_tiles = tiles > 1 and config.mapper is PrefixMapper.tokens
+        if self.marks_tiles:
+            self.marks = TileMarks(tiles, width, 1.0 if config.norm else text.embedding_scale)
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         assert features is not None
         if self.mapper is PrefixMapper.mlp:
             x_BPD = self.map(self.norm_image(features.pooled_BD)).unflatten(-1, (self.length, -1))
-        else:
+        elif self.mapper is PrefixMapper.tokens:
             # Padding between the image and the text would count as positions.
-            assert self.takes_padding or features.visible_BS is None, (
-                "objectives/rules.py refuses mapper=tokens of padded rows"
-            )
-            x_BPD = self.map(self.norm_image(features.tokens_BSD))
-            if self.mapper is PrefixMapper.transformer:
-                x_BPD = torch.cat([self.queries.expand(x_BPD.shape[0], -1, -1), x_BPD], dim=1)
-                visible_BP = _with_queries(features.visible_BS, self.length)
-                for block in self.blocks:
-                    x_BPD, _ = block(x_BPD, causal=False, visible_NT=visible_BP)
-                x_BPD = x_BPD[:, : self.length]
+            assert features.visible_BS is None, "objectives/rules.py refuses mapper=tokens of padded rows"
+            x_BPD = self._of_tokens(self.norm_image(features.tokens_BSD), max(1, features.images))
+        else:
+            x_BPD = self._of_queries(self.map(self.norm_image(features.tokens_BSD)), features.visible_BS)
         return (self.scale * self.norm(x_BPD),)
+
+    def _of_tokens(self, tokens_BSD: Tensor, images: int) -> Tensor:
+        """(B, P, D) of so many images side by side."""
+        views = images * self.marks.views if self.marks_tiles else images
+        if views > 1 and self.shuffle > 1:  # each view is a grid by itself
+            apart_RSD = shuffled(tokens_BSD.unflatten(1, (views, -1)).flatten(0, 1), self.shuffle)
+            tokens_BSD = apart_RSD.unflatten(0, (-1, views)).flatten(1, 2)
+        else:
+            tokens_BSD = shuffled(tokens_BSD, self.shuffle)
+        x_BPD: Tensor = self.map(tokens_BSD)
+        return self.marks.before(x_BPD.unflatten(1, (views, -1))).flatten(1, 2) if self.marks_tiles else x_BPD
+
+    def _of_queries(self, image_BSD: Tensor, visible_BS: Tensor | None) -> Tensor:
+        """(B, P, D): the learned queries when they have read the image."""
+        queries_BPD = self.queries.expand(image_BSD.shape[0], -1, -1)
+        if self.mapper is PrefixMapper.resampler:
+            for block in self.blocks:
+                memory = block.image_memory(image_BSD, visible_BS)
+                queries_BPD, _ = block(queries_BPD, causal=False, memory=memory)
+            return queries_BPD
+        x_BPD = torch.cat([queries_BPD, image_BSD], dim=1)
+        visible_BP = _with_queries(visible_BS, self.length)
+        for block in self.blocks:
+            x_BPD, _ = block(x_BPD, causal=False, visible_NT=visible_BP)
+        return x_BPD[:, : self.length]
 
     def read(
         self,

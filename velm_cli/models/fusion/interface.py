@@ -29,6 +29,8 @@ class Fusion(nn.Module):
     packs = False  # whether `forward` takes a `packing`: `read` then gets one, too
     no_decay: tuple[str, ...] = ()  # its parts and parameters that weight decay leaves alone: positions, queries
     generates = True  # False: fused states of a position know later words
+    words_attend = True  # whether what attends to the image in it is the text's positions
+    marks_tiles = False  # whether it says itself which tile of an image a token is of
 
     def memory(self, features: ImageFeatures | None) -> tuple:
         raise NotImplementedError
