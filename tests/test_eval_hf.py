@@ -117,7 +117,7 @@ def test_the_same_command_goes_on_after_a_kill(place, capsys, monkeypatch):
 
     monkeypatch.setattr(writing.Writer, "write", killed)
     assert call(*command) == 0
-    assert "stopped by SIGTERM" in capsys.readouterr().out
+    assert "stopped by SIGTERM; the same command goes on with this evaluation" in capsys.readouterr().out
     folder = Path("runs/evaluate/killed")
     assert (folder / "PREEMPTED").exists() and not (folder / "DONE").exists()
     done = sum(seen)
@@ -125,6 +125,7 @@ def test_the_same_command_goes_on_after_a_kill(place, capsys, monkeypatch):
     seen.append(0)  # no second kill
     seen.append(0)
     assert call(*command) == 0
+    assert f"goes on     {done} of 8 images are written" in capsys.readouterr().out
     assert done + sum(seen) == 8 and (folder / "DONE").exists()
     whole = "runs/evaluate/hf-captioner-blip-shapes-test-greedy"
     if Path(whole).exists():  # the other test's, of batches of another size

@@ -94,7 +94,8 @@ def _evaluate(
         if stopped:
             signal = stop.signal_name or "a signal to another process"
             mark(path, "PREEMPTED", f"{signal} after {len(predicted)} {task.unit}s")
-            print(f"stopped by {signal}; {again(config, path)} starts this evaluation again")
+            does = "goes on with this evaluation" if predictor.goes_on else "starts this evaluation again"
+            print(f"stopped by {signal}; {again(config, path)} {does}")
             return None
         if place:
             submit(config, place, predicted)

@@ -45,6 +45,7 @@ SHOWN = 3  # of these, that the console names
 class HfModel:
     """A `Predictor` (which says what its members are): the transformers model that `checkpoint=hf:...` names."""
 
+    goes_on = True
     images: int | None = 0
 
     def __init__(self, config: EvaluateRoot) -> None:
@@ -103,12 +104,14 @@ class HfModel:
         precision = pick_precision(self._config.run.precision, ranks.device)
         dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
         writer = Writer(self._found, load(self._found, ranks.device, dtype), self._asking, self._config.decode)
+        begun = self._begun(about, precision)
+        done = ranks.same(dict(_kept(path, begun)) if ranks.first else {})  # before any rank opens a journal
         if ranks.first:
             print(f"model       {self._found.maker.__name__}, {precision.value}\nprompt      {self._asking.told}")
             for line in (*self._notes(store), *writer.notes):
                 print(line)
-        begun = self._begun(about, precision)
-        done = ranks.same(dict(_kept(path, begun)) if ranks.first else {})  # before any rank opens a journal
+            if done:
+                print(f"goes on     {len(done):,} of {len(indices):,} {self.task.unit}s are written")
         own: dict[str, tuple[str, str]] = {}
         with (
             open_journal(path / f"written-{ranks.rank}.jsonl", begun) as journal,

@@ -40,6 +40,8 @@ from velm_cli.tasks.spaces import Spaces
 class TrainedRun:
     """A `Predictor` (which says what its members are): what `checkpoint` names in a run folder."""
 
+    goes_on = False
+
     def __init__(self, config: EvaluateRoot) -> None:
         self._config = config
         self._home = configs.run_folder_of(config.checkpoint)

@@ -22,6 +22,7 @@ class Predictor(Protocol):
     task: Task[Any]
     name: str  # names its weights in the folders of evaluations
     weights: Path  # file or folder of them
+    goes_on: bool  # whether an evaluation that was stopped goes on from what it has written
     images: int | None  # places of an example's images that it tells apart (`vision.images`); None: it sees none
 
     def data(self, store: Store) -> str:
