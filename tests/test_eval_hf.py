@@ -155,6 +155,7 @@ def test_an_image_that_is_refused_is_counted_and_listed(place, capsys, monkeypat
         (["task=vqa", "task.answer=classify", *ASKED], "task.answer=classify: checkpoint=hf:"),
         ([*SHAPES, "vision.name=x"], "vision.name is of velm's own runs"),
         ([*SHAPES, "eval.blind=source"], "eval.blind=source"),
+        ([*SHAPES, "decode.samples=3"], "decode.samples=3 is of velm's own decoding"),
     ],
 )
 def test_mistakes_get_one_line(options, line, place, capsys):

@@ -97,6 +97,30 @@ def test_drawn_captions_are_those_of_generate():
     assert written == [" ".join(found.processor.decode(out[0], skip_special_tokens=True).split())]
 
 
+@pytest.mark.parametrize(
+    ("how", "theirs"),
+    [
+        ({"min_length": 6}, {"min_new_tokens": 6}),
+        ({"repetition_penalty": 1.8}, {"repetition_penalty": 1.8}),
+        ({"no_repeat_ngram": 2, "beams": 2, "length_penalty": 0.5},
+         {"no_repeat_ngram_size": 2, "num_beams": 2, "length_penalty": 0.5}),
+    ],
+)  # fmt: skip
+def test_options_of_the_search_are_those_of_generate(how, theirs):
+    found, model, asked = opened("vit-gpt2", "caption")
+    images = pictures(3)
+    written = Writer(found, model, asked, DecodeConfig(max_length=LONGEST, **how)).write(
+        [Shown([one]) for one in images]
+    )
+    inputs = found.processor.image_processor(images, return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False, **theirs)
+    said = found.processor.tokenizer.batch_decode(out, skip_special_tokens=True)
+    assert written == [" ".join(text.split()) for text in said]
+    assert written != Writer(found, model, asked, DecodeConfig(max_length=LONGEST)).write(
+        [Shown([one]) for one in images]
+    )
+
+
 def test_a_prompt_is_where_captions_begin_and_is_not_among_their_words():
     found, model, asked = opened("blip", "caption", "a big red")
     image = pictures(1)[0]

@@ -10,13 +10,13 @@ import torch
 
 from velm_cli import configs
 from velm_cli.data.images import read_rgb
-from velm_cli.engine.device import drawing_from, pick_precision
+from velm_cli.engine.device import PRODUCTS, drawing_from, pick_precision
 from velm_cli.errors import UserError
 from velm_cli.inference.arguments import in_chunks
 from velm_cli.inference.pictures import Form
 from velm_cli.models.hf.opening import find, load
 from velm_cli.models.hf.prompts import asking
-from velm_cli.models.hf.writing import Refused, Shown, Writer
+from velm_cli.models.hf.writing import Refused, Shown, Writer, not_theirs
 from velm_cli.schema import DatasetConfig, DecodeConfig, Precision
 
 LARGEST_SIDE = 1 << 16  # pixels of a shorter side: none is scaled, which is left to the model's processor
@@ -54,8 +54,7 @@ class ForeignModel:
     @contextlib.contextmanager
     def ready(self) -> Iterator[ForeignModel]:
         """Within it the model is loaded."""
-        dtype = torch.bfloat16 if self._precision is Precision.bf16 else torch.float32
-        self._model = self._model or load(self._found, self._device, dtype)
+        self._model = self._model or load(self._found, self._device, PRODUCTS[self._precision])
         yield self
 
     def captions_of(
@@ -87,6 +86,8 @@ class ForeignModel:
         self, task: str, prompt: str, shown: Sequence[Shown], how: DecodeConfig, seed: int
     ) -> list[str | Refused]:
         assert self._model is not None, "within `ready`"
+        for line in not_theirs(how):
+            raise UserError(line)
         writer = Writer(self._found, self._model, asking(self._found, task, prompt), how)
         with drawing_from(seed, self._device):
             return [text for some in in_chunks(shown, how.batch_size) for text in writer.write(some)]

@@ -22,7 +22,7 @@ from velm_cli import configs, exported, naming
 from velm_cli.data.blind import shuffled
 from velm_cli.data.images import read_rgb
 from velm_cli.data.store import Store, store_path
-from velm_cli.engine.device import drawing_from, pick_precision
+from velm_cli.engine.device import PRODUCTS, drawing_from, pick_precision
 from velm_cli.engine.ranks import Ranks
 from velm_cli.engine.signals import StopRequest
 from velm_cli.engine.snapshot import seed_of
@@ -96,14 +96,12 @@ class HfModel:
     def predict(
         self, store: Store, indices: np.ndarray, path: Path, about: Mapping[str, str], ranks: Ranks, stop: StopRequest
     ) -> dict[ExampleId, Any]:
-        import torch
-
         from velm_cli.models.hf.opening import load
         from velm_cli.models.hf.writing import Writer
 
         precision = pick_precision(self._config.run.precision, ranks.device)
-        dtype = torch.bfloat16 if precision is Precision.bf16 else torch.float32
-        writer = Writer(self._found, load(self._found, ranks.device, dtype), self._asking, self._config.decode)
+        model = load(self._found, ranks.device, PRODUCTS[precision])
+        writer = Writer(self._found, model, self._asking, self._config.decode)
         begun = self._begun(about, precision)
         done = ranks.same(dict(_kept(path, begun)) if ranks.first else {})  # before any rank opens a journal
         if ranks.first:
@@ -237,6 +235,8 @@ class HfModel:
 
 def _refuse_options(config: EvaluateRoot) -> None:
     """UserError for what has no effect on a model that velm did not train."""
+    from velm_cli.models.hf.writing import not_theirs
+
     lines = []
     for group in ("vision", "text"):
         if getattr(config, group).name is not None:
@@ -244,9 +244,7 @@ def _refuse_options(config: EvaluateRoot) -> None:
     task = config.task
     if isinstance(task, VqaTaskConfig) and task.answer is not Answer.generate:
         lines.append(f"task.answer={task.answer.value}: checkpoint={config.checkpoint} writes answers: leave it out")
-    for name, usual in (("samples", 1), ("allowed", None)):
-        if (value := getattr(config.decode, name, usual)) != usual:
-            lines.append(f"decode.{name}={value} is of velm's own decoding, and {config.checkpoint} writes by generate")
+    lines += not_theirs(config.decode)
     if config.eval.blind is Blind.source and not task_of(task).needs.source:
         lines.append(f"eval.blind=source: task={task.kind} has no source that could be left out")
     if lines:

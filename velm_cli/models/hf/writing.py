@@ -195,15 +195,22 @@ class Writer:
         return self._processor.chat_template
 
 
+def not_theirs(how: DecodeConfig) -> Iterator[str]:
+    """A line for each option that velm's own decoding has, and `generate` has not."""
+    usual = DecodeConfig()
+    for name in ("samples", "allowed"):
+        if (value := getattr(how, name)) != getattr(usual, name):
+            yield f"decode.{name}={value} is of velm's own decoding: models that velm did not train write by generate"
+
+
 def _options(how: DecodeConfig) -> dict[str, Any]:
     """velm's decoding in the names of `generate`."""
     options: dict[str, Any] = {"max_new_tokens": how.max_length, "num_beams": how.beams, "do_sample": False}
     for name, theirs in LIMITS.items():
-        if (value := getattr(how, name, None)) and value != getattr(DecodeConfig(), name):
+        if (value := getattr(how, name)) != getattr(DecodeConfig(), name):
             options[theirs] = value
     if how.method is DecodeMethod.nucleus:
-        options |= {"do_sample": True, "top_p": how.top_p, "temperature": how.temperature}
-        options["top_k"] = getattr(how, "top_k", 0)
+        options |= {"do_sample": True, "top_p": how.top_p, "temperature": how.temperature, "top_k": how.top_k}
     elif how.beams > 1:
         options["length_penalty"] = how.length_penalty
     return options
