@@ -121,15 +121,24 @@ def test_options_of_the_search_are_those_of_generate(how, theirs):
     )
 
 
-def test_a_prompt_is_where_captions_begin_and_is_not_among_their_words():
-    found, model, asked = opened("blip", "caption", "a big red")
-    image = pictures(1)[0]
-    inputs = found.processor(images=image, text="a big red", return_tensors="pt")
-    out = model.generate(**inputs, max_new_tokens=LONGEST)
-    whole = found.processor.decode(out[0], skip_special_tokens=True)
-    assert whole.startswith("a big red")
-    written = Writer(found, model, asked, DecodeConfig(max_length=LONGEST)).write([Shown([image])])
-    assert written == [" ".join(whole.removeprefix("a big red").split())]
+@pytest.mark.parametrize("name", ["blip", "git", "pix2struct"])
+def test_a_prompt_is_where_captions_begin_and_is_not_among_their_words(name):
+    found, model, asked = opened(name, "caption", "a big red")
+    tokenizer, images = found.processor.tokenizer, pictures(2)
+    begun = tokenizer("a big red", add_special_tokens=False).input_ids
+    start = {"blip": [2], "git": [2], "pix2struct": [0]}[name]
+    written = Writer(found, model, asked, DecodeConfig(max_length=LONGEST)).write([Shown([each]) for each in images])
+    for image, text in zip(images, written, strict=True):
+        inputs = found.processor(images=image, return_tensors="pt")
+        words = torch.tensor([[*start, *begun, *([3] if name == "blip" else [])]])  # of which BLIP drops the last
+        out = model.generate(
+            **inputs,
+            **{"decoder_input_ids" if name == "pix2struct" else "input_ids": words},
+            max_new_tokens=LONGEST,
+            do_sample=False,
+        )
+        assert out[0, : 1 + len(begun)].tolist() == [*start, *begun]
+        assert text == " ".join(tokenizer.decode(out[0, 1 + len(begun) :], skip_special_tokens=True).split())
 
 
 def test_what_generation_config_says_of_searching_is_put_aside_with_a_line():
@@ -215,6 +224,23 @@ def test_a_folder_without_config_and_a_run_of_velm(tmp_path):
     assert "no config.json" in refusal(str(tmp_path))
     (tmp_path / "config.yaml").write_text("stage: train")
     assert "leave out hf:" in refusal(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b"", b"[]", b"{}", b"\xff\xfe", b"[" * 10_000, b'{"model_type": 5}', b'{"model_type": "git", "hidden_size": "x"}',
+        b'{"model_type": "git", "architectures": {"a": 5}, "hidden_size": 4}', b'{"model_type": "git", "architectures": ["os"]}',
+        b'{"model_type": "git", "architectures": ["GitModel"]}',
+        b'{"model_type": "git", "hidden_size": 1000000000, "num_attention_heads": 7}',
+    ],
+)  # fmt: skip
+def test_configs_that_are_none(tmp_path, config):
+    folder = copied(tmp_path, "git")
+    (folder / "config.json").write_bytes(config)
+    with pytest.raises(UserError) as error:
+        load(find(str(folder)), torch.device("cpu"), torch.float32)
+    assert str(error.value).startswith(f"checkpoint=hf:{folder}") and "\n" not in str(error.value)
 
 
 def test_weights_that_are_pickles_are_not_opened(tmp_path):

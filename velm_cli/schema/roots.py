@@ -179,7 +179,7 @@ class EvaluateRoot:
     stage: str = "evaluate"
     checkpoint: str = path(
         MISSING
-    )  # run folder, or a .safetensors file or kept checkpoint (RUN/checkpoints/step-*) in one
+    )  # run folder, a .safetensors file or kept checkpoint (RUN/checkpoints/step-*) in one, or hf:FOLDER
     split: str = "test"  # which part of the data set: train | val | test
     limit: int = within(0, least=0)  # evaluate only the first N images; 0 = all
     name: str | None = None  # folder runs/evaluate/NAME; null = named by the run, split and decoding
@@ -236,7 +236,7 @@ class UseRoot:
     """What all stages have in common that use a trained model on images."""
 
     stage: str = MISSING
-    checkpoint: str = path(MISSING)  # run folder, exported folder, .safetensors file or kept checkpoint in a run
+    checkpoint: str = path(MISSING)  # run or exported folder, .safetensors or kept checkpoint in one; hf:FOLDER
     images: Any = path(MISSING)  # file, folder, pattern, .tar, list of paths (.txt, or - on standard input), or several
     out: str | None = path(None)  # .json, .jsonl or .csv; sidecar | xmp: a file next to each image; null = print
     limit: int = within(0, least=0)  # only the first N images; 0 = all

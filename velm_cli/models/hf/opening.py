@@ -141,7 +141,8 @@ def _maker(config: Any, folder: Path, said: str) -> type:
     import transformers
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as USUAL
 
-    named = next(iter(config.architectures or ()), None)
+    architectures = config.architectures
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
     usual = USUAL.get(config.model_type)
     if usual is None:
         code = ", and the code that it brings is not run" if _wants_code(folder) else ""

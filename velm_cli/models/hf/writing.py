@@ -178,8 +178,11 @@ class Writer:
         length = prompt_BL.shape[1]
         if self._found.maker.__name__ == "BlipForConditionalGeneration":  # it drops the prompt's last one, [SEP]
             return length - 1
-        same = tokens_BT.shape[1] >= length and torch.equal(tokens_BT[:, :length], prompt_BL.to(tokens_BT.device))
-        return length if same else 0
+        for start in (0, 1):  # a decoder may put its own start before a prompt that has none
+            returned_BL = tokens_BT[:, start : start + length]
+            if torch.equal(returned_BL, prompt_BL.to(tokens_BT.device)):
+                return start + length
+        return 0
 
     def _ends(self) -> dict[str, Any]:
         """Of a model that chats, also the tokens that end a turn: its config may name the end of the text alone."""
