@@ -58,6 +58,7 @@ class Drawn(Enum):
     statements = "statements"  # about one scene or two, true or false
     boxes = "boxes"  # statements about pictures like NLVR's: three boxes with towers or scattered items
     box_captions = "box_captions"  # of these pictures
+    chat = "chat"  # conversations about one scene or two, of several turns
 
 
 @dataclass
@@ -186,6 +187,19 @@ class FramesConfig(ManifestConfig):
 @dataclass
 class FolderConfig(OwnDataConfig):
     kind: str = "folder"
+
+
+@dataclass
+class ChatConfig(DatasetConfig):
+    kind: str = "chat"
+    file: Any = path(
+        None
+    )  # JSON, JSON lines or parquet of conversations; a list, a pattern with *, or {train: FILE, val: FILE}
+    val_fraction: float = within(
+        0.02, least=0, below=1
+    )  # share of images (of conversations, without) held out for validation where no file is of a part
+    test_fraction: float = within(0.02, least=0, below=1)  # share held out for testing
+    max_images: int = within(16, least=1, most=1024)  # conversations with more images are refused
 
 
 @dataclass
