@@ -68,13 +68,13 @@ class ChatFormat:
         self._pieces = lru_cache(maxsize=10_000)(self._rendered)
         self.in_parts = False  # whether the template takes the content of a message as a list of parts
         try:
+            pieces = self._rendered((USER, ASSISTANT))
+        except ValueError as error:
+            self.in_parts = True
             try:
                 pieces = self._rendered((USER, ASSISTANT))
             except ValueError:
-                self.in_parts = True
-                pieces = self._rendered((USER, ASSISTANT))
-        except ValueError as error:
-            raise UserError(f"the chat template cannot be used: {error}; task.template=plain needs none") from None
+                raise UserError(f"the chat template cannot be used: {error}; task.template=plain needs none") from None
         # The token that ends a turn: the last of what is learned behind the reply.
         self.end_id = next(piece.id for piece in reversed(pieces) if isinstance(piece, _Token) and piece.learned)
 

@@ -67,7 +67,12 @@ def load_able(checkpoint: str | Path, device: torch.device) -> Able:
     options[own] = config.task
     tasks = {kind: task_of(each).by_run(config) for kind, each in options.items()}
     learned = {kind for kind, task in tasks.items() if has_learned(task, config, home)}
-    if own in ("vqa", "translate", "summarise", "chat"):  # its texts are answers or in two languages: nobody searches for them
+    if own in (
+        "vqa",
+        "translate",
+        "summarise",
+        "chat",
+    ):  # its texts are answers or in two languages: nobody searches for them
         learned.discard("retrieve")
     tokenizer, state = run_tokenizer(home), read_weights(file)
     terms = tasks[own].predicts_with(config)

@@ -85,7 +85,7 @@ class ShapesConfig(DatasetConfig):
     num_test: int = within(100, least=0)  # scenes with kinds of objects (size, colour, shape) that training never shows
     examples: Drawn = (
         Drawn.captions
-    )  # captions | questions | translations | summaries | classes | labels | motion | motion_questions
+    )  # captions | questions | translations | summaries | classes | labels | motion | motion_questions | chat ...
     questions: bool = False  # true: the same as dataset.examples=questions
     frames: int = within(8, least=1, most=8)  # motion: frames of a clip that are seen
     draw_seed: int = within(0, least=-LARGEST)  # the scenes are a pure function of this and the numbers above

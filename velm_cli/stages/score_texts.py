@@ -1,4 +1,4 @@
-"""score task=translate, task=summarise and task=chat: any system's texts, a line an example or with ids, over their floors."""
+"""score task=translate, summarise and chat: any system's texts, a line an example or with ids, over their floors."""
 
 from __future__ import annotations
 

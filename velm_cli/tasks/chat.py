@@ -36,7 +36,7 @@ class ChatTask(Task[str]):
     """An example is a conversation up to a reply; its target is that reply."""
 
     kind = "chat"
-    unit, target = "conversation", "reply"
+    unit = target = "conversation"
     verb, doing = "reply to", "replies"
     primary = "ROUGE-L"
     needs = Needs(talks=True)
