@@ -25,7 +25,7 @@ TEXTS = {
     "recurrent": lambda: schema.GRUConfig(width=16, dropout=0.0),
     "llama": lambda: schema.CausalLMConfig(name=folder("llama")),
     "gpt2": lambda: schema.CausalLMConfig(name=folder("gpt2")),
-    "bloom": lambda: schema.CausalLMConfig(name=folder("bloom")),  # takes no layouts: padded
+    "bloom": lambda: schema.CausalLMConfig(name=folder("bloom")),  # one conversation after the other
     "qwen2": lambda: schema.CausalLMConfig(name=family_folder("qwen2")),
     "gemma2-window": lambda: schema.CausalLMConfig(name=family_folder("gemma2-window")),
 }

@@ -1,7 +1,7 @@
 """Learns to reply: conversations with images anywhere in them, of which the assistant's turns are predicted.
 
-All conversations of a batch are one row without padding, where the text encoder takes a `Layout`: each begins at
-position 0 and sees nothing of the others. Images are the positions that fusion=prefix makes of them, at their places.
+All conversations of a batch are one row without padding (`Layout`): each begins at position 0 and sees nothing of the
+others. Images are the positions that fusion=prefix makes of them, at their places.
 
 Shapes: B conversations, X distinct images of P positions each, M positions of the row, Y those of the longest
 conversation, L predicted tokens, E width of embeddings, D of states.
@@ -88,14 +88,7 @@ class ChatLearner(Learner):
 
     def _states(self, embedded_ME: Tensor, lengths: Sequence[int]) -> Tensor:
         """(M, D)"""
-        text: Any = self.model.text
-        if getattr(text, "takes_layouts", False):
-            layout = Layout.of(lengths).to(embedded_ME.device)
-            states_1MD, _ = text.run(embedded_ME[None], layout=layout)
-            return states_1MD[0]
-        padded_BYE = pad_sequence(list(embedded_ME.split(list(lengths))), batch_first=True)
-        states_BYD, _ = text.run(padded_BYE)  # causal: what stands behind a conversation changes nothing in it
-        return torch.cat([states_YD[:length] for states_YD, length in zip(states_BYD, lengths, strict=True)])
+        return self.model.text.run_row(embedded_ME[None], Layout.of(lengths).to(embedded_ME.device))[0]
 
     def reply(
         self,
