@@ -63,6 +63,8 @@ NEEDS = {
     "experiment/finetune_labels": ["task=classify"],
     "text/none": ["task=classify", "loss=classify", "fusion=none"],
     "dataset/manifest": ["dataset.file={file}"],
+    "dataset/chat": ["dataset.file={file}"],
+    "task/chat": ["fusion=prefix"],
     "dataset/frames": ["dataset.file={file}"],
     "dataset/folder": ["dataset.root={root}"],
     "dataset/webdataset": ["dataset.urls={root}"],

@@ -172,10 +172,9 @@ class ChatFormat:
             {"role": role, "content": [{"type": "text", "text": mark}] if self.in_parts else mark}
             for role, mark in zip(roles, marks, strict=True)
         ]
+        spelled: dict[str, Any] = {"date_string": DAY, **self.tokenizer.spelled}
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[messages], chat_template=self.template, date_string=DAY, **self.tokenizer.spelled
-            )
+            rendered = render_jinja_template(conversations=[messages], chat_template=self.template, **spelled)[0]
         except TemplateError as error:
             raise ValueError(f"the template says: {' '.join(str(error).split())[:200]}") from None
         except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:

@@ -46,7 +46,8 @@ class TalkRow(NamedTuple):
 
     def to(self, device: torch.device | str) -> TalkRow:
         """The same on `device`."""
-        return TalkRow(*(tensor.to(device, non_blocking=True) for tensor in self[:5]), self.lengths)
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in self._fields[:5]}
+        return self._replace(**moved)
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,7 @@ class Tokenizer:
     def spelled(self) -> dict[str, str]:
         """How templates spell its special tokens: `bos_token`, `eos_token`, `pad_token`, `unk_token`."""
         named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id, "unk_token": self.unk_id}
-        return {name: self._model.id_to_token(token) for name, token in named.items() if token is not None}
+        return {name: self.spelling(token) for name, token in named.items() if token is not None}
 
     @property
     def never_written(self) -> list[int]:

@@ -127,11 +127,10 @@ def _groups(
             if heading in target.kinds:
                 rows[target.kinds[heading]].append(row)
         if 1 < len(rows) <= MOST_KINDS:
-            found[heading] = {
-                kind: {"count": float(len(own))}
-                | {key: float(summands[key].rows_IS[own, 0].mean()) for key in ("ROUGE-L", "exact")}
-                for kind, own in sorted(rows.items())
-            }
+            found[heading] = {}
+            for kind, own in sorted(rows.items()):
+                means = {key: float(summands[key].rows_IS[own, 0].mean()) for key in ("ROUGE-L", "exact")}
+                found[heading][kind] = {"count": float(len(own)), **means}
     return found
 
 

@@ -90,10 +90,10 @@ def _turns(row: dict[str, Any]) -> Iterator[tuple[str, Any]]:
                 if turn.get(name) is not None:
                     yield name, turn[name]
             continue
-        name = turn.get("from", turn.get("role"))
-        role = ROLES.get(name.strip().lower()) if isinstance(name, str) else None
+        given = turn.get("from", turn.get("role"))
+        role = ROLES.get(given.strip().lower()) if isinstance(given, str) else None
         if role is None:
-            raise ValueError(f"unknown role {str(name)[:40]!r} in turn {number + 1}: there are {', '.join(ROLES)}")
+            raise ValueError(f"unknown role {str(given)[:40]!r} in turn {number + 1}: there are {', '.join(ROLES)}")
         yield role, turn.get("value", turn.get("content", turn.get("text")))
 
 
