@@ -37,6 +37,7 @@ NEEDS = {
         "fusion=none",
     ],
     "experiment/multi30k_translate": ["task=translate", "tokenizer=bpe"],
+    "experiment/shapes_chat": ["task=chat", "fusion=prefix"],
     "experiment/shapes_mix": ["task=mix", "dataset=mix"],
     "experiment/shapes_motion": ["vision=vit"],
     "experiment/shapes_vqa_generate": ["task=vqa"],
