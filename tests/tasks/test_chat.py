@@ -10,6 +10,7 @@ from velm import TINY, call
 
 from velm_cli.data.conversations import parsed
 from velm_cli.data.opening import open_store
+from velm_cli.errors import UserError
 from velm_cli.report.evaluations import read_evaluation
 
 DATA = ["dataset=shapes", "dataset.examples=chat", *TINY]
@@ -73,6 +74,45 @@ def test_evaluated_with_controls_and_scored(run, capsys):
     assert call("score", "task=chat", "predictions=predictions.json", "references=references.json", "out=scored") == 0
     scored = read_evaluation(Path("scored"))
     assert scored.scores == pytest.approx(found.scores)
+
+
+def test_asked_from_python_and_from_the_shell(run, capsys):
+    import velm_cli
+
+    model = velm_cli.load(run)
+    assert model.can == ("chat",)
+    store = open_store(Path("stores/shapes-chat"))
+    number = next(int(i) for i in store.split("test") if len(store.images_of([i])[0]) == 2)
+    before = json.loads(store.source(number))
+    said = [
+        {"role": turn["role"], "content": "".join(part.get("text", "<image>") for part in turn["content"])}
+        for turn in before
+    ]
+    jpegs = [store.image_bytes(int(x)) for x in store.images_of([number])[0]]
+    assert call("eval", f"checkpoint={run}", "name=all", "decode.max_length=8", "report.page=false") == 0
+    lines = map(json.loads, Path("runs/evaluate/all/predictions.jsonl").read_text().splitlines())
+    told = {line["id"]: line["text"] for line in lines}
+    assert model.chat(said, jpegs, max_length=8) == told[store.example_id(number)]
+    one = model.chat("is there a red circle", jpegs[0], max_length=8)
+    assert model.answer(jpegs[:1] * 2, "is there a red circle", max_length=8) == [one, one]
+    for messages, images, line in (
+        ([*said, {"role": "assistant", "content": "no"}], jpegs, "nothing to reply to"),
+        (said, jpegs[:1], "1 images, and 2 places for them"),
+        ([{"role": "tool", "content": "x"}], None, "unknown role 'tool'"),
+        ([{"role": "user", "content": [{"type": "image", "path": "/etc/passwd"}]}], None, "give it with images="),
+        (7, None, "give a text, or a list"),
+    ):
+        with pytest.raises(UserError, match=line):
+            model.chat(messages, images)
+    with pytest.raises(UserError, match="has not learned task=caption"):
+        model.caption(jpegs[0])
+    Path("one.jpg").write_bytes(jpegs[0])
+    capsys.readouterr()
+    assert (
+        call("answer", f"checkpoint={run}", "images=one.jpg", "question=is there a red circle", "decode.max_length=8")
+        == 0
+    )
+    assert one in capsys.readouterr().out
 
 
 def test_the_template_is_kept_with_the_run(run, capsys):
