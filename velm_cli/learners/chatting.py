@@ -10,24 +10,24 @@ conversation, L predicted tokens, E width of embeddings, D of states.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from velm_cli.data.allowed import allowed_tokens, read_allowed
 from velm_cli.data.batch import Batch
 from velm_cli.data.layout import Layout
 from velm_cli.data.talks import TalkRow
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.transfer import on_device
+from velm_cli.learners.describing import draw_names
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.learners.terms import states_words_loss
 from velm_cli.models.decoding import decode_stream
 from velm_cli.models.search import image_draws
-from velm_cli.models.state import Past
-from velm_cli.models.text.scratch import TransformerText
+from velm_cli.models.state import without_ends
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.terms import Term
 from velm_cli.objectives.weights import Weight
@@ -101,35 +101,44 @@ class ChatLearner(Learner):
     ) -> Iterator[tuple[int | str, str]]:
         """(id, reply) of all examples of the batches, whose conversations end where a reply begins.
 
-        `seed`: of nucleus sampling.
+        `seed`: of drawn replies. UserError where the list of `decoding.allowed` cannot be used.
         """
-        banned = [token for token in tokenizer.never_written if token != self.end_id]
-        padded = goes_on_padded(self.model.text)
-        for batch in on_device(batches, device):
-            with torch.no_grad():
-                row, embedded_ME, _ = self.embedded(batch)
-            parts = embedded_ME.split(list(row.lengths))
-            for group in alike(row.lengths, padded=padded):
-                ids = [batch.ids[number] for number in group]
+        ids: list[int | str] = []
+        listed: dict[tuple[int, ...], str] = {}
+        if decoding.allowed is not None:
+            listed = allowed_tokens(read_allowed(decoding.allowed), tokenizer, longest=decoding.max_length)
 
-                def draws(numbers: range, ids: list[int | str] = ids) -> Tensor:
-                    rows = image_draws([ids[number] for number in numbers], seed=seed, count=decoding.max_length)
-                    return torch.from_numpy(rows).to(device, torch.float32)
+        def memories() -> Iterator[tuple[tuple, int]]:
+            for batch in on_device(batches, device):
+                with torch.no_grad():
+                    row, embedded_ME, _ = self.embedded(batch)
+                parts = embedded_ME.split(list(row.lengths))
+                for group in alike(row.lengths, padded=self.model.text.hides_padding):
+                    ids.extend(batch.ids[number] for number in group)
+                    lengths = [row.lengths[number] for number in group]
+                    prompts_BYE = pad_sequence([parts[number] for number in group], batch_first=True)
+                    yield (prompts_BYE, torch.tensor(lengths, device=device)), len(group)
 
-                prompts_BYE = pad_sequence([parts[number] for number in group], batch_first=True)
-                lengths_B = torch.tensor([row.lengths[number] for number in group], device=device)
-                replies = decode_stream(
-                    _Replies(self.model),
-                    [((prompts_BYE, lengths_B), len(group))],
-                    config=decoding,
-                    bos_id=self.end_id,  # which is never read: the prompt's last position comes before the first word
-                    eos_id=self.end_id,
-                    banned=banned,
-                    device=device,
-                    draws=draws,
-                )
-                for number, tokens in replies:
-                    yield ids[number], tokenizer.decode(tokens).strip()
+        def draws(numbers: Sequence[int]) -> Tensor:
+            names = [name for number in numbers for name in draw_names(ids[number], decoding.samples)]
+            rows = image_draws(names, seed=seed, count=decoding.max_length)
+            return torch.from_numpy(rows).to(device, torch.float32)
+
+        found = decode_stream(
+            _Replies(self.model),
+            memories(),
+            config=decoding,
+            bos_id=self.end_id,  # which is never read: the prompt's last position comes before the first word
+            eos_id=self.end_id,
+            banned=[token for token in tokenizer.never_written if token != self.end_id],
+            device=device,
+            draws=draws,
+            stops=(tokenizer.eos_id,),
+            allowed=list(listed) if decoding.allowed is not None else None,
+            vocab_size=len(self.model.output_bias),
+        )
+        for number, tokens in found:
+            yield ids[number], listed.get(tuple(tokens)) or tokenizer.decode(tokens).strip()
 
 
 class _Replies:
@@ -148,16 +157,9 @@ class _Replies:
         states_BYD, state = text.run(prompts_BYE)
         rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
         last_BD = states_BYD[rows_B, lengths_B - 1]
-        if isinstance(state[0], Past):  # of shorter prompts the last slots are padding, which nobody sees
-            past, _ = state
-            slot_S = torch.arange(past.slots, device=lengths_B.device)
-            state = (replace(past, sees_NS=slot_S < lengths_B[:, None]), lengths_B.clone())
+        if text.hides_padding:
+            state = without_ends(state, prompts_BYE.shape[1] - lengths_B)
         return self.model.logits(last_BD), state
-
-
-def goes_on_padded(text: nn.Module) -> bool:
-    """Whether texts of different lengths can go on side by side: their past says what each of them sees."""
-    return isinstance(text, TransformerText) or bool(getattr(text, "shares_slots", False))
 
 
 def alike(lengths: Sequence[int], *, padded: bool) -> list[list[int]]:
