@@ -17,6 +17,7 @@ import numpy as np
 
 from velm_cli.data.arrays import map_array
 from velm_cli.data.building import PLAN
+from velm_cli.data.conversations import words_of
 from velm_cli.data.manifest import preprocess_command, read_manifest
 from velm_cli.data.shards import ShardReader, read_index
 from velm_cli.data.store import Column, Ids, Texts
@@ -234,7 +235,7 @@ class ArrayStore:
         target_splits = np.repeat(self._splits, np.diff(self._target_offsets))
         return chain(
             (self._targets[c] for c in np.flatnonzero(target_splits == train)),
-            (self._sources[i] for i in np.flatnonzero(self._splits == train) if len(self._sources)),
+            (words_of(self._sources[i]) for i in np.flatnonzero(self._splits == train) if len(self._sources)),
         )
 
     def encode(self, tokenizer: Tokenizer, max_tokens: int, column: Column = "targets") -> Tokens:

@@ -18,6 +18,7 @@ from torch import Tensor
 from velm_cli.data.concepts import ConceptLabels, HasConcepts
 from velm_cli.data.features import Features
 from velm_cli.data.packing import Packing
+from velm_cli.data.talks import Conversations, Talks
 from velm_cli.data.tokenizer import Tokenizer
 
 # What a device gets, in this order: a small tensor is not in pinned memory, and would be waited for behind a large one.
@@ -73,13 +74,16 @@ class Columns:
     """What of the store a batch has next to images: the task decides.
 
     `targets`: texts to learn or to judge, up to `per_example` of each example; without, batches have K = T = 0.
-    `source`: text that goes in with the image, whose number is that of the example.
+    `source`: text that goes in with the image, whose number is that of the example. `talks`: conversations instead of
+    both; with `prompts` each up to its last reply, which is to be written.
     """
 
     targets: Texts | None = None
     per_example: int = 1
     source: Texts | None = None
     labels: Mapping[str, Labels] = field(default_factory=dict)
+    talks: Conversations | None = None
+    prompts: bool = False
 
 
 def concept_labels(store: HasConcepts, width: int) -> dict[str, Labels]:
@@ -124,6 +128,7 @@ class Batch:
     labelled: Mapping[str, int] = field(default_factory=dict)  # examples that have a label at all, by kind of label
     part: str = ""  # of a mixture, whose examples these are
     lengths: Lengths | None = None  # None: of a dry run that has no values
+    talks: Talks | None = None  # instead of targets and sources: conversations, which stay where they are
 
     @classmethod
     def of(cls, tokens_BKT: Tensor, lengths_BK: Tensor, *, ids: Sequence[int | str] | None = None, **parts) -> Batch:
@@ -207,6 +212,7 @@ def assemble(
     numbers = examples.tolist()
     tokens_BKT, lengths_BK = _fill_tokens(columns.targets, targets_BK)
     parts: dict[str, Tensor] = {}
+    talks = None
     images = numbers
     looks = features is not None or image_size is not None
     if looks and not store.one_image_each:
@@ -224,6 +230,10 @@ def assemble(
         source_B1L, lengths_B1 = _fill_tokens(columns.source, np.where(there_B, examples, -1)[:, None])
         parts["source_BL"] = torch.from_numpy(source_B1L[:, 0])
         parts["source_lengths_B"] = torch.from_numpy(lengths_B1[:, 0])
+    if columns.talks is not None:
+        own_B1 = np.arange(len(numbers))[:, None] if looks else None  # every example has an image of its own
+        shown_BI = parts["image_of_BI"].numpy() if "image_of_BI" in parts else own_B1
+        talks = Talks.of(columns.talks, numbers, shown_BI, prompts=columns.prompts)
     return Batch.of(
         torch.from_numpy(tokens_BKT),
         torch.from_numpy(lengths_BK),
@@ -231,6 +241,7 @@ def assemble(
         examples=numbers,
         images=images if looks or store.one_image_each else [],
         labels={name: _fill_labels(labels, numbers) for name, labels in columns.labels.items()},
+        talks=talks,
         **parts,
     )
 

@@ -28,6 +28,7 @@ from velm_cli.data.image_table import ImageTable
 from velm_cli.data.parts import MERGE
 from velm_cli.data.shards import read_index
 from velm_cli.data.store_arrays import MORE_FILES, Content, arrays_of
+from velm_cli.data.table_images import OF_TABLE
 from velm_cli.data.video import OF_VIDEO
 from velm_cli.errors import UserError
 from velm_cli.files import crc32, sealed, whole_file, write_bytes, write_json
@@ -211,7 +212,7 @@ def _write_ids(path: Path, ids: Iterable[int | str]) -> None:
 
 def _stamp(image: str) -> bytes:
     try:
-        status = os.stat(OF_VIDEO.sub("", image))
+        status = os.stat(OF_TABLE.sub("", OF_VIDEO.sub("", image)))
     except OSError:
         return b"absent\n"
     return f"{status.st_size} {status.st_mtime_ns}\n".encode()

@@ -19,9 +19,10 @@ from velm_cli.data.images import ImageRefused, Normalise, NormalisedImage, norma
 from velm_cli.data.parts import Part, parts_of
 from velm_cli.data.processes import Limits, available_cores
 from velm_cli.data.shards import check_shard, shard_path, write_shard
+from velm_cli.data.table_images import normalise_any
 from velm_cli.data.video import normalise_frame
 from velm_cli.errors import StageError, UserError
-from velm_cli.schema import DatasetConfig, FramesConfig, PreprocessConfig
+from velm_cli.schema import ChatConfig, DatasetConfig, FramesConfig, PreprocessConfig
 
 Summary = dict[str, Any]  # of a shard
 Say = Callable[[str], object]  # tells the user
@@ -62,7 +63,7 @@ class ImageShards:
             "quality": dataset.image_quality,
             "max_pixels": dataset.max_pixels,
         }
-        normalise: Normalise = partial(normalise_image, **form)
+        normalise: Normalise = partial(normalise_any if isinstance(dataset, ChatConfig) else normalise_image, **form)
         if isinstance(dataset, FramesConfig):
             seconds, frames = dataset.max_seconds, dataset.min_frames
             normalise = partial(normalise_frame, **form, max_seconds=seconds, min_frames=frames)

@@ -91,6 +91,8 @@ class TrainLoader:
         self._store, self._columns, self._data, self._seed, self._share = store, columns, data, seed, share
         self._examples = of_first_images(store, split, limit)
         alone = store.one_image_each or not store.has_images
+        if columns.talks is not None:  # of some nothing is learned: what the template refuses, or what is too long
+            self._examples = self._examples[columns.talks.learnable(self._examples)]
         examples, noun = len(self._examples), "images" if alone else "examples"
         if examples == 0:
             raise UserError(f"the {split} split has no {noun} to train on")
@@ -162,6 +164,8 @@ class TrainLoader:
                 longest = np.where(drawn >= 0, words[drawn], 0).max(axis=1)
             if self._columns.source is not None:
                 longest = longest + np.diff(self._columns.source.offsets)[self._examples]
+            if self._columns.talks is not None:
+                longest = longest + self._columns.talks.lengths(self._examples)
             runs = None
             if self._images_N is not None:
                 runs = runs_of(self._images_N, random(RUNS, len(longest)), self._data.examples_per_image)

@@ -20,14 +20,14 @@ from velm_cli.files import TEMPORARY, read_sealed, sealed, write_json
 
 LOCKS = r"\.writing(?:\.\d+-of-\d+)?|\.parts"
 ARRAY_NAMES = "|".join((*ARRAYS, *MORE_ARRAYS))
-TOKEN_FILES = r"(?:(?:tokenizer|velm_tokenizer|crc32|cut)\.json|(?:ids|offsets)\.npy)"
+TOKEN_FILES = r"(?:(?:tokenizer|velm_tokenizer|crc32|cut|refused)\.json|(?:ids|offsets|learned|prompts|firsts)\.npy)"
 BUILT = re.compile(
     rf"""(?:captions/|held-out/)?(?:
         (?:manifest|plan|ids|image_ids|about|concepts)\.json | rejects\.jsonl | preview\.png | {LOCKS}
         | (?:{ARRAY_NAMES})\.npy
         | images/shard-\d+\.(?:tar|json|idx\.npy)
         | tokens/(?:\.writing | [0-9a-f]{{12}}\.json
-            | [0-9a-f]{{12}}-\d+(?:-sources)?/{TOKEN_FILES})
+            | [0-9a-f]{{12}}-\d+(?:-sources|-conversations)?/{TOKEN_FILES})
         | features/[0-9a-f]{{16}}/(?:\.writing|about\.json|part-\d+(?:\.crc32)?\.npy)
     )
     | scan/\d+\.(?:json|npy) | held-out-images/\d+

@@ -49,7 +49,7 @@ class Tokenizer:
     Two tokenizers with the same `digest` (sha256, hexadecimal) give the same ids to every caption.
     """
 
-    def __init__(self, model_json: str, special_ids: SpecialIds):
+    def __init__(self, model_json: str, special_ids: SpecialIds, chat_template: str | None = None):
         self.pad_id, self.bos_id, self.eos_id, self.unk_id = special_ids
         self._json = model_json
         self._model = tokenizers.Tokenizer.from_str(model_json)
@@ -58,6 +58,7 @@ class Tokenizer:
         self.vocab_size: int = max(self._model.get_vocab(with_added_tokens=True).values()) + 1
         if not all(0 <= token < self.vocab_size for token in special_ids if token is not None):
             raise ValueError(f"the vocabulary of {self.vocab_size} has no ids {special_ids}")
+        self.chat_template = chat_template  # of conversations, in Jinja, as its model was trained with; None without
         self.digest: str = hashlib.sha256(f"{list(special_ids)}\n{model_json}".encode()).hexdigest()
 
     @classmethod
@@ -67,8 +68,9 @@ class Tokenizer:
         `pretrained` reads no captions. Raises UserError when no vocabulary can be had: no captions, a
         `min_count` that leaves no word, a `vocab_size` too small, a `name` that cannot be loaded.
         """
+        template = None
         if config.kind is TokenizerKind.pretrained:
-            model, special_ids = _pretrained(config.name)
+            model, special_ids, template = _pretrained(config.name)
         else:
             captions = iter(captions)
             first = next(captions, None)
@@ -81,7 +83,7 @@ class Tokenizer:
                 TokenizerKind.wordpiece: _wordpiece,
             }[config.kind]
             model, special_ids = learn(config, captions), SpecialIds(pad=0, bos=1, eos=2, unk=3)
-        return cls(model.to_str(), special_ids)
+        return cls(model.to_str(), special_ids, template)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
@@ -90,11 +92,14 @@ class Tokenizer:
         try:
             saved = read_sealed(folder / IDS_FILE)
             digest = saved.pop("digest", None)  # None: an older velm's
+            template = saved.pop("chat_template", None)
+            if not isinstance(template, str | None):
+                raise ValueError("its chat template is no text")
             special_ids = SpecialIds(**saved)
             if not all(type(token) is int or (name == "unk" and token is None) for name, token in saved.items()):
                 raise ValueError(f"its special ids are {special_ids}")
             with _panics_said("its vocabulary"):
-                tokenizer = cls((folder / MODEL_FILE).read_text("utf-8"), special_ids)
+                tokenizer = cls((folder / MODEL_FILE).read_text("utf-8"), special_ids, template)
             if digest not in (None, tokenizer.digest):
                 raise ValueError(f"{MODEL_FILE} has changed since it was written")
             return tokenizer
@@ -118,7 +123,12 @@ class Tokenizer:
             return self
         known |= {word: self.vocab_size + number for number, word in enumerate(new)}
         special_ids = SpecialIds(self.pad_id, self.bos_id, self.eos_id, self.unk_id)
-        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(model)).to_str(), special_ids)
+        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(model)).to_str(), special_ids, self.chat_template)
+
+    def with_template(self, template: str | None) -> Tokenizer:
+        """The same vocabulary with another chat template."""
+        special_ids = SpecialIds(self.pad_id, self.bos_id, self.eos_id, self.unk_id)
+        return self if template == self.chat_template else Tokenizer(self._json, special_ids, template)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write both files to `folder` (made when absent); each appears whole or not at all."""
@@ -126,12 +136,29 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / MODEL_FILE, self._json)
         special_ids = SpecialIds(self.pad_id, self.bos_id, self.eos_id, self.unk_id)
-        write_json(folder / IDS_FILE, sealed({**special_ids._asdict(), "digest": self.digest}))
+        template = {} if self.chat_template is None else {"chat_template": self.chat_template}
+        write_json(folder / IDS_FILE, sealed({**special_ids._asdict(), "digest": self.digest, **template}))
 
     @property
     def word_ids(self) -> dict[str, int]:
         """The ids of all tokens, special ones included, as the vocabulary spells them."""
         return self._model.get_vocab(with_added_tokens=True)
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Ids of the tokens that stand for no text, by how templates spell them."""
+        added = self._model.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    def spelling(self, token: int) -> str:
+        """How the vocabulary spells a token."""
+        return str(self._model.id_to_token(token))
+
+    @property
+    def spelled(self) -> dict[str, str]:
+        """How templates spell its special tokens: `bos_token`, `eos_token`, `pad_token`, `unk_token`."""
+        named = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id, "unk_token": self.unk_id}
+        return {name: self.spelling(token) for name, token in named.items() if token is not None}
 
     @property
     def never_written(self) -> list[int]:
@@ -273,8 +300,8 @@ def _repeated(counts: dict[str, int]) -> Iterator[str]:
         yield " ".join([word] * (count % 1000))
 
 
-def _pretrained(name: str | None) -> tuple[tokenizers.Tokenizer, SpecialIds]:
-    """The tokenizer of a local folder or of the model hub, and its special ids."""
+def _pretrained(name: str | None) -> tuple[tokenizers.Tokenizer, SpecialIds, str | None]:
+    """The tokenizer of a local folder or of the model hub, its special ids, and its chat template if it has one."""
     if not name:
         raise UserError("tokenizer.kind=pretrained needs tokenizer.name: a local folder or a hub name")
     loaded = _load_transformers(name)
@@ -306,7 +333,10 @@ def _pretrained(name: str | None) -> tuple[tokenizers.Tokenizer, SpecialIds]:
     model.add_special_tokens([str(bos), str(eos), str(pad)])  # new ids only for those it lacks
     ids = model.get_vocab()
     unk_id = None if unk is None else ids[str(unk)]
-    return model, SpecialIds(ids[str(pad)], ids[str(bos)], ids[str(eos)], unk_id)
+    template = getattr(loaded, "chat_template", None)
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default")
+    return model, SpecialIds(ids[str(pad)], ids[str(bos)], ids[str(eos)], unk_id), template
 
 
 def _load_transformers(name: str) -> Any:

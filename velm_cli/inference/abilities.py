@@ -15,6 +15,7 @@ from velm_cli.lineage import weight_file
 from velm_cli.loading import has_learned, read_weights, run_config, run_spaces, run_tokenizer, trained_learner
 from velm_cli.schema import (
     CaptionTaskConfig,
+    ChatTaskConfig,
     ClassifyTaskConfig,
     RetrieveTaskConfig,
     SummariseTaskConfig,
@@ -61,11 +62,17 @@ def load_able(checkpoint: str | Path, device: torch.device) -> Able:
         "classify": ClassifyTaskConfig(),
         "translate": TranslateTaskConfig(),
         "summarise": SummariseTaskConfig(),
+        "chat": ChatTaskConfig(),
     }
     options[own] = config.task
     tasks = {kind: task_of(each).by_run(config) for kind, each in options.items()}
     learned = {kind for kind, task in tasks.items() if has_learned(task, config, home)}
-    if own in ("vqa", "translate", "summarise"):  # its texts are answers or in two languages: nobody searches for them
+    if own in (
+        "vqa",
+        "translate",
+        "summarise",
+        "chat",
+    ):  # its texts are answers or in two languages: nobody searches for them
         learned.discard("retrieve")
     tokenizer, state = run_tokenizer(home), read_weights(file)
     terms = tasks[own].predicts_with(config)

@@ -26,6 +26,8 @@ QUALITY = 95
 class ForeignModel:
     """What `velm caption` and `velm answer` ask of a `Model`, by a model's own processor and `generate`."""
 
+    answers_by = "vqa"  # the task by which it answers questions
+
     def __init__(self, checkpoint: str, device: torch.device, precision: Precision) -> None:
         """UserError where the folder cannot be used."""
         name = configs.foreign_model(checkpoint)

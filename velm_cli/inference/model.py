@@ -36,6 +36,7 @@ from velm_cli.inference.classifying import Classifies
 from velm_cli.inference.examples import Given, Tokenised
 from velm_cli.inference.from_source import WritesFromSource
 from velm_cli.inference.pictures import Form, Picture, content_of, stored
+from velm_cli.inference.talking import Chats, as_talks, replies
 from velm_cli.learners.matching import TEXTS_AT_ONCE, embed_images, embed_texts
 from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.decoding import converted_once, decoded_together, laid_out_for_steps
@@ -60,7 +61,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precisi
     return Model(load_able(checkpoint, where), how)
 
 
-class Model(WritesFromSource, Classifies):
+class Model(WritesFromSource, Classifies, Chats):
     """Captions, answers and embeddings of images by one trained model. Made by `load`.
 
     An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3]. It is brought into the
@@ -208,7 +209,7 @@ class Model(WritesFromSource, Classifies):
         `choices`: the answer is the likeliest of these. `probabilities`: instead of the answer alone, a dict of so many
         of the likeliest answers with their probabilities (where answers are chosen, not written).
         """
-        self.needs("vqa")
+        self.needs(self.answers_by)
         alone = is_one(image) and isinstance(question, str)
         images: list[Any] = [image] if is_one(image) else list(several(image))
         questions = [question] if isinstance(question, str) else list(several(question))
@@ -241,6 +242,10 @@ class Model(WritesFromSource, Classifies):
         """As `answer`, of images in the form of the store; question i is about image `image_of[i]`."""
         if not questions:
             return []
+        if self.answers_by == "chat":
+            if choices is not None or probabilities:
+                raise UserError("choices, probabilities: a model of task=chat writes its replies")
+            return replies(self, as_talks(questions), jpegs, [[image] for image in image_of], how)
         given = Given(jpegs, sources=questions, image_of=image_of)
         asked = Asked(choices=choices, probabilities=probabilities)
         with self._steps(len(given) > how.batch_size), self._autocast():

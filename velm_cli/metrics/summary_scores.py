@@ -97,9 +97,9 @@ def _rouge(truth: Mapping[ExampleId, Target], hypotheses: Sequence[str]) -> dict
     return found
 
 
-@lru_cache(maxsize=1)
-def rouge_scorer() -> Any:
-    """rouge-score's, of KINDS.
+@lru_cache(maxsize=2)
+def rouge_scorer(*kinds: str) -> Any:
+    """rouge-score's, of these kinds; of those of KINDS where none is named.
 
     Its logging, absl, keeps what sys.stderr is when it is first imported, and closes that when logging is configured
     again, unless it is the process's own: a log that copies the console would end there.
@@ -107,7 +107,7 @@ def rouge_scorer() -> Any:
     with contextlib.redirect_stderr(sys.__stderr__):
         from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(list(KINDS.values()), use_stemmer=True)
+    return RougeScorer(list(kinds or KINDS.values()), use_stemmer=True)
 
 
 # ------------------------------------------------------------------------------------- floors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from velm_cli.errors import UserError, on_one_line
@@ -18,6 +18,7 @@ class Target:
     references: tuple[str, ...]
     source: str = ""
     image: ExampleId | None = None
+    kinds: Mapping[str, str] = field(default_factory=dict)  # by heading, the kind of example: scores are split by them
 
     def about(self) -> dict[str, Any]:
         """What the page shows beside predictions and references; only what is known."""

@@ -58,6 +58,7 @@ class Drawn(Enum):
     statements = "statements"  # about one scene or two, true or false
     boxes = "boxes"  # statements about pictures like NLVR's: three boxes with towers or scattered items
     box_captions = "box_captions"  # of these pictures
+    chat = "chat"  # conversations about one scene or two, of several turns
 
 
 @dataclass
@@ -84,7 +85,7 @@ class ShapesConfig(DatasetConfig):
     num_test: int = within(100, least=0)  # scenes with kinds of objects (size, colour, shape) that training never shows
     examples: Drawn = (
         Drawn.captions
-    )  # captions | questions | translations | summaries | classes | labels | motion | motion_questions
+    )  # captions | questions | translations | summaries | classes | labels | motion | motion_questions | chat ...
     questions: bool = False  # true: the same as dataset.examples=questions
     frames: int = within(8, least=1, most=8)  # motion: frames of a clip that are seen
     draw_seed: int = within(0, least=-LARGEST)  # the scenes are a pure function of this and the numbers above
@@ -186,6 +187,19 @@ class FramesConfig(ManifestConfig):
 @dataclass
 class FolderConfig(OwnDataConfig):
     kind: str = "folder"
+
+
+@dataclass
+class ChatConfig(DatasetConfig):
+    kind: str = "chat"
+    file: Any = path(
+        None
+    )  # JSON, JSON lines or parquet of conversations; a list, a pattern with *, or {train: FILE, val: FILE}
+    val_fraction: float = within(
+        0.02, least=0, below=1
+    )  # share of images (of conversations, without) held out for validation where no file is of a part
+    test_fraction: float = within(0.02, least=0, below=1)  # share held out for testing
+    max_images: int = within(16, least=1, most=1024)  # conversations with more images are refused
 
 
 @dataclass

@@ -8,6 +8,7 @@ from omegaconf import MISSING
 
 from velm_cli.schema.bounds import within
 from velm_cli.schema.data import (
+    ChatConfig,
     CocoConfig,
     DataConfig,
     DatasetConfig,
@@ -84,6 +85,7 @@ class ScoredTask(Enum):
     summarise = "summarise"
     classify = "classify"
     reason = "reason"
+    chat = "chat"
 
 
 class ExportFormat(Enum):
@@ -201,7 +203,7 @@ class EvaluateRoot:
 @dataclass
 class ScoreRoot:
     stage: str = "score"
-    task: ScoredTask = ScoredTask.caption  # caption | vqa | retrieve | translate | summarise | classify | reason
+    task: ScoredTask = ScoredTask.caption  # caption | vqa | retrieve | translate | summarise | classify | reason | chat
     predictions: str = path(MISSING)  # COCO's or VQA's results, {"id": "text"}, CSV ...; retrieve: .npz or .jsonl
     references: str = path(
         MISSING
@@ -331,6 +333,7 @@ KINDS: dict[str, dict[str, type]] = {
         "shapes": ShapesConfig,
         "coco": CocoConfig,
         "vqa": VqaConfig,
+        "chat": ChatConfig,
         "multi30k": Multi30kConfig,
         "documents": DocumentsConfig,
         "nlvr": NlvrConfig,

@@ -6,6 +6,7 @@ from enum import Enum
 from omegaconf import MISSING
 
 from velm_cli.schema.bounds import within
+from velm_cli.schema.paths import path
 
 
 class Answer(Enum):
@@ -202,6 +203,27 @@ class ClassifyTaskConfig(TaskConfig):
     @property
     def reads_source(self) -> bool:
         return False
+
+
+class TooLong(Enum):
+    """What becomes of a conversation with more tokens than are learned from."""
+
+    cut = "cut"  # its first tokens are learned from
+    drop = "drop"  # nothing of it is
+
+
+@dataclass
+class ChatTaskConfig(TaskConfig):
+    kind: str = "chat"
+    max_tokens: int = within(
+        1024, least=8, most=10**6
+    )  # tokens of a conversation that are learned from, each of its images counted as one
+    too_long: TooLong = TooLong.cut  # conversations with more: cut (the first tokens) | drop (none of them)
+    template: str = path("auto")  # auto (the tokenizer's own, else plain) | plain (roles as words) | a Jinja file
+
+    @property
+    def usual_loss(self) -> str:
+        return "caption"
 
 
 @dataclass

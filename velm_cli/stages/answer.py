@@ -42,7 +42,7 @@ def run(config: AnswerRoot) -> None:
         raise UserError(f"out={config.out} is for captions: give the name of a .json, .jsonl or .csv file")
     output = None if config.out is None else using.Output.of(config.out)
     model = using.loaded_or_foreign(config.checkpoint, config.run)
-    model.needs("vqa")
+    model.needs(model.answers_by)
     if config.dry_run:
         count = sum(len(asked[image.name]) for image in images)
         print(f"would answer {count:,} questions about {len(images):,} images with {model!r}")

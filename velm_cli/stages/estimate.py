@@ -18,6 +18,7 @@ from velm_cli.data.batch import CONCEPTS, Batch, Lengths
 from velm_cli.data.packing import Packing
 from velm_cli.data.store import Store
 from velm_cli.data.stream_store import StreamStore
+from velm_cli.data.talks import Talks
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.engine.device import pick_device, pick_precision, prepare
 from velm_cli.engine.meter import matrix_peak
@@ -76,6 +77,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         return flops / (REACHED * peak)
 
     unit, text, texts, length = data.task.unit, data.task.target, per_image, length_of_target
+    if data.talks is not None:
+        found = data.talks.counts(store.split("train"))
+        text, texts, length = unit, 1, found["tokens"] / max(1, found["kept"])
     if data.task.options.judges and data.sources is not None:  # whose targets are labels
         text, texts, length = unit, 1, len(data.sources.ids) / max(1, len(data.sources.offsets) - 1) + 1
     taught = Taught.of(config, data, length_of_target)
@@ -174,6 +178,9 @@ def one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length
                 "num_sources": B,
                 "num_source_tokens": B * (L - 1),
             }
+        if data.talks is not None:
+            parts["talks"], X = _first_talks(data, B)
+            image_BCHW = torch.empty(X, 3, side, side) if X else None
         predicted = data.task.labels(data.store, data.spaces)
         labels = {name: torch.empty(B, of.width) for name, of in predicted.items()}
         labels |= {CONCEPTS: torch.empty(B, learner.concepts)} if images else {}
@@ -218,6 +225,15 @@ def one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
     return counter.get_total_flops(), sum(saved.values())
+
+
+def _first_talks(data: TaskData, count: int) -> tuple[Talks, int]:
+    """The first conversations that are learned from, and how many images they show."""
+    assert data.talks is not None
+    examples = data.store.split("train")
+    examples = examples[data.talks.learnable(examples)][:count]
+    images_X, image_of_BI = data.store.images_of(examples)
+    return Talks.of(data.talks, examples.tolist(), image_of_BI, prompts=False), len(images_X)
 
 
 def _images_shown(config: TrainRoot, store: Store) -> int:

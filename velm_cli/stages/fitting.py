@@ -42,6 +42,7 @@ from velm_cli.schema import (
 from velm_cli.stages.image_tokens import position_problems
 from velm_cli.stages.parts import Material
 from velm_cli.stages.starting import new_learner
+from velm_cli.stages.talk_notes import talk_notes
 from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks import Task
 
@@ -64,7 +65,8 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
             f"{store.path} holds captions only, and vision={config.vision.kind} needs images: say vision=none "
             "fusion=none dataset.images=false, or name another store"
         )
-    if not isinstance(config.vision, NoVisionConfig) and 0 < config.vision.images < store.most_images:
+    places = not data.task.needs.talks  # else each image stands where the conversation names it
+    if places and not isinstance(config.vision, NoVisionConfig) and 0 < config.vision.images < store.most_images:
         yield (
             f"{store.path} has examples of up to {store.most_images} images, and vision.images={config.vision.images}: "
             f"set vision.images={store.most_images}, which tells them apart, or 0, which takes them as a bag"
@@ -96,7 +98,9 @@ def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
     brought = isinstance(config.text, PretrainedTextConfig) or vocabulary_source(config) is not None
     own = vocabulary_grows(config) or not brought
     noun = f"{data.task.target}s" if len(store.all_sources) and data.task.needs.source else "captions"
-    if not data.task.options.judges:  # who takes answers whole, whatever their words
+    if data.talks is not None:
+        yield from talk_notes(config, data.talks, store)
+    elif not data.task.options.judges:  # who takes answers whole, whatever their words
         yield from coverage_lines(tokens, store.all_targets, config.tokenizer, own=own, noun=noun)
     if isinstance(sources := data.sources, Tokens):
         yield from coverage_lines(
@@ -107,7 +111,7 @@ def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
             f"masked      {sources.hidden:,} words of {len(store.all_sources):,} {data.task.unit}s "
             f"(data.mask_source={config.data.mask_source})"
         )
-    elif len(store.all_sources):
+    elif len(store.all_sources) and data.talks is None:
         yield (
             f"note: the examples of {store.path} are questions, and task={config.task.kind} takes their answers "
             "for captions, without reading them: task=vqa reads them"
@@ -134,7 +138,7 @@ def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
         yield f"note: data.examples_per_image={together} has no effect: no two examples of this store share an image"
     if store.has_images and not config.run.overfit_images and not len(store.split("val")):
         yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
-    if data.task.manner is None:  # else no text is decoded
+    if data.task.manner is None and data.talks is None:  # else no text is decoded
         yield from _lengths(config, tokens, noun)
 
 
@@ -180,7 +184,7 @@ def evaluation_notes(
     config: EvaluateRoot, task: Task, store: Store, indices: np.ndarray, *, images: int | None
 ) -> Iterator[str]:
     """A line for what is legal in an evaluation and may not be meant. `images` as above."""
-    if images == 1 < store.most_images:
+    if images == 1 < store.most_images and not task.needs.talks:
         yield (
             f"note: examples of {store.path} have up to {store.most_images} images, and the model has learned from one "
             "(vision.images=1): it takes them as a bag"

@@ -159,4 +159,6 @@ def material_of(config: TrainRoot, store: Store | Together, tokenizer: Tokenizer
         except UserError as error:
             raise UserError(f"part {name}: {error}") from error
         parts.append(Part(name, weight, own, data))
+    if talking := [part.data.tokenizer for part in parts if part.data.talks is not None]:
+        tokenizer = talking[0]  # the same vocabulary, and the chat template that was chosen
     return Material(task, tuple(parts), store, tokenizer)

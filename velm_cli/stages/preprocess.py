@@ -22,6 +22,7 @@ from velm_cli.data.stream_building import build_stream
 from velm_cli.data.stream_store import StreamStore
 from velm_cli.data.tokens import Tokens
 from velm_cli.schema import (
+    ChatConfig,
     DatasetConfig,
     DocumentsConfig,
     Drawn,
@@ -91,6 +92,8 @@ def run(config: PreprocessRoot) -> float:
 
 def _coverage(store: Store, asked: PreprocessRoot) -> Iterator[str]:
     """What tokenisation loses, a column of texts at a time."""
+    if _talks(asked.dataset):  # a run says itself how many it cuts: its template and limit are its own
+        return
     config, has_sources = asked.tokenizer, len(store.all_sources) > 0
     examples, targets, _ = _nouns(asked.dataset)
     noun = targets if has_sources else "captions"
@@ -100,9 +103,16 @@ def _coverage(store: Store, asked: PreprocessRoot) -> Iterator[str]:
         yield from coverage_lines(tokens, store.all_sources, config, own=True, noun=examples, column="sources")
 
 
+def _talks(dataset: DatasetConfig) -> bool:
+    """Whether its examples are conversations."""
+    return isinstance(dataset, ChatConfig) or (isinstance(dataset, ShapesConfig) and dataset.drawn is Drawn.chat)
+
+
 def _nouns(dataset: DatasetConfig) -> tuple[str, str, str]:
     """What examples with a source, their targets and one of these are called."""
     drawn = dataset.drawn if isinstance(dataset, ShapesConfig) else None
+    if _talks(dataset):
+        return "conversations", "replies", "reply"
     if isinstance(dataset, Multi30kConfig) or drawn is Drawn.translations:
         return "sentences", "translations", "translation"
     if isinstance(dataset, DocumentsConfig) or drawn is Drawn.summaries or dataset.summarise:

@@ -27,6 +27,7 @@ SCORERS: dict[ScoredTask, tuple[str, set[str]]] = {
     ScoredTask.retrieve: ("score_retrieval", _COMMON | {"references", "fold", "images"}),
     ScoredTask.translate: ("score_texts", _TEXTS | {"language"}),
     ScoredTask.summarise: ("score_texts", _TEXTS),
+    ScoredTask.chat: ("score_texts", _TEXTS),
 }
 OTHERS = {"questions", "fold", "sources", "language"}
 

@@ -1,4 +1,4 @@
-"""score task=translate and task=summarise: any system's texts, a line an example or with ids, over their floors."""
+"""score task=translate, summarise and chat: any system's texts, a line an example or with ids, over their floors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from velm_cli.errors import UserError
+from velm_cli.metrics.chat_scores import score_replies
 from velm_cli.metrics.result_files import Predictions, References, matched, read_predictions, read_references
 from velm_cli.metrics.scores import ExampleId, Scores
 from velm_cli.metrics.summary_scores import score_summaries
@@ -15,11 +16,11 @@ from velm_cli.schema import ScoredTask, ScoreRoot
 from velm_cli.stages.score_finish import finish, results
 from velm_cli.stages.score_images import image_files, small_pictures
 
-NOUNS = {ScoredTask.translate: "sentences", ScoredTask.summarise: "summaries"}
+NOUNS = {ScoredTask.translate: "sentences", ScoredTask.summarise: "summaries", ScoredTask.chat: "replies"}
 
 
 def run(config: ScoreRoot) -> float | None:
-    """Returns the BLEU or the ROUGE-L of `predictions`."""
+    """Returns the BLEU, the ROUGE-Lsum or the ROUGE-L of `predictions`."""
     references = read_references(config.references)
     ours = read_predictions(Path(config.predictions))
     theirs = read_predictions(Path(config.vs), "vs") if config.vs is not None else None
@@ -50,7 +51,7 @@ def _run(
         files, more = image_files(config.images, ids, references.files)
         notes += more
         pictures = small_pictures(files) if config.out is not None else {}
-    if sources is None:
+    if sources is None and config.task is not ScoredTask.chat:
         notes.append("there are no floors: sources=FILE has what the texts were written from")
     scored = [
         _scores(config, truth, {number: each.captions[number] for number in ids})
@@ -64,6 +65,8 @@ def _run(
 def _scores(config: ScoreRoot, truth: Mapping[ExampleId, Target], predicted: Mapping[ExampleId, str]) -> Scores:
     if config.task is ScoredTask.translate:
         return score_translations(truth, predicted, config.metrics, language=config.language)
+    if config.task is ScoredTask.chat:
+        return score_replies(truth, predicted, config.metrics)
     return score_summaries(truth, predicted, config.metrics)
 
 

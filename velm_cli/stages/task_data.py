@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from velm_cli.data.batch import CONCEPTS, Columns, Texts, concept_labels
+from velm_cli.data.chat_template import ChatFormat, chosen_template
 from velm_cli.data.concepts import HasConcepts
+from velm_cli.data.conversations import is_conversation
 from velm_cli.data.masked_words import MaskedTexts, words_to_mask
 from velm_cli.data.store import Store
+from velm_cli.data.talk_tokens import TalkTokens, talk_tokens
 from velm_cli.data.together import RenamedConcepts
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.tokens import Tokens
 from velm_cli.errors import UserError
-from velm_cli.schema import TrainRoot
+from velm_cli.schema import ChatTaskConfig, TooLong, TrainRoot
 from velm_cli.tasks import Task, task_of
 from velm_cli.tasks.spaces import Spaces
 
@@ -36,6 +39,7 @@ class TaskData:
     tokenizer: Tokenizer
     targets: Tokens | None  # None where they are not needed to predict
     sources: Texts | None  # None where the task takes no source
+    talks: TalkTokens | None = None  # of a task whose examples are conversations
 
     @classmethod
     def of(cls, config: TrainRoot, store: Store, tokenizer: Tokenizer | None, spaces: Spaces | None = None) -> TaskData:
@@ -47,7 +51,11 @@ class TaskData:
         tokenizer = targets.tokenizer
         sources = _sources(task, store, tokenizer, config)
         spaces = task.spaces(config, store) if spaces is None else spaces
-        return cls(task, store, spaces, tokenizer, targets, sources)
+        if not isinstance(config.task, ChatTaskConfig):
+            return cls(task, store, spaces, tokenizer, targets, sources)
+        tokenizer = tokenizer.with_template(chosen_template(config.task.template, tokenizer))
+        talks = _talks(config.task, store, tokenizer)
+        return cls(task, store, spaces, tokenizer, targets, sources, talks)
 
     @classmethod
     def to_predict(
@@ -55,7 +63,8 @@ class TaskData:
     ) -> TaskData:
         """For a trained model with this tokenizer and these label spaces."""
         targets = store.encode(tokenizer, config.tokenizer.max_tokens) if task.needs.targets_given else None
-        return cls(task, store, spaces, tokenizer, targets, _sources(task, store, tokenizer, config))
+        talks = _talks(task.options, store, tokenizer) if task.needs.talks else None
+        return cls(task, store, spaces, tokenizer, targets, _sources(task, store, tokenizer, config), talks)
 
     @property
     def texts(self) -> Tokens:
@@ -66,6 +75,8 @@ class TaskData:
     def to_learn(self, per_example: int, concepts: int) -> Columns:
         """Of batches that losses are computed of: up to `per_example` targets an example, none of a judge."""
         labels = concept_labels(self._concepts, concepts) | self.task.labels(self.store, self.spaces)
+        if self.talks is not None:
+            return Columns(labels=labels, talks=self.talks)
         return Columns(None if self.task.options.judges else self.targets, per_example, self.sources, labels)
 
     @property
@@ -80,12 +91,18 @@ class TaskData:
         """Of batches that predictions are made of: no target, but where it is part of what is given."""
         if self.task.needs.targets_given:
             return Columns(self.targets, EVERY, self.sources)
-        return Columns(source=self.sources)
+        return Columns(source=self.sources, talks=self.talks, prompts=True)
 
 
 def refuse_other_examples(task: Task[Any], store: Store) -> None:
     """UserError where the examples of the store are not what the task is about."""
     asks = len(store.all_sources) > 0
+    talks = asks and is_conversation(store.all_sources[0])
+    if task.needs.talks is not talks:
+        has, cure = ("", "say task=chat") if talks else ("no ", "name data that have them (dataset=chat)")
+        raise UserError(f"task={task.kind}: the examples of {store.path} are {has}conversations: {cure}")
+    if task.needs.talks:
+        return
     if task.needs.source and not asks:
         raise UserError(
             f"task={task.kind} reads {task.unit}s, and {store.path} has none: name data that have them "
@@ -101,6 +118,11 @@ def refuse_other_examples(task: Task[Any], store: Store) -> None:
             f"task={task.kind} compares images with captions, and the examples of {store.path} are questions with "
             "answers: name data with captions"
         )
+
+
+def _talks(options: ChatTaskConfig, store: Store, tokenizer: Tokenizer) -> TalkTokens:
+    form = ChatFormat(tokenizer)
+    return talk_tokens(store, form, limit=options.max_tokens, drops=options.too_long is TooLong.drop)
 
 
 def _sources(task: Task[Any], store: Store, tokenizer: Tokenizer, config: TrainRoot) -> Texts | None:

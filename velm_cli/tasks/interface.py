@@ -36,6 +36,7 @@ class Needs:
     """What of the store goes into a batch."""
 
     source: bool = False  # text that goes in with the images
+    talks: bool = False  # examples are conversations
     targets_given: bool = False  # predictions are made of the targets too, as captions are found by images
 
 

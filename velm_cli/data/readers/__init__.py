@@ -10,6 +10,7 @@ from pathlib import Path
 
 from velm_cli import schema
 from velm_cli.data.examples import Corpus
+from velm_cli.data.readers.chat import chat_files, read_chat
 from velm_cli.data.readers.class_folders import read_class_folders
 from velm_cli.data.readers.coco import read_coco, read_shapes
 from velm_cli.data.readers.documents import read_documents
@@ -49,6 +50,8 @@ def _read(config: schema.DatasetConfig, root: Path) -> Corpus:
             return read_flickr(config, root)
         case schema.ManifestConfig():
             return read_manifest(config, root if config.root else None, _path(config.file))
+        case schema.ChatConfig():
+            return read_chat(config, root if config.root else None)
         case schema.VgConfig():
             return read_vg(config, root)
         case schema.FolderConfig():
@@ -88,6 +91,11 @@ def check_root(config: schema.DatasetConfig) -> None:
                 raise UserError('dataset.file is not set: give JSON lines such as {"image": path, "captions": [...]}')
             manifest_files(_path(config.file))
             _check_folder(config.root, "the images of the manifest", required=False)
+        case schema.ChatConfig():
+            if not config.file:
+                raise UserError("dataset.file is not set: give conversations, such as LLaVA's JSON or parquet")
+            chat_files(config.file, _path(config.root) if config.root else None)
+            _check_folder(config.root, "the images of the conversations", required=False)
         case schema.VgConfig():
             _check_folder(config.root, "VG_100K/, VG_100K_2/ and the JSON files of Visual Genome", required=True)
         case schema.FolderConfig():

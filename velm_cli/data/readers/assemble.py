@@ -56,6 +56,7 @@ class Question:
     answers: list[object]
     about: Mapping[str, str] = field(default_factory=dict)
     unlabelled: bool = False
+    verbatim: bool = False  # its texts are printable, and stay as they are: line breaks count in a conversation
 
 
 def labelled(image_id: int | str, split: str, image: Path, labels: list[object]) -> Question:
@@ -225,6 +226,11 @@ def _question(entry: Question, refused: Refused) -> Example | None:
     if any(_writable(one) != one for one in (name, *(str(image.id) for image in entry.images))):
         refused.append((name, "its name is not UTF-8: rename the file"))
         return None
+    if entry.verbatim:
+        if not entry.answers and not (entry.unlabelled and entry.split == "test"):
+            refused.append((name, "no reply"))
+            return None
+        return Example(entry.id, entry.split, entry.images, str(entry.source), (*map(str, entry.answers),), entry.about)
     source = None
     if entry.source is not None:
         texts, reasons = clean_captions([entry.source])

@@ -16,6 +16,7 @@ from velm_cli import schema
 from velm_cli.data.examples import Corpus, Examples
 from velm_cli.data.readers.assemble import Entry, Listing, Question, assemble, first_few, labelled
 from velm_cli.data.readers.captions_json import Captioned, parse_captions
+from velm_cli.data.readers.chat import read_chat
 from velm_cli.data.readers.class_folders import read_class_folders
 from velm_cli.data.readers.documents import read_documents
 from velm_cli.data.readers.instances import read_instances
@@ -25,6 +26,7 @@ from velm_cli.data.readers.nlvr import read_nlvr
 from velm_cli.data.readers.splits import Split, read_split
 from velm_cli.data.readers.vqa import read_vqa
 from velm_cli.data.shapes import BOXES, write_shapes
+from velm_cli.data.shapes_chat import write_shapes_chat
 from velm_cli.data.shapes_classes import write_shapes_classes
 from velm_cli.data.shapes_labels import write_shapes_labels
 from velm_cli.data.shapes_motion import write_motion
@@ -87,6 +89,9 @@ def read_shapes(config: schema.ShapesConfig, root: Path) -> Corpus:
         questions, annotations = write_shapes_questions(root, config.draw_seed)
         asked = schema.VqaConfig(questions=questions, annotations=annotations, images_root=str(root))
         return read_vqa(replace(asked, images=config.images, missing=config.missing), None)
+    if config.drawn is schema.Drawn.chat:
+        talks = schema.ChatConfig(file=write_shapes_chat(root, config.draw_seed), root=str(root))
+        return read_chat(replace(talks, images=config.images, missing=config.missing), root)
     if config.drawn is schema.Drawn.translations:
         pairs = write_shapes_translations(root, config.draw_seed)
         given = schema.Multi30kConfig(root=str(pairs), images_root=str(root), source_lang="en", target_lang="toy")

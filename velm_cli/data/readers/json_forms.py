@@ -23,14 +23,15 @@ def json_rows(path: Path, wanted: Wanted, refused: Refused) -> Iterator[Row]:
     Which it is shows in the content: `.json` files of lines are as common as `.jsonl` files that hold a list.
     """
     objects = _Objects(wanted, refused)
-    if _holds_lines(path):
+    if holds_lines(path):
         for number, value in json_lines(path, refused):
             yield from objects.row(f"{path}:{number}", value)
     else:
         yield from _value_rows(load_json(path), path, objects, refused)
 
 
-def _holds_lines(path: Path) -> bool:
+def holds_lines(path: Path) -> bool:
+    """Whether a file has a JSON value a line, by its content; a file of one line has one value."""
     with opened(path) as file:
         start = file.read(PEEKED)
     text = start.decode("utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", errors="replace")

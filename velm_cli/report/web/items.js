@@ -7,6 +7,7 @@ const NAMED = {
   vqa: ["question", "Answer", "Answers by people"],
   translate: ["sentence", "Translation", "References"],
   summarise: ["document", "Summary", "References"],
+  chat: ["conversation", "Reply", "References"],
   retrieve: ["image", "Captions ranked first", "Its captions, with the rank of the image"],
 };
 const [noun, ANSWER, TRUTH] = NAMED[data.task] ?? ["example", "Prediction", "Truth"];
