@@ -149,6 +149,8 @@ class Writer:
         if texts[0] is None:
             return self._processor(images=pictures, return_tensors="pt")
         inputs = self._processor(images=pictures, text=list(texts), padding=True, return_tensors="pt")
+        if self._found.kind == "idefics3" and inputs["pixel_values"].ndim == 4:  # velm export: a processor of LLaVA
+            inputs["pixel_values"] = inputs["pixel_values"][:, None]
         if self._found.kind == "git":  # its processor ends a text, which is to go on
             ends = inputs["input_ids"][:, -1:] == self._tokenizer.sep_token_id
             assert ends.all(), "a call has prompts of one length"
