@@ -151,7 +151,7 @@ def test_an_image_that_is_refused_is_counted_and_listed(place, capsys, monkeypat
     [
         ([], "comes with no data: name them, as in dataset=coco dataset.root=FOLDER"),
         (["task=vqa", *SHAPES], "task=vqa reads questions"),
-        ([*SHAPES, "task=retrieve"], "caption and answer"),
+        ([*SHAPES, "task=retrieve"], "caption, answer and chat"),
         (["task=vqa", "task.answer=classify", *ASKED], "task.answer=classify: checkpoint=hf:"),
         ([*SHAPES, "vision.name=x"], "vision.name is of velm's own runs"),
         ([*SHAPES, "eval.blind=source"], "eval.blind=source"),
@@ -194,3 +194,15 @@ def test_caption_and_answer_take_such_models_too(place, capsys):
     assert "choices= and probabilities= are for runs of velm" in capsys.readouterr().err
     assert call("caption", f"checkpoint=hf:{captioner('blip-vqa')}", f"images={images[0]}") == 2
     assert "writes no captions" in capsys.readouterr().err
+
+
+def test_conversations_go_on(place):
+    """Of drawn scenes: each reply by the model's own chat template."""
+    talks = [*SHAPES, "dataset.examples=chat"]
+    assert call("preprocess", *talks, "tokenizer.min_count=1") == 0
+    command = ["eval", f"checkpoint=hf:{captioner('llava-next')}", "task=chat", *talks, "run.precision=fp32"]
+    assert call(*command, "decode=greedy", "decode.max_length=5", "name=chat", "limit=6", "decode.batch_size=4") == 0
+    told = [json.loads(line) for line in Path("runs/evaluate/chat/predictions.jsonl").read_text().splitlines()]
+    assert len(told) == 6 and len({line["text"] for line in told}) > 1
+    scores = json.loads(Path("runs/evaluate/chat/scores.json").read_text())
+    assert scores["task"] == "chat" and scores["signature"]["prompt"].startswith("its chat template (")

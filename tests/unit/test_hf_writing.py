@@ -307,10 +307,39 @@ def test_code_of_a_repository_is_not_run(tmp_path):
         ("vit-gpt2", "vqa", "", "answers no questions"),
         ("vit-gpt2", "caption", "a photo of", "has no effect"),
         ("llava", "vqa", "what is it?", "has no {source}"),
-        ("llava", "translate", "", "caption and answer"),
+        ("llava", "translate", "", "caption, answer and chat"),
+        ("llava", "chat", "", "no chat template"),
     ],
 )
 def test_what_a_family_cannot_do(name, task, prompt, line):
     with pytest.raises(UserError) as error:
         asking(find(captioner(name)), task, prompt)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["llava-next", "qwen2-vl"])
+def test_replies_are_those_of_generate(name):
+    """Of conversations of several turns with images anywhere, or none, in one batch."""
+    found, model, asked = opened(name, "chat")
+    one, two = pictures(2)
+
+    def said(role: str, *parts: str | int) -> dict[str, Any]:
+        named = ({"type": "text", "text": part} if isinstance(part, str) else part for part in parts)
+        return {"role": role, "content": [{"type": "image", "image": p} if isinstance(p, int) else p for p in named]}
+
+    talks = [
+        [said("user", "what is", 0, "and", 1, "?"), said("assistant", "a red circle"), said("user", "how many ?")],
+        [said("user", 0, "what colour ?")],
+        [said("user", "is the green circle big ?")],
+    ]
+    images = [[one, two], [two], []]
+    shown = [Shown(seen, talk=talk) for seen, talk in zip(images, talks, strict=True)]
+    replies = Writer(found, model, asked, DecodeConfig(max_length=LONGEST)).write(shown)
+    ends = [3, found.processor.tokenizer.convert_tokens_to_ids("<end_of_utterance>")]
+    for seen, talk, reply in zip(images, talks, replies, strict=True):
+        text = found.processor.apply_chat_template(talk, add_generation_prompt=True)
+        inputs = found.processor(text=text, images=seen or None, return_tensors="pt")
+        out = model.generate(**inputs, max_new_tokens=LONGEST, do_sample=False, eos_token_id=ends)
+        words = found.processor.tokenizer.decode(out[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+        assert reply == words.strip()
+    assert len(set(replies)) > 1

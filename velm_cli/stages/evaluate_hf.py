@@ -68,6 +68,8 @@ class HfModel:
         return named if named.startswith(kind) else f"{kind}-{named}"
 
     def refuse_unfit(self, store: Store, indices: np.ndarray) -> None:
+        if self.task.needs.talks:  # whose images stand where they are named, and may be none
+            return
         most = store.images_of(indices)[1].shape[1]
         if not store.has_images or not most:
             raise UserError(f"{self._found.refers} writes about images, and {store.path} has none")
@@ -134,8 +136,8 @@ class HfModel:
         return {one: self._predicted(done[_key(one)][0]) for one in ids if _key(one) in done}
 
     def trained_on(self, store: Store) -> bool:
-        """Nobody knows. Floors of answers come from the training part all the same."""
-        return self.task.kind == "vqa" and "train" in store.counts and store.counts["train"] > 0
+        """Nobody knows. Floors of answers and replies come from the training part all the same."""
+        return self.task.kind in ("vqa", "chat") and "train" in store.counts and store.counts["train"] > 0
 
     def told(self) -> dict[str, str]:
         import transformers
@@ -197,7 +199,8 @@ class HfModel:
             source = None
             if asks:
                 source = "" if self._blind is Blind.source else store.source(index) or ""
-            shown.append(Shown(self._pictures(index), source))
+            talk = json.loads(store.source(index) or "[]") if self.task.needs.talks else None
+            shown.append(Shown(self._pictures(index), source, talk))
         written: dict[str, tuple[str, str]] = {}
         for index, text in zip(indices, writer.write(shown), strict=True):
             refused = isinstance(text, Refused)

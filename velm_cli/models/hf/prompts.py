@@ -78,7 +78,7 @@ class Asking:
     def told(self) -> str:
         """What a signature says of it."""
         if self.prompt is None:
-            return "none"
+            return "its chat template" if self.template else "none"
         return f"{self.prompt!r}" + (" in its chat template" if self.template else "")
 
 
@@ -93,7 +93,9 @@ def asking(found: Found, task: str, prompt: str, *, of_velm: bool = False) -> As
     if of_velm and not prompt:
         start = found.processor.tokenizer.bos_token
         return Asking(Family(around=f"{{images}}{start}"), "", False, _image_token(found.processor))
-    template = getattr(found.processor, "chat_template", None) is not None and found.kind not in PLAIN
+    template = _has_template(found)
+    if task == "chat":
+        return Asking(family, None, True, _image_token(found.processor))
     usual = family.caption if task == "caption" else family.answer
     return Asking(family, prompt or usual, template, _image_token(found.processor))
 
@@ -102,10 +104,16 @@ def asking(found: Found, task: str, prompt: str, *, of_velm: bool = False) -> As
 PLAIN = ("blip", "git", "vision-encoder-decoder", "pix2struct", "kosmos-2", "florence2", "paligemma", "fuyu")
 
 
+def _has_template(found: Found) -> bool:
+    return getattr(found.processor, "chat_template", None) is not None and found.kind not in PLAIN
+
+
 def _cannot(found: Found, family: Family, task: str, prompt: str) -> Iterator[str]:
     answers = found.maker.__name__.endswith("ForQuestionAnswering")
-    if task not in ("caption", "vqa"):
-        yield f"{found.refers}: models that velm did not train caption and answer (task=caption, task=vqa)"
+    if task not in ("caption", "vqa", "chat"):
+        yield f"{found.refers}: models that velm did not train caption, answer and chat (task=caption, vqa, chat)"
+    elif task == "chat" and not _has_template(found):
+        yield f"{found.refers} has no chat template in its processor's files, and task=chat goes by one"
     elif task == "caption" and answers:
         yield f"{found.refers} is a {found.maker.__name__}: it answers (task=vqa) and writes no captions"
     elif task == "vqa" and found.kind == "blip" and not answers:

@@ -8,7 +8,7 @@ Suffixes: B examples of a call, L tokens of the prompts, T tokens that come back
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,26 @@ NOT_GIVEN = ("labels",)  # of a processor's result: what `generate` does not tak
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One example: its pictures, and the question about them (captions have none)."""
+    """One example: its pictures, and the question about them (captions have none).
+
+    `talk`: instead, what was said before, as messages of a chat template whose image parts are numbers of pictures.
+    """
 
     pictures: Sequence[Image.Image]
     source: str | None = None
+    talk: Sequence[Mapping[str, Any]] | None = None
+
+    def messages(self, text: str | None) -> list[dict[str, Any]]:
+        """The conversation that the model goes on; `text`: of one that is no talk, what the user asks."""
+        if self.talk is None:
+            parts = [{"type": "image", "image": picture} for picture in self.pictures]
+            return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+        return [{"role": turn["role"], "content": [self._part(part) for part in turn["content"]]} for turn in self.talk]
+
+    def _part(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        if part["type"] != "image":
+            return dict(part)
+        return {"type": "image", "image": self.pictures[part["image"] % len(self.pictures)]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +95,8 @@ class Writer:
                     texts[row] = inputs
                 continue
             for row, text in zip(rows, self._written(inputs), strict=True):
-                texts[row] = answer_of(text) if shown[row].source is not None else caption_of(text)
+                one = shown[row]
+                texts[row] = text.strip() if one.talk else caption_of(text) if one.source is None else answer_of(text)
         return texts
 
     # -------------------------------------------------------------------------------- what goes in
@@ -123,18 +140,7 @@ class Writer:
         return inputs.to(self._model.device, self._model.dtype)
 
     def _from_template(self, shown: Sequence[Shown], texts: Sequence[str | None]) -> Any:
-        conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        *({"type": "image", "image": picture} for picture in one.pictures),
-                        {"type": "text", "text": text},
-                    ],
-                }
-            ]
-            for one, text in zip(shown, texts, strict=True)
-        ]
+        conversations = [one.messages(text) for one, text in zip(shown, texts, strict=True)]
         return self._processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,
