@@ -132,6 +132,7 @@ def test_conversations_that_are_too_long(run, capsys):
     assert call("train", *short, "task.too_long=drop") == 0
     out = capsys.readouterr().out
     assert "are left out" in out and "learned     24 of 24" not in out
+    assert "positions a batch, those of images among them, without padding" in out and " tokens to predict" in out
 
 
 def test_what_does_not_go_together(run, capsys):

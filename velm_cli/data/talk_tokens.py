@@ -98,13 +98,14 @@ class TalkTokens:
         return self.ids[start : start + int(self.prompts[example])]
 
     def counts(self, examples: np.ndarray) -> dict[str, int]:
-        """Of these examples: `kept` and their `tokens` within the limit, `cut` among them; `dropped` and `refused`; the
-        tokens of the `longest` whole one."""
+        """Of these examples: `kept` and their `tokens` within the limit, of which so many are `learned`; `cut` ones
+        among them, those that are `dropped` or `refused`, and the tokens of the `longest` whole one."""
         whole = self.offsets[examples + 1] - self.offsets[examples]
         kept = examples[self.learnable(examples)]
         return {
             "kept": len(kept),
             "tokens": int(self.lengths(kept).sum()),
+            "learned": sum(int(self.to_learn(int(example))[1].sum()) for example in kept),
             "cut": int((self.offsets[kept + 1] - self.offsets[kept] > self.lengths(kept)).sum()),
             "dropped": len(examples) - len(kept) - int((whole == 0).sum()),
             "refused": int((whole == 0).sum()),

@@ -83,7 +83,7 @@ class ChatLearner(Learner):
 
     def _prefix(self, image_XCHW: Tensor | None, feature_XSD: Tensor | None) -> Tensor:
         """(X, P, E)"""
-        prefix_XPE: Tensor = self.model.fusion.memory(self.model.encode_image(image_XCHW, feature_XSD))[0]
+        prefix_XPE: Tensor = self.model.memory(self.model.encode_image(image_XCHW, feature_XSD))[0]
         return prefix_XPE
 
     def _states(self, embedded_ME: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -32,6 +32,9 @@ class Taught(NamedTuple):
         passes = run.max_steps * run.accumulation * run.batch_size / max(1, run.overfit_images or examples)
         if data.task.options.judges:
             return Taught(examples, examples, "labels", passes)
+        if data.talks is not None:
+            found = data.talks.counts(train)
+            return Taught(found["kept"], found["learned"], "tokens", passes)
         texts = examples  # of a stream, which has not counted them
         if len(train):
             ranges = data.store.target_ranges(train)
@@ -67,6 +70,15 @@ def rows_of_a_step(lengths_T: np.ndarray, *, positions: int, examples: int, imag
     return Rows(round(padded.mean()), round(packed.mean()))
 
 
+def _talk_lengths(data: TaskData, positions: int) -> np.ndarray:
+    """int64: positions of each conversation that is learned from, with images of so many each."""
+    assert data.talks is not None
+    examples = data.store.split("train")
+    examples = examples[data.talks.learnable(examples)]
+    images_B = (data.store.images_of(examples)[1] >= 0).sum(axis=1)
+    return data.talks.lengths(examples) + images_B * (positions - 1)
+
+
 def image_rows(
     learner: Learner, config: TrainRoot, data: TaskData, *, images: int, texts: int
 ) -> Iterator[tuple[str, str]]:
@@ -81,12 +93,17 @@ def image_rows(
     side, tiles = model.image_size, config.vision.tiles
     cut = f", as a whole and in {tiles} x {tiles} tiles" if tiles > 1 else ""
     yield "image tokens", f"{positions:,} for an image of {side} x {side} pixels{cut}"
-    lengths_T = np.diff(data.texts.offsets) + 1
+    lengths_T = np.diff(data.texts.offsets) + 1 if data.talks is None else _talk_lengths(data, positions)
     if not isinstance(model.fusion, Prefix) or not len(lengths_T):
         return
+    if data.talks is not None:  # whose images stand among the words
+        positions = images = 0
     rows = rows_of_a_step(lengths_T, positions=positions, examples=config.run.batch_size, images=images, texts=texts)
     times = f"{rows.padded / max(1, rows.packed):.1f} times as many"
-    if getattr(model.text, "takes_layouts", False):
+    if data.talks is not None:
+        yield "text reads", f"{rows.packed:,} positions a batch, those of images among them, without padding"
+        yield "", f"({rows.padded:,}, {times}, with each conversation as long as the longest of its batch)"
+    elif getattr(model.text, "takes_layouts", False):
         yield "text reads", f"{rows.packed:,} positions a batch: each image once, and no padding"
         yield "", f"({rows.padded:,}, {times}, with a copy of the image before each text and padding)"
     else:
