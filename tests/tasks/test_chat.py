@@ -115,6 +115,30 @@ def test_asked_from_python_and_from_the_shell(run, capsys):
     assert one in capsys.readouterr().out
 
 
+def test_exported_with_its_template(run, capsys):
+    import velm_cli
+
+    assert call("export", f"checkpoint={run}", "out=exported") == 0
+    assert "can chat" in capsys.readouterr().out
+    assert "replies in conversations about images" in Path("exported/README.md").read_text()
+    store = open_store(Path("stores/shapes-chat"))
+    jpeg, asked = store.image_bytes(0), "how many <image> are there"
+    alike = [velm_cli.load(folder).chat(asked, jpeg, max_length=8) for folder in (run, "exported")]
+    assert alike[0] == alike[1]
+
+
+def test_in_a_mixture_with_captions(run, capsys):
+    assert call("preprocess", "dataset=shapes", *TINY, "dataset.store=stores/captions") == 0
+    parts = "dataset.parts=[{store: stores/captions, task: caption}, {store: stores/shapes-chat, task: chat}]"
+    train = ["train", "task=mix", "dataset=mix", parts, *MODEL, "tokenizer.min_count=1", "name=both"]
+    assert call(*train, "dry_run=true") == 0
+    assert call(*train) == 0
+    assert "chat/text" in capsys.readouterr().out
+    of_chat = ["eval", "checkpoint=runs/train/both", "task=chat", "dataset.store=stores/shapes-chat", "name=both"]
+    assert call(*of_chat, "report.page=false", "decode.max_length=3") == 0
+    assert read_evaluation(Path("runs/evaluate/both")).task == "chat"
+
+
 def test_the_template_is_kept_with_the_run(run, capsys):
     Path("own.jinja").write_text(
         "{% for m in messages %}{{ m['role'] + ' says ' + m['content'] + eos_token }}{% endfor %}"

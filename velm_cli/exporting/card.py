@@ -22,12 +22,14 @@ USES = {
     "answer": 'print(model.answer("photo.jpg", "what is in the picture?"))',
     "embed": 'print(model.embed_images("photo.jpg") @ model.embed_texts("a dog on a beach"))',
     "classify": 'print(model.classify("photo.jpg"))',
+    "chat": 'print(model.chat("<image> What is in the picture?", "photo.jpg"))',
 }
 DOES = {
     "caption": "writes captions",
     "answer": "answers questions about images",
     "embed": "embeds images and texts",
     "classify": "labels images",
+    "chat": "replies in conversations about images",
 }
 LICENSE = """# Licence of this folder
 

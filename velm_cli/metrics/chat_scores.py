@@ -44,7 +44,8 @@ def score_replies(
 ) -> Scores:
     """The scores of one reply a conversation, by the id of the example; of several references the best counts.
 
-    Floors are learned from `training`, or without it from the references themselves, which the signature then says.
+    Floors are learned from `training`. Without it there is that of the most frequent reply alone, of the references
+    themselves, which the signature then says.
     Raises UserError when the ids differ, or an example has no reference.
     """
     require("sacrebleu", "rouge_score")
@@ -68,7 +69,7 @@ def score_replies(
         groups=_groups(truth, summands),
         about={number: target.about() for number, target in truth.items()},
     )
-    for name, texts in _floors(training or truth.values(), truth).items():
+    for name, texts in _floors(training, truth).items():
         made_of = scores.floor_summands[name] = _summands(truth, texts)
         scores.floors[name] = {key: made_of[key].total() for key in corpus}
     warn_of_floors(scores, config.resamples)
@@ -134,18 +135,18 @@ def _groups(
     return found
 
 
-def _floors(known: Collection[Target], truth: Mapping[ExampleId, Target]) -> dict[str, list[str]]:
+def _floors(training: Collection[Target] | None, truth: Mapping[ExampleId, Target]) -> dict[str, list[str]]:
     """What rules that see no image reply."""
     every: Counter[str] = Counter()
     by_words: dict[str, Counter[str]] = defaultdict(Counter)
-    for target in known:
+    for target in training or truth.values():
         reply = target.references[0]
         every[reply] += 1
         by_words[last_words(target.source)][reply] += 1
     (usual, _), *_ = every.most_common(1)
     shown = usual if len(usual) <= 40 else f"{usual[:37]}..."
     floors = {f"always {shown!r}": [usual] * len(truth)}
-    if any(target.source for target in truth.values()):
+    if training and any(target.source for target in truth.values()):
         words = [last_words(target.source) for target in truth.values()]
         floors["most frequent reply to the same words"] = [
             by_words[each].most_common(1)[0][0] if each in by_words else usual for each in words

@@ -30,7 +30,7 @@ encoder = onnxruntime.InferenceSession("THIS_FOLDER/encoder.onnx")
 encoder = torch.export.load("THIS_FOLDER/encoder.pt2").module()
 """,
 }
-NAMES = {"caption": "caption", "vqa": "answer", "retrieve": "embed", "classify": "classify"}
+NAMES = {"caption": "caption", "vqa": "answer", "retrieve": "embed", "classify": "classify", "chat": "chat"}
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors")
 
 
