@@ -95,17 +95,20 @@ def _folder(name: str) -> Path:
         raise UserError(f"checkpoint=hf:{name} is a file: give the folder that save_pretrained wrote")
     if not name or path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise UserError(f"checkpoint=hf:{name}: there is no such folder (nor is OWNER/NAME of the hub meant)")
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(READ), local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(READ), local_files_only=True))
     except Exception as error:  # not fetched before, or a name that no repository can have
         if not hub_has(name):
             raise UserError(
                 f"checkpoint=hf:{name}: there is no such folder, and it could not be fetched from the hub: give a "
                 "local folder (made by save_pretrained, or downloaded elsewhere)"
             ) from error
-    return Path(snapshot_download(name, allow_patterns=list(READ)))
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(READ)))
+    except Exception as error:  # a repository that wants a licence accepted, a full disk, a broken connection
+        raise UserError(f"checkpoint=hf:{name} could not be fetched from the hub: {first_line(error)}") from error
 
 
 def _config(folder: Path, said: str) -> Any:
