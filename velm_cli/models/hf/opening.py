@@ -49,8 +49,9 @@ class Found:
 
     def digest(self) -> str:
         """SHA-256 of all that its words depend on: weights, configs and tokenizer, each file by its own."""
-        files = sorted(path for pattern in READ for path in self.folder.glob(pattern) if path.is_file())
-        lines = (f"{path.name} {sha256(path)}\n" for path in files)
+        places = (self.folder, self.folder / "qformer_tokenizer")  # the latter of InstructBLIP
+        files = sorted(path for place in places for pattern in READ for path in place.glob(pattern) if path.is_file())
+        lines = (f"{path.relative_to(self.folder)} {sha256(path)}\n" for path in files)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
