@@ -220,6 +220,31 @@ def test_a_folder_that_is_not_there(tmp_path, monkeypatch):
     assert "is a file" in refusal(str(tmp_path / "file"))
 
 
+def test_a_name_of_the_hub_is_fetched_without_pickles_and_code(monkeypatch):
+    import huggingface_hub
+
+    fetched = []
+
+    def download(name, *, allow_patterns, local_files_only=False):
+        if local_files_only:
+            raise FileNotFoundError(name)
+        fetched.append((name, allow_patterns))
+        return captioner("git")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr("velm_cli.models.hf.opening.hub_has", lambda name: True)
+    assert find("owner/git").folder == Path(captioner("git"))
+    ((name, patterns),) = fetched
+    assert name == "owner/git" and "*.safetensors" in patterns
+    assert not any(pattern.endswith((".bin", ".py", ".pt", "*")) for pattern in patterns)
+
+    def refused(name, *, allow_patterns, local_files_only=False):
+        raise OSError("403: accept the licence first\nat https://...")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    assert "could not be fetched from the hub: 403: accept the licence first" in refusal("owner/gated")
+
+
 def test_a_folder_without_config_and_a_run_of_velm(tmp_path):
     assert "no config.json" in refusal(str(tmp_path))
     (tmp_path / "config.yaml").write_text("stage: train")

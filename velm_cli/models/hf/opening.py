@@ -49,8 +49,9 @@ class Found:
 
     def digest(self) -> str:
         """SHA-256 of all that its words depend on: weights, configs and tokenizer, each file by its own."""
-        files = sorted(path for pattern in READ for path in self.folder.glob(pattern) if path.is_file())
-        lines = (f"{path.name} {sha256(path)}\n" for path in files)
+        places = (self.folder, self.folder / "qformer_tokenizer")  # the latter of InstructBLIP
+        files = sorted(path for place in places for pattern in READ for path in place.glob(pattern) if path.is_file())
+        lines = (f"{path.relative_to(self.folder)} {sha256(path)}\n" for path in files)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -95,17 +96,20 @@ def _folder(name: str) -> Path:
         raise UserError(f"checkpoint=hf:{name} is a file: give the folder that save_pretrained wrote")
     if not name or path.is_absolute() or name.startswith(".") or name.count("/") != 1:
         raise UserError(f"checkpoint=hf:{name}: there is no such folder (nor is OWNER/NAME of the hub meant)")
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(READ), local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(READ), local_files_only=True))
     except Exception as error:  # not fetched before, or a name that no repository can have
         if not hub_has(name):
             raise UserError(
                 f"checkpoint=hf:{name}: there is no such folder, and it could not be fetched from the hub: give a "
                 "local folder (made by save_pretrained, or downloaded elsewhere)"
             ) from error
-    return Path(snapshot_download(name, allow_patterns=list(READ)))
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(READ)))
+    except Exception as error:  # a repository that wants a licence accepted, a full disk, a broken connection
+        raise UserError(f"checkpoint=hf:{name} could not be fetched from the hub: {first_line(error)}") from error
 
 
 def _config(folder: Path, said: str) -> Any:
