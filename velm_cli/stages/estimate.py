@@ -29,7 +29,7 @@ from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import FeatureCaching, ImageLoss, RegionsConfig, TrainRoot
 from velm_cli.stages.encoding import images_of_training
 from velm_cli.stages.estimate_memory import Memory, mib, parameters_by_part
-from velm_cli.stages.estimate_tokens import Taught, image_rows
+from velm_cli.stages.estimate_tokens import Taught, image_rows, longest_of_batches, pads
 from velm_cli.stages.fitting import loader_of, metric_notes, notes, problems
 from velm_cli.stages.opening import opened_files
 from velm_cli.stages.resuming import would_find
@@ -70,6 +70,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     flops, activations = one_step(learner, config, data, per_image, round(length_of_target))
     images = config.run.batch_size * config.run.accumulation
     trainable, total = count_parameters(learner, trainable=True), count_parameters(learner)
+    longest = longest_of_batches(config, data, per_image) if pads(learner) else 0
+    if longest > round(length_of_target):  # what is in memory, and mostly computed for nothing
+        activations = one_step(learner, config, data, per_image, longest)[1]
     memory = Memory.of(learner, config.run, precision, activations)
     peak = matrix_peak(device, precision)
 
