@@ -17,6 +17,7 @@ from velm_cli.stages.image_tokens import image_positions
 from velm_cli.stages.task_data import TaskData
 
 SAMPLED = 16  # batches
+COUNTED = 2_000  # conversations
 BY_HEART = 100  # trained parameters for each token to predict: a model that has more can learn the set by heart
 
 
@@ -35,6 +36,9 @@ class Taught(NamedTuple):
         passes = run.max_steps * run.accumulation * run.batch_size / max(1, run.overfit_images or examples)
         if data.task.options.judges:
             return Taught(examples, examples, "labels", passes)
+        if data.talks is not None:  # whose replies alone are predicted
+            learned = [int(data.talks.to_learn(int(example))[1].sum()) for example in train[:COUNTED]]
+            return Taught(examples, round(examples * float(np.mean(learned or [0]))), "tokens", passes)
         texts = examples  # of a stream, which has not counted them
         if len(train):
             ranges = data.store.target_ranges(train)
