@@ -11,7 +11,7 @@ from velm_cli import schema
 from velm_cli.models.velm import VelmModel
 from velm_cli.stages.estimate_memory import Memory, weights_by_part
 from velm_cli.stages.estimate_tokens import Taught, rows_of_batches
-from velm_cli.stages.image_tokens import image_positions
+from velm_cli.stages.image_tokens import image_positions, position_problems
 
 VIT = schema.ViTConfig(image_size=16, patch_size=4, width=24, layers=1, heads=2)
 TOKENS = schema.PrefixConfig(mapper=schema.PrefixMapper.tokens)
@@ -75,3 +75,19 @@ def test_memory_of_frozen_parts_is_weights_alone():
     half = Memory.of(learner, schema.RunConfig(), schema.Precision.bf16, 1000)
     text, fusion = (sum(p.numel() for p in part.parameters() if p.ndim > 1) for part in (model.text, model.fusion))
     assert half.copies == 2 * (text + fusion) and half.activations == 600
+
+
+def test_a_bag_of_images_has_no_row_of_positions():
+    """As many positions of each example stand before its text."""
+
+    def problems(fusion: schema.PrefixConfig, images: int, most: int, talks: object = None) -> list[str]:
+        vision = schema.ViTConfig(images=images)
+        config = schema.TrainRoot(dataset=schema.ShapesConfig(), vision=vision, fusion=fusion)
+        data = SimpleNamespace(store=SimpleNamespace(most_images=most, path="stores/s"), talks=talks)
+        return list(position_problems(config, data))
+
+    (line,) = problems(TOKENS, 0, 3)
+    assert line.endswith("examples of stores/s have up to 3 images: set vision.images=3, or fusion.mapper=resampler")
+    resampler = schema.PrefixConfig(mapper=schema.PrefixMapper.resampler)
+    assert not problems(TOKENS, 3, 3) and not problems(TOKENS, 0, 1) and not problems(resampler, 0, 3)
+    assert not problems(TOKENS, 0, 3, talks=object())
