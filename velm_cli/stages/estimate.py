@@ -26,10 +26,10 @@ from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.models.velm import count_parameters
 from velm_cli.objectives.weights import parse_weight
-from velm_cli.schema import FeatureCaching, ImageLoss, RegionsConfig, TrainRoot
+from velm_cli.schema import FeatureCaching, ImageLoss, Precision, RegionsConfig, TrainRoot
 from velm_cli.stages.encoding import images_of_training
 from velm_cli.stages.estimate_memory import Memory, mib, parameters_by_part
-from velm_cli.stages.estimate_tokens import Taught, image_rows
+from velm_cli.stages.estimate_tokens import Taught, image_rows, longest_of_batches, pads
 from velm_cli.stages.fitting import loader_of, metric_notes, notes, problems
 from velm_cli.stages.opening import opened_files
 from velm_cli.stages.resuming import would_find
@@ -67,10 +67,9 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     examples = store.counts["train"]
     length_of_target = mean_length(store, tokens)
     per_image = loader.captions_per_image
-    flops, activations = one_step(learner, config, data, per_image, round(length_of_target))
+    memory, flops = memory_of_step(learner, config, data, precision)
     images = config.run.batch_size * config.run.accumulation
     trainable, total = count_parameters(learner, trainable=True), count_parameters(learner)
-    memory = Memory.of(learner, config.run, precision, activations)
     peak = matrix_peak(device, precision)
 
     def lasts(flops: int) -> float:
@@ -94,7 +93,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         ("", f"{taught.targets:,} {taught.noun} to predict; the run passes over the set {taught.epochs:,.1f} times"),
         ("per step", f"{images} {unit}s, {images * texts * length:,.0f} tokens"),
         ("", f"{flops * config.run.accumulation / 1e9:,.1f} GFLOP"),
-        *image_rows(learner, config, data, images=_images_shown(config, store), texts=texts),
+        *image_rows(learner, config, data, images=_images_shown(config, store), texts=per_image),
         *memory.rows(),
         *([("feature cache", f"{mib(kept)} MiB on the disk, of which runs read what they need")] if kept else []),
         ("device", f"{device}, {precision.value}, {peak / 1e12:.2f} TFLOP/s in matrix products (measured now)"),
@@ -125,6 +124,16 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
         *metric_notes(data.task, config.metrics.names),
     ]:
         print(note)
+
+
+def memory_of_step(learner: Learner, config: TrainRoot, data: TaskData, precision: Precision) -> tuple[Memory, int]:
+    """What is in memory at the peak of a step, and the FLOPs of a micro-batch whose targets have the mean length."""
+    texts, length = loader_of(config, data).captions_per_image, round(mean_length(data.store, data.texts))
+    flops, activations = one_step(learner, config, data, texts, length)
+    longest = longest_of_batches(config, data, texts) if pads(learner) else 0
+    if longest > length:  # what is in memory, and mostly computed for nothing
+        activations = one_step(learner, config, data, texts, longest)[1]
+    return Memory.of(learner, config.run, precision, activations), flops
 
 
 def mean_length(store: Store, tokens) -> float:

@@ -13,6 +13,7 @@ from velm_cli.schema import Precision, RunConfig
 
 AVERAGES = 2 * 4  # bytes of AdamW's two averages of a weight
 OBJECTIVES = "objectives"
+HALF = 0.6  # of float32's activations in bfloat16: norms and the sums of blocks stay in float32
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,13 @@ class Memory:
             copies=2 * _multiplied(learner) if half else 0,
             gradients=4 * trained,
             optimiser=(AVERAGES + 4 * bool(run.ema_decay)) * trained,
-            activations=activations // 2 if half else activations,
+            activations=round(HALF * activations) if half else activations,
         )
 
     @property
     def peak(self) -> int:
-        """Backward frees a layer's activations when it has made its gradients, so one of the two is there as a whole.
-
-        The output layer's gradients, often the largest, are there first; so are those of an earlier micro-batch.
-        """
+        """All at once, though backward frees a layer's activations as it makes its gradients: that makes up for what it
+        needs in between (measured: docs/training.md)."""
         return sum(self.weights.values()) + self.optimiser + self.copies + self.gradients + self.activations
 
     def rows(self) -> Iterator[tuple[str, str]]:

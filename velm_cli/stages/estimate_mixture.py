@@ -12,6 +12,7 @@ from velm_cli.errors import UserError
 from velm_cli.models.velm import count_parameters
 from velm_cli.schema import FeatureCaching, TrainRoot
 from velm_cli.stages.estimate import REACHED, duration, encoding, mean_length, one_step
+from velm_cli.stages.estimate_memory import Memory, parameters_by_part
 from velm_cli.stages.fitting import loader_of, notes, problems
 from velm_cli.stages.headline import said_of_parts
 from velm_cli.stages.opening import opened_files
@@ -40,8 +41,11 @@ def estimate_mixture(config: TrainRoot, store: Together, tokenizer: Tokenizer | 
         raise UserError("\n".join(faults))
     peak = REACHED * matrix_peak(device, precision)
     trainable, total = count_parameters(learner, trainable=True), count_parameters(learner)
+    most = 0  # activations
     print("dry run: the config is valid; nothing was trained")
     print(f"{'parameters':<14}{total:,} ({trainable:,} trained)")
+    for label, value in parameters_by_part(learner):
+        print(f"{label:<14}{value}")
     weights = sum(part.weight for part in data.parts)
     seconds = 0.0
     noted: dict[str, list[str]] = {}
@@ -50,7 +54,7 @@ def estimate_mixture(config: TrainRoot, store: Together, tokenizer: Tokenizer | 
         loader = loader_of(part.config, own)
         length = round(mean_length(own.store, own.texts))
         flops, activations = one_step(learner.of(part.name), part.config, own, loader.captions_per_image, length)
-        share = part.weight / weights
+        share, most = part.weight / weights, max(most, activations)
         seconds += config.run.max_steps * config.run.accumulation * share * flops / peak
         if config.data.cache is not FeatureCaching.none:
             seconds += encoding(learner, part.config, own.store)[0] / peak
@@ -59,6 +63,8 @@ def estimate_mixture(config: TrainRoot, store: Together, tokenizer: Tokenizer | 
             f"{part.config.run.batch_size} each, {flops / 1e9:,.1f} GFLOP, activations {activations / 2**20:,.0f} MiB"
         )
         noted[part.name] = list(notes(part.config, own, loader))
+    for label, value in Memory.of(learner, config.run, precision, most).rows():
+        print(f"{label:<14}{value}")
     print(f"{'time':<14}about {duration(seconds)} for {config.run.max_steps:,} steps on {device}, without validation")
     for line in [*said, *said_of_parts(noted)]:
         print(line)

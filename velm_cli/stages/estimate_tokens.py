@@ -7,13 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from velm_cli.data.batch import Lengths
+from velm_cli.learners.branching import positions_read
 from velm_cli.learners.interface import Learner
+from velm_cli.learners.writing import WritingLearner
 from velm_cli.models.fusion.entering import Prefix
 from velm_cli.schema import TrainRoot
 from velm_cli.stages.image_tokens import image_positions
 from velm_cli.stages.task_data import TaskData
 
-SAMPLED = 64  # batches
+SAMPLED = 16  # batches
+COUNTED = 2_000  # conversations
 BY_HEART = 100  # trained parameters for each token to predict: a model that has more can learn the set by heart
 
 
@@ -52,22 +56,44 @@ class Taught(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Positions that a language model reads in a step of training, with all images and texts in it."""
+    """Positions that a language model reads for a batch, with all images and texts in it; the mean of some batches."""
 
+    branches: int  # each image's positions once, and no padding
     padded: int  # each text behind a copy of its image's positions, and as long as the longest of its batch
-    packed: int  # each image's positions once, and no padding
+    longest: float  # tokens that are predicted of the longest target
 
 
-def rows_of_a_step(lengths_T: np.ndarray, *, positions: int, examples: int, images: int, texts: int) -> Rows:
-    """The mean over batches of the training texts in their order. `lengths`: tokens that are predicted of each.
+def rows_of_batches(data: TaskData, *, positions: int, examples: int, images: int, texts: int, prompts: bool) -> Rows:
+    """Of batches of the training texts in their order. `positions`: of an image.
 
-    `positions`: of an image; a batch has so many `examples`, with `texts` each, of so many `images`.
+    A batch has so many `examples`, with `texts` each, of so many `images`. `prompts`: their sources are read, too.
     """
-    each = max(1, examples * texts)
-    batches = np.resize(lengths_T, (min(SAMPLED, -(-len(lengths_T) // each)), each))
-    padded = each * (positions + batches.max(axis=1))
-    packed = images * positions + batches.sum(axis=1)
-    return Rows(round(padded.mean()), round(packed.mean()))
+    target_N = np.diff(data.texts.offsets) + 2  # BOS and EOS
+    source_N = np.diff(data.sources.offsets) + 2 if prompts and data.sources is not None else None
+    each = examples * texts
+    shared_B = np.arange(examples) * images // examples if images < examples else None
+    read = []
+    for number in range(min(SAMPLED, -(-len(target_N) // each))):
+        places = np.arange(number * each, (number + 1) * each) % len(target_N)
+        target_BK = target_N[places].reshape(examples, texts)
+        source_B = None if source_N is None else source_N[places[::texts] % len(source_N)]
+        lengths = Lengths(target_BK, source_B, shared_B)
+        read.append((*positions_read(lengths, positions, prompts=prompts), target_BK.max() - 1))
+    branches, padded, longest = np.mean(read, axis=0)
+    return Rows(round(branches), round(padded), float(longest))
+
+
+def _talk_rows(config: TrainRoot, data: TaskData, positions: int) -> Iterator[tuple[str, str]]:
+    """Of conversations, whose images stand among the words."""
+    length_N = _talk_lengths(data, positions)
+    if not len(length_N):
+        return
+    each = config.run.batch_size
+    length_ZB = np.resize(length_N, (min(SAMPLED, -(-len(length_N) // each)), each))  # Z batches
+    read, padded = length_ZB.sum(axis=1).mean(), each * length_ZB.max(axis=1).mean()
+    yield "text reads", f"{read:,.0f} positions a batch, those of images among them, without padding"
+    times = f"{padded / max(1, read):.1f} times as many"
+    yield "", f"({padded:,.0f}, {times}, with each conversation as long as the longest of its batch)"
 
 
 def _talk_lengths(data: TaskData, positions: int) -> np.ndarray:
@@ -82,29 +108,45 @@ def _talk_lengths(data: TaskData, positions: int) -> np.ndarray:
 def image_rows(
     learner: Learner, config: TrainRoot, data: TaskData, *, images: int, texts: int
 ) -> Iterator[tuple[str, str]]:
-    """Labels and figures: what an image is to the text, and what is read in a step where it stands before it.
+    """Labels and figures: what an image is to the text, and what is read of a batch where it stands before it.
 
     `images`: of a batch; `texts`: of an example.
     """
-    model, store = learner.model, data.store
-    if model.vision is None or not store.has_images:
+    model = learner.model
+    if model.vision is None or not data.store.has_images:
         return
     positions = image_positions(model)
     side, tiles = model.image_size, config.vision.tiles
     cut = f", as a whole and in {tiles} x {tiles} tiles" if tiles > 1 else ""
     yield "image tokens", f"{positions:,} for an image of {side} x {side} pixels{cut}"
-    lengths_T = np.diff(data.texts.offsets) + 1 if data.talks is None else _talk_lengths(data, positions)
-    if not isinstance(model.fusion, Prefix) or not len(lengths_T):
-        return
-    if data.talks is not None:  # whose images stand among the words
-        positions = images = 0
-    rows = rows_of_a_step(lengths_T, positions=positions, examples=config.run.batch_size, images=images, texts=texts)
-    times = f"{rows.padded / max(1, rows.packed):.1f} times as many"
     if data.talks is not None:
-        yield "text reads", f"{rows.packed:,} positions a batch, those of images among them, without padding"
-        yield "", f"({rows.padded:,}, {times}, with each conversation as long as the longest of its batch)"
-    elif getattr(model.text, "takes_layouts", False):
-        yield "text reads", f"{rows.packed:,} positions a batch: each image once, and no padding"
-        yield "", f"({rows.padded:,}, {times}, with a copy of the image before each text and padding)"
-    else:
+        yield from _talk_rows(config, data, positions)
+        return
+    writes = isinstance(learner, WritingLearner) and texts and len(data.texts.offsets) > 1
+    if not (writes and isinstance(model.fusion, Prefix)) or model.places is not None:
+        return
+    prompts = isinstance(learner, WritingLearner) and learner.prompts
+    rows = rows_of_batches(
+        data, positions=positions, examples=config.run.batch_size, images=images, texts=texts, prompts=prompts
+    )
+    if pads(learner):
         yield "text reads", f"{rows.padded:,} positions a batch: a copy of the image before each text, and padding"
+    else:
+        times = f"{rows.padded / max(1, rows.branches):.1f} times as many"
+        yield "text reads", f"{rows.branches:,} positions a batch: each image once, and no padding"
+        yield "", f"({rows.padded:,}, {times}, with a copy of the image before each text and padding)"
+
+
+def pads(learner: Learner) -> bool:
+    """Whether all texts of a batch are as long as the longest where they are learned from."""
+    if isinstance(learner, WritingLearner) and learner.branches:
+        return False
+    return not learner.model.fusion.packs
+
+
+def longest_of_batches(config: TrainRoot, data: TaskData, texts: int) -> int:
+    """Tokens that are predicted of a batch's longest target."""
+    if not texts or len(data.texts.offsets) < 2:
+        return 0
+    few = {"examples": config.run.batch_size, "images": config.run.batch_size}
+    return round(rows_of_batches(data, positions=0, **few, texts=texts, prompts=False).longest)

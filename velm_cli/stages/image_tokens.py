@@ -10,7 +10,7 @@ import torch
 from velm_cli.errors import UserError
 from velm_cli.models.fusion.entering import Prefix
 from velm_cli.models.velm import VelmModel
-from velm_cli.schema import NoVisionConfig, PrefixConfig, TrainRoot
+from velm_cli.schema import NoVisionConfig, PrefixConfig, PrefixMapper, TrainRoot
 from velm_cli.stages.starting import new_learner
 from velm_cli.stages.task_data import TaskData
 
@@ -34,6 +34,13 @@ def position_problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
     """A line where the grid of images does not fit, or leaves no room for words; of options that change the grid."""
     vision, fusion = config.vision, config.fusion
     shuffles = isinstance(fusion, PrefixConfig) and fusion.shuffle > 1
+    in_a_row = isinstance(fusion, PrefixConfig) and fusion.mapper is PrefixMapper.tokens
+    most_images = data.store.most_images
+    if in_a_row and not vision.images and most_images > 1 and data.talks is None:
+        yield (
+            f"fusion.mapper=tokens puts all positions before the text, and examples of {data.store.path} have up to "
+            f"{most_images} images: set vision.images={most_images}, or fusion.mapper=resampler"
+        )
     if isinstance(vision, NoVisionConfig) or not (shuffles or vision.tiles > 1):
         return
     with torch.device("meta"), warnings.catch_warnings():
