@@ -62,6 +62,23 @@ def test_drawn_captions_are_those_of_python(model, client):
     assert client.json("/caption", asked)[1] == {"captions": wanted}
 
 
+def test_the_best_few_captions_limits_and_lists_are_those_of_python(model, client):
+    encoded = base64.b64encode(photo(2)).decode()
+    options = {"min_length": 4, "max_length": 9, "no_repeat_ngram": 2, "repetition_penalty": 1.2}
+    wanted = model.caption(photo(2), beams=3, best=2, **options)
+    assert client.json("/caption", {"image": encoded, "beams": 3, "best": 2, **options})[1] == {"captions": wanted}
+    assert len(wanted) == 2
+    wanted = model.caption(photo(2), n=3, seed=7, top_k=2, **options)
+    assert client.json("/caption", {"image": encoded, "n": 3, "seed": 7, "top_k": 2, **options})[1] == {
+        "captions": wanted
+    }
+    listed = [model.caption(photo(number), max_length=9, prompt=prompt) for number, prompt in ((1, "a"), (3, "two"))]
+    (found,) = client.json("/caption", {"image": encoded, "allowed": listed})[1].values()
+    assert found == model.caption(photo(2), allowed=listed) and found in listed
+    status, told, _ = client.json("/caption", {"image": encoded, "allowed": ["a zyzzyva"]})
+    assert status == 422 and "not in the vocabulary" in told["error"]
+
+
 def test_embeddings_and_attention(model, client):
     status, told, _ = client.form("/embed", ("image", photo(1)), ("images", photo(2)), ("texts", "a red box"))
     assert status == 200
@@ -184,6 +201,11 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
         ("temperature=nan", "temperature=nan: must be a number"),
         ("n=3&prompt=" + "a" * 2001, "prompt: 2,001 characters, at most 2,000"),
         ("max_length=61", "max_length=61: must be at most 60"),
+        ("min_length=9&max_length=8", "min_length=9 is above max_length=8"),
+        ("best=4&beams=3", "best=4: there are no more captions than beams=3"),
+        ("best=2&n=2", "n draws captions, best takes those of the beams"),
+        ("repetition_penalty=0", "repetition_penalty=0.0: must be above 0"),
+        ("no_repeat_ngram=-1", "no_repeat_ngram=-1: must be at least 0"),
     ],
 )
 def test_options_are_checked(client, query, line):

@@ -542,3 +542,90 @@ def test_importing_it_loads_no_torch_and_takes_no_time():
 def test_a_dry_run_writes_nothing(home):
     done = velm("caption", RUN, "images=photos", "out=x/c.json", "dry_run=true", cwd=home)
     assert done.returncode == 0 and "would caption 8 images" in done.stdout and not Path("x/c.json").exists()
+
+
+# ------------------------------------------------------------------ several captions, and lists of them
+
+
+def test_all_captions_of_an_image_are_in_results_and_on_the_page(home, capsys):
+    best = ["decode.beams=3", "decode.samples=3"]
+    assert call("caption", RUN, "images=photos", "out=one.json", "decode.beams=3") == 0
+    assert call("caption", RUN, "images=photos", "out=few.json", *best) == 0
+    one, few = (json.loads((home / name).read_text()) for name in ("one.json", "few.json"))
+    assert [row["caption"] for row in few] == [row["caption"] for row in one]
+    assert all(row["captions"][0] == row["caption"] and len(row["captions"]) == 3 for row in few)
+    further = next(text for row in few for text in row["captions"][1:] if text not in {each["caption"] for each in few})
+    assert f'"{further}"' in (home / "few.html").read_text()
+    assert call("caption", RUN, "images=photos", "out=few.csv", "page=false", *best) == 0
+    rows = list(csv.DictReader((home / "few.csv").read_text().splitlines()))
+    assert [json.loads(row["captions"]) for row in rows] == [row["captions"] for row in few]
+    capsys.readouterr()
+    assert call("caption", RUN, f"images={few[0]['image']}", *best) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "\t".join(few[0]["captions"])
+    model = velm_cli.load("runs/train/tiny")
+    photo = few[0]["image"]
+    assert model.caption(photo, beams=3, best=3) == few[0]["captions"]
+    assert model.caption([photo], beams=3, best=2) == [few[0]["captions"][:2]]
+    with pytest.raises(velm_cli.UserError, match="give one of them"):
+        model.caption(photo, n=2, best=2)
+    with pytest.raises(velm_cli.UserError, match=r"best=4: there are no more captions than beams=3"):
+        model.caption(photo, beams=3, best=4)
+
+
+def test_an_evaluation_scores_the_first_caption_and_keeps_all(home, tmp_path):
+    shutil.rmtree(tmp_path / "evaluated", ignore_errors=True)
+    where = [RUN, "metrics.names=[bleu]", "limit=4", f"run.dir={tmp_path / 'evaluated'}"]
+    assert call("eval", *where, "decode.beams=2") == 0
+    assert call("eval", *where, "decode.beams=2", "decode.samples=2", "decode.min_length=3") == 0
+    plain, several = sorted((tmp_path / "evaluated" / "evaluate").iterdir(), key=lambda path: len(path.name))
+    assert several.name == f"{plain.name}-samples_2-min_length_3"
+    told = [json.loads((path / "scores.json").read_text())["signature"]["decoding"] for path in (plain, several)]
+    assert told[0] == "2 beams, length penalty 1.0, at most 30 tokens"
+    assert told[1] == f"{told[0]}, samples 2, min length 3"
+    first = {row["image_id"]: row["caption"] for row in json.loads((several / "predictions.json").read_text())}
+    found = json.loads((several / "all_captions.json").read_text())
+    assert {row["image_id"]: row["captions"][0] for row in found} == first
+    assert all(len(row["captions"]) == 2 for row in found)
+    assert (
+        f'"others":{json.dumps([row["captions"][1:] for row in found], separators=(",", ":"))}'
+        in (several / "report.html").read_text()
+    )
+    assert call("report", str(several), f"out={tmp_path / 'again.html'}") == 0
+    assert '"others":[[' in (tmp_path / "again.html").read_text()
+
+
+def test_captions_of_a_list(home, capsys):
+    words = list(_expected(home).values())
+    listed = [*dict.fromkeys(words[:3]), " ".join(words[0].split()[::-1])]
+    (home / "listed.txt").write_text("\ufeff" + "\r\n".join([*listed, "", listed[0]]))
+    out = ["images=photos", "page=false", "decode.allowed=listed.txt"]
+    assert call("caption", RUN, "out=greedy.json", "decode.beams=1", *out) == 0
+    assert call("caption", RUN, "out=beams.json", "decode.beams=4", *out) == 0
+    for name in ("greedy.json", "beams.json"):
+        assert {row["caption"] for row in json.loads((home / name).read_text())} <= set(listed)
+    (home / "listed.txt").write_text(listed[-1])
+    assert call("caption", RUN, "out=beams.json", "decode.beams=4", *out) == 2
+    assert "another decode" in capsys.readouterr().err, "the file has changed"
+    model = velm_cli.load("runs/train/tiny")
+    photo = next(iter(_expected(home)))
+    assert model.caption(photo, allowed=[listed[-1]]) == listed[-1]
+    assert set(model.caption(photo, n=4, allowed=listed)) <= set(listed)
+    for texts, line in ((["a zyzzyva"], "not in the vocabulary"), ([], "at least one"), ([listed[0]], "max_length=")):
+        with pytest.raises(velm_cli.UserError, match=line):
+            model.caption(photo, allowed=texts, max_length=2 if line == "max_length=" else 30)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["decode.samples=3"], "decode.samples=3: no more texts than beams"),
+        (["decode.min_length=31"], "decode.min_length=31 is above decode.max_length=30"),
+        (["decode.allowed=nowhere.txt"], "decode.allowed=nowhere.txt: no such file"),
+        (["decode.top_k=5"], "decode.top_k=5 has no effect with decode.method=beam"),
+        (["decode.repetition_penalty=0"], "decode.repetition_penalty=0: must be above 0"),
+        (["decode.no_repeat_ngram_size=3"], "did you mean 'decode.no_repeat_ngram'"),
+    ],
+)
+def test_options_of_decoding_that_do_not_fit_get_one_line(home, words, line, capsys):
+    assert call("caption", RUN, "images=photos", "decode.beams=1", *words) == 2
+    assert line in capsys.readouterr().err

@@ -15,9 +15,9 @@ def read_allowed(path: str) -> list[str]:
     refused: Refused = []
     texts = list(dict.fromkeys(line.strip() for _, line in text_lines(Path(path), refused)))
     if refused:
-        raise UserError(f"decode.allowed: {': '.join(refused[0])}")
+        raise UserError(f"allowed: {': '.join(refused[0])}")
     if not texts:
-        raise UserError(f"decode.allowed={path} holds no text: write one on each line")
+        raise UserError(f"allowed: {path} holds no text: write one on each line")
     return texts
 
 
@@ -28,6 +28,8 @@ def allowed_tokens(
 
     UserError for a text that the tokenizer cannot write, or that has more than `longest` tokens with its end.
     """
+    if not texts:
+        raise UserError("allowed: give at least one text")
     begun, *listed = tokenizer.encode_batch([prompt, *(f"{prompt} {text}" if prompt else text for text in texts)])
     found: dict[tuple[int, ...], str] = {}
     for text, tokens in zip(texts, listed, strict=True):
@@ -38,11 +40,10 @@ def allowed_tokens(
         shown = on_one_line(text if len(text) <= 60 else f"{text[:60]}...")
         if not tokens or tokenizer.unk_id in tokens or tokenizer.eos_id in tokens:
             why = "no words" if not tokens else "a word that is not in the vocabulary"
-            raise UserError(f"decode.allowed: {shown!r} has {why} of this model's tokenizer: leave it out")
+            raise UserError(f"allowed: {shown!r} has {why} of this model's tokenizer: leave it out")
         if len(tokens) >= longest:
             raise UserError(
-                f"decode.allowed: {shown!r} has {len(tokens)} tokens, and the end is one more: "
-                f"decode.max_length={len(tokens) + 1}"
+                f"allowed: {shown!r} has {len(tokens)} tokens, and the end is one more: max_length={len(tokens) + 1}"
             )
         found.setdefault(tuple(tokens), f"{prompt} {text}" if prompt else text)
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
@@ -23,9 +23,14 @@ class Decoding(TypedDict, total=False):
     beams: int
     prompt: str
     max_length: int
+    min_length: int
     length_penalty: float
     top_p: float
+    top_k: int
     temperature: float
+    repetition_penalty: float
+    no_repeat_ngram: int
+    allowed: Sequence[str] | None
     seed: int
     batch_size: int
     progress: bool
@@ -70,12 +75,17 @@ def decoding(**options: Any) -> DecodeConfig:
     """UserError, with a line for each, for options that are no numbers or out of bounds, as on the command line."""
     for name in ("beams", "max_length", "batch_size"):
         whole(name, options[name])
-    for name in ("length_penalty", "top_p", "temperature"):
+    for name in ("min_length", "top_k", "no_repeat_ngram"):
+        whole(name, options.get(name, 0), least=0)
+    for name in ("length_penalty", "top_p", "temperature", "repetition_penalty"):
         value = options.get(name, 1.0)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise UserError(f"{name}={value!r}: must be a number")
     how = DecodeConfig(**options)
-    if problems := list(out_of_bounds(how)):
+    problems = list(out_of_bounds(how))
+    if how.min_length > how.max_length:
+        problems.append(f"min_length={how.min_length} is above max_length={how.max_length}")
+    if problems:
         raise UserError("\n".join(problems))
     return how
 

@@ -31,12 +31,16 @@ class WritesFromSource:
         *,
         beams: int = 5,
         max_length: int = MAX_LENGTH,
+        min_length: int = 0,
         length_penalty: float = 1.0,
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
         batch_size: int = 64,
     ) -> Any:
         """The translation of `text`; a list where it is a list. `image`: one for each text, or None where the model
         has learned without images (vision=none)."""
-        how = {"beams": beams, "max_length": max_length, "length_penalty": length_penalty, "batch_size": batch_size}
+        how = {"beams": beams, "max_length": max_length, "min_length": min_length, "length_penalty": length_penalty}
+        how |= {"repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram, "batch_size": batch_size}
         return _written(cast(Loaded, self), "translate", image, text, how)
 
     def summarise(
@@ -46,11 +50,15 @@ class WritesFromSource:
         *,
         beams: int = 5,
         max_length: int = MAX_LENGTH,
+        min_length: int = 0,
         length_penalty: float = 1.0,
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
         batch_size: int = 64,
     ) -> Any:
         """The summary of the document `text`, as `translate` has it. Several captions stand with ` | ` between them."""
-        how = {"beams": beams, "max_length": max_length, "length_penalty": length_penalty, "batch_size": batch_size}
+        how = {"beams": beams, "max_length": max_length, "min_length": min_length, "length_penalty": length_penalty}
+        how |= {"repetition_penalty": repetition_penalty, "no_repeat_ngram": no_repeat_ngram, "batch_size": batch_size}
         return _written(cast(Loaded, self), "summarise", image, text, how)
 
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
 from velm_cli.data.batch import Batch
 from velm_cli.inference.abilities import Able
@@ -31,3 +32,5 @@ class Loaded(Protocol):
     def _steps(self, many: bool) -> AbstractContextManager[Any]: ...
 
     def _autocast(self) -> AbstractContextManager[Any]: ...
+
+    def _bar(self, pictures: Any, unit: str, progress: bool) -> tqdm: ...

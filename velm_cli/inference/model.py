@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from velm_cli.errors import UserError
 from velm_cli.inference.abilities import Able, load_able
 from velm_cli.inference.answering import Asked, answered
 from velm_cli.inference.arguments import (
-    Decoding,
     choice,
     decoding,
     device_of,
@@ -32,20 +31,15 @@ from velm_cli.inference.arguments import (
     whole,
 )
 from velm_cli.inference.attribution import attention_of
+from velm_cli.inference.captioning import TOGETHER, Captions
 from velm_cli.inference.classifying import Classifies
 from velm_cli.inference.examples import Given, Tokenised
 from velm_cli.inference.from_source import WritesFromSource
-from velm_cli.inference.pictures import Form, Picture, content_of, stored
+from velm_cli.inference.pictures import Form, Picture, stored
 from velm_cli.inference.talking import Chats, as_talks, replies
 from velm_cli.learners.matching import TEXTS_AT_ONCE, embed_images, embed_texts
-from velm_cli.learners.writing import WritingLearner
-from velm_cli.models.decoding import converted_once, decoded_together, laid_out_for_steps
-from velm_cli.schema import DecodeConfig, DecodeMethod, Precision
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
-TOGETHER = 256  # images that are read together, where it is not known how many there are
+from velm_cli.models.decoding import converted_once, laid_out_for_steps
+from velm_cli.schema import DecodeConfig, Precision
 
 
 def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precision: Precision | str = "auto") -> Model:
@@ -61,7 +55,7 @@ def load(checkpoint: str | Path, device: str | torch.device = "auto", *, precisi
     return Model(load_able(checkpoint, where), how)
 
 
-class Model(WritesFromSource, Classifies, Chats):
+class Model(Captions, WritesFromSource, Classifies, Chats):
     """Captions, answers and embeddings of images by one trained model. Made by `load`.
 
     An image is a path, the bytes of a file, a PIL image or a uint8 array [height, width, 3]. It is brought into the
@@ -111,86 +105,6 @@ class Model(WritesFromSource, Classifies, Chats):
         parts = f"{config.vision.kind} + {config.text.kind} + {config.fusion.kind}"
         return f"<velm model {self._able.file}: {parts}, can {' and '.join(self.can) or 'predict nothing'}>"
 
-    # -------------------------------------------------------------------------------------- captions
-
-    @overload
-    def caption(self, images: Picture, *, n: None = None, **options: Unpack[Decoding]) -> str: ...  # type: ignore[overload-overlap]
-    @overload
-    def caption(self, images: Picture, *, n: int, **options: Unpack[Decoding]) -> list[str]: ...  # type: ignore[overload-overlap]
-    @overload
-    def caption(self, images: Iterable[Picture], *, n: None = None, **options: Unpack[Decoding]) -> list[str]: ...
-    @overload
-    def caption(self, images: Iterable[Picture], *, n: int, **options: Unpack[Decoding]) -> list[list[str]]: ...
-
-    def caption(
-        self,
-        images: Picture | Iterable[Picture],
-        *,
-        beams: int = 5,
-        n: int | None = None,
-        prompt: str = "",
-        max_length: int = 30,
-        length_penalty: float = 1.0,
-        top_p: float = 0.9,
-        temperature: float = 1.0,
-        seed: int = 0,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> Any:
-        """A caption of each image; with `n` a list of n captions of each, drawn by nucleus sampling.
-
-        `beams`: 1 is greedy. `prompt`: what each caption begins with. `top_p`, `temperature` and `seed` are of drawn
-        captions, which depend on the seed and the image alone. `max_length` counts tokens behind the prompt.
-        """
-        self.needs("caption")
-        drawn = DecodeMethod.beam if n is None else DecodeMethod.nucleus
-        how = decoding(
-            method=drawn,
-            beams=beams if n is None else 1,
-            max_length=max_length,
-            length_penalty=length_penalty,
-            top_p=top_p,
-            temperature=temperature,
-            batch_size=batch_size,
-        )
-        whole("seed", seed, least=0), text_of("prompt", prompt)
-        count = 1 if n is None else whole("n", n)
-        alone = is_one(images)
-        pictures = [images] if alone else several(images)
-        found: list[Any] = []
-        with self._bar(pictures, "image", progress) as bar, ThreadPoolExecutor(available_cores()) as pool:
-            together = decoded_together(len(pictures), how.batch_size) if isinstance(pictures, Sized) else TOGETHER
-            for some in in_chunks(pictures, together):
-                jpegs = list(pool.map(self.stored, some))
-                texts = self.captions_of(jpegs, how, n=count, seed=seed, prompt=prompt)
-                found += texts if n is None else list(in_chunks(texts, count))
-                bar.update(len(jpegs))
-        return found[0] if alone else found
-
-    def captions_of(
-        self, jpegs: Sequence[bytes], how: DecodeConfig, *, n: int = 1, seed: int = 0, prompt: str = ""
-    ) -> list[str]:
-        """Captions of images that are in the form of the store already (`stored`), n of each side by side.
-
-        n > 1 only of drawn ones (`how.method` is nucleus)."""
-        learner, device = self._writer, self.device
-        if how.method is DecodeMethod.nucleus:  # what is drawn depends on the image's content alone
-            contents = [content_of(jpeg) for jpeg in jpegs]
-            different = dict(zip(contents, jpegs, strict=True))
-            names = [f"{content}-{draw}" for content in different for draw in range(n)]
-            image_of = [image for image in range(len(different)) for _ in range(n)]
-            given = Given(list(different.values()), names=names, image_of=image_of)
-            wanted: Sequence[int | str] = [f"{content}-{draw}" for content in contents for draw in range(n)]
-        else:
-            given = Given(jpegs)
-            wanted = given.ids
-        with self._steps(len(given) > how.batch_size), self._autocast():
-            told = learner.describe(
-                self._batches(given, how.batch_size), self._able.tokenizer, how, device=device, seed=seed, prompt=prompt
-            )
-            texts = dict(told)
-        return [texts[name] for name in wanted]
-
     # --------------------------------------------------------------------------------------- answers
 
     def answer(
@@ -202,6 +116,9 @@ class Model(WritesFromSource, Classifies, Chats):
         probabilities: int = 0,
         beams: int = 1,
         max_length: int = 30,
+        min_length: int = 0,
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram: int = 0,
         batch_size: int = 64,
     ) -> Any:
         """The answer to a question about an image; a list where images or questions (or both, in pairs) are lists.
@@ -223,7 +140,14 @@ class Model(WritesFromSource, Classifies, Chats):
             raise UserError(f"{len(images)} images and {len(questions)} questions: give one of either, or pairs")
         for each in (*questions, *(choices or ())):
             text_of("question" if each in questions else "choices", each)
-        how = decoding(beams=beams, max_length=max_length, batch_size=batch_size)
+        how = decoding(
+            beams=beams,
+            max_length=max_length,
+            min_length=min_length,
+            repetition_penalty=repetition_penalty,
+            no_repeat_ngram=no_repeat_ngram,
+            batch_size=batch_size,
+        )
         whole("probabilities", probabilities, least=0)
         jpegs = [self.stored(each) for each in images]
         found = self.answers_of(jpegs, questions, image_of, how, choices=choices, probabilities=probabilities)
@@ -340,12 +264,6 @@ class Model(WritesFromSource, Classifies, Chats):
     def form(self) -> Form:
         """How the training store kept its images."""
         return self._form
-
-    @property
-    def _writer(self) -> WritingLearner:
-        learner = self._able.learner
-        assert isinstance(learner, WritingLearner)
-        return learner
 
     def _batches(self, given: Given, batch_size: int) -> Iterator[Batch]:
         learner, config = self._able.learner, self._able.config

@@ -174,13 +174,14 @@ def save(
 
 
 def _caption_line(scores: Scores, image: ImageId, values: Mapping[str, Any], counts: Mapping[str, Any]) -> dict:
-    return {
+    line = {
         "image_id": image,
         "hypothesis": scores.hypotheses[image],
         "references": scores.references[image],
         "scores": values,
         "counts": counts,
     }
+    return line | scores.about.get(image, {})  # `captions`, where several were written
 
 
 def _example_line(scores: Scores, example: ExampleId, values: Mapping[str, Any], counts: Mapping[str, Any]) -> dict:
@@ -271,6 +272,8 @@ def read_images(folder: Path) -> list[dict[str, Any]]:
                 }
                 if not isinstance(image["about"], dict):
                     raise ValueError
+            elif _are_texts(image.get("captions")):
+                image["about"] = {"captions": image["captions"]}
             whole = (
                 isinstance(image["image_id"], (int, str))
                 and isinstance(image["hypothesis"], str)

@@ -257,7 +257,7 @@ def _references(runs: Sequence[Evaluated], images: Sequence[ImageId]) -> tuple[l
 def _run(run: Evaluated, columns: Sequence[Column], images: Sequence[ImageId]) -> dict[str, Any]:
     names = [column.key for column in columns]
     reasons = {column.label: run.reasons[column.key] for column in columns if column.key in run.reasons}
-    more: dict[str, Any] = {} if run.task == "caption" else {"answers": _answers(run, images)}
+    more: dict[str, Any] = _others(run, images) if run.task == "caption" else {"answers": _answers(run, images)}
     if run.floors:
         floors = run.floors.items()
         more["floors"] = [[floor, [_finite(values.get(name)) for name in names]] for floor, values in floors]
@@ -277,6 +277,15 @@ def _run(run: Evaluated, columns: Sequence[Column], images: Sequence[ImageId]) -
         "values": [[_finite(run.per_image.get(image, {}).get(name)) for image in images] for name in names],
         "attended": [number for number, image in enumerate(images) if image in run.attention],
     }
+
+
+def _others(run: Evaluated, images: Sequence[ImageId]) -> dict[str, Any]:
+    """The captions of each image behind the first, where any has some."""
+    written = (run.examples.get(image, {}).get("captions") for image in images)
+    others = [
+        [text for text in texts[1:] if isinstance(text, str)] if isinstance(texts, list) else [] for texts in written
+    ]
+    return {"others": others} if any(others) else {}
 
 
 def _finite(value: float | None) -> float | None:

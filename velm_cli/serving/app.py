@@ -77,16 +77,24 @@ class App:
     async def _caption(self, request: Request) -> Response:
         async with self._given(request) as given:
             image = given.pop("image")
+            if given["n"] and given["best"]:
+                raise Refused(422, "n draws captions, best takes those of the beams: give one of them")
+            if given["best"] > given["beams"]:
+                raise Refused(422, f"best={given['best']}: there are no more captions than beams={given['beams']}")
+            if given["min_length"] > given["max_length"]:
+                raise Refused(422, f"min_length={given['min_length']} is above max_length={given['max_length']}")
             if given["n"]:  # what drawing does not use is the same for all, so that batches are
                 given["beams"], given["length_penalty"] = 1, 1.0
             else:
-                given["top_p"], given["temperature"], given["seed"] = 1.0, 1.0, 0
+                given["top_p"], given["top_k"], given["temperature"], given["seed"] = 1.0, 0, 1.0, 0
             found = await self._asked(request, Caption(**given), await self._stored(image))
-        return JSONResponse({"captions": found} if given["n"] else {"caption": found})
+        return JSONResponse({"captions": found} if given["n"] or given["best"] else {"caption": found})
 
     async def _answer(self, request: Request) -> Response:
         async with self._given(request) as given:
             image, question = given.pop("image"), given.pop("question")
+            if given["min_length"] > given["max_length"]:
+                raise Refused(422, f"min_length={given['min_length']} is above max_length={given['max_length']}")
             found = await self._asked(request, Answer(**given), (await self._stored(image), question))
         if isinstance(found, dict):
             return JSONResponse({"answer": next(iter(found)), "probabilities": found})

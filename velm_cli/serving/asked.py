@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from velm_cli.inference.arguments import in_chunks
+from velm_cli.data.written import all_texts
 from velm_cli.inference.model import Model
 from velm_cli.schema import DecodeConfig, DecodeMethod
 
@@ -16,15 +16,21 @@ Look = Callable[[Model, bytes, str], Any]
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """Item: a JPEG in the form of the store. `n` captions are drawn; 0: one is searched for by beams."""
+    """Item: a JPEG in the form of the store. `n` captions are drawn; 0: one is searched for by beams, or the `best`."""
 
     beams: int
     n: int
+    best: int
     prompt: str
+    allowed: tuple[str, ...] | None
     max_length: int
+    min_length: int
     length_penalty: float
     top_p: float
+    top_k: int
     temperature: float
+    repetition_penalty: float
+    no_repeat_ngram: int
     seed: int
 
 
@@ -34,6 +40,9 @@ class Answer:
 
     beams: int
     max_length: int
+    min_length: int
+    repetition_penalty: float
+    no_repeat_ngram: int
     choices: tuple[str, ...] | None
     probabilities: int
 
@@ -74,30 +83,35 @@ def work(model: Model, look: Look) -> Callable[[Any, Sequence[Any]], list[Any]]:
 
 
 def _captions(model: Model, asked: Caption, jpegs: Sequence[bytes]) -> list[Any]:
-    if asked.n:
-        how = DecodeConfig(
-            method=DecodeMethod.nucleus,
-            beams=1,
-            max_length=asked.max_length,
-            top_p=asked.top_p,
-            temperature=asked.temperature,
-            batch_size=asked.n * len(jpegs),
-        )
-        texts = model.captions_of(jpegs, how, n=asked.n, seed=asked.seed, prompt=asked.prompt)
-        return list(in_chunks(texts, asked.n))
+    several = asked.n or asked.best
     how = DecodeConfig(
-        method=DecodeMethod.beam,
-        beams=asked.beams,
+        method=DecodeMethod.nucleus if asked.n else DecodeMethod.beam,
+        beams=1 if asked.n else asked.beams,
+        samples=several or 1,
         max_length=asked.max_length,
+        min_length=asked.min_length,
         length_penalty=asked.length_penalty,
-        batch_size=len(jpegs),
+        top_p=asked.top_p,
+        top_k=asked.top_k,
+        temperature=asked.temperature,
+        repetition_penalty=asked.repetition_penalty,
+        no_repeat_ngram=asked.no_repeat_ngram,
+        batch_size=(asked.n or 1) * len(jpegs),
     )
-    return model.captions_of(jpegs, how, prompt=asked.prompt)
+    texts = model.captions_of(jpegs, how, seed=asked.seed, prompt=asked.prompt, allowed=asked.allowed)
+    return [list(all_texts(text)) for text in texts] if several else list(texts)
 
 
 def _answers(model: Model, asked: Answer, items: Sequence[tuple[bytes, str]]) -> list[Any]:
     places = {jpeg: place for place, jpeg in enumerate(dict.fromkeys(jpeg for jpeg, _ in items))}
-    how = DecodeConfig(beams=asked.beams, max_length=asked.max_length, batch_size=len(items))
+    how = DecodeConfig(
+        beams=asked.beams,
+        max_length=asked.max_length,
+        min_length=asked.min_length,
+        repetition_penalty=asked.repetition_penalty,
+        no_repeat_ngram=asked.no_repeat_ngram,
+        batch_size=len(items),
+    )
     return model.answers_of(
         list(places),  # several questions about one image encode it once
         [question for _, question in items],

@@ -111,19 +111,29 @@ def options_of(limits: ServeConfig) -> dict[str, tuple[Option, ...]]:
         bounds = Bounds(1, most=limits.max_beams)
         return Option("beams", "whole", "of the search; 1 = greedy", min(default, limits.max_beams), bounds)
 
-    def decoding(name: str, meaning: str) -> Option:
-        return Option(name, "number", meaning, getattr(usual, name), bounds_of(DecodeConfig, name))
+    def decoding(name: str, meaning: str, kind: str = "number") -> Option:
+        return Option(name, kind, meaning, getattr(usual, name), bounds_of(DecodeConfig, name))
 
-    drawn = Bounds(0, most=limits.max_captions)
+    words = (
+        Option("min_length", "whole", "tokens before a text may end", 0, Bounds(0, most=most)),
+        decoding("repetition_penalty", "above 1: words that the text has already become less likely"),
+        Option("no_repeat_ngram", "whole", "no so many tokens in a row come twice; 0 = off", 0, Bounds(0, most=most)),
+    )
+
+    drawn, best = Bounds(0, most=limits.max_captions), Bounds(0, most=min(limits.max_captions, limits.max_beams))
     return {
         "/caption": (
             image,
             beams(5),
             Option("n", "whole", "so many different captions, drawn at random; 0 = the best one", 0, drawn),
+            Option("best", "whole", "so many of the beams' captions, the best first; 0 = one", 0, best),
             Option("prompt", "text", "what the caption begins with", ""),
+            Option("allowed", "text", "the texts of which one is written behind the prompt", many=MOST_CHOICES),
             length,
+            *words,
             decoding("length_penalty", "above 1: longer captions (beams)"),
             decoding("top_p", "draw among the likeliest words that have this probability together (n)"),
+            decoding("top_k", "draw among so many of the likeliest words; 0 = all (n)", "whole"),
             decoding("temperature", "of the draw (n)"),
             Option("seed", "whole", "of the draw (n)", 0, Bounds(0, most=2**63 - 1)),
         ),
@@ -134,6 +144,7 @@ def options_of(limits: ServeConfig) -> dict[str, tuple[Option, ...]]:
             Option("probabilities", "whole", "also return so many of the likeliest answers", 0, Bounds(0, most=10)),
             beams(1),
             length,
+            *words,
         ),
         "/embed": (
             Option("images", "image", "to embed; `image` is another name", many=MOST_IMAGES),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from velm_cli.data.written import all_texts
 from velm_cli.inference.arguments import text_of
 from velm_cli.inference.journal import Row
 from velm_cli.inference.listing import Listed, listed_images
@@ -30,12 +31,19 @@ def run(config: CaptionRoot) -> None:
 
     def captioned(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
         texts = model.captions_of(jpegs, config.decode, seed=config.seed, prompt=config.prompt)
-        return [[using.row_of({"image": image.name}, "caption", text)] for image, text in zip(some, texts, strict=True)]
+        return [[_row(config, image, text)] for image, text in zip(some, texts, strict=True)]
 
     chunk = decoded_together(len(images), config.decode.batch_size)  # as velm eval does, for the same words
     with model.ready():
         if config.out is None:
-            using.printed(images, model, captioned, lambda row: [row["caption"]], chunk=chunk, workers=config.workers)
+            using.printed(
+                images,
+                model,
+                captioned,
+                lambda row: row.get("captions", [row["caption"]]),
+                chunk=chunk,
+                workers=config.workers,
+            )
         elif output is None:
             using.beside_images(
                 images, model, config.out, captioned, "caption", chunk=chunk, workers=config.workers, doing="captions"
@@ -47,7 +55,7 @@ def run(config: CaptionRoot) -> None:
                 model,
                 _about(config, model.sha256, images),
                 captioned,
-                columns=COLUMNS,
+                columns=COLUMNS if config.decode.samples == 1 else (*COLUMNS, "captions"),
                 chunk=chunk,
                 workers=config.workers,
                 fresh=config.fresh,
@@ -55,6 +63,12 @@ def run(config: CaptionRoot) -> None:
                 page=(lambda rows: _shown(config, rows)) if config.page else None,
                 page_images=config.page_images,
             )
+
+
+def _row(config: CaptionRoot, image: Listed, text: Any) -> Row:
+    """Where several captions are asked for, all of them beside the first."""
+    row = using.row_of({"image": image.name}, "caption", text)
+    return row if config.decode.samples == 1 else {**row, "captions": list(all_texts(text))}
 
 
 def _about(config: CaptionRoot, weights: str, images: Sequence[Listed]) -> dict[str, Any]:
@@ -77,4 +91,5 @@ def _shown(config: CaptionRoot, rows: Sequence[Row]) -> Evaluated:
         hypotheses={row["image"]: row["caption"] for row in rows},
         references={},
         about={"model": config.checkpoint},
+        examples={row["image"]: {"captions": row["captions"]} for row in rows if "captions" in row},
     )

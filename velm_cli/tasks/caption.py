@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from velm_cli.data.written import all_texts
 from velm_cli.files import write_json
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import (
@@ -120,13 +121,16 @@ class CaptionTask(Task[str]):
         training = None
         if learned and len(train := store.split("train")):  # a store of streamed shards has none at hand
             training = [caption for number in train for caption in store.targets(int(number))]
-        return score_captions(
+        scores = score_captions(
             references,
-            {image: predicted[image] for image in references},
+            {image: str(predicted[image]) for image in references},
             config,
             training=training,
             read_image=lambda image: store.image_bytes(first_image(store, record[image])),
         )
+        written = {image: all_texts(predicted[image]) for image in references}
+        scores.about = {image: {"captions": list(texts)} for image, texts in written.items() if len(texts) > 1}
+        return scores
 
     def further(self, config: EvaluateRoot, predicted: Predicted[str], folder: Path) -> dict[str, float | None]:
         """For the embedded data set the scenes are known, so what the captions assert can be checked."""
@@ -153,7 +157,11 @@ class CaptionTask(Task[str]):
             folder / "predictions.json",
             [{"image_id": image_id, "caption": text} for image_id, text in predicted.items()],
         )
-        return ["predictions.json"]
+        if not any(len(all_texts(text)) > 1 for text in predicted.values()):
+            return ["predictions.json"]
+        several = [{"image_id": image_id, "captions": list(all_texts(text))} for image_id, text in predicted.items()]
+        write_json(folder / "all_captions.json", several)
+        return ["predictions.json", "all_captions.json"]
 
 
 def _motion_facts(root: Path, predicted: Predicted[str], folder: Path) -> dict[str, float | None]:

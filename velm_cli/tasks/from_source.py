@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from velm_cli.data.written import all_texts
 from velm_cli.files import write_bytes
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import DecodeConfig, TaskConfig, TrainRoot
@@ -69,11 +70,15 @@ class WritesFromSource(Task[str]):
         return [f"{store.source(number)}: {predicted[store.example_id(number)]}" for number in map(int, numbers)]
 
     def write_results(self, folder: Path, predicted: Predicted[str]) -> list[str]:
-        """JSON lines {"id": ..., "text": ...}, which `velm score` reads."""
+        """JSON lines {"id": ..., "text": ...}, which `velm score` reads; `texts` has all where there are several."""
         import json
 
-        lines = (json.dumps({"id": number, "text": text}) + "\n" for number, text in predicted.items())
-        write_bytes(folder / "predictions.jsonl", (line.encode() for line in lines))
+        def line(number: ExampleId, text: str) -> bytes:
+            several = {"texts": list(all_texts(text))} if len(all_texts(text)) > 1 else {}
+            return (json.dumps({"id": number, "text": text} | several) + "\n").encode()
+
+        lines = (line(number, text) for number, text in predicted.items())
+        write_bytes(folder / "predictions.jsonl", lines)
         return ["predictions.jsonl"]
 
 

@@ -33,7 +33,7 @@ const haystacks = {};
 
 function haystack(where) {
   haystacks[where] ??= images.ids.map((id, index) => {
-    const hypotheses = runs.map((run) => run.hypotheses[index] ?? "");
+    const hypotheses = runs.flatMap((run) => [run.hypotheses[index] ?? "", ...(run.others?.[index] ?? [])]);
     const asked = images.items ? [images.items[index].prompt, ...runs.flatMap((run) => run.answers[index].candidates.map(([text]) => text))] : [];
     const parts = { hypotheses, references: images.references[index], all: [id, ...asked, ...hypotheses, ...images.references[index]] };
     return parts[where].map(searchable).join("\n");
@@ -139,10 +139,10 @@ function card(index, position) {
   const attended = runs.some((run) => attendedBy(run).has(index));
   opener.append(element("span", { class: "id" }, unscored ? id : `#${id}`));
   if (attended) opener.append(element("span", { class: "badge" }, "where it looked"));
-  const hypotheses = images.items ? [...promptOf(index), ...runs.map((run, number) => answerOf(run, number, index, CARD_TEXT))] : runs.map((run, number) => {
+  const hypotheses = images.items ? [...promptOf(index), ...runs.map((run, number) => answerOf(run, number, index, CARD_TEXT))] : runs.flatMap((run, number) => {
     const text = caption("p", run.hypotheses[index], gallery.pattern, CARD_TEXT);
     if (several) text.prepend(runDot(run, number));
-    return text;
+    return [text, ...othersOf(run, index, CARD_TEXT)];
   });
   const references = images.items ? truthOf(index, CARD_TEXT, false) : images.references[index].map((one) => caption("li", one, gallery.pattern, CARD_TEXT));
   return element(

@@ -54,6 +54,12 @@ function candidateList(candidates, limit) {
   return element("ol", { class: "candidates", "aria-label": "Candidates" }, ...rows);
 }
 
+// The captions of a run behind its first, where it has written several.
+function othersOf(run, index, limit) {
+  const others = run.others?.[index] ?? [];
+  return others.length ? [candidateList(others.map((text) => [text, null, null]), limit)] : [];
+}
+
 function shareBar(share) {
   return drawing(
     "svg",

@@ -52,6 +52,7 @@ function fillView() {
       if (answer) answer.after(strip);
       else part.append(strip);
     }
+    if (!images.items) part.append(...othersOf(run, index));
     text.append(part);
   });
   if (words.length) {
