@@ -57,6 +57,11 @@ class Apart:
             raise RuntimeError(failure)
         return result
 
+    def close(self) -> None:
+        """End its process, and free its memory."""
+        self._connection.close()
+        self._process.join()
+
 
 def _serve(connection: Connection, make: Callable[..., Any], arguments: tuple[object, ...]) -> None:
     made = make(*arguments)
