@@ -102,6 +102,9 @@ def _keep_freed_memory() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
+    # Blocks above glibc's limit below are fetched anew all the same, such as the gradient of an embedding: in pages of
+    # 2 MiB where the system gives them to whoever asks (torch reads this when it first needs one).
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
