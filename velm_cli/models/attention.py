@@ -31,7 +31,7 @@ def attend(
     `visible`, bool, broadcast to (N, H, T, S): which keys a query may look at, at least one. `causal`: those up to its
     own position. `dropout`: of the weights.
     """
-    if not dropout and _by_products(query_NHTd, key_NHSd, value_NHSd):
+    if not dropout and by_products(query_NHTd, key_NHSd, value_NHSd):
         attended: Tensor = _ByProducts.apply(query_NHTd, key_NHSd, value_NHSd, visible, causal, scale)
         return attended
     return F.scaled_dot_product_attention(
@@ -39,8 +39,9 @@ def attend(
     )
 
 
-def _by_products(query_NHTd: Tensor, key_NHSd: Tensor, value_NHSd: Tensor) -> bool:
-    """torch's backward on a CPU multiplies bfloat16 without the tiles that its matrix products use."""
+def by_products(query_NHTd: Tensor, key_NHSd: Tensor, value_NHSd: Tensor) -> bool:
+    """Whether `attend` has a backward of its own: on a CPU torch multiplies bfloat16 without the tiles that its
+    matrix products use."""
     return (
         query_NHTd.device.type == "cpu"
         and query_NHTd.dtype is torch.bfloat16

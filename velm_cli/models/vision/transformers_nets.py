@@ -18,6 +18,7 @@ from velm_cli.models.transformers_internals import (
     FAMILIES,
     MASK_TOKEN,
     any_size,
+    attends_quickly,
     blocks_of,
     embed,
     parts_of,
@@ -55,6 +56,7 @@ class TransformersVision(VisionEncoder):
         class_name = self.family.class_name
         plain: dict[str, Any] = {"add_pooling_layer": False} if class_name == "ViTModel" else {}
         self.net: Any = load_pretrained("vision", config.name, config.weights, class_name, **plain)
+        attends_quickly(self.net)
         mean, std, resizing = INPUTS[class_name]
         # Without auto only the colours are the file's, as they were before there was auto.
         used = None if config.resize is Resize.auto else {"image_mean", "image_std"}
