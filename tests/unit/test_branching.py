@@ -14,6 +14,7 @@ from velm_cli.data.batch import Batch, Lengths
 from velm_cli.learners.branching import positions_read
 from velm_cli.learners.interface import Moment
 from velm_cli.learners.writing import WritingLearner
+from velm_cli.models.ranking import Answers
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.weights import constant
 
@@ -178,3 +179,48 @@ def test_dropout_and_half_precision_run():
     with torch.autocast("cpu", torch.bfloat16):
         loss = learner(batch, NOW)["text"].sum
     assert all(torch.isfinite(gradient).all() for gradient in gradients(learner, loss).values())
+
+
+def log_probs(learner: WritingLearner, batch: Batch, answers: list[list[int]]) -> torch.Tensor:
+    """(B, C): of each answer's words and EOS behind the prompt of each example, one at a time."""
+    model = learner.model
+    prefix_BPE = model.memory(model.encode_image(batch.image_XCHW), batch.image_of_BI)[0]
+    found = torch.zeros(len(batch.ids), len(answers))
+    for b, c in np.ndindex(*found.shape):
+        asked = max(2, int(batch.source_lengths_B[b]))
+        prompt = [1, *batch.source_BL[b, 1 : asked - 1].tolist()]
+        read = torch.tensor([[*prompt, *answers[c]]])
+        states, _ = model.text.run(torch.cat([prefix_BPE[b : b + 1], model.text.embed(read)], 1))
+        log_p = model.logits(states[0, -len(answers[c]) - 1 :]).log_softmax(-1)
+        found[b, c] = log_p.gather(1, torch.tensor([*answers[c], 2])[:, None]).sum()
+    return found
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom"])
+@torch.no_grad()
+def test_answers_are_ranked_behind_their_prompts(name):
+    learner = learner_of(name, prompts=True).eval()
+    words = [[5], [6, 7], [5, 9, 11], [8]]
+    answers = Answers.of(words, bos_id=1, eos_id=2)
+    for shared in (False, True):
+        batch = random_batch(np.random.default_rng(7), shared=shared, sources=True)
+        wanted = log_probs(learner, batch, words)
+        torch.testing.assert_close(learner.ranked(batch, answers, 4), wanted, rtol=1e-4, atol=1e-4)
+        some = learner.ranked(batch, answers, 2)
+        assert (torch.isfinite(some).sum(1) == 2).all()
+        torch.testing.assert_close(some[some.isfinite()], wanted[some.isfinite()], rtol=1e-4, atol=1e-4)
+
+
+def test_one_prompt_for_all_is_a_source():
+    """Of captions: what is learned and what is written goes on from it."""
+    learner = learner_of("llama")
+    said = learner_of("llama", prompts=True)
+    learner = WritingLearner(
+        learner.model, schema.LossConfig(), concepts=5, weights=constant("text"), prompt=[1, 9, 8, 2]
+    ).eval()
+    batch = random_batch(np.random.default_rng(8))
+    B = len(batch.ids)
+    sources = {"source_BL": torch.tensor([[1, 9, 8, 2]]).repeat(B, 1), "source_lengths_B": torch.full((B,), 4)}
+    other = Batch.of(batch.tokens_BKT, batch.lengths_BK, image_XCHW=batch.image_XCHW, labels=batch.labels, **sources)
+    torch.testing.assert_close(learner(batch, NOW)["text"].sum, said.eval()(other, NOW)["text"].sum)
+    assert learner.prompts and torch.equal(learner.prompted(batch).source_BL, sources["source_BL"])

@@ -156,6 +156,8 @@ def graphs_of(able: Able) -> dict[str, Graph]:
             "format=onnx and format=torch_export are for models that caption or embed images; this one can do: "
             f"{', '.join(able.can)}"
         )
+    if getattr(learner, "prompts", False):
+        raise UserError("format=onnx and format=torch_export: a graph begins with BOS, and this run with task.prompt")
     for parameter in learner.parameters():
         parameter.requires_grad_(False)
     model._parts = lambda image_BCHW: [image_BCHW]  # a graph takes all images at once

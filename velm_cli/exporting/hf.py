@@ -42,6 +42,8 @@ def refusals(config: TrainRoot, able: Able) -> Iterator[str]:
     fusion, vision = config.fusion, config.vision
     if "caption" not in able.can:
         yield f"task={config.task.kind}"
+    if getattr(able.learner, "prompts", False):
+        yield "a prompt before captions (task.prompt)"
     if vision.kind != "transformers":
         yield f"vision={vision.kind}"
     if config.text.kind != "causal_lm":

@@ -27,7 +27,7 @@ def attention_of(
     pixels = able.learner.pixels
     assert pixels is not None, "a model without vision has been refused"
     given = Given([jpeg], sources=None if question is None else [question])
-    columns = given.columns(able.tokenizer, able.config.tokenizer.max_source_tokens)
+    columns = given.columns(able.tokenizer, able.config)
     (batch,) = eval_batches(given, columns, [0], batch_size=1, pixels=pixels)
     used = chosen(able.learner, method)
     (maps_THW,) = looked(able.learner, batch.to(device), [said], used)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
-from velm_cli.data.batch import Columns
+from velm_cli.data.batch import Columns, Texts
+from velm_cli.data.masked_words import MaskedTexts, words_to_mask
+from velm_cli.data.prompts import Prompted
 from velm_cli.data.tokenizer import Tokenizer
+from velm_cli.schema import TrainRoot
 
 
 class Given:
@@ -65,9 +69,9 @@ class Given:
     def target_ranges(self, examples: np.ndarray) -> np.ndarray:
         return np.zeros((len(examples), 2), np.int64)
 
-    def columns(self, tokenizer: Tokenizer, limit: int) -> Columns:
-        """What goes into a batch next to images; sources end at `limit` tokens, as those of a store do."""
-        return Columns() if self.sources is None else Columns(source=Tokenised(self.sources, tokenizer, limit))
+    def columns(self, tokenizer: Tokenizer, config: TrainRoot) -> Columns:
+        """What goes into a batch next to images, as training had it."""
+        return Columns() if self.sources is None else Columns(source=sources_of(self.sources, tokenizer, config))
 
 
 class Tokenised:
@@ -78,3 +82,12 @@ class Tokenised:
         rows = [row[:limit] for row in tokenizer.encode_batch(texts)]
         self.ids = np.fromiter((token for row in rows for token in row), np.int64)
         self.offsets = np.fromiter(accumulate(map(len, rows), initial=0), np.int64, len(rows) + 1)
+
+
+def sources_of(texts: Sequence[str], tokenizer: Tokenizer, config: TrainRoot) -> Texts:
+    """Sources as training of `config` had them: cut, with words hidden, within a prompt."""
+    limit, words = config.tokenizer.max_source_tokens, words_to_mask(config.data.mask_source)
+    task: Any = config.task
+    if task.source_is_prompt:
+        return Prompted(task.prompt, texts, tokenizer, limit, words)
+    return MaskedTexts(texts, tokenizer, limit, words) if words else Tokenised(texts, tokenizer, limit)

@@ -9,11 +9,10 @@ import numpy as np
 
 from velm_cli.data.batch import Columns
 from velm_cli.data.loader import eval_batches
-from velm_cli.data.masked_words import MaskedTexts, words_to_mask
 from velm_cli.data.processes import available_cores
 from velm_cli.errors import UserError
 from velm_cli.inference.arguments import decoding, is_one, several, text_of
-from velm_cli.inference.examples import Given, Tokenised
+from velm_cli.inference.examples import Given, sources_of
 from velm_cli.inference.loaded import Loaded
 from velm_cli.inference.pictures import Picture
 from velm_cli.tasks.interface import Session
@@ -67,10 +66,8 @@ def _written(model: Loaded, kind: str, image: Any, text: Any, options: dict[str,
     able, how = model._able, decoding(**options)
     texts = [text_of("text", each) for each in ([text] if isinstance(text, str) else several(text))]
     given = Given(_images(model, image, len(texts)), sources=texts)
-    limit = able.config.tokenizer.max_source_tokens
-    words = words_to_mask(able.config.data.mask_source)
     tokenizer = able.tokenizer
-    sources = MaskedTexts(texts, tokenizer, limit, words) if words else Tokenised(texts, tokenizer, limit)
+    sources = sources_of(texts, tokenizer, able.config)
     found: dict[Any, str] = {}
     if texts:
         batches = eval_batches(

@@ -267,7 +267,7 @@ class Model(Captions, WritesFromSource, Classifies, Chats):
 
     def _batches(self, given: Given, batch_size: int) -> Iterator[Batch]:
         learner, config = self._able.learner, self._able.config
-        columns = given.columns(self._able.tokenizer, config.tokenizer.max_source_tokens)
+        columns = given.columns(self._able.tokenizer, config)
         numbers = np.arange(len(given))
         return eval_batches(
             given, columns, numbers, batch_size=batch_size, pixels=learner.pixels, workers=available_cores()

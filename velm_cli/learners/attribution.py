@@ -19,6 +19,7 @@ from torch.nn import functional
 from velm_cli.data.batch import Batch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
+from velm_cli.learners.branching import branches_of, prefix_of, read_branches
 from velm_cli.learners.interface import Learner
 from velm_cli.learners.judging import JudgingLearner
 from velm_cli.learners.writing import WritingLearner
@@ -196,10 +197,30 @@ def score_of(learner: Learner, batch: Batch, said: Sequence[Said]) -> Score:
         return lambda features: log(learner.logits(features, batch)).gather(1, labels_B[:, None])
     model, (tokens_BT, of_word_BWT) = learner.model, _tokens(batch, said)
 
+    if isinstance(learner, WritingLearner) and learner.prompts:
+        return _behind_prompts(learner, batch, tokens_BT, of_word_BWT)
+
     def score(features: ImageFeatures) -> Tensor:
         memory = model.memory(model.context(features, batch.image_of_BI, batch.source_BL, batch.source_lengths_B))
         fused_BTD, _ = model.fusion.read(model.text, tokens_BT[:, :-1], memory)
         log_p_BTV = _log_softmax(model.logits(fused_BTD))
+        log_p_BT1 = log_p_BTV.gather(2, tokens_BT[:, 1:, None])
+        return (of_word_BWT.to(log_p_BT1.dtype) @ log_p_BT1)[:, :, 0]
+
+    return score
+
+
+def _behind_prompts(learner: WritingLearner, batch: Batch, tokens_BT: Tensor, of_word_BWT: Tensor) -> Score:
+    """Of words that go on from the prompts of the batch's examples."""
+    model, batch = learner.model, learner.prompted(batch)
+    assert batch.lengths is not None
+    whole = batch.lengths._replace(targets_BK=np.full((len(tokens_BT), 1), tokens_BT.shape[1]))
+    batch = replace(batch, tokens_BKT=tokens_BT[:, None], lengths=whole)
+
+    def score(features: ImageFeatures) -> Tensor:
+        branches = branches_of(model, batch, prompts=True)
+        states_QD = read_branches(model, prefix_of(model, features, batch), branches, batch.tokens_BKT, batch.source_BL)
+        log_p_BTV = _log_softmax(model.logits(states_QD).unflatten(0, (len(tokens_BT), -1)))
         log_p_BT1 = log_p_BTV.gather(2, tokens_BT[:, 1:, None])
         return (of_word_BWT.to(log_p_BT1.dtype) @ log_p_BT1)[:, :, 0]
 

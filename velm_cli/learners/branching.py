@@ -10,6 +10,7 @@ positions of an image, Q predicted tokens, D width.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ from torch import Tensor
 from velm_cli.data.batch import Batch, Lengths
 from velm_cli.data.layout import Layout
 from velm_cli.models.fusion.entering import Prefix
+from velm_cli.models.layers import at_least_float32
+from velm_cli.models.ranking import POSITIONS, Answers, log_p_of
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
 
@@ -104,6 +107,37 @@ def read_branches(
     tokens = tokens_BKT.flatten() if source_BL is None else torch.cat([tokens_BKT.flatten(), source_BL.flatten()])
     states_MD = model.fusion.read_row(model.text, tokens.index_select(0, branches.token_M), prefix_RPD, branches.layout)
     return states_MD.index_select(0, branches.from_Q)
+
+
+@torch.no_grad()
+def branch_log_probs(
+    model: VelmModel, batch: Batch, features: ImageFeatures | None, answers: Answers, *, candidates: int
+) -> Tensor:
+    """As `models.ranking.answer_log_probs`, (B, C), of answers that go on from the prompts of the batch's examples."""
+    lengths = batch.lengths
+    assert lengths is not None and batch.source_BL is not None
+    B, device = len(batch.ids), batch.source_BL.device
+    answers = answers.to(device)
+    prefix_RPD = prefix_of(model, features, batch)
+
+    def states_of(chosen_BK: Tensor | None) -> Tensor:
+        """Those that predict all tokens of the chosen answers, in order; None: the first token of any."""
+        tokens = answers.tokens_CT[:1, :2].expand(B, 1, 2) if chosen_BK is None else answers.tokens_CT[chosen_BK]
+        lengths_BK = torch.full((B, 1), 2) if chosen_BK is None else answers.lengths_C[chosen_BK].cpu()
+        held = replace(batch, tokens_BKT=tokens, lengths=lengths._replace(targets_BK=lengths_BK.numpy()))
+        return read_branches(model, prefix_RPD, branches_of(model, held, prompts=True), tokens, batch.source_BL)
+
+    first_BV = at_least_float32(model.logits(states_of(None))).log_softmax(-1)
+    first_BC = first_BV.index_select(1, answers.tokens_CT[:, 1])
+    order_BK = first_BC.argsort(dim=1, descending=True, stable=True)[:, : min(candidates, len(answers.tokens_CT))]
+    found_BC = torch.full_like(first_BC, -torch.inf)
+    for chosen_BK in order_BK.split(max(1, POSITIONS // (B * answers.tokens_CT.shape[1])), dim=1):
+        tokens_BKT, lengths_BK = answers.tokens_CT[chosen_BK], answers.lengths_C[chosen_BK]
+        said_BKT = torch.arange(1, tokens_BKT.shape[2], device=device) < lengths_BK[:, :, None]
+        log_p_Q = log_p_of(model, states_of(chosen_BK), tokens_BKT[:, :, 1:][said_BKT])
+        log_p_BK = log_p_Q.new_zeros(said_BKT.shape).masked_scatter(said_BKT, log_p_Q).sum(2)
+        found_BC.scatter_(1, chosen_BK, log_p_BK.to(found_BC.dtype))
+    return found_BC
 
 
 def positions_read(lengths: Lengths, image_positions: int, *, prompts: bool = False) -> tuple[int, int]:

@@ -6,19 +6,22 @@ Shapes: B images, K texts an image, N = B * K, T positions, M predicted tokens, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.data.written import Written
-from velm_cli.learners.branching import branches_of, prefix_of, read_branches, reads_branches
+from velm_cli.learners.branching import branch_log_probs, branches_of, prefix_of, read_branches, reads_branches
 from velm_cli.learners.describing import described
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_loss, states_words_loss
 from velm_cli.models.layers import without_gradients
+from velm_cli.models.ranking import Answers, answer_log_probs
 from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
@@ -34,7 +37,7 @@ from velm_cli.schema import DecodeConfig, ImageLoss, JointLoss, LossConfig, Text
 class WritingLearner(Learner):
     """Learns to write the targets (L_text), to name what is in the images (L_image), to match the two (L_joint)."""
 
-    prompts: bool = False  # whether targets go on from their sources, which are then no memory
+    prompts: bool  # whether targets go on from their sources, which are then no memory
 
     def __init__(
         self,
@@ -47,12 +50,13 @@ class WritingLearner(Learner):
         never_written: Sequence[int] = (),
         remember_texts: bool = False,
         prompts: bool = False,
+        prompt: Sequence[int] | None = None,
     ) -> None:
         """`weights`: alpha, beta, gamma by the term that they weigh; of a term that has none nothing is made.
 
         `mask_id`: the token that stands where a word is hidden. `never_written`: tokens that no caption holds.
         `remember_texts`: L_joint's, which a frozen text encoder then reads once. `prompts`: the source stands before
-        the text that is written from it, in the language model's own words.
+        the text that is written from it, in the language model's own words; `prompt`: one for all, with BOS and EOS.
         """
         super().__init__()
         self.model = model
@@ -62,9 +66,9 @@ class WritingLearner(Learner):
         learned = frozenset(name for name, weight in weights.items() if weight.learned)
         self.own_words = parse_weight("loss.scheduled_sampling", loss.scheduled_sampling)
         self.concepts = min(loss.num_concepts, concepts)
-        self.prompts = prompts
+        self.prompts, self.prompt = prompts or prompt is not None, prompt
         plain = loss.text is not TextLoss.masked and model.source is None
-        self.branches = prompts or (plain and reads_branches(model))
+        self.branches = self.prompts or (plain and reads_branches(model))
         self.generates = "text" in active and loss.text is not TextLoss.masked and model.generates
         matching = "joint" in active and loss.joint is JointLoss.matching
         patches = "image" in active and loss.image is ImageLoss.masked_patches
@@ -125,7 +129,7 @@ class WritingLearner(Learner):
         return self.critic is None or not self.training
 
     def forward(self, batch: Batch, now: Moment) -> dict[str, Term]:
-        active = now.active
+        active, batch = now.active, self.prompted(batch)
         # the probability of scheduled sampling
         own_words_share = self.own_words.at(now.step, now.steps_per_epoch) if self.training else 0.0
         counts = self.counts(batch)
@@ -203,6 +207,18 @@ class WritingLearner(Learner):
         targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.predicted_M)
         return states_words_loss(model, self.loss, fused_MD, targets_M, training=self.training)
 
+    def prompted(self, batch: Batch) -> Batch:
+        """The batch, each of whose examples has the one prompt for its source, if there is one for all."""
+        if self.prompt is None or batch.lengths is None:
+            return batch
+        B = len(batch.ids)
+        return replace(
+            batch,
+            source_BL=torch.tensor([self.prompt], device=batch.tokens_BKT.device).expand(B, -1),
+            source_lengths_B=torch.full((B,), len(self.prompt), device=batch.tokens_BKT.device),
+            lengths=batch.lengths._replace(source_B=np.full(B, len(self.prompt))),
+        )
+
     def _memory(self, features: ImageFeatures | None, batch: Batch) -> tuple:
         """What the targets of each example are written from: its images, and its source where the model reads one."""
         model = self.model
@@ -213,6 +229,14 @@ class WritingLearner(Learner):
     def memory(self, batch: Batch) -> tuple:
         """The memory of a batch's examples, for whoever asks the model about texts of its own."""
         return self._memory(self.model.encode_image(batch.image_XCHW, batch.feature_XSD), batch)
+
+    def ranked(self, batch: Batch, answers: Answers, candidates: int) -> Tensor:
+        """(B, C): log p of each answer, of the `candidates` likeliest by their first token."""
+        if not self.prompts:
+            memory = self.memory(batch)
+            return answer_log_probs(self.model, memory, answers, examples=len(batch.ids), candidates=candidates)
+        features = self.model.encode_image(batch.image_XCHW, batch.feature_XSD)
+        return branch_log_probs(self.model, self.prompted(batch), features, answers, candidates=candidates)
 
     def _next_word_loss(
         self, tokens_NT: Tensor, text_NTD: Tensor | None, memory: tuple, batch: Batch, own_words_share: float
@@ -291,7 +315,7 @@ class WritingLearner(Learner):
         """
         found = described(
             self.model,
-            batches,
+            map(self.prompted, batches),
             tokenizer,
             decoding,
             device=device,

@@ -80,12 +80,17 @@ def _log_probs(model: VelmModel, memory: tuple, answers: Answers, candidate_RK: 
     tokens_NT = answers.tokens_CT[candidate_RK.flatten(), : int(lengths_N.max())]
     fused_NTD, _ = model.fusion.read(model.text, tokens_NT[:, :-1], memory)
     is_word_NT = torch.arange(1, tokens_NT.shape[1], device=tokens_NT.device) < lengths_N[:, None]
-    fused_MD, target_M1 = fused_NTD[is_word_NT], tokens_NT[:, 1:][is_word_NT][:, None]
+    fused_MD, target_M = fused_NTD[is_word_NT], tokens_NT[:, 1:][is_word_NT]
+    log_p_M = log_p_of(model, fused_MD, target_M)
+    return log_p_M.new_zeros(is_word_NT.shape).masked_scatter(is_word_NT, log_p_M).sum(1).view(R, K)
+
+
+def log_p_of(model: VelmModel, fused_MD: Tensor, target_M: Tensor) -> Tensor:
+    """(M): log p of the tokens that the states predict; LOGITS logits exist at once."""
     at_once = max(1, LOGITS // len(model.output_bias))
-    log_p_M = torch.cat(
+    return torch.cat(
         [
-            at_least_float32(model.logits(fused_mD)).log_softmax(-1).gather(1, target_m1)[:, 0]
-            for fused_mD, target_m1 in zip(fused_MD.split(at_once), target_M1.split(at_once), strict=True)
+            at_least_float32(model.logits(fused_mD)).log_softmax(-1).gather(1, target_m[:, None])[:, 0]
+            for fused_mD, target_m in zip(fused_MD.split(at_once), target_M.split(at_once), strict=True)
         ]
     )
-    return log_p_M.new_zeros(is_word_NT.shape).masked_scatter(is_word_NT, log_p_M).sum(1).view(R, K)

@@ -8,7 +8,7 @@ from velm_cli import schema
 from velm_cli.errors import UserError, without_effect
 from velm_cli.objectives.weights import Weight, parse_weight
 from velm_cli.place import place
-from velm_cli.schema.tasks import VqaTaskConfig
+from velm_cli.schema.tasks import SOURCE, VqaTaskConfig
 
 # Options of one form of a loss: its weight, the option that chooses the form, the forms that use them, themselves.
 FORMS = (
@@ -131,6 +131,7 @@ def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
             yield f"loss.text=self_critical rewards texts that are written, and {chosen} writes none"
         if loss.scheduled_sampling != "0":
             yield f"loss.scheduled_sampling is of no use with {chosen}, which writes nothing: set it to 0"
+    yield from _of_prompt(config, chosen)
     if task.source_is_memory:
         if loss.text is schema.TextLoss.masked:
             yield f"loss.text=masked learns to write nothing, and {chosen} writes"
@@ -144,3 +145,23 @@ def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
                 f"fusion.mapper=tokens puts all positions before the text, and sources differ in length: with "
                 f"{chosen} use fusion.mapper=transformer"
             )
+
+
+def _of_prompt(config: schema.TrainRoot, chosen: str) -> Iterator[str]:
+    """What goes with a text before the one that is written."""
+    task = config.task
+    if task.source_is_prompt:
+        prompt: str = getattr(task, "prompt", "")
+        option = "task.source=prompt"
+        if prompt.count(SOURCE) != 1:
+            yield f"task.prompt={prompt!r}: {SOURCE} has to be in it once, where the source goes"
+    elif isinstance(task, schema.CaptionTaskConfig) and task.prompt:
+        option = f"task.prompt={task.prompt!r}"
+        if SOURCE in task.prompt:
+            yield f"{option}: {chosen} has no source, so {SOURCE} can stand for none"
+    else:
+        return
+    if not isinstance(config.fusion, schema.PrefixConfig):
+        yield f"{option}: fusion={config.fusion.kind} has no place for it; fusion=prefix puts the image before both"
+    if config.loss.text is not schema.TextLoss.next_token:
+        yield f"{option}: a text goes on from it, which loss.text={config.loss.text.value} does not: use next_token"

@@ -8,6 +8,8 @@ from omegaconf import MISSING
 from velm_cli.schema.bounds import within
 from velm_cli.schema.paths import path
 
+SOURCE = "{source}"  # in a prompt: where the source goes
+
 
 class Answer(Enum):
     """How a question gets its answer."""
@@ -15,6 +17,13 @@ class Answer(Enum):
     classify = "classify"  # one of a list of answers, judged from the fused question and image
     generate = "generate"  # written word by word, question and image as memory
     rank = "rank"  # the likeliest of a list, by the words' log-probability
+
+
+class Source(Enum):
+    """How the source of a text gets into the model that writes it."""
+
+    memory = "memory"  # read by an encoder of its own, next to the image
+    prompt = "prompt"  # before the text, in the language model's own words; fusion=prefix puts the image before both
 
 
 class LabelLoss(Enum):
@@ -78,7 +87,12 @@ class TaskConfig:
     @property
     def source_is_memory(self) -> bool:
         """Whether a text is written from a source, which then stands behind the image's tokens."""
-        return False
+        return not self.judges and getattr(self, "source", None) is Source.memory
+
+    @property
+    def source_is_prompt(self) -> bool:
+        """Whether a text goes on from a source that stands before it."""
+        return not self.judges and getattr(self, "source", None) is Source.prompt
 
     @property
     def reads_text(self) -> bool:
@@ -88,22 +102,25 @@ class TaskConfig:
     @property
     def reads_source(self) -> bool:
         """Whether an example has a text beside its images, so that there is something to read without them."""
-        return self.judges or self.source_is_memory
+        return self.judges or self.source_is_memory or self.source_is_prompt
 
     @property
     def usual_loss(self) -> str:
         """The choice of `loss` that learns what the task predicts: a file of conf/loss."""
-        return "caption" if self.source_is_memory else self.kind
+        return "caption" if self.source_is_memory or self.source_is_prompt else self.kind
 
     @property
     def unused(self) -> tuple[str, ...]:
         """The options that have no effect, as the others are."""
-        return ()
+        if not (self.source_is_memory or self.source_is_prompt):
+            return ()
+        return ("source_layers",) if self.source_is_prompt else ("prompt",)
 
 
 @dataclass
 class CaptionTaskConfig(TaskConfig):
     kind: str = "caption"
+    prompt: str = ""  # a text between image and caption, with fusion=prefix, such as "A photo of"
 
 
 @dataclass
@@ -120,24 +137,26 @@ class VqaTaskConfig(TaskConfig):
         2, least=0, most=1000
     )  # generate, rank: layers of the question's own encoder; 0 = text encoder and fusion read it, next to the image
     candidates: int = within(128, least=1)  # rank: answers compared by all their words, the best by their first one
+    source: Source = (
+        Source.memory
+    )  # generate, rank: memory (an encoder of its own) | prompt (before the text, with fusion=prefix)
+    prompt: str = "Question: {source} Answer:"  # of source=prompt; {source} is the question
 
     @property
     def judges(self) -> bool:
         return self.answer is Answer.classify
 
     @property
-    def source_is_memory(self) -> bool:
-        return not self.judges
-
-    @property
     def unused(self) -> tuple[str, ...]:
         users = {
             "label_loss": {Answer.classify},
             "dropout": {Answer.classify},
+            "source": {Answer.generate, Answer.rank},
+            "prompt": {Answer.generate, Answer.rank},
             "source_layers": {Answer.generate, Answer.rank},
             "candidates": {Answer.rank},
         }
-        return tuple(option for option, answers in users.items() if self.answer not in answers)
+        return (*(option for option, answers in users.items() if self.answer not in answers), *super().unused)
 
 
 @dataclass
@@ -146,10 +165,8 @@ class TranslateTaskConfig(TaskConfig):
     source_layers: int = within(
         2, least=0, most=1000
     )  # layers of the sentence's own encoder; 0 = text encoder and fusion read it, next to the image
-
-    @property
-    def source_is_memory(self) -> bool:
-        return True
+    source: Source = Source.memory  # memory (an encoder of its own) | prompt (before the text, with fusion=prefix)
+    prompt: str = "Sentence: {source} Translation:"  # of source=prompt; {source} is the source
 
 
 @dataclass
@@ -158,10 +175,8 @@ class SummariseTaskConfig(TaskConfig):
     source_layers: int = within(
         2, least=0, most=1000
     )  # layers of the document's own encoder; 0 = text encoder and fusion read it, next to the image
-
-    @property
-    def source_is_memory(self) -> bool:
-        return True
+    source: Source = Source.memory  # memory (an encoder of its own) | prompt (before the text, with fusion=prefix)
+    prompt: str = "{source} Summary:"  # of source=prompt; {source} is the source
 
 
 @dataclass

@@ -11,9 +11,10 @@ import torch
 
 from velm_cli.data.blind import NoTexts, SameFeatures, grey, shuffled
 from velm_cli.data.masked_words import words_to_mask
+from velm_cli.data.prompts import Prompted, prompt_digest
 from velm_cli.engine.device import autocast
 from velm_cli.learners.interface import Learner
-from velm_cli.schema import Blind, EvaluateRoot, NoFusionConfig, NoVisionConfig, Precision, TrainRoot
+from velm_cli.schema import Blind, CaptionTaskConfig, EvaluateRoot, NoFusionConfig, NoVisionConfig, Precision, TrainRoot
 from velm_cli.stages.task_data import TaskData
 from velm_cli.tasks import Task
 
@@ -45,7 +46,14 @@ def told(config: EvaluateRoot, trained: TrainRoot) -> dict[str, str]:
     """What the signature of the scores says of it; nothing where the model gets everything."""
     blind = config.eval.blind
     control = {} if blind is Blind.none else {"blind": MEANING[blind].format(seed=config.seed)}
-    return control | masked(trained)
+    return control | masked(trained) | prompted(trained)
+
+
+def prompted(trained: TrainRoot) -> dict[str, str]:
+    """What the signature says of the prompt that texts go on from."""
+    task = trained.task
+    prompt = getattr(task, "prompt", "") if task.source_is_prompt or isinstance(task, CaptionTaskConfig) else ""
+    return {"prompt": prompt_digest(prompt)} if prompt else {}
 
 
 def masked(trained: TrainRoot) -> dict[str, str]:
@@ -65,7 +73,10 @@ def blinded(data: TaskData, config: EvaluateRoot) -> TaskData:
         case Blind.shuffled:
             return replace(data, store=shuffled(data.store, config.split, config.seed))
         case Blind.source:
-            return replace(data, sources=NoTexts(data.tokenizer, len(data.store)))
+            count, task = len(data.store), data.task.options
+            if task.source_is_prompt:  # whose own words stay
+                return replace(data, sources=Prompted(task.prompt, [""] * count, data.tokenizer, 1))
+            return replace(data, sources=NoTexts(data.tokenizer, count))
     return data
 
 

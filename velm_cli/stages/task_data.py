@@ -10,6 +10,7 @@ from velm_cli.data.chat_template import ChatFormat, chosen_template
 from velm_cli.data.concepts import HasConcepts
 from velm_cli.data.conversations import is_conversation
 from velm_cli.data.masked_words import MaskedTexts, words_to_mask
+from velm_cli.data.prompts import Prompted
 from velm_cli.data.store import Store
 from velm_cli.data.talk_tokens import TalkTokens, talk_tokens
 from velm_cli.data.together import RenamedConcepts
@@ -129,6 +130,10 @@ def _sources(task: Task[Any], store: Store, tokenizer: Tokenizer, config: TrainR
     refuse_other_examples(task, store)
     if not task.needs.source:
         return None
-    if words := words_to_mask(config.data.mask_source):
+    words = words_to_mask(config.data.mask_source)
+    if task.options.source_is_prompt:
+        limit = config.tokenizer.max_source_tokens
+        return Prompted(task.options.prompt, store.all_sources, tokenizer, limit, words)
+    if words:
         return MaskedTexts(store.all_sources, tokenizer, config.tokenizer.max_source_tokens, words)
     return store.encode(tokenizer, config.tokenizer.max_source_tokens, "sources")

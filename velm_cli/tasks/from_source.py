@@ -11,7 +11,7 @@ from velm_cli.files import write_bytes
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import DecodeConfig, TaskConfig, TrainRoot
 from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Shape, Task
-from velm_cli.tasks.writers import writes, writing_learner
+from velm_cli.tasks.writers import layers_of, writes, writing_learner
 
 if TYPE_CHECKING:
     from velm_cli.data.batch import Batch
@@ -34,10 +34,10 @@ class WritesFromSource(Task[str]):
     def learner(
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
-        return writing_learner(config, spaces, tokenizer, weights, source_layers=self.options.source_layers)
+        return writing_learner(config, spaces, tokenizer, weights, source_layers=layers_of(self.options))
 
     def shape(self, config: TrainRoot) -> Shape:
-        return Shape(writes(config), self.options.source_layers)
+        return Shape(writes(config), layers_of(self.options))
 
     def sharing(
         self,

@@ -19,7 +19,7 @@ from velm_cli.schema import Answer, DecodeConfig, JointLoss, MetricsConfig, Trai
 from velm_cli.tasks.answers import AnswerLabels, answer_list
 from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Shape, Task
 from velm_cli.tasks.judges import ANSWERS, Answered, judged, judging_learner, likeliest
-from velm_cli.tasks.writers import writes, writing_learner
+from velm_cli.tasks.writers import layers_of, writes, writing_learner
 
 if TYPE_CHECKING:
     from velm_cli.data.batch import Batch, Labels
@@ -69,13 +69,13 @@ class VqaTask(Task[Answered]):
     ) -> Learner:
         how = self.options
         if not how.judges:
-            return writing_learner(config, spaces, tokenizer, weights, source_layers=how.source_layers)
+            return writing_learner(config, spaces, tokenizer, weights, source_layers=layers_of(how))
         return judging_learner(config, spaces, tokenizer, weights, label_loss=how.label_loss, dropout=how.dropout)
 
     def shape(self, config: TrainRoot) -> Shape:
         if self.options.judges:
             return Shape(reads_one_way(config.text, config.loss) or None)
-        return Shape(writes(config), self.options.source_layers)
+        return Shape(writes(config), layers_of(self.options))
 
     def sharing(
         self,
@@ -140,16 +140,13 @@ class VqaTask(Task[Answered]):
         import torch
 
         from velm_cli.data.transfer import on_device
-        from velm_cli.models.ranking import Answers, answer_log_probs
+        from velm_cli.models.ranking import Answers
 
         words = tokenizer.encode_batch(answers)
         listed = Answers.of(words, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
         for batch in on_device(batches, session.device):
             with torch.no_grad():
-                memory = learner.memory(batch)
-                log_p_BC = answer_log_probs(
-                    learner.model, memory, listed, examples=len(batch.ids), candidates=self.options.candidates
-                )
+                log_p_BC = learner.ranked(batch, listed, self.options.candidates)
             yield from likeliest(batch, log_p_BC.softmax(dim=1), answers)
 
     def quick(self, store: Store, numbers: Iterable[int], predicted: Predicted[Answered]) -> dict[str, float]:

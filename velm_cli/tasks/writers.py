@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from velm_cli.schema import TextLoss, TrainRoot
+from velm_cli.schema import CaptionTaskConfig, TaskConfig, TextLoss, TrainRoot
 
 if TYPE_CHECKING:
     from velm_cli.data.tokenizer import Tokenizer
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 def writes(config: TrainRoot) -> bool:
     """Whether the text encoder reads forwards only, as whoever writes does."""
     return config.loss.text is not TextLoss.masked
+
+
+def layers_of(task: TaskConfig) -> int | None:
+    """Of the encoder of the source, if it has one: a prompt is read by the language model."""
+    layers: int | None = None if task.source_is_prompt else getattr(task, "source_layers", None)
+    return layers
 
 
 def writing_learner(
@@ -43,6 +49,10 @@ def writing_learner(
             causal=writes(config),
             source=source_layers,
         )
+    task = config.task
+    begun = []
+    if isinstance(task, CaptionTaskConfig) and task.prompt:
+        (begun,) = tokenizer.encode_batch([task.prompt])
     return WritingLearner(
         model,
         config.loss,
@@ -51,4 +61,6 @@ def writing_learner(
         mask_id=tokenizer.mask_id,
         never_written=tokenizer.never_written,
         remember_texts=config.data.cache_texts,
+        prompts=task.source_is_prompt,
+        prompt=[tokenizer.bos_id, *begun, tokenizer.eos_id] if begun else None,
     )
