@@ -83,6 +83,14 @@ def pack_frozen(text: TextEncoder) -> int:
     return packed
 
 
+def packed_bytes(text: TextEncoder) -> int:
+    """How many bytes `pack_frozen` would save."""
+    frozen = (layer.weight for _, _, layer in _frozen_linear(text))
+    return sum(
+        weight.numel() * weight.element_size() - weight.numel() // 2 - 4 * weight.numel() // BLOCK for weight in frozen
+    )
+
+
 def rounded(state: Mapping[str, Tensor], text: TextEncoder, prefix: str = "model.text.") -> dict[str, Tensor]:
     """The tensors of a learner that was trained in 4 bits, the matrices of its `text` as what these stand for."""
     names = {layer: name for name, layer in text.named_modules()}
