@@ -20,6 +20,7 @@ import pytest
 from safetensors.torch import load_file
 from test_resume import COMMAND as WITH_DROPOUT
 from test_resume import steps
+from tiny_models import folder, language_model
 from velm import TINY, TINY_MODEL, call, velm
 
 STILL = ["vision.dropout=0", "text.dropout=0", "fusion.dropout=0"]
@@ -114,6 +115,24 @@ def test_two_ranks_are_one(place, parallel):
     done = run(place, 2, *PLAIN, f"run.parallel={parallel}", f"name=again-{parallel}")
     assert "resumed at step 5" in done.stdout
     assert_same_bits(place, f"again-{parallel}", f"two-{parallel}")
+
+
+def test_slices_of_a_model_that_saves_memory(place):
+    """Frozen matrices in bfloat16, low-rank updates and recomputed activations with fsdp: the bits of a run without."""
+    language_model(place / "lm", ["a red circle above two blue stars"])
+    parts = [
+        "vision=dinov2",
+        f"vision.name={folder('dinov2')}",
+        "vision.image_size=16",
+        "vision.freeze=all",
+        "text=gpt2",
+    ]
+    parts += ["text.name=lm", "text.lora_rank=2", "fusion=prefix", "fusion.mapper=tokens", "run.batch_size=4"]
+    how = ["run.parallel=fsdp", "run.precision=bf16", "run.max_steps=4", "run.checkpoint_every=2", "run.log_every=1"]
+    command = ["train", *TINY, *parts, *how, "metrics.names=[cider]", "run.validate_images=4"]
+    run(place, 2, *command, "run.frozen_dtype=fp32", "name=wide")
+    run(place, 2, *command, "run.checkpoint_activations=true", "name=narrow")
+    assert_same_bits(place, "narrow", "wide")
 
 
 @pytest.mark.parametrize(("ranks", "parallel"), [(2, "ddp"), (2, "fsdp"), (1, "ddp")])

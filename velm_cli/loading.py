@@ -18,6 +18,7 @@ from velm_cli.errors import UserError
 from velm_cli.learners.interface import Learner
 from velm_cli.lineage import averaged, joined, noted_identity, refuse_other_tokenizer
 from velm_cli.models.kept import refuse_damaged
+from velm_cli.models.quantized import is_packed, rounded
 from velm_cli.models.weights import Undrawn, fitted, read_state, refuse_not_finite
 from velm_cli.objectives.weights import constant
 from velm_cli.schema import PretrainedTextConfig, TrainRoot
@@ -116,6 +117,8 @@ def trained_learner(
     with Undrawn():
         learner = learner_to_predict(config, task, run_spaces(run, task), tokenizer, constant(*terms))
     state = weights_of_task(config, task.kind, state)
+    if is_packed(config.text):
+        state = rounded(state, learner.model.text)
     if line := task.cannot_predict(learner, config, run):
         raise UserError(line)
     own = learner.state_dict()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean, without_effect
 from velm_cli.mixture import is_mixture, parts_of
 from velm_cli.models.rules import token_problems
+from velm_cli.models.update_rules import update_problems
 from velm_cli.objectives.rules import objective_problems
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.place import place
@@ -208,9 +208,7 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         width = getattr(text, "width", None)
         if heads and width is not None and width % heads:
             yield f"text.width={width} is not divisible by {group}.heads={heads}"
-    for group, part in (("vision", vision), ("text", text)):
-        if isinstance(part, schema.LowRank):
-            yield from _lora(group, part)
+    yield from update_problems(config)
     if isinstance(fusion, schema.ExternalFusionConfig):
         from velm_cli.models.fusion.external import problem
 
@@ -281,16 +279,6 @@ def _text(text: schema.TextConfig, *, follow: bool) -> Iterator[str]:
         yield f"text.vectors={vectors}: no such file"
     if isinstance(text, schema.PretrainedTextConfig) and not text.name:
         yield "text.name is not set: give the folder of a transformers model (or a hub name)"
-
-
-def _lora(group: str, part: Any) -> Iterator[str]:
-    if not part.lora_rank:
-        yield from without_effect(group, part, "lora_alpha", "lora_targets", chosen=f"{group}.lora_rank=0")
-        return
-    if importlib.util.find_spec("peft") is None:
-        yield f"{group}.lora_rank={part.lora_rank} needs peft: pip install peft"
-    if part.freeze != "none":
-        yield f"{group}.lora_rank trains updates of a frozen model by itself: leave {group}.freeze=none"
 
 
 def _training(config: schema.TrainRoot) -> Iterator[str]:

@@ -124,3 +124,27 @@ def test_a_language_model_returns_a_state_where_nothing_is_learned():
         _, state = model.text(tokens[:, :4])
         rest, _ = model.text(tokens[:, 4:], state)
     assert torch.allclose(whole[:, 4:], rest, atol=1e-5)
+
+
+def test_a_dry_run_foresees_what_is_kept():
+    """From a pass that keeps everything: near what one keeps that does not, and the operations of a second forward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from velm_cli.stages.estimate_recomputed import Watched
+
+    plain, saved, held = deep(False), {}, []
+    batch = batch_for(plain)
+
+    def note(tensor):
+        if not isinstance(tensor, torch.nn.Parameter):
+            held.append(tensor)
+            saved[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    watch = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as counter, Watched(saved, counter).of(plain.model) as blocks, watch:
+        plain(batch, Moment(TERMS))
+    forward = counter.get_total_flops()
+    largest = max(sum(saved[address] for address in block) for block in blocks.within)
+    assert blocks.kept - largest == pytest.approx(kept(deep(True), batch), rel=0.15)
+    assert sum(saved.values()) > 3 * blocks.kept and 0.5 * forward < blocks.operations < forward

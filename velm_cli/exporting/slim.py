@@ -23,8 +23,9 @@ from velm_cli.lineage import noted_identity, noted_store
 from velm_cli.loading import KEPT, read_weights
 from velm_cli.models import int8
 from velm_cli.models.lora import merge
+from velm_cli.models.quantized import is_packed
 from velm_cli.models.weights import save_state
-from velm_cli.schema import ExportDtype, LowRank, TrainRoot
+from velm_cli.schema import CausalLMConfig, ExportDtype, LowRank, Quantize, TrainRoot
 from velm_cli.tasks.spaces import FILE as SPACES
 
 WEIGHTS = "model.safetensors"
@@ -41,6 +42,8 @@ def write_slim(able: Able, config: TrainRoot, home: Path, out: Path, dtype: Expo
     for part in (plain.vision, plain.text):
         if isinstance(part, LowRank):
             part.lora_rank, part.lora_alpha, part.lora_targets = 0, 0, []
+    if isinstance(plain.text, CausalLMConfig):
+        plain.text.quantize = Quantize.none
     configs.write_config(out / "config.yaml", plain)
     identity = noted_identity(home)
     known = {"store": noted_store(home), "tokenizer": able.tokenizer.digest, "run": identity}
@@ -74,8 +77,10 @@ def smaller(state: dict[str, Tensor], dtype: ExportDtype) -> dict[str, Tensor]:
 def _state(able: Able) -> dict[str, Tensor]:
     config = able.config
     state, _ = read_weights(able.file)
-    if any(isinstance(part, LowRank) and part.lora_rank for part in (config.vision, config.text)):
-        merge(able.learner)
+    updated = any(isinstance(part, LowRank) and part.lora_rank for part in (config.vision, config.text))
+    if updated or is_packed(config.text):  # whose weights the learner has as training had them
+        if updated:
+            merge(able.learner)
         others = {name: tensor for name, tensor in state.items() if not name.startswith("model.")}
         state = others | able.learner.state_dict()
     return {name: state[name] for name in sorted(state)}

@@ -6,6 +6,9 @@ weights are then called `base_layer.weight`; what one run has trained so, anothe
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,13 +28,14 @@ def add_lora(net: nn.Module, config: LowRank, group: str) -> None:
     if not config.lora_rank:
         return
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        with no_fetched_kernels():
+            from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError(f"{group}.lora_rank needs peft: pip install peft") from None
     names = _targets(net, config, group)
     net.requires_grad_(False)
     alpha = config.lora_alpha or 2 * config.lora_rank
-    transposed = isinstance(net.get_submodule(names[0]), _conv1d())
+    transposed = isinstance(net.get_submodule(names[0]), conv1d())
     inject_adapter_in_model(
         LoraConfig(r=config.lora_rank, lora_alpha=alpha, target_modules=names, fan_in_fan_out=transposed), net
     )
@@ -45,7 +49,7 @@ def scale_of(config: LowRank) -> float:
 def _targets(net: nn.Module, config: LowRank, group: str) -> list[str]:
     """The paths of the linear layers in `net` that get updates. torch's attention reads its weights past the layer."""
     past = {f"{path}." for path, part in net.named_modules() if isinstance(part, nn.MultiheadAttention)}
-    kinds = (nn.Linear, _conv1d())
+    kinds = (nn.Linear, conv1d())
     paths = [path for path, part in net.named_modules() if isinstance(part, kinds) and not path.startswith(tuple(past))]
     wanted = list(config.lora_targets)
     for name in wanted:
@@ -59,7 +63,7 @@ def _is(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
 
 
-def _conv1d() -> type[nn.Module]:
+def conv1d() -> type[nn.Module]:
     """GPT-2's linear layer, whose matrix lies the other way round."""
     from transformers.pytorch_utils import Conv1D
 
@@ -71,13 +75,32 @@ def merge(module: nn.Module) -> None:
 
     ValueError where a sum is not finite.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
+    with no_fetched_kernels():
+        from peft.tuners.tuners_utils import BaseTunerLayer
     for path, part in list(module.named_modules()):
         if isinstance(part, BaseTunerLayer):
             part.merge(safe_merge=True)
             parent, _, name = path.rpartition(".")
             setattr(module.get_submodule(parent), name, part.get_base_layer())
+
+
+@contextlib.contextmanager
+def no_fetched_kernels() -> Iterator[None]:
+    """Within it bitsandbytes, which peft imports where it is installed, finds no package that fetches its kernels.
+
+    It would run code from the hub with it, which velm never does, and tells of it where there is none.
+    """
+    log, before = logging.getLogger("bitsandbytes"), sys.modules.get("kernels")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        del sys.modules["kernels"]
+        if before is not None:
+            sys.modules["kernels"] = before
 
 
 def carried_over(
@@ -128,7 +151,7 @@ def _lies_transposed(model: nn.Module, layer: str, weight: Tensor, update: Tenso
         part: Any = model.get_submodule(layer.removeprefix("model."))
     except AttributeError:  # the learner has no such layer, and no use for its weight
         return False
-    return isinstance(getattr(part, "base_layer", part), _conv1d())
+    return isinstance(getattr(part, "base_layer", part), conv1d())
 
 
 def scales(vision: VisionConfig, text: TextConfig) -> dict[str, float]:

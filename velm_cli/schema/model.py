@@ -21,6 +21,11 @@ class Resize(Enum):
     whole = "whole"
 
 
+class Quantize(Enum):
+    none = "none"
+    nf4 = "nf4"
+
+
 class SumWeights(Enum):
     scalar = "scalar"
     dimension = "dimension"
@@ -175,6 +180,7 @@ class PretrainedTextConfig(LowRank, TextConfig):
 @dataclass
 class CausalLMConfig(PretrainedTextConfig):
     kind: str = "causal_lm"
+    quantize: Quantize = Quantize.none  # none | nf4 (frozen matrices in 4 bits while it is trained; needs bitsandbytes)
 
 
 @dataclass

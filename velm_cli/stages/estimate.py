@@ -29,6 +29,7 @@ from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import FeatureCaching, ImageLoss, Precision, RegionsConfig, TrainRoot
 from velm_cli.stages.encoding import images_of_training
 from velm_cli.stages.estimate_memory import Memory, mib, parameters_by_part
+from velm_cli.stages.estimate_recomputed import Watched, as_in_training
 from velm_cli.stages.estimate_tokens import Taught, image_rows, longest_of_batches, pads
 from velm_cli.stages.fitting import loader_of, metric_notes, notes, problems
 from velm_cli.stages.opening import opened_files
@@ -133,7 +134,8 @@ def memory_of_step(learner: Learner, config: TrainRoot, data: TaskData, precisio
     longest = longest_of_batches(config, data, texts) if pads(learner) else 0
     if longest > length:  # what is in memory, and mostly computed for nothing
         activations = one_step(learner, config, data, texts, longest)[1]
-    return Memory.of(learner, config.run, precision, activations), flops
+    in_training, packed = as_in_training(learner, config, precision)
+    return Memory.of(in_training, config.run, precision, activations, packed=packed), flops
 
 
 def mean_length(store: Store, tokens) -> float:
@@ -228,11 +230,13 @@ def one_step(learner: Learner, config: TrainRoot, data: TaskData, K: int, length
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, Watched(saved, counter).of(learner.model) as blocks:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = sum(term.sum for term in learner(batch, Moment(learner.active)).values())
         if isinstance(loss, Tensor) and loss.requires_grad:
             loss.backward()
+    if config.run.checkpoint_activations:
+        return counter.get_total_flops() + blocks.operations, blocks.kept
     return counter.get_total_flops(), sum(saved.values())
 
 

@@ -27,12 +27,13 @@ class Memory:
     activations: int
 
     @staticmethod
-    def of(learner: Learner, run: RunConfig, precision: Precision, activations: int) -> Memory:
-        """`activations`: bytes that backward needs, as `one_step` counts them in float32."""
+    def of(learner: Learner, run: RunConfig, precision: Precision, activations: int, *, packed: int = 0) -> Memory:
+        """`activations`: bytes that backward needs, as `one_step` counts them in float32. `packed`: those that the
+        language model's frozen matrices do not take, since they lie in 4 bits."""
         trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
         half = precision is not Precision.fp32
         return Memory(
-            weights=dict(weights_by_part(learner)),
+            weights={name: size - packed * (name == "text") for name, size in weights_by_part(learner)},
             copies=2 * _multiplied(learner) if half else 0,
             gradients=4 * trained,
             optimiser=(AVERAGES + 4 * bool(run.ema_decay)) * trained,

@@ -28,12 +28,14 @@ from velm_cli.loading import KEPT, read_weights, run_tokenizer, with_kept_models
 from velm_cli.mixture import has_tasks
 from velm_cli.models.hub import load_config, small_files
 from velm_cli.models.lora import carried_over, scales
+from velm_cli.models.quantized import is_packed, rounded
 from velm_cli.models.text.scratch import EMBEDDING_STD
 from velm_cli.models.text.vectors import load_vectors
 from velm_cli.models.weights import fitted, refuse_not_finite, weights_follow, with_rows
 from velm_cli.objectives.weights import term_weights
 from velm_cli.relocating import store_path, working_folder
 from velm_cli.schema import (
+    CausalLMConfig,
     EvaluateRoot,
     LowRank,
     PretrainedTextConfig,
@@ -99,6 +101,8 @@ def _is_same(trained: VisionConfig | TextConfig, now: VisionConfig | TextConfig)
     same: dict[str, Any] = {"freeze": now.freeze}
     if isinstance(now, LowRank):
         same |= {"lora_rank": now.lora_rank, "lora_alpha": now.lora_alpha, "lora_targets": now.lora_targets}
+    if isinstance(now, CausalLMConfig):
+        same |= {"quantize": now.quantize}
     if isinstance(now, VisionConfig):
         same |= {"resize": now.resize, "output": now.output, "images": now.images, "tiles": now.tiles}
     return type(trained) is type(now) and replace(trained, **same) == now
@@ -180,6 +184,8 @@ def initial_weights(
         if not has_tasks(config):  # of a mixture's run, what one task has of it
             state = weights_of_task(then, config.task.kind, state)
         state = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if is_packed(then.text) and isinstance(config.text, CausalLMConfig):
+            state = rounded(state, learner.model.text)
         state, of_updates = carried_over(
             state, learner.model, scales(then.vision, then.text), scales(config.vision, config.text)
         )

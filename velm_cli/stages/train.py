@@ -37,6 +37,7 @@ from velm_cli.lineage import (
     identity_of,
     write_sources,
 )
+from velm_cli.models.quantized import is_packed, pack_frozen
 from velm_cli.models.velm import count_parameters
 from velm_cli.models.weights import read_state
 from velm_cli.objectives.self_critical import SelfCritical
@@ -194,6 +195,9 @@ def _train(
         sizes = {"parameters": count_parameters(learner), "trained": count_parameters(learner, trainable=True)}
         observer.record("start", 0, sizes)
 
+    if is_packed(config.text):
+        pack_frozen(learner.model.text)  # behind all that reads the weights as they are
+
     def validate(learner: Learner, step: int, stop: StopRequest) -> Validation:
         with as_written(config.run.compile):
             return validated(run, data, learner, step, stop)
@@ -234,7 +238,9 @@ def _finish(run: Run, data: Material, trackers: Trackers) -> None:
     scored = [part for part in data.parts if _is_scored(run, part)]
     if scored:
         if (path / "best.safetensors").exists():
-            load_whole(run.learner, read_state(path / "best.safetensors", run.checkpoints.run)[0])
+            best, _ = read_state(path / "best.safetensors", run.checkpoints.run)
+            own = run.learner.state_dict()  # without what lies in 4 bits
+            load_whole(run.learner, {name: tensor for name, tensor in best.items() if name in own})
         run.learner.eval()
     for part in scored:
         _score(run, part, trackers)
