@@ -206,3 +206,23 @@ def test_conversations_go_on(place):
     assert len(told) == 6 and len({line["text"] for line in told}) > 1
     scores = json.loads(Path("runs/evaluate/chat/scores.json").read_text())
     assert scores["task"] == "chat" and scores["signature"]["prompt"].startswith("its chat template (")
+
+
+def test_a_prompt_of_the_user_is_what_the_model_is_asked(place, capsys):
+    words = {}
+    for number, prompt in enumerate(["", "what is in the image ?"]):
+        command = ["eval", f"checkpoint=hf:{captioner('llava')}", *SHAPES, *QUICK, f"name=prompt{number}"]
+        assert call(*command, *([f"task.prompt={prompt}"] if prompt else [])) == 0
+        folder = Path(f"runs/evaluate/prompt{number}")
+        words[prompt] = (folder / "predictions.json").read_bytes()
+        told = json.loads((folder / "scores.json").read_text())["signature"]["prompt"]
+        assert told.startswith(repr(prompt or "Describe the image in one short sentence."))
+    assert len(set(words.values())) == 2
+    capsys.readouterr()
+    asked = ["eval", f"checkpoint=hf:{captioner('llava')}", "task=vqa", *ASKED, "limit=4", *QUICK[:1], *QUICK[3:]]
+    assert call(*asked, "task.prompt=one word : {source}", "name=asked") == 0
+    assert "prompt      'one word : {source}'" in capsys.readouterr().out
+    assert call(*asked, "task.prompt=one word", "name=none") == 2
+    assert "has no {source}, the place of the question" in capsys.readouterr().err
+    assert call(*asked, "task.source=prompt", "name=none") == 2
+    assert "task.source=prompt is of velm's own runs" in capsys.readouterr().err

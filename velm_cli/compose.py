@@ -66,7 +66,8 @@ def register(stage: str, args: Sequence[str] = ()) -> None:
         for part in parts_of(saved):  # and so is that of a part of a mixture
             hydra_store.store(group="_kind/task", name=part.config.task.kind, node=part.config.task)
     if foreign:  # which writes its answers
-        hydra_store.store(group="_kind/task", name="vqa", node=schema.VqaTaskConfig(answer=schema.Answer.generate))
+        asks = schema.VqaTaskConfig(answer=schema.Answer.generate, prompt="")  # in the usual way of its family
+        hydra_store.store(group="_kind/task", name="vqa", node=asks)
     for group in FROM_CHECKPOINT:
         choice: Any
         if saved is not None:

@@ -31,7 +31,7 @@ from velm_cli.files import write_bytes
 from velm_cli.inference.journal import Journal, open_journal
 from velm_cli.lineage import joined
 from velm_cli.metrics.scores import Scores
-from velm_cli.schema import Answer, Blind, EvaluateRoot, Precision, VqaTaskConfig
+from velm_cli.schema import Answer, Blind, EvaluateRoot, Precision, Source, VqaTaskConfig
 from velm_cli.stages.blinding import MEANING
 from velm_cli.stages.showing import write_report
 from velm_cli.tasks import task_of
@@ -59,7 +59,7 @@ class HfModel:
         self._found = find(name)
         self.task: Any = task_of(config.task)
         of_velm = exported.noted(self._found.folder) is not None
-        self._asking = asking(self._found, config.task.kind, _prompt(config), of_velm=of_velm)
+        self._asking = asking(self._found, config.task.kind, getattr(config.task, "prompt", ""), of_velm=of_velm)
         self.name = naming.checkpoint_name(config.checkpoint)
         self.weights = self._found.folder
 
@@ -248,16 +248,14 @@ def _refuse_options(config: EvaluateRoot) -> None:
     if isinstance(task, VqaTaskConfig) and task.answer is not Answer.generate:
         lines.append(f"task.answer={task.answer.value}: checkpoint={config.checkpoint} writes answers: leave it out")
     lines += not_theirs(config.decode)
+    if getattr(task, "source", Source.memory) is not Source.memory:
+        lines.append(
+            f"task.source={task.source.value} is of velm's own runs: {config.checkpoint} is asked by task.prompt"
+        )
     if config.eval.blind is Blind.source and not task_of(task).needs.source:
         lines.append(f"eval.blind=source: task={task.kind} has no source that could be left out")
     if lines:
         raise UserError("\n".join(lines))
-
-
-def _prompt(config: EvaluateRoot) -> str:
-    """The user's; empty where the model is to be asked in its usual way."""
-    given = getattr(config.task, "prompt", None)
-    return "" if given == getattr(type(config.task)(), "prompt", None) else given or ""
 
 
 def _key(example: ExampleId) -> str:
