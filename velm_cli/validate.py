@@ -67,8 +67,9 @@ def _problems(config: Any) -> Iterator[str]:
             yield "preview=true shows images, and dataset.images=false has none"
         return
     yield from _decode(config.decode)
-    if config.decode.samples > 1 and isinstance(config.task, schema.VqaTaskConfig):
-        yield f"decode.samples={config.decode.samples}: task=vqa gives one answer to a question; leave it out"
+    if config.decode.samples > 1 and isinstance(config.task, (schema.VqaTaskConfig, schema.ChatTaskConfig)):
+        kind = config.task.kind
+        yield f"decode.samples={config.decode.samples}: task={kind} gives one answer to a question; leave it out"
     yield from _metrics(config.metrics)
     yield from _threads(config.run)
     if isinstance(config, schema.TrainRoot):
@@ -91,7 +92,7 @@ def _dataset(dataset: schema.DatasetConfig) -> Iterator[str]:
     if isinstance(dataset, schema.FlickrConfig) and dataset.release not in ("flickr8k", "flickr30k"):
         yield f"dataset.release={dataset.release}: flickr8k or flickr30k"
     if (
-        isinstance(dataset, (schema.OwnDataConfig, schema.VgConfig))
+        isinstance(dataset, (schema.OwnDataConfig, schema.VgConfig, schema.ChatConfig))
         and not dataset.val_fraction + dataset.test_fraction < 1
     ):
         yield "dataset.val_fraction and dataset.test_fraction must together be below 1"

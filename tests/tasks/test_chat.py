@@ -166,6 +166,7 @@ def test_what_does_not_go_together(run, capsys):
         (["task=chat", "fusion=cross_modal"], "fusion=cross_modal: task=chat puts images between the words"),
         (["task=chat", "loss.gamma=1"], "loss.gamma=1: task=chat learns by the words of replies alone"),
         (["task=chat", "loss.text=masked"], "loss.text=masked: task=chat predicts next words"),
+        (["task=chat", "decode.samples=2"], "decode.samples=2: task=chat gives one answer"),
         (["task=chat", "vision.images=2"], "vision.images=2 tells images apart by their number"),
     ):
         model = [each for each in MODEL if not (options[-1].startswith("fusion=") and each.startswith("fusion"))]
