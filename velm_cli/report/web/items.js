@@ -57,7 +57,11 @@ function candidateList(candidates, limit) {
 // The captions of a run behind its first, where it has written several.
 function othersOf(run, index, limit) {
   const others = run.others?.[index] ?? [];
-  return others.length ? [candidateList(others.map((text) => [text, null, null]), limit)] : [];
+  if (!others.length) return [];
+  const list = candidateList(others.map((text) => [text, null, null]), limit);
+  list.classList.add("others"); // whole, since they often differ at their ends
+  list.setAttribute("aria-label", "Further captions");
+  return [list];
 }
 
 function shareBar(share) {
