@@ -248,10 +248,9 @@ def _refuse_options(config: EvaluateRoot) -> None:
     if isinstance(task, VqaTaskConfig) and task.answer is not Answer.generate:
         lines.append(f"task.answer={task.answer.value}: checkpoint={config.checkpoint} writes answers: leave it out")
     lines += not_theirs(config.decode)
-    if getattr(task, "source", Source.memory) is not Source.memory:
-        lines.append(
-            f"task.source={task.source.value} is of velm's own runs: {config.checkpoint} is asked by task.prompt"
-        )
+    source = getattr(task, "source", Source.memory)
+    if source is not Source.memory:
+        lines.append(f"task.source={source.value} is of velm's own runs: {config.checkpoint} is asked by task.prompt")
     if config.eval.blind is Blind.source and not task_of(task).needs.source:
         lines.append(f"eval.blind=source: task={task.kind} has no source that could be left out")
     if lines:
