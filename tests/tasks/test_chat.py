@@ -59,6 +59,7 @@ def test_evaluated_with_controls_and_scored(run, capsys):
     truth = {store.example_id(int(i)): store.targets(int(i)) for i in store.split("test")}
     assert {line["id"] for line in predicted} == truth.keys()
     found = read_evaluation(Path("runs/evaluate/test"))
+    assert found.signature["template"].startswith("plain words (")
     assert found.task == "chat" and set(found.scores) == {"ROUGE-L", "exact", "BLEU", "chrF"}
     assert "most frequent reply to the same words" in found.floors
     page = Path("runs/evaluate/test/report.html").read_text()

@@ -18,10 +18,7 @@ def talk_notes(config: TrainRoot, talks: TalkTokens, store: Store) -> Iterator[s
     assert isinstance(config.task, ChatTaskConfig)
     examples = store.split("train")
     found = talks.counts(examples)
-    yield (
-        f"template    {'of the tokenizer' if talks.tokenizer.chat_template else 'plain words'} "
-        f"({talks.form.digest[:12]}); a turn ends with {talks.tokenizer.spelling(talks.form.end_id)}"
-    )
+    yield f"template    {talks.form.named}; a turn ends with {talks.tokenizer.spelling(talks.form.end_id)}"
     mean = found["tokens"] / max(1, found["kept"])
     yield f"learned     {found['kept']:,} of {len(examples):,} conversations, {mean:.1f} tokens each without images"
     if found["cut"]:

@@ -19,6 +19,7 @@ from velm_cli.data.tokens import Tokens
 from velm_cli.errors import UserError
 from velm_cli.schema import ChatTaskConfig, TooLong, TrainRoot
 from velm_cli.tasks import Task, task_of
+from velm_cli.tasks.chat import ChatTask
 from velm_cli.tasks.spaces import Spaces
 
 # Data whose examples have the source that a task reads.
@@ -55,7 +56,7 @@ class TaskData:
         if not isinstance(config.task, ChatTaskConfig):
             return cls(task, store, spaces, tokenizer, targets, sources)
         tokenizer = tokenizer.with_template(chosen_template(config.task.template, tokenizer))
-        talks = _talks(config.task, store, tokenizer)
+        talks = _talks(task, store, tokenizer)
         return cls(task, store, spaces, tokenizer, targets, sources, talks)
 
     @classmethod
@@ -64,7 +65,7 @@ class TaskData:
     ) -> TaskData:
         """For a trained model with this tokenizer and these label spaces."""
         targets = store.encode(tokenizer, config.tokenizer.max_tokens) if task.needs.targets_given else None
-        talks = _talks(task.options, store, tokenizer) if task.needs.talks else None
+        talks = _talks(task, store, tokenizer) if task.needs.talks else None
         return cls(task, store, spaces, tokenizer, targets, _sources(task, store, tokenizer, config), talks)
 
     @property
@@ -121,8 +122,10 @@ def refuse_other_examples(task: Task[Any], store: Store) -> None:
         )
 
 
-def _talks(options: ChatTaskConfig, store: Store, tokenizer: Tokenizer) -> TalkTokens:
-    form = ChatFormat(tokenizer)
+def _talks(task: Task[Any], store: Store, tokenizer: Tokenizer) -> TalkTokens:
+    assert isinstance(task, ChatTask)
+    form, options = ChatFormat(tokenizer), task.options
+    task.template = form.named
     return talk_tokens(store, form, limit=options.max_tokens, drops=options.too_long is TooLong.drop)
 
 

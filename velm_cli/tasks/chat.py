@@ -41,6 +41,7 @@ class ChatTask(Task[str]):
     primary = "ROUGE-L"
     needs = Needs(talks=True)
     options: ChatTaskConfig
+    template: str | None = None  # by which conversations are written, for the signature of scores; None: not known
 
     def problems(self, config: TrainRoot) -> Iterator[str]:
         sees = not isinstance(config.vision, NoVisionConfig)
@@ -123,7 +124,9 @@ class ChatTask(Task[str]):
         if not truth:
             return None
         training = [_target(store, i) for i in map(int, store.split("train")) if store.targets(i)] if learned else None
-        return score_replies(truth, {number: predicted[number] for number in truth}, config, training=training)
+        scores = score_replies(truth, {number: predicted[number] for number in truth}, config, training=training)
+        scores.signature |= {"template": self.template} if self.template else {}
+        return scores
 
     def shown(self, store: Store, numbers: Iterable[int], predicted: Predicted[str]) -> list[str]:
         from velm_cli.metrics.chat_scores import last_words
