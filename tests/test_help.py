@@ -41,7 +41,7 @@ def test_a_stage_lists_each_of_its_options_with_a_meaning(stage, page):
 def test_values_of_a_choice_and_of_the_stages_own_defaults_are_shown(page):
     text = page("train", "--help")
     assert "  fusion      add, attention, co_attention, concat, cross_modal*, external" in text
-    assert re.search(r"run\.precision +auto +auto \| fp32 \| bf16 \(autocast", text)
+    assert re.search(r"run\.precision +auto +auto \| fp32 \| bf16 \| fp16 \(scaled losses", text)
     assert re.search(r"dataset\.missing +auto +.*error \| skip \| auto", text)
     assert re.search(r"run\.max_steps +1000 +optimiser steps \(at least 1\)", text)
     assert re.search(r"decode\.beams +1 ", text) and re.search(r"decode\.beams +5 ", page("eval", "--help"))

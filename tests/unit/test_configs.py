@@ -17,7 +17,7 @@ CONF = compose.conf_dir()
 ROOTS = sorted(CONF.glob("*.yaml"))
 OPTIONS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
 BUILT_ELSEWHERE = {"fusion/external"}  # needs another package: test_external.py
-OTHER_KINDS = ("task=", "dataset=mix", "vision=vit")  # whose options an experiment sets
+OTHER_KINDS = ("task=", "dataset=mix", "vision=vit", "fusion=prefix")  # whose options an experiment sets
 # Options that only make sense together with others.
 NEEDS = {
     **{f"vision/{kind}": [f"vision.name={{{kind}}}"] for kind in ("clip", "dinov2", "siglip")},
