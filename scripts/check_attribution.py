@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> dict[str, object]:
         if not rows:
             continue
         kept = Given([jpegs[row] for row in rows], sources=questions and [questions[row] for row in rows])
-        columns = kept.columns(able.tokenizer, able.config.tokenizer.max_source_tokens)
+        columns = kept.columns(able.tokenizer, able.config)
         pixels = learner.pixels
         for batch in eval_batches(kept, columns, range(len(kept)), batch_size=len(kept), pixels=pixels):
             for name, values in _lost(learner, images_apart(batch.to(model.device)), said, methods, given).items():

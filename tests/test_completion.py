@@ -43,7 +43,7 @@ def offered(tmp_path, monkeypatch, capsys):
         ("velm help fi", {"finetune"}),
         ("velm train fusion=", {f"fusion={path.stem}" for path in (conf_dir() / "fusion").glob("*.yaml")}),
         ("velm train optim.lr", {"optim.lr="}),
-        ("velm train run.precision=", {f"run.precision={name}" for name in ("auto", "fp32", "bf16")}),
+        ("velm train run.precision=", {f"run.precision={name}" for name in ("auto", "fp32", "bf16", "fp16")}),
         ("velm train ++run.precision=b", {"++run.precision=bf16"}),
         ("velm train run.deterministic=", {"run.deterministic=true", "run.deterministic=false"}),
         ("velm preprocess dataset.missing=", {f"dataset.missing={name}" for name in ("auto", "error", "skip")}),
@@ -86,7 +86,7 @@ def test_every_option_of_every_stage_is_offered(stage, offered):
 
 def test_only_the_part_behind_an_equals_sign_where_that_ends_a_word(offered):
     assert offered("velm train run.precision=b", current="b") == ["bf16"]
-    assert sorted(offered("velm train run.precision=", current="")) == ["auto", "bf16", "fp32"]
+    assert sorted(offered("velm train run.precision=", current="")) == ["auto", "bf16", "fp16", "fp32"]
     assert offered("velm train run.precision=b", current="run.precision=b") == ["run.precision=bf16"]
     assert offered(r"velm preprocess dataset.root=my\ p", current=r"my\ p") == [r"my\ photos/"]
 

@@ -144,7 +144,7 @@ def test_splitting_loses_nothing(value):
         ("run.dir= ", "run.dir= is empty: is a shell variable unset? (leave it out for the default)"),
         ("~fusion", "~fusion: no option can be removed; give another value, such as key=null or fusion=none"),
         ("~optim.lr=3", "~optim.lr=3: no option can be removed; give another value, such as key=null or fusion=none"),
-        ("dataset=[folder,manifest]", "dataset=[folder,manifest]: one choice is expected, such as dataset=coco"),
+        ("dataset=[folder,manifest]", "dataset=[folder,manifest]: one choice is expected, such as dataset=chat"),
         ("fusion=add,concat", "fusion=add,concat: one value is expected; a sweep over several is velm train -m ..."),
         ("optim.lr=1,5", "optim.lr=1,5: one value is expected; a sweep over several is velm train -m ..."),
         ("vision.kind=vit", "vision.kind is not an option: it follows from the choice, vision=NAME"),

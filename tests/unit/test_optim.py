@@ -96,7 +96,8 @@ def test_the_queries_of_a_prefix_do_not_decay(mapper):
         fusion=schema.PrefixConfig(mapper=mapper, length=2, layers=1, heads=2),
         vocab_size=VOCAB,
     )
-    check(model.fusion, {"queries"} if mapper is schema.PrefixMapper.transformer else set())
+    queried = (schema.PrefixMapper.transformer, schema.PrefixMapper.resampler)
+    check(model.fusion, {"queries"} if mapper in queried else set())
     assert "vision.position" in undecayed(model)
 
 

@@ -272,7 +272,7 @@ def read_images(folder: Path) -> list[dict[str, Any]]:
                 }
                 if not isinstance(image["about"], dict):
                     raise ValueError
-            elif _are_texts(image.get("captions")):
+            elif isinstance(image, dict) and _are_texts(image.get("captions")):
                 image["about"] = {"captions": image["captions"]}
             whole = (
                 isinstance(image["image_id"], (int, str))

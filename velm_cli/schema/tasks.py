@@ -114,7 +114,8 @@ class TaskConfig:
         """The options that have no effect, as the others are."""
         if not (self.source_is_memory or self.source_is_prompt):
             return ()
-        return ("source_layers",) if self.source_is_prompt else ("prompt",)
+        option = "source_layers" if self.source_is_prompt else "prompt"
+        return (option,) if hasattr(self, option) else ()
 
 
 @dataclass

@@ -252,7 +252,8 @@ def _of_another_task(config: TrainRoot) -> list[str]:
         then, now = getattr(trained, group), getattr(config, group)
         for field in fields(now):
             before, after = (_shown(getattr(node, field.name, None)) for node in (then, now))
-            if hasattr(then, field.name) and before != after:
+            unused = field.name in (*getattr(then, "unused", ()), *getattr(now, "unused", ()))
+            if hasattr(then, field.name) and before != after and not unused:
                 name = "" if field.name == "kind" else f"{group}.{field.name} "
                 changed.append(f"{name}{before} -> {after}")
     return [f"task        {', '.join(changed)}"] if changed else []
