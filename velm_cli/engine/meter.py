@@ -20,6 +20,7 @@ from velm_cli.schema import Precision
 
 SIDE = {"cpu": 1536, "cuda": 8192, "mps": 2048}  # of the matrices: large enough for the peak, done in milliseconds
 TOGETHER = {"cuda": 10}  # products that are waited for together: a GPU's would end before the wait has begun
+EMULATED = 384  # SIDE of float16 on a CPU, which most multiply a hundred times as slowly
 REPEATS = 5
 
 
@@ -31,6 +32,8 @@ def matrix_peak(device: torch.device, precision: Precision) -> float:
     clock = _processor_clock if device.type == "cpu" else time.perf_counter
     dtype = PRODUCTS[precision]
     side, together = SIDE.get(device.type, 1024), TOGETHER.get(device.type, 1)
+    if device.type == "cpu" and dtype is torch.float16:
+        side = EMULATED
     # Drawn, since a GPU multiplies ones faster (its clock rises where bits do not change); by itself, since the run's
     # own draws must not move.
     draw = torch.Generator(device).manual_seed(0)
