@@ -77,6 +77,7 @@ bench: $(READY)  ## speed on this machine, compared with other tools: over an ho
 	$(BIN)/python scripts/bench_start.py --out docs/bench/start.json
 	$(BIN)/python scripts/bench_store.py --out docs/bench/store.json
 	$(BIN)/python scripts/bench_questions.py --out docs/bench/questions.json
+	$(BIN)/python scripts/bench_llm.py --out docs/bench/llm.json
 	$(BIN)/python scripts/bench_caption.py --out docs/bench/caption.json
 	$(BIN)/python scripts/bench_serve.py --out docs/bench/serve.json
 	$(BIN)/python scripts/bench_page.py
