@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from velm_cli.files import write_bytes
 from velm_cli.objectives.weights import parse_weight
 from velm_cli.schema import (
     ChatTaskConfig,
@@ -18,6 +17,7 @@ from velm_cli.schema import (
     TextLoss,
     TrainRoot,
 )
+from velm_cli.tasks.from_source import write_texts
 from velm_cli.tasks.interface import ExampleId, Needs, Predicted, Session, Shape, Task
 
 if TYPE_CHECKING:
@@ -137,12 +137,7 @@ class ChatTask(Task[str]):
         ]
 
     def write_results(self, folder: Path, predicted: Predicted[str]) -> list[str]:
-        """JSON lines {"id": ..., "text": ...}, which `velm score` reads."""
-        import json
-
-        lines = (json.dumps({"id": number, "text": text}) + "\n" for number, text in predicted.items())
-        write_bytes(folder / "predictions.jsonl", (line.encode() for line in lines))
-        return ["predictions.jsonl"]
+        return write_texts(folder, predicted)
 
 
 def _target(store: Store, number: int) -> Target:

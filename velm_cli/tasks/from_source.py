@@ -70,16 +70,20 @@ class WritesFromSource(Task[str]):
         return [f"{store.source(number)}: {predicted[store.example_id(number)]}" for number in map(int, numbers)]
 
     def write_results(self, folder: Path, predicted: Predicted[str]) -> list[str]:
-        """JSON lines {"id": ..., "text": ...}, which `velm score` reads; `texts` has all where there are several."""
-        import json
+        return write_texts(folder, predicted)
 
-        def line(number: ExampleId, text: str) -> bytes:
-            several = {"texts": list(all_texts(text))} if len(all_texts(text)) > 1 else {}
-            return (json.dumps({"id": number, "text": text} | several) + "\n").encode()
 
-        lines = (line(number, text) for number, text in predicted.items())
-        write_bytes(folder / "predictions.jsonl", lines)
-        return ["predictions.jsonl"]
+def write_texts(folder: Path, predicted: Predicted[str]) -> list[str]:
+    """JSON lines {"id": ..., "text": ...}, which `velm score` reads; `texts` has all where there are several."""
+    import json
+
+    def line(number: ExampleId, text: str) -> bytes:
+        several = {"texts": list(all_texts(text))} if len(all_texts(text)) > 1 else {}
+        return (json.dumps({"id": number, "text": text} | several) + "\n").encode()
+
+    lines = (line(number, text) for number, text in predicted.items())
+    write_bytes(folder / "predictions.jsonl", lines)
+    return ["predictions.jsonl"]
 
 
 def target_of(store: Store, number: int) -> Target:
