@@ -149,7 +149,7 @@ def main() -> int:
         seconds = take_turns({"velm": lambda _: by_velm(paths), "loop": lambda _: loop(paths)}, options.rounds)
         for name, times in seconds.items():
             print(f"{name:<6}{len(paths) / statistics.median(times):8.1f} images per second")
-        rows = [row("velm beside a loop over transformers", ratio(seconds, "velm", "loop"))]
+        rows = [row("captioning photos: a loop over transformers", ratio(seconds, "velm", "loop"))]
         save(options.out, rows, {"seconds": seconds, "images": len(paths)})
     return 0
 

@@ -177,7 +177,13 @@ def main() -> int:
     for name, times in seconds.items():
         rate = images * EACH / statistics.median(times)
         print(f"{name:<7} {rate:8.1f} examples a second, {encoded[name][-1]} images encoded an epoch")
-    rows = [benching.row(f"{EACH} questions an image: training", benching.ratio(seconds, "shared", "alone"), 3)]
+    rows = [
+        benching.row(
+            f"training, {EACH} questions of an image together: one by one",
+            benching.ratio(seconds, "shared", "alone"),
+            3,
+        )
+    ]
     benching.save(options.out, rows, result | {"seconds": seconds, "loss": losses, "apart": apart})
     return 0
 

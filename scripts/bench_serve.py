@@ -115,7 +115,8 @@ def compare(
     for count in CLIENTS:
         times = benching.ratio(seconds, f"{BATCHED}, {count}", f"{ALONE}, {count}")
         asked = 3.0 if count == max(CLIENTS) else None
-        rows.append(benching.row(f"{count} clients: batched by itself against one by one", times, asked))
+        clients = "1 client" if count == 1 else f"{count} clients"
+        rows.append(benching.row(f"service with {clients}, requests in batches: one by one", times, asked))
     return rows, {"figures": figures, "seconds": seconds}
 
 

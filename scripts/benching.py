@@ -38,6 +38,7 @@ from velm_cli.schema import Precision, TrainRoot
 
 Seconds = dict[str, list[float]]
 CPU = torch.device("cpu")
+COMMAND = tuple(map(str, sys.argv))  # as it was typed: a call of velm in this process has a sys.argv of its own
 
 
 class Apart:
@@ -156,5 +157,5 @@ def save(path: Path | None, rows: list[dict[str, Any]], result: dict[str, Any]) 
         print(said(each))
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        command = ["python", *map(str, [Path(sys.argv[0]).name, *sys.argv[1:]])]
+        command = ["python", Path(COMMAND[0]).name, *COMMAND[1:]]
         write_json(path, {"command": " ".join(command), "machine": machine(), "rows": rows} | result)

@@ -9,11 +9,13 @@ import torch
 import transformers
 from tiny_models import folder
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from velm_cli.models.transformers_internals import (
     FAMILIES,
     TABLES,
     any_size,
+    attends_quickly,
     blocks_of,
     embed,
     parts_of,
@@ -134,3 +136,29 @@ def test_blocks_are_passed_with_and_without_a_mask():
 
     for block in (Without(), Required()):
         assert pass_block(block, torch.zeros(1)) == 1
+
+
+class Repeated(TorchDispatchMode):
+    """How many products have one matrix for all of a batch, of which torch makes as many copies."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if operation is torch.ops.aten.bmm.default:
+            self.count += any(len(x) > 1 and x.stride(0) == 0 for x in args)
+        return operation(*args, **(kwargs or {}))
+
+
+def test_a_pooling_head_that_does_not_learn_is_not_copied_for_each_position():
+    net = net_of("siglip").requires_grad_(False)
+    image_BCHW = torch.rand(2, 3, 16, 16)
+    with Repeated() as plain:
+        expected = net(image_BCHW)
+    attends_quickly(net)
+    with Repeated() as quick:
+        found = net(image_BCHW)
+    torch.testing.assert_close(found.pooler_output, expected.pooler_output)
+    torch.testing.assert_close(found.last_hidden_state, expected.last_hidden_state)
+    assert (plain.count, quick.count) == (1, 0), changed(
+        "nn.MultiheadAttention multiplies frozen matrices in another way", "_positions_first (SigLIP's pooling head)"
+    )

@@ -187,10 +187,24 @@ def attends_rows(net: Any) -> bool:
 
 
 def attends_quickly(net: Any) -> None:
-    """Give an encoder of images velm's attention, whose backward is faster in bfloat16 on a CPU."""
+    """Give an encoder of images velm's attention, whose backward is faster in bfloat16 on a CPU, and its pooling head
+    (SigLIP's) what that multiplies in one go."""
     if net.config._attn_implementation == "sdpa":
         _register_attention()
         net.set_attn_implementation(ATTENTION_NAME)
+    for module in net.modules():
+        if isinstance(module, nn.MultiheadAttention) and module.batch_first:
+            module.register_forward_pre_hook(_positions_first)
+
+
+def _positions_first(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same (N, S, D), in memory as (S, N, D).
+
+    nn.MultiheadAttention turns its inputs round without copying them. If the matrix does not learn, torch then copies
+    it for each position: 360 ms instead of 10 for the pooling head of SigLIP-B/16 and 8 images (2 cores, bfloat16).
+    """
+    turned = {id(x): x.transpose(0, 1).contiguous().transpose(0, 1) for x in given if isinstance(x, Tensor)}
+    return tuple(turned.get(id(x), x) for x in given)
 
 
 @cache
