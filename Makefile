@@ -9,7 +9,7 @@ GPU_IMAGE  := .venv-gpu-image
 GPU_PYTHON ?= python3.12
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-oldest test-gpu-image test-container check golden bench gpu-check docs wheel clean
+.PHONY: help setup demo test test-all test-oldest test-gpu-image test-container lint check golden bench gpu-check docs wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## *' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,11 +59,13 @@ $(GPU_IMAGE)/.ready: Makefile
 test-container: $(READY)  ## the steps of scripts/Containerfile in a new Debian root: needs root, debootstrap, 10 GB
 	$(BIN)/python -m pytest -m slow --durations 1 tests/test_container.py
 
-check: $(READY)  ## format, lint, types, configs, imports: seconds
+lint: $(READY)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/unit/test_configs.py tests/unit/test_architecture.py
+
+check: lint  ## the same, configs and imports: a minute
+	$(BIN)/python -m pytest -n 2 tests/unit/test_configs.py tests/unit/test_architecture.py
 
 golden: $(READY)  ## do 14 short runs give the same bits as the last commit, or as BASE=REVISION?
 	$(BIN)/python scripts/golden.py $(if $(BASE),--base $(BASE)) $(if $(ONLY),--only $(ONLY))
