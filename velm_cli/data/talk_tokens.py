@@ -6,7 +6,6 @@ share them.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
@@ -17,21 +16,11 @@ import numpy as np
 from tqdm import tqdm
 
 from velm_cli.data.arrays import map_array, write_array
+from velm_cli.data.beside import check_sums, damaged, make_once
 from velm_cli.data.chat_template import ChatFormat, Encoded
 from velm_cli.data.conversations import Message, is_conversation, parsed
-from velm_cli.data.tokens import LOCK, OF_STORE, SUMS
 from velm_cli.errors import UserError
-from velm_cli.files import (
-    check_crc32,
-    crc32,
-    locked,
-    read_sealed,
-    refuse_links,
-    remove_temporary,
-    sealed,
-    unique,
-    write_json,
-)
+from velm_cli.files import read_sealed, sealed, write_json
 
 if TYPE_CHECKING:
     from velm_cli.data.store import Store
@@ -55,16 +44,12 @@ class TalkTokens:
         self.tokenizer = form.tokenizer
         self._store = store
         try:
-            sums = read_sealed(folder / SUMS)
-            if sums.pop(OF_STORE, None) != store:
-                raise ValueError("they are of the conversations of another store")
-            for name, expected in sums.items():
-                check_crc32(folder / name, expected)
+            check_sums(folder, store)
             arrays = (map_array(folder / f"{name}.npy") for name in ARRAYS)
             self.ids, self._learned, self.offsets, self.prompts, self._firsts = arrays
             self.refused: dict[str, int] = read_sealed(folder / REFUSED)["reasons"]
         except (OSError, ValueError, EOFError, KeyError) as error:
-            raise UserError(f"the tokens in {folder} are damaged ({error}): delete it, and it is made again") from error
+            raise damaged(folder, error) from error
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -119,18 +104,9 @@ def _again(folder: Path, store: str, tokenizer: Any, limit: int, drops: bool) ->
 
 def talk_tokens(store: Store, form: ChatFormat, *, limit: int = 0, drops: bool = False) -> TalkTokens:
     """Those of a store, made where they are absent. Several processes may ask at once."""
-    folder = store.path / "tokens"
-    place = folder / f"{form.digest[:12]}-{FORMAT}-conversations"
+    place = store.path / "tokens" / f"{form.digest[:12]}-{FORMAT}-conversations"
     if not place.exists():
-        try:
-            refuse_links(folder.parent)
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / LOCK, "", wait=True):
-                remove_temporary(folder)
-                if not place.exists():
-                    _write(place, store, form)
-        except OSError as error:
-            raise UserError(f"cannot write tokens into {folder}: {error.strerror or error}") from error
+        make_once(place, store.hash, lambda empty: _fill(empty, store, form))
     return TalkTokens(place, store.hash, form, limit=limit, drops=drops)
 
 
@@ -146,7 +122,7 @@ def conversation_of(store: Any, example: int) -> tuple[list[Message], str | None
         raise UserError(f"example {store.example_id(example)} of {store.path} is damaged: {error}") from None
 
 
-def _write(place: Path, store: Store, form: ChatFormat) -> None:
+def _fill(empty: Path, store: Store, form: ChatFormat) -> None:
     count = len(store)
     dtype = np.uint16 if form.tokenizer.vocab_size + store.most_images <= 1 << 16 else np.uint32
     ids: list[np.ndarray] = [np.zeros(0, dtype)]
@@ -165,22 +141,10 @@ def _write(place: Path, store: Store, form: ChatFormat) -> None:
             firsts[number] = found.learned.index(True) if any(found.learned) else len(found.ids)
         ids.append(np.fromiter(chain.from_iterable(each.ids for each in some), dtype))
         learned.append(np.fromiter(chain.from_iterable(each.learned for each in some), np.uint8))
-    temporary = place.with_name(f".{place.name}.{unique()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        arrays = (np.concatenate(ids), np.concatenate(learned), np.cumsum(lengths), prompts, firsts)
-        for name, values in zip(ARRAYS, arrays, strict=True):
-            write_array(temporary / f"{name}.npy", values)
-        write_json(temporary / REFUSED, sealed({"reasons": dict(refused)}))
-        sums = {f"{name}.npy": crc32(temporary / f"{name}.npy") for name in ARRAYS}
-        write_json(temporary / SUMS, sealed(sums | {OF_STORE: store.hash}))
-        temporary.rename(place)
-    except (OSError, UserError):
-        if not place.exists():  # else another process was quicker, with the same result
-            raise
-    finally:
-        for left in place.parent.glob(f".{place.name}.*.tmp") if place.exists() else [temporary]:
-            shutil.rmtree(left, ignore_errors=True)
+    arrays = (np.concatenate(ids), np.concatenate(learned), np.cumsum(lengths), prompts, firsts)
+    for name, values in zip(ARRAYS, arrays, strict=True):
+        write_array(empty / f"{name}.npy", values)
+    write_json(empty / REFUSED, sealed({"reasons": dict(refused)}))
 
 
 def _encoded(store: Store, form: ChatFormat, numbers: range) -> Iterator[Encoded | str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -19,25 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 from velm_cli.data.arrays import map_array, write_array
+from velm_cli.data.beside import SUMS, check_sums, damaged, make_once
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
-from velm_cli.files import (
-    check_crc32,
-    crc32,
-    locked,
-    read_sealed,
-    refuse_links,
-    remove_temporary,
-    sealed,
-    unique,
-    write_json,
-)
+from velm_cli.files import read_sealed, sealed, write_json
 from velm_cli.schema import TokenizerConfig, TokenizerKind
 
 TOKENS_FORMAT = 1
-LOCK = ".writing"
-SUMS = "crc32.json"  # of the arrays beside it
-OF_STORE = "store"  # in that file: the hash of the store
 CUT = "cut.json"  # how many captions were longer than the limit, and the longest; an older velm's folders have none
 CHUNK = 20_000  # captions encoded at once: lists of Python numbers are 30 times the array's size
 
@@ -55,11 +42,8 @@ class Tokens:
         self.folder, self._store = folder, store
         self.tokenizer = Tokenizer.load(folder)
         try:
-            sums = read_sealed(folder / SUMS) if (folder / SUMS).exists() else {}  # an older velm's have none
-            if sums.pop(OF_STORE, store) != store:
-                raise ValueError("they are of the captions of another store")
-            for name, expected in sums.items():
-                check_crc32(folder / name, expected)
+            if (folder / SUMS).exists():  # an older velm's have none
+                check_sums(folder, store)
             self.ids = map_array(folder / "ids.npy")
             self.offsets = map_array(folder / "offsets.npy")
             counted = read_sealed(folder / CUT) if (folder / CUT).exists() else {}
@@ -68,7 +52,7 @@ class Tokens:
             self.cut: int | None = counted.get("cut")
             self.longest: int | None = counted.get("longest")
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"the tokens in {folder} are damaged ({error}): delete it, and it is made again") from error
+            raise damaged(folder, error) from error
 
     def caption(self, c: int) -> np.ndarray:
         """Token ids of caption number `c` of the store."""
@@ -119,22 +103,17 @@ def encoded_in(
     `named`: a file that says which options have led to this tokenizer, and these options.
     """
     place = folder / f"{tokenizer.digest[:12]}-{max_tokens}{'' if column == 'targets' else f'-{column}'}"
+
+    def name() -> None:
+        if named:
+            write_json(named[0], sealed({"options": named[1], "tokens": place.name}))
+
     if named or not place.exists():
-        try:
-            refuse_links(folder.parent)
-            folder.mkdir(parents=True, exist_ok=True)
-            with locked(folder / LOCK, "", wait=True):  # others that ask at the same time find them made
-                remove_temporary(folder)
-                if not place.exists():
-                    _write(place, store, tokenizer, max_tokens, captions)
-                if named:
-                    write_json(named[0], sealed({"options": named[1], "tokens": place.name}))
-        except OSError as error:
-            raise UserError(f"cannot write tokens into {folder}: {error.strerror or error}") from error
+        make_once(place, store, lambda empty: _fill(empty, tokenizer, max_tokens, captions), name)
     return Tokens(place, store)
 
 
-def _write(place: Path, store: str, tokenizer: Tokenizer, max_tokens: int, captions: Sequence[str]) -> None:
+def _fill(empty: Path, tokenizer: Tokenizer, max_tokens: int, captions: Sequence[str]) -> None:
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     parts: list[np.ndarray] = []
     lengths = np.zeros(len(captions) + 1, np.int64)
@@ -149,19 +128,7 @@ def _write(place: Path, store: str, tokenizer: Tokenizer, max_tokens: int, capti
         parts.append(np.fromiter(chain.from_iterable(encoded), dtype))
         lengths[start + 1 : stop + 1] = [len(ids) for ids in encoded]
 
-    temporary = place.with_name(f".{place.name}.{unique()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        tokenizer.save(temporary)
-        write_array(temporary / "ids.npy", np.concatenate([np.zeros(0, dtype), *parts]))
-        write_array(temporary / "offsets.npy", np.cumsum(lengths))
-        sums = {name: crc32(temporary / name) for name in ("ids.npy", "offsets.npy")}
-        write_json(temporary / CUT, sealed({"cut": cut, "longest": longest}))
-        write_json(temporary / SUMS, sealed(sums | {OF_STORE: store}))
-        temporary.rename(place)
-    except (OSError, UserError):
-        if not place.exists():  # else another process was quicker, with the same result
-            raise
-    finally:
-        for left in place.parent.glob(f".{place.name}.*.tmp") if place.exists() else [temporary]:
-            shutil.rmtree(left, ignore_errors=True)  # ours, those of the killed, and of those who come too late
+    tokenizer.save(empty)
+    write_array(empty / "ids.npy", np.concatenate([np.zeros(0, dtype), *parts]))
+    write_array(empty / "offsets.npy", np.cumsum(lengths))
+    write_json(empty / CUT, sealed({"cut": cut, "longest": longest}))
