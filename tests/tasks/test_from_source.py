@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from harness import check_task
+from tiny_models import language_model
 from velm import TINY, TINY_MODEL, call
 
+import velm_cli
 from velm_cli.data.opening import open_store
 from velm_cli.data.store import first_image
 
@@ -82,6 +84,22 @@ def test_text_alone_is_validated_and_evaluated(tmp_path, monkeypatch, capsys, ta
     assert primary in capsys.readouterr().out
     assert call("eval", "checkpoint=runs/train/text", "eval.blind=image") == 2
     assert "sees no image" in capsys.readouterr().err
+
+
+def test_text_alone_as_a_prompt_of_a_language_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    language_model(Path("model"), ["the red circle is above a small blue square", "two circles Summary:"])
+    data = ["dataset=shapes", "dataset.examples=summaries", *TINY]
+    model = ["vision=none", "fusion=none", "text=causal_lm", "text.name=model", "task=summarise", "task.source=prompt"]
+    assert call("preprocess", *data) == 0
+    assert call("train", *data, *model, "run.max_steps=2", "run.batch_size=4", "name=told") == 0
+    assert "takes their answers" not in capsys.readouterr().out
+    assert call("eval", "checkpoint=runs/train/told", "decode.beams=2", "name=whole") == 0
+    assert call("eval", "checkpoint=runs/train/told", "decode.beams=2", "eval.blind=source", "name=blind") == 0
+    texts = [Path("runs/evaluate", name, "predictions.jsonl").read_text() for name in ("whole", "blind")]
+    assert texts[0] != texts[1] and len(set(texts[1].splitlines())) > 1
+    said = velm_cli.load("runs/train/told").summarise(None, "a red circle. a blue square.")
+    assert isinstance(said, str)
 
 
 def test_masked_words_are_in_the_signature_and_nowhere_else(tmp_path, monkeypatch, capsys):

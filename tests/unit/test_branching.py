@@ -22,17 +22,18 @@ NOW = Moment(frozenset({"text"}))
 FAMILIES = ["llama", "gpt2", "qwen2", "gemma", "gemma2-window", "mistral-window", "bloom"]
 
 
-def learner_of(name: str, mapper: str = "mlp", *, prompts: bool = False, loss: schema.LossConfig | None = None):
+def learner_of(
+    name: str, mapper: str = "mlp", *, prompts: bool = False, loss: schema.LossConfig | None = None, sees: bool = True
+):
     torch.manual_seed(0)
     text: schema.TextConfig = schema.TransformerConfig(width=16, layers=2, heads=2)
     if name != "transformer":
         text = schema.CausalLMConfig(name=folder(name) if name in ("llama", "gpt2") else family_folder(name))
-    model = VelmModel(
-        vision=VISION["convnet"](),
-        text=text,
-        fusion=schema.PrefixConfig(mapper=schema.PrefixMapper(mapper), length=3),
-        vocab_size=VOCAB,
-    )
+    fusion: schema.FusionConfig = schema.PrefixConfig(mapper=schema.PrefixMapper(mapper), length=3)
+    if not sees:
+        fusion = schema.NoFusionConfig()
+    vision = VISION["convnet"]() if sees else schema.NoVisionConfig()
+    model = VelmModel(vision=vision, text=text, fusion=fusion, vocab_size=VOCAB)
     loss = loss or schema.LossConfig()
     return WritingLearner(model, loss, concepts=5, weights=constant("text"), prompts=prompts)
 
@@ -75,7 +76,8 @@ def single_loss(learner: WritingLearner, batch: Batch) -> torch.Tensor:
     """The sum of what each text costs that is read by itself, as it is written down in docs/tasks.md."""
     model = learner.model
     features = model.encode_image(batch.image_XCHW)
-    prefix_BPE = model.memory(features, batch.image_of_BI)[0]
+    nothing = torch.zeros(len(batch.tokens_BKT), 0, model.text.width)
+    prefix_BPE = nothing if features is None else model.memory(features, batch.image_of_BI)[0]
     total = torch.zeros(())
     for b, texts in enumerate(batch.tokens_BKT):
         for k, text in enumerate(texts):
@@ -127,6 +129,16 @@ def test_every_way_in(mapper):
     learner = learner_of("llama", mapper).eval()
     batch = random_batch(np.random.default_rng(3), shared=True)
     torch.testing.assert_close(learner(batch, NOW)["text"].sum, single_loss(learner, batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "bloom", "transformer"])
+def test_prompts_without_an_image(name):
+    learner = learner_of(name, prompts=True, sees=False).eval()
+    for shared in (False, True):
+        batch = random_batch(np.random.default_rng(5), shared=shared, sources=True)
+        term, wanted = learner(batch, NOW)["text"], single_loss(learner, batch)
+        torch.testing.assert_close(term.sum, wanted, rtol=1e-5, atol=1e-5)
+        close(gradients(learner, term.sum), gradients(learner, wanted))
 
 
 @pytest.mark.parametrize("prompts", [False, True])

@@ -22,7 +22,7 @@ from velm_cli.learners.judging import JudgingLearner
 from velm_cli.models.velm import VelmModel
 from velm_cli.objectives.rules import reads_one_way
 from velm_cli.objectives.weights import Weight
-from velm_cli.schema.tasks import LabelLoss
+from velm_cli.schema.tasks import LabelLoss, SourcePool
 
 LABELS, CONCEPTS = 7, 5
 FUSIONS = FUSION | JUDGING | {"none": schema.NoFusionConfig}
@@ -188,3 +188,18 @@ def test_images_alone_are_judged_by_their_pooled_features():
     found = task.eval().predict(batch)
     expected = task.label_head(model.encode_image(image).pooled_BD)
     torch.testing.assert_close(found.logits_BC, expected)
+
+
+def test_the_mean_of_a_question_knows_no_padding():
+    task, _ = learner("convnet", "bert", "weighted_sum")
+    task.source_pool = SourcePool.mean
+    task.eval()
+    batch = questions("convnet")
+    lengths_B = batch.source_lengths_B
+    assert len(set(lengths_B.tolist())) > 1
+    features = task.model.encode_image(batch.image_XCHW)
+    fused_BLD = task._read(task.model.memory(features, batch.image_of_BI), batch)
+    means = torch.stack([row[:length].mean(0) for row, length in zip(fused_BLD, lengths_B.tolist(), strict=True)])
+    torch.testing.assert_close(task.predict(batch).logits_BC, task.label_head(means))
+    at_ends = task.label_head(fused_BLD[torch.arange(len(lengths_B)), lengths_B - 1])
+    assert not torch.allclose(task.predict(batch).logits_BC, at_ends)

@@ -242,7 +242,7 @@ def _tokens(batch: Batch, said: Sequence[Said]) -> tuple[Tensor, Tensor]:
 
 
 def _attention(learner: Learner, batch: Batch, said: Sequence[Said]) -> Tensor:
-    """(B, W, I, h, w): the mean of the tokens that make a word; of a judge's answer at the source's last token."""
+    """(B, W, I, h, w): the mean of the tokens that make a word; of a judge's answer as it pools the source."""
     model = learner.model
     with torch.no_grad():
         features = encoded(model, batch.image_XCHW)  # type: ignore[arg-type]
@@ -253,9 +253,8 @@ def _attention(learner: Learner, batch: Batch, said: Sequence[Said]) -> Tensor:
             weights_BLhw = looks(model, batch.source_BL, seen, batch.source_lengths_B)
             if weights_BLhw is None:
                 raise UserError(NO_GRID)
-            at_B = torch.arange(len(weights_BLhw), device=weights_BLhw.device)
-            weights_BWhw = weights_BLhw[at_B, (batch.source_lengths_B - 1).clamp(min=0)][:, None]
-            return weights_BWhw.unflatten(2, (images, -1))
+            weights_BX = learner.of_source(weights_BLhw.flatten(2), batch.source_lengths_B)
+            return weights_BX.unflatten(1, weights_BLhw.shape[2:])[:, None].unflatten(2, (images, -1))
         tokens_BT, of_word_BWT = _tokens(batch, said)
         context = model.context(features, batch.image_of_BI, batch.source_BL, batch.source_lengths_B)
         assert context is not None

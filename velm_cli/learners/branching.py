@@ -1,4 +1,4 @@
-"""The texts of a batch as branches of what they are written from: an image, or a prompt that stands behind it.
+"""The texts of a batch as branches of what they are written from: an image, a prompt that stands behind it, or both.
 
 What a language model reads is [image; BOS, words] without prompts, and [image; BOS, prompt; words] with them: the
 target's BOS and the prompt's EOS are then left out, and the target's first word is predicted from the prompt's last
@@ -20,6 +20,7 @@ from torch import Tensor
 from velm_cli.data.batch import Batch, Lengths
 from velm_cli.data.layout import Layout
 from velm_cli.models.fusion.entering import Prefix
+from velm_cli.models.fusion.interface import NoFusion
 from velm_cli.models.layers import at_least_float32
 from velm_cli.models.ranking import POSITIONS, Answers, log_p_of
 from velm_cli.models.velm import VelmModel
@@ -87,8 +88,10 @@ def branches_of(model: VelmModel, batch: Batch, *, prompts: bool = False) -> Bra
     return found.to(batch.tokens_BKT.device)
 
 
-def prefix_of(model: VelmModel, features: ImageFeatures | None, batch: Batch) -> Tensor:
-    """(R, P, D): what stands before each tree of the batch's branches."""
+def prefix_of(model: VelmModel, features: ImageFeatures | None, batch: Batch) -> Tensor | None:
+    """(R, P, D): what stands before each tree of the batch's branches; None where they begin with their texts."""
+    if isinstance(model.fusion, NoFusion):
+        return None
     memory = model.fusion.memory(features) if _by_image(model, batch) else model.memory(features, batch.image_of_BI)
     prefix_RPD: Tensor = memory[0]
     return prefix_RPD
@@ -100,10 +103,15 @@ def _by_image(model: VelmModel, batch: Batch) -> bool:
 
 
 def read_branches(
-    model: VelmModel, prefix_RPD: Tensor, branches: Branches, tokens_BKT: Tensor, source_BL: Tensor | None = None
+    model: VelmModel,
+    prefix_RPD: Tensor | None,
+    branches: Branches,
+    tokens_BKT: Tensor,
+    source_BL: Tensor | None = None,
 ) -> Tensor:
     """(Q, D): the states that predict the batch's tokens, in the order of `Batch.predicted_M`."""
-    assert isinstance(model.fusion, Prefix) and len(prefix_RPD) == len(branches.layout.sizes)
+    assert isinstance(model.fusion, (Prefix, NoFusion))
+    assert prefix_RPD is None or len(prefix_RPD) == len(branches.layout.sizes)
     tokens = tokens_BKT.flatten() if source_BL is None else torch.cat([tokens_BKT.flatten(), source_BL.flatten()])
     states_MD = model.fusion.read_row(model.text, tokens.index_select(0, branches.token_M), prefix_RPD, branches.layout)
     return states_MD.index_select(0, branches.from_Q)

@@ -1,7 +1,7 @@
 """Judging: a source (a question) and images in, one of C labels out; the model and its objectives in one object.
 
 The text encoder reads the source, the fusion joins it with the image, and the fused state at the end of the source,
-which has seen all of it, is judged. Without a source it is the pooled image that is.
+which has seen all of it, is judged, or the mean of its states. Without a source it is the pooled image that is.
 
 Shapes: X images, B examples, L positions of a source, M predicted tokens, D width, C labels.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from velm_cli.data.batch import CONCEPTS, Batch
 from velm_cli.learners.interface import Learner, Moment
 from velm_cli.learners.terms import hidden_words_loss, image_loss, masked_patch_loss, states_words_loss
+from velm_cli.models.text.interface import mean_of_text
 from velm_cli.models.text.remembered import Remembered
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import ImageFeatures
@@ -25,7 +26,7 @@ from velm_cli.objectives.label import LabelHead
 from velm_cli.objectives.terms import Term
 from velm_cli.objectives.weights import Weight
 from velm_cli.schema import ImageLoss, LossConfig, TextLoss
-from velm_cli.schema.tasks import LabelLoss, Pool
+from velm_cli.schema.tasks import LabelLoss, Pool, SourcePool
 
 ANSWERS = "answers"  # the labels that are judged
 
@@ -55,6 +56,7 @@ class JudgingLearner(Learner):
         dropout: float = 0.1,
         linear: bool = False,
         pool: Pool = Pool.own,
+        source_pool: SourcePool = SourcePool.end,
         mask_id: int = 0,
         reads: bool = True,
         space: str = ANSWERS,
@@ -63,13 +65,13 @@ class JudgingLearner(Learner):
         """`weights`: alpha, beta, gamma by the term that they weigh; of a term that has none nothing is learned.
 
         `labels`: C; `linear`: by a head of one layer. `reads`: whether examples have a source; `pool`: what is judged
-        of images without one. `space`: the batch's labels that are judged. `mask_id`: the token that stands where a
-        word is hidden. `remember_texts`: sources, which a frozen text encoder then reads once; the fusion comes after
-        it.
+        of images without one, `source_pool` of sources. `space`: the batch's labels that are judged. `mask_id`: the
+        token that stands where a word is hidden. `remember_texts`: sources, which a frozen text encoder then reads
+        once; the fusion comes after it.
         """
         super().__init__()
         self.model, self.loss, self.weights = model, loss, weights
-        self.reads, self.space, self.mask_id, self.pool = reads, space, mask_id, pool
+        self.reads, self.space, self.mask_id, self.pool, self.source_pool = reads, space, mask_id, pool, source_pool
         self.remembered = Remembered(model.text) if remember_texts else None
         active = frozenset(name for name, weight in weights.items() if not weight.always_zero)
         learned = frozenset(name for name, weight in weights.items() if weight.learned)
@@ -157,13 +159,19 @@ class JudgingLearner(Learner):
         return fused_BLD
 
     def _judged(self, fused_BLD: Tensor | None, features: ImageFeatures | None, batch: Batch) -> Tensor:
-        """(B, D): the fused state at the last token of the source, its EOS; or the pooled image."""
+        """(B, D): the fused state at the last token of the source, its EOS, or the mean of all; or the pooled image."""
         if fused_BLD is None:
             assert features is not None
             return _pooled(self.model.of_examples(features, batch.image_of_BI), self.pool)
         assert batch.source_lengths_B is not None
-        at_B = torch.arange(len(fused_BLD), device=fused_BLD.device)
-        return fused_BLD[at_B, (batch.source_lengths_B - 1).clamp(min=0)]
+        return self.of_source(fused_BLD, batch.source_lengths_B)
+
+    def of_source(self, x_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        """(B, D): of what there is of each token of the sources, what is judged."""
+        if self.source_pool is SourcePool.mean:
+            return mean_of_text(x_BLD, lengths_B)
+        at_B = torch.arange(len(x_BLD), device=x_BLD.device)
+        return x_BLD[at_B, (lengths_B - 1).clamp(min=0)]
 
     def _words_loss(self, fused_BLD: Tensor | None, memory: tuple, batch: Batch) -> Tensor:
         source_BL, lengths_B, model = batch.source_BL, batch.source_lengths_B, self.model

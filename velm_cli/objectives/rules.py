@@ -161,7 +161,10 @@ def _of_prompt(config: schema.TrainRoot, chosen: str) -> Iterator[str]:
             yield f"{option}: {chosen} has no source, so {SOURCE} can stand for none"
     else:
         return
-    if not isinstance(config.fusion, schema.PrefixConfig):
-        yield f"{option}: fusion={config.fusion.kind} has no place for it; fusion=prefix puts the image before both"
+    if not isinstance(config.fusion, (schema.PrefixConfig, schema.NoFusionConfig)):
+        yield (
+            f"{option}: fusion={config.fusion.kind} has no place for it; fusion=prefix puts the image before both, and "
+            "with fusion=none there is no image"
+        )
     if config.loss.text is not schema.TextLoss.next_token:
         yield f"{option}: a text goes on from it, which loss.text={config.loss.text.value} does not: use next_token"

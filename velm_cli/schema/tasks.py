@@ -55,6 +55,13 @@ class Pool(Enum):
     both = "both"  # side by side
 
 
+class SourcePool(Enum):
+    """What of the fused states of a question or sentence is judged."""
+
+    end = "end"  # the state at its last token, which has seen all of it
+    mean = "mean"  # the mean of all its states, which sentence encoders are trained for
+
+
 class Blind(Enum):
     """What is kept from the model in an evaluation, to see what it is worth."""
 
@@ -134,6 +141,7 @@ class VqaTaskConfig(TaskConfig):
     min_answers: int = within(1, least=1)  # classify, rank: questions that an answer of the list has at least
     label_loss: LabelLoss = LabelLoss.softmax  # classify: softmax | sigmoid, with the annotators' shares as targets
     dropout: float = within(0.1, least=0, below=1)  # classify: before the last layer
+    source_pool: SourcePool = SourcePool.end  # classify: what of the question is judged: end (its last token) | mean
     source_layers: int = within(
         2, least=0, most=1000
     )  # generate, rank: layers of the question's own encoder; 0 = text encoder and fusion read it, next to the image
@@ -152,6 +160,7 @@ class VqaTaskConfig(TaskConfig):
         users = {
             "label_loss": {Answer.classify},
             "dropout": {Answer.classify},
+            "source_pool": {Answer.classify},
             "source": {Answer.generate, Answer.rank},
             "prompt": {Answer.generate, Answer.rank},
             "source_layers": {Answer.generate, Answer.rank},
@@ -184,6 +193,7 @@ class SummariseTaskConfig(TaskConfig):
 class ReasonTaskConfig(TaskConfig):
     kind: str = "reason"
     dropout: float = within(0.1, least=0, below=1)  # before the last layer
+    source_pool: SourcePool = SourcePool.end  # what of the sentence is judged: end (its last token) | mean
 
     @property
     def judges(self) -> bool:

@@ -111,7 +111,7 @@ def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
             f"masked      {sources.hidden:,} words of {len(store.all_sources):,} {data.task.unit}s "
             f"(data.mask_source={config.data.mask_source})"
         )
-    elif len(store.all_sources) and data.talks is None:
+    elif len(store.all_sources) and not data.task.needs.source:
         yield (
             f"note: the examples of {store.path} are questions, and task={config.task.kind} takes their answers "
             "for captions, without reading them: task=vqa reads them"

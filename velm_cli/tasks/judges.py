@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from velm_cli.objectives.rules import reads_one_way
 from velm_cli.schema import TrainRoot
-from velm_cli.schema.tasks import LabelLoss
+from velm_cli.schema.tasks import LabelLoss, ReasonTaskConfig, VqaTaskConfig
 from velm_cli.tasks.interface import ExampleId, Session
 
 if TYPE_CHECKING:
@@ -34,9 +34,8 @@ def judging_learner(
     spaces: Spaces,
     tokenizer: Tokenizer,
     weights: Mapping[str, Weight],
+    how: VqaTaskConfig | ReasonTaskConfig,
     *,
-    label_loss: LabelLoss = LabelLoss.softmax,
-    dropout: float,
     model: VelmModel | None = None,
 ) -> JudgingLearner:
     """It judges the labels `answers` of the spaces. `model`: one that other tasks have too; else an initialised one."""
@@ -56,8 +55,9 @@ def judging_learner(
         weights=weights,
         labels=len(spaces[ANSWERS]),
         concepts=len(spaces.get("concepts", ())),
-        label_loss=label_loss,
-        dropout=dropout,
+        label_loss=how.label_loss if isinstance(how, VqaTaskConfig) else LabelLoss.softmax,
+        dropout=how.dropout,
+        source_pool=how.source_pool,
         mask_id=tokenizer.mask_id,
         remember_texts=config.data.cache_texts,
     )

@@ -59,7 +59,7 @@ class ReasonTask(Task[Answered]):
     def learner(
         self, config: TrainRoot, spaces: Spaces, tokenizer: Tokenizer, weights: Mapping[str, Weight]
     ) -> Learner:
-        return judging_learner(config, spaces, tokenizer, weights, dropout=self.options.dropout)
+        return judging_learner(config, spaces, tokenizer, weights, self.options)
 
     def shape(self, config: TrainRoot) -> Shape:
         return Shape(reads_one_way(config.text, config.loss) or None)
@@ -72,7 +72,7 @@ class ReasonTask(Task[Answered]):
         weights: Mapping[str, Weight],
         model: VelmModel,
     ) -> Learner:
-        return judging_learner(config, spaces, tokenizer, weights, dropout=self.options.dropout, model=model)
+        return judging_learner(config, spaces, tokenizer, weights, self.options, model=model)
 
     def is_learned(self, config: TrainRoot) -> bool:
         if not isinstance(config.task, ReasonTaskConfig) or config.loss.joint is not JointLoss.label:

@@ -70,7 +70,7 @@ class VqaTask(Task[Answered]):
         how = self.options
         if not how.judges:
             return writing_learner(config, spaces, tokenizer, weights, source_layers=layers_of(how))
-        return judging_learner(config, spaces, tokenizer, weights, label_loss=how.label_loss, dropout=how.dropout)
+        return judging_learner(config, spaces, tokenizer, weights, how)
 
     def shape(self, config: TrainRoot) -> Shape:
         if self.options.judges:
@@ -87,10 +87,7 @@ class VqaTask(Task[Answered]):
     ) -> Learner:
         if not self.options.judges:
             return writing_learner(config, spaces, tokenizer, weights, model=model)
-        how = self.options
-        return judging_learner(
-            config, spaces, tokenizer, weights, label_loss=how.label_loss, dropout=how.dropout, model=model
-        )
+        return judging_learner(config, spaces, tokenizer, weights, self.options, model=model)
 
     def is_learned(self, config: TrainRoot) -> bool:
         if not isinstance(config.task, VqaTaskConfig) or config.task.judges is not self.options.judges:

@@ -124,8 +124,9 @@ class Prefix(Fusion):
         y_NTD, state = text.run(x_NTD, state, lengths_N=lengths_N)
         return y_NTD[:, -tokens_NT.shape[1] :], state
 
-    def read_row(self, text: TextEncoder, tokens_M: Tensor, prefix_RPD: Tensor, layout: Layout) -> Tensor:
+    def read_row(self, text: TextEncoder, tokens_M: Tensor, prefix_RPD: Tensor | None, layout: Layout) -> Tensor:
         """(M, D): states of a row of tokens, the trees of whose layout begin with a row of the prefix each."""
+        assert prefix_RPD is not None
         R, P, _ = prefix_RPD.shape
         x_1ME = text.embed(tokens_M[None])
         x_1ME = torch.cat([prefix_RPD.to(x_1ME.dtype).flatten(0, 1)[None], x_1ME], dim=1)

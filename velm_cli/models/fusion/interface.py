@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from velm_cli.data.layout import Layout
 from velm_cli.data.packing import Packing
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.vision.interface import ImageFeatures
@@ -84,3 +85,7 @@ class NoFusion(Fusion):
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
         return text_NTD, ()
+
+    def read_row(self, text: TextEncoder, tokens_M: Tensor, prefix_RPD: Tensor | None, layout: Layout) -> Tensor:
+        """(M, D): states of a row of tokens. Nothing stands before the trees of its layout."""
+        return text.run_row(text.embed(tokens_M[None]), layout)[0]
