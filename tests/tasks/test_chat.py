@@ -207,3 +207,27 @@ def test_a_run_does_not_go_on_with_another_template(run, capsys):
     for more in ([], ["dry_run=true"]):
         assert call(*longer, *more) == 2
         assert "was trained with another template" in capsys.readouterr().err
+
+
+def test_what_a_language_model_has_no_positions_for_is_said_before_it_learns(run, capsys, tmp_path):
+    from chat_tokenizers import CHATML, in_transformers, talking
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = in_transformers(talking(CHATML))
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=190, **sizes),
+    ).save_pretrained(tmp_path)
+    model = [option for option in MODEL if not option.startswith("text.")]
+    command = ["train", "task=chat", *DATA, *model, "text=causal_lm", f"text.name={tmp_path}", "name=short"]
+    for more in ([], ["dry_run=true"]):
+        assert call(*command, *more) == 2
+        said = capsys.readouterr().err
+        assert "training conversations take up to" in said and "the text encoder has 190: lower task.max_tokens" in said
+    assert call(*command, "task.max_tokens=60", "decode.max_length=150") == 2
+    assert "decode.max_length=150 come behind, and the text encoder has 190" in capsys.readouterr().err
+    assert not Path("runs/train/short").exists()
+    assert call(*command, "task.max_tokens=60", "decode.max_length=4") == 0
+    assert call("eval", "checkpoint=runs/train/short", "decode.max_length=150", "report.page=false") == 2
+    assert "positions before the reply" in capsys.readouterr().err

@@ -39,8 +39,8 @@ from velm_cli.schema import (
     PretrainedTextConfig,
     TrainRoot,
 )
-from velm_cli.stages.image_tokens import position_problems
 from velm_cli.stages.parts import Material
+from velm_cli.stages.positions import position_problems
 from velm_cli.stages.starting import new_learner
 from velm_cli.stages.talk_notes import talk_notes
 from velm_cli.stages.task_data import TaskData
@@ -84,8 +84,7 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
         )
     if config.run.patience and not config.run.overfit_images and not len(store.split("val")):
         yield f"run.patience={config.run.patience}: {store.path} has no validation images: set run.patience=0"
-    if store.has_images:
-        yield from position_problems(config, data)
+    yield from position_problems(config, data)
     yield from data.task.fitting(store, data.spaces)
     if scored := len(store.split("val")[: config.run.validate_images or None]):
         yield from data.task.unscorable(scored)

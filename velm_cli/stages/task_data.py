@@ -98,7 +98,7 @@ class TaskData:
 
 
 def made_of(store: str, parts: Sequence[TaskData]) -> dict[str, str]:
-    """What a run that goes on has to find again: digests of its store, its tokenizer and, of conversations, template."""
+    """What a run that goes on has to find again: digests of its store, its tokenizer and, if it has one, template."""
     found = {"store": store, "tokenizer": parts[0].tokenizer.digest}
     talking = [part.talks for part in parts if part.talks is not None]
     return found | ({"template": talking[0].form.template_digest} if talking else {})
