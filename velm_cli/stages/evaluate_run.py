@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from velm_cli import configs, naming
+from velm_cli.data.allowed import refuse_unwritable
 from velm_cli.data.features import Features
 from velm_cli.data.store import Store, store_path
 from velm_cli.engine.device import pick_precision
@@ -82,6 +83,8 @@ class TrainedRun:
     def make_ready(self, store: Store) -> None:
         data = TaskData.to_predict(self._trained, self.task, store, run_tokenizer(self._home), self._spaces)
         self._data, self._seen = data, blinded(data, self._config)
+        if not self.task.manner:
+            refuse_unwritable(self._config.decode, data.tokenizer)
 
     def predict(
         self, store: Store, indices: np.ndarray, path: Path, about: Mapping[str, str], ranks: Ranks, stop: StopRequest
