@@ -51,10 +51,23 @@ def position_problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
             f"an image takes {positions:,} positions before the text, and the text encoder has {most:,} for both: "
             f"{fewer if in_a_row else 'lower fusion.length'}"
         )
+    elif before and most is not None and (longest := _longest(data)) + positions * max(1, vision.images) > most:
+        yield (
+            f"an image takes {positions:,} positions before the text and the longest text {longest:,}, and the text "
+            f"encoder has {most:,} for both: lower tokenizer.max_tokens, or "
+            f"{'raise fusion.shuffle' if in_a_row else 'lower fusion.length'}"
+        )
     elif data.talks is not None:
         validated = data.store.split("val")[: config.run.validate_images or None]
         yield from too_long_to_learn(learner.model, data.talks, data.store)
         yield from too_long_to_reply(learner.model, data.talks, data.store, validated, config.decode.max_length)
+
+
+def _longest(data: TaskData) -> int:
+    """Tokens that are read of the longest target, BOS among them; 0 where none is read behind an image."""
+    if data.talks is not None or data.targets is None or data.task.options.judges:
+        return 0
+    return 1 + int((data.targets.offsets[1:] - data.targets.offsets[:-1]).max(initial=0))
 
 
 def too_long_to_learn(model: VelmModel, talks: TalkTokens, store: Store) -> Iterator[str]:
