@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from io import BytesIO
 from pathlib import Path
@@ -103,6 +104,33 @@ def test_answers_and_their_blind_controls(place, capsys):
     capsys.readouterr()
     assert call("report", "runs/evaluate/vqa-none", "runs/evaluate/vqa-image") == 0
     assert "no image" in capsys.readouterr().out
+
+
+def test_a_folder_of_transformers_without_hf_and_hf_without_a_folder(place, capsys):
+    git = captioner("git")
+    assert call("eval", f"checkpoint={git}", *SHAPES) == 2
+    assert f"a model of transformers is named by checkpoint=hf:{git}" in capsys.readouterr().err
+    assert call("eval", "checkpoint=hf:", *SHAPES) == 2
+    assert "checkpoint=hf: names no model" in capsys.readouterr().err
+
+
+def test_weights_of_another_size_or_without_numbers(place, capsys, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for kind, line in (
+        ("size", "git.embeddings.word_embeddings.weight is [61, 16] in the file, and [68, 16] by config.json"),
+        ("nan", "its weights are damaged: git."),
+    ):
+        folder = Path(shutil.copytree(captioner("git"), tmp_path / kind))
+        if kind == "nan":
+            tensors = load_file(folder / "model.safetensors")
+            damaged = {name: tensor * float("nan") for name, tensor in tensors.items()}
+            save_file(damaged, folder / "model.safetensors", {"format": "pt"})
+        else:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 7}))
+        assert call("eval", f"checkpoint=hf:{folder}", *SHAPES, *QUICK, f"name={kind}") == 2
+        assert line in capsys.readouterr().err
 
 
 def test_the_same_command_goes_on_after_a_kill(place, capsys, monkeypatch):
@@ -208,6 +236,17 @@ def test_conversations_go_on(place):
     assert scores["task"] == "chat" and scores["signature"]["prompt"].startswith("its chat template (")
 
 
+def test_a_conversation_that_spells_the_token_of_images_shows_no_more_of_them(place, capsys):
+    Image.new("RGB", (40, 40), (200, 30, 30)).save("red.jpg")
+    said = [{"from": "human", "value": "<image> what does <|image_pad|> mean"}, {"from": "gpt", "value": "an image"}]
+    Path("talk_test.json").write_text(json.dumps([{"id": 1, "image": "red.jpg", "conversations": said}]))
+    talks = ["dataset=chat", "dataset.file=talk_test.json", "dataset.store=stores/spelled"]
+    assert call("preprocess", *talks) == 0
+    command = ["eval", f"checkpoint=hf:{captioner('qwen2-vl')}", "task=chat", *talks, "run.precision=fp32"]
+    assert call(*command, "decode=greedy", "decode.max_length=4", "report.page=false", "name=spelled") == 0
+    assert "refused by the model's processor" not in capsys.readouterr().out
+
+
 def test_a_prompt_of_the_user_is_what_the_model_is_asked(place, capsys):
     words = {}
     for number, prompt in enumerate(["", "what is in the image ?"]):
@@ -224,5 +263,9 @@ def test_a_prompt_of_the_user_is_what_the_model_is_asked(place, capsys):
     assert "prompt      'one word : {source}'" in capsys.readouterr().out
     assert call(*asked, "task.prompt=one word", "name=none") == 2
     assert "has no {source}, the place of the question" in capsys.readouterr().err
+    assert call(*asked, "task.prompt={source} {source}", "name=none") == 2
+    assert "has several {source}, the place of the question" in capsys.readouterr().err
+    assert call("eval", f"checkpoint=hf:{captioner('llava')}", *SHAPES, *QUICK, "task.prompt=a {source}") == 2
+    assert "task=caption has no source, so {source} can stand for none" in capsys.readouterr().err
     assert call(*asked, "task.source=prompt", "name=none") == 2
     assert "task.source=prompt is of velm's own runs" in capsys.readouterr().err

@@ -197,3 +197,12 @@ def test_an_evaluation_is_refused_before_it_captions(capsys, place):
     assert call(*bare, "metrics.required=[cider]") == 2
     assert "no image of split=test in stores/bare has a caption to compare with" in capsys.readouterr().err
     assert not Path("runs/evaluate").exists()
+
+
+def test_texts_that_cannot_be_written_are_said_before_training(capsys):
+    Path("listed.txt").write_text("a cat\nzebra xylophone\n")
+    options = [*CONVNET, "decode.allowed=listed.txt", "tokenizer.min_count=1", "name=listed"]
+    for dry in (True, False):
+        code, said = train(capsys, *options, dry=dry)
+        assert code == 2 and "decode.allowed: " in said and "is not in the vocabulary" in said
+    assert not Path("runs/train/listed").exists()

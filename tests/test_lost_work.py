@@ -12,6 +12,7 @@ from velm import TINY, TINY_MODEL, call
 
 from velm_cli.engine import loop
 from velm_cli.engine.loop import Validation
+from velm_cli.errors import UserError
 from velm_cli.files import sha256
 from velm_cli.stages import train
 
@@ -90,6 +91,29 @@ def test_a_run_killed_between_its_first_validation_and_its_first_checkpoint_begi
     (run / "metrics.jsonl").write_bytes(b"".join(line for line in lines if json.loads(line)["step"] <= 3))
     assert call(*COMMAND, f"name={run.name}", "run.max_steps=8") == 0
     assert sha256(run / "model.safetensors") == sha256(run.parent / "done/model.safetensors")
+
+
+@pytest.mark.parametrize("then", [["optim.lr=2e-3"], ["vision.width=16"], ["vision.freeze=none", "loss.gamma=0.1"]])
+def test_a_run_that_failed_before_its_first_step_takes_other_options(then, place, request, monkeypatch, capsys):
+    """There is nothing to lose: its log has the sizes of what was to be trained."""
+    name = "".join(letter for letter in request.node.name if letter.isalnum())
+    command = [*COMMAND, f"name={name}", "run.max_steps=2", "vision.freeze=all"]
+
+    def fails(*_):
+        raise UserError("it does not fit")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", fails)
+        assert call(*command) == 2
+    assert (place / name / "FAILED").exists() and (place / name / "frozen.safetensors").exists()
+    assert call(*command, *then) == 0
+    whole = [*COMMAND, f"name={name}-whole", "run.max_steps=2", "vision.freeze=all", *then]
+    assert call(*whole) == 0
+    for file in ("model.safetensors", "frozen.safetensors"):
+        one, other = place / name / file, place / f"{name}-whole" / file
+        assert one.exists() == other.exists()
+        tensors, alike = (load_file(each) if each.exists() else {} for each in (one, other))
+        assert tensors.keys() == alike.keys() and all(torch.equal(tensors[key], alike[key]) for key in tensors)
 
 
 @pytest.mark.parametrize("how", ["removed", "renamed", "replaced"])

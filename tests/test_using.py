@@ -492,6 +492,30 @@ def _given(model, name):
     return Given([model.stored(name)])
 
 
+def test_one_text_is_no_list_of_texts(trained, home):
+    """Its letters would be taken for the answers."""
+    asking, captioning, name = (
+        velm_cli.load("runs/train/asked"),
+        velm_cli.load("runs/train/tiny"),
+        sorted(_expected(trained))[0],
+    )
+    with pytest.raises(velm_cli.UserError, match="choices='yes': give a list of texts"):
+        asking.answer(name, "is it red", choices="yes")
+    with pytest.raises(velm_cli.UserError, match="allowed='a dog': give a list of texts"):
+        captioning.caption(name, allowed="a dog")
+
+
+def test_options_of_writing_are_refused_where_the_answer_is_chosen(trained, home, capsys):
+    model, name = velm_cli.load("runs/train/asked"), sorted(_expected(trained))[0]
+    with pytest.raises(velm_cli.UserError, match="min_length has no effect: the answer is the likeliest of a list"):
+        model.answer(name, "is it red", min_length=3)
+    Path("allowed.txt").write_text("maybe\n")
+    for option in ("allowed=allowed.txt", "no_repeat_ngram=2", "method=nucleus"):
+        command = ["answer", "checkpoint=runs/train/asked", f"images={name}", "question=is it red"]
+        assert call(*command, f"decode.{option}") == 2
+        assert f"{option.partition('=')[0]} has no effect" in capsys.readouterr().err
+
+
 def test_answers_of_lists_in_pairs_and_of_one_image(trained, home):
     model, names = velm_cli.load("runs/train/asked"), sorted(_expected(trained))[:3]
     asked = ["how many circles are there?", "is there a red star?", "what colour is the square?"]

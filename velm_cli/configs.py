@@ -43,6 +43,8 @@ HOUSEKEEPING = {
 def foreign_model(checkpoint: str | Path) -> str | None:
     """The folder or hub name behind `hf:`: a transformers model that velm did not train. None for anything else."""
     name = str(checkpoint)
+    if name == FOREIGN:
+        raise UserError(f"checkpoint={name} names no model: give the folder behind it, as in checkpoint=hf:models/blip")
     return str(expand_home(name.removeprefix(FOREIGN))) if name.startswith(FOREIGN) else None
 
 
@@ -66,6 +68,9 @@ def run_folder_of(checkpoint: str | Path) -> Path:
     if not (folder / "config.yaml").is_file():
         known = (folder.parent / "config.yaml").is_file()  # RUN/checkpoints, RUN/vision ...
         hint = f"; give {folder.parent}" + ("", f", or one of {folder}/step-*")[folder.name == "checkpoints"]
+        if not known and (folder / "config.json").is_file():
+            hint = f"; a model of transformers is named by checkpoint=hf:{folder}, in velm eval, caption and answer"
+            known = True
         raise UserError(f"checkpoint: {folder} is not a run folder (it has no config.yaml){hint if known else ''}")
     return folder
 

@@ -24,8 +24,10 @@ TORCHVISION_FAMILIES = ("resnet", "vgg", "squeezenet", "convnext", "efficientnet
 
 
 def validate(config: Any) -> None:
-    """Raise one UserError with a line for every problem of `config`: what is wrong and what to do."""
-    problems = list(dict.fromkeys([*_problems(config), *out_of_bounds(config)]))
+    """Raise one UserError with a line for every problem of `config`: what is wrong and what to do.
+
+    Numbers out of their bounds are said alone: the rules reckon with numbers that are within."""
+    problems = list(out_of_bounds(config)) or list(dict.fromkeys(_problems(config)))
     if problems:
         raise UserError("\n".join(problems))
 

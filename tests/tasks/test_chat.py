@@ -176,3 +176,58 @@ def test_what_does_not_go_together(run, capsys):
     assert call("preprocess", "dataset=shapes", *TINY) == 0
     assert call("train", "task=chat", "dataset=shapes", *TINY, *MODEL, "name=not") == 2
     assert "are no conversations: name data that have them (dataset=chat)" in capsys.readouterr().err
+
+
+def test_each_model_has_its_own_template_on_a_store_that_they_share(run, capsys):
+    """Models of a family have one vocabulary: the tokens of a store know the template of the first of them."""
+    from chat_tokenizers import CHATML, LLAMA3, in_transformers, talking
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    for name, template in (("chatml", CHATML), ("llama3", LLAMA3), ("base", None)):
+        tokenizer = in_transformers(talking(template))
+        tokenizer.save_pretrained(name)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(name)
+    model = [option for option in MODEL if not option.startswith("text.")]
+    said = []
+    for name in ("chatml", "llama3", "base"):
+        capsys.readouterr()
+        command = ["train", "task=chat", *DATA, *model, "text=causal_lm", f"text.name={name}", f"name={name}"]
+        assert call(*command, "dry_run=true") == 0
+        said.append(next(line for line in capsys.readouterr().out.splitlines() if line.startswith("template")))
+    assert "ends with <|im_end|>" in said[0] and "ends with <|eot_id|>" in said[1] and "plain words" in said[2]
+
+
+def test_a_run_does_not_go_on_with_another_template(run, capsys):
+    Path("changed.jinja").write_text("{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}")
+    command = ["train", "task=chat", *DATA, *MODEL, "name=changed", "task.template=changed.jinja"]
+    assert call(*command) == 0
+    Path("changed.jinja").write_text("{% for m in messages %}{{ m['content'] + '!' + eos_token }}{% endfor %}")
+    longer = [*(option for option in command if not option.startswith("run.max_steps")), "run.max_steps=5"]
+    for more in ([], ["dry_run=true"]):
+        assert call(*longer, *more) == 2
+        assert "was trained with another template" in capsys.readouterr().err
+
+
+def test_what_a_language_model_has_no_positions_for_is_said_before_it_learns(run, capsys, tmp_path):
+    from chat_tokenizers import CHATML, in_transformers, talking
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = in_transformers(talking(CHATML))
+    tokenizer.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=190, **sizes),
+    ).save_pretrained(tmp_path)
+    model = [option for option in MODEL if not option.startswith("text.")]
+    command = ["train", "task=chat", *DATA, *model, "text=causal_lm", f"text.name={tmp_path}", "name=short"]
+    for more in ([], ["dry_run=true"]):
+        assert call(*command, *more) == 2
+        said = capsys.readouterr().err
+        assert "training conversations take up to" in said and "the text encoder has 190: lower task.max_tokens" in said
+    assert call(*command, "task.max_tokens=60", "decode.max_length=150") == 2
+    assert "decode.max_length=150 come behind, and the text encoder has 190" in capsys.readouterr().err
+    assert not Path("runs/train/short").exists()
+    assert call(*command, "task.max_tokens=60", "decode.max_length=4") == 0
+    assert call("eval", "checkpoint=runs/train/short", "decode.max_length=150", "report.page=false") == 2
+    assert "positions before the reply" in capsys.readouterr().err

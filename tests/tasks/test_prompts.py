@@ -81,6 +81,16 @@ def test_mistakes(place, capsys, options, said):
     assert said in capsys.readouterr().err
 
 
+def test_captions_that_the_image_leaves_no_positions_for(place, capsys):
+    data = ["dataset=shapes", *TINY, "dataset.store=stores/captions"]
+    assert call("preprocess", *data) == 0
+    model = [option for option in MODEL if option != "fusion.length=3"]
+    assert call("train", *data, *model, "fusion.length=250", "dry_run=true") == 2
+    said = capsys.readouterr().err
+    assert "takes 250 positions before the text and the longest text 41, and the text encoder has 256" in said
+    assert "lower tokenizer.max_tokens, or lower fusion.length" in said
+
+
 def words_of(texts: Prompted) -> list[list[int]]:
     return [texts.ids[a:b].tolist() for a, b in zip(texts.offsets, texts.offsets[1:], strict=False)]
 

@@ -119,3 +119,10 @@ def test_a_convnet_has_something_to_halve(vision, line):
     with pytest.raises(UserError) as error:
         validate(config)
     assert line in str(error.value).splitlines()
+
+
+def test_numbers_out_of_bounds_are_said_before_rules_reckon_with_them():
+    fusion = schema.PrefixConfig(mapper=schema.PrefixMapper.tokens, shuffle=0)
+    config = schema.TrainRoot(dataset=schema.ShapesConfig(), vision=schema.ViTConfig(), fusion=fusion)
+    with pytest.raises(UserError, match=r"^fusion.shuffle=0: must be at least 1$"):
+        validate(config)

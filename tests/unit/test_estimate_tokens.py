@@ -11,7 +11,8 @@ from velm_cli import schema
 from velm_cli.models.velm import VelmModel
 from velm_cli.stages.estimate_memory import Memory, weights_by_part
 from velm_cli.stages.estimate_tokens import Taught, rows_of_batches
-from velm_cli.stages.image_tokens import image_positions, position_problems
+from velm_cli.stages.image_tokens import image_positions
+from velm_cli.stages.positions import position_problems
 
 VIT = schema.ViTConfig(image_size=16, patch_size=4, width=24, layers=1, heads=2)
 TOKENS = schema.PrefixConfig(mapper=schema.PrefixMapper.tokens)
@@ -83,7 +84,7 @@ def test_a_bag_of_images_has_no_row_of_positions():
     def problems(fusion: schema.PrefixConfig, images: int, most: int, talks: object = None) -> list[str]:
         vision = schema.ViTConfig(images=images)
         config = schema.TrainRoot(dataset=schema.ShapesConfig(), vision=vision, fusion=fusion)
-        data = SimpleNamespace(store=SimpleNamespace(most_images=most, path="stores/s"), talks=talks)
+        data = SimpleNamespace(store=SimpleNamespace(most_images=most, has_images=True, path="stores/s"), talks=talks)
         return list(position_problems(config, data))
 
     (line,) = problems(TOKENS, 0, 3)

@@ -205,10 +205,10 @@ def test_word_vectors_start_the_embedding(tmp_path):
 def test_more_positions_than_a_language_model_has_are_refused_with_a_line():
     text = build_text(schema.CausalLMConfig(name=folder("gpt2")), 23)
     tokens = torch.zeros(1, 97, dtype=torch.long)
-    with pytest.raises(UserError, match=r"text.name=.* has 96 positions, and image and caption take 97: lower fusion"):
+    with pytest.raises(UserError, match=r"text.name=.* has 96 positions, and a text with its images takes 97: make it"):
         text(tokens)
     _, state = text(tokens[:, :96])
-    with pytest.raises(UserError, match="take 97"):
+    with pytest.raises(UserError, match="takes 97"):
         text(tokens[:, :1], state)
 
 

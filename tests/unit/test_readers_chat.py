@@ -242,3 +242,17 @@ def test_parquet_with_images_inside(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and nothing")
     with pytest.raises(UserError, match="cannot be read"):
         read(schema.ChatConfig(file=str(tmp_path / "broken.parquet")))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"data": []}'])
+def test_a_file_without_rows_is_said_to_be_empty(tmp_path, content):
+    (tmp_path / "none.json").write_text(content)
+    with pytest.raises(UserError, match=r"none\.json holds no conversations: it has no rows"):
+        read(schema.ChatConfig(file=str(tmp_path / "none.json")))
+
+
+def test_what_is_no_file_is_told_what_conversations_lie_in(tmp_path):
+    for name, what in (("absent.json", "does not exist"), ("", "is a folder")):
+        with pytest.raises(UserError, match=f"{what}; give files of conversations") as error:
+            read(schema.ChatConfig(file=str(tmp_path / name)))
+        assert "captions" not in str(error.value) and "dataset=folder" not in str(error.value)

@@ -174,3 +174,11 @@ def test_options_of_another_answer_are_refused_and_no_others(answer):
     lines = problems(other, **loss)
     assert [line.split()[0] for line in lines] == [f"task.{option}" for option in UNUSED[answer]]
     assert all(f" has no effect with task.answer={answer.value}: leave it at " in line for line in lines)
+
+
+def test_options_of_another_place_of_the_source_are_refused_for_that():
+    writes = {"answer": Answer.generate}
+    (line,) = problems(VqaTaskConfig(prompt="Q {source}", **writes))
+    assert line.startswith("task.prompt=Q {source} has no effect with task.source=memory: leave it at")
+    lines = problems(VqaTaskConfig(source=schema.tasks.Source.prompt, source_layers=1, **writes))
+    assert "task.source_layers=1 has no effect with task.source=prompt: leave it at 2" in lines

@@ -8,6 +8,7 @@ from pathlib import Path
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError, on_one_line
 from velm_cli.lines import Refused, text_lines
+from velm_cli.schema import DecodeConfig
 
 
 def read_allowed(path: str) -> list[str]:
@@ -19,6 +20,12 @@ def read_allowed(path: str) -> list[str]:
     if not texts:
         raise UserError(f"allowed: {path} holds no text: write one on each line")
     return texts
+
+
+def refuse_unwritable(how: DecodeConfig, tokenizer: Tokenizer) -> None:
+    """UserError where `decode.allowed` cannot be used with this tokenizer, before it is."""
+    if how.allowed is not None:
+        allowed_tokens(read_allowed(how.allowed), tokenizer, longest=how.max_length)
 
 
 def allowed_tokens(

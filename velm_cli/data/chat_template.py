@@ -84,10 +84,15 @@ class ChatFormat:
         return hashlib.sha256(f"{VERSION}\n{self.tokenizer.digest}\n{self.template}".encode()).hexdigest()
 
     @property
+    def template_digest(self) -> str:
+        """sha256 of the template alone, hexadecimal."""
+        return hashlib.sha256(self.template.encode()).hexdigest()
+
+    @property
     def named(self) -> str:
         """For logs and signatures: where the template is from, and its hash."""
         origin = "of the tokenizer" if self.tokenizer.chat_template not in (None, PLAIN) else "plain words"
-        return f"{origin} ({hashlib.sha256(self.template.encode()).hexdigest()[:12]})"
+        return f"{origin} ({self.template_digest[:12]})"
 
     def encode(self, talks: Iterable[tuple[Sequence[Message], str | None]]) -> list[Encoded | str]:
         """Each conversation, given as what stands before the last reply and that reply; None: nobody has replied yet.

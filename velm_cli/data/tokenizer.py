@@ -220,7 +220,7 @@ def _word(config: TokenizerConfig, captions: Iterable[str], *, refuse_none: bool
     model.train_from_iterator(captions, trainer)
     if refuse_none and model.get_vocab_size() == len(SPECIAL):
         raise UserError(
-            f"no word is seen tokenizer.min_count={config.min_count} times in the training captions, so all "
+            f"no word is seen tokenizer.min_count={config.min_count} times in the training texts, so all "
             "would become <unk>: lower tokenizer.min_count (1 keeps every word)"
         )
     return model

@@ -70,10 +70,7 @@ def tokens_in(
     A vocabulary is made of the texts `learned`, which are read if it is. Several processes may ask at once.
     """
     if config.kind is TokenizerKind.pretrained:  # its files may change under the same name
-        tokenizer = Tokenizer.build(config, [])
-        tokens = encoded_in(folder, store, tokenizer, config.max_tokens, captions)
-        tokens.tokenizer = tokenizer  # gives the same ids, and an older velm's folder has no chat template
-        return tokens
+        return encoded_in(folder, store, Tokenizer.build(config, []), config.max_tokens, captions)
     options = {**asdict(config), "kind": config.kind.name, "format": TOKENS_FORMAT}
     del options["max_source_tokens"]  # which changes neither the tokenizer nor the tokens of targets
     key = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:12]
@@ -110,7 +107,9 @@ def encoded_in(
 
     if named or not place.exists():
         make_once(place, store, lambda empty: _fill(empty, tokenizer, max_tokens, captions), name)
-    return Tokens(place, store)
+    tokens = Tokens(place, store)
+    tokens.tokenizer = tokenizer  # gives the same ids; the folder's may have another model's chat template
+    return tokens
 
 
 def _fill(empty: Path, tokenizer: Tokenizer, max_tokens: int, captions: Sequence[str]) -> None:

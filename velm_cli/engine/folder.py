@@ -294,10 +294,10 @@ def lock_folder(path: Path) -> Iterator[None]:
 
 def has_begun(path: Path) -> bool:
     """Whether there is anything to lose: a run that failed on its way to the first step left nothing."""
-    metrics = path / "metrics.jsonl"
-    return (metrics.exists() and metrics.stat().st_size > 0) or any(
-        (path / name).exists() for name in ("checkpoints", "predictions.json", "DONE", "PREEMPTED")
-    )
+    if any((path / name).exists() for name in ("checkpoints", "predictions.json", "DONE", "PREEMPTED")):
+        return True
+    lines = _lines(path / "metrics.jsonl")
+    return len(lines) > 1 or (len(lines) == 1 and _step_of(lines[0]) != 0)  # a first line says what is to be trained
 
 
 def is_of(path: Path, config: Any) -> bool:

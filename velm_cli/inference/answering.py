@@ -19,6 +19,9 @@ from velm_cli.tasks.interface import Session
 from velm_cli.tasks.judges import ANSWERS, SHOWN, Answered, likeliest
 from velm_cli.tasks.vqa import VqaTask
 
+# Options that change which words are written, and not only how far is searched for them.
+OF_WRITING = ("method", "allowed", "min_length", "repetition_penalty", "no_repeat_ngram", "top_k")
+
 
 class Asked(NamedTuple):
     choices: Sequence[str] | None = None
@@ -32,6 +35,8 @@ def answered(
     task, spaces = able.tasks["vqa"], {**able.spaces}
     assert isinstance(task, VqaTask)
     judges = isinstance(able.learner, JudgingLearner)
+    if judges or asked.choices is not None or task.manner:
+        _refuse_writing(how)
     if asked.choices is not None:
         choices = list(dict.fromkeys(asked.choices))
         if len(choices) < 2:
@@ -50,6 +55,13 @@ def answered(
         raise UserError(f"probabilities={asked.probabilities}: at most {SHOWN}")
     told = task.predict(able.learner, batches, spaces, able.tokenizer, how, Session(device))
     yield from ((number, _shown(answer, asked)) for number, answer in told)
+
+
+def _refuse_writing(how: DecodeConfig) -> None:
+    """UserError for an option of how words are found, where the answer is one of a list."""
+    usual = DecodeConfig()
+    if said := [name for name in OF_WRITING if getattr(how, name) != getattr(usual, name)]:
+        raise UserError(f"{said[0]} has no effect: the answer is the likeliest of a list, not written; leave it out")
 
 
 def _among(

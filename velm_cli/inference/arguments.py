@@ -65,6 +65,14 @@ def text_of(name: str, value: Any) -> str:
     return value
 
 
+def texts_of(name: str, value: Any) -> None:
+    """UserError where it is no list of texts: the letters of one text would be taken for several."""
+    if isinstance(value, str):
+        raise UserError(f"{name}={value[:40]!r}: give a list of texts")
+    for each in value or ():
+        text_of(name, each)
+
+
 def whole(name: str, value: Any, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise UserError(f"{name}={value!r}: must be a whole number, at least {least}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from velm_cli.data.processes import available_cores
 from velm_cli.data.written import all_texts
 from velm_cli.errors import UserError
-from velm_cli.inference.arguments import Decoding, decoding, in_chunks, is_one, several, text_of, whole
+from velm_cli.inference.arguments import Decoding, decoding, in_chunks, is_one, several, text_of, texts_of, whole
 from velm_cli.inference.examples import Given
 from velm_cli.inference.loaded import Loaded
 from velm_cli.inference.pictures import Picture, content_of
@@ -93,8 +93,7 @@ class Captions:
         if best is not None and best > beams:
             raise UserError(f"best={best}: there are no more captions than beams={beams}")
         whole("seed", seed, least=0), text_of("prompt", prompt)
-        for each in allowed or ():
-            text_of("allowed", each)
+        texts_of("allowed", allowed)
         alone = is_one(images)
         pictures: Any = [images] if alone else several(images)
         found: list[Any] = []

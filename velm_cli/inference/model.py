@@ -28,6 +28,7 @@ from velm_cli.inference.arguments import (
     is_one,
     several,
     text_of,
+    texts_of,
     whole,
 )
 from velm_cli.inference.attribution import attention_of
@@ -138,8 +139,9 @@ class Model(Captions, WritesFromSource, Classifies, Chats):
             image_of = list(range(len(images)))
         else:
             raise UserError(f"{len(images)} images and {len(questions)} questions: give one of either, or pairs")
-        for each in (*questions, *(choices or ())):
-            text_of("question" if each in questions else "choices", each)
+        for each in questions:
+            text_of("question", each)
+        texts_of("choices", choices)
         how = decoding(
             beams=beams,
             max_length=max_length,

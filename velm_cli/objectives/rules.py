@@ -110,7 +110,14 @@ def _of_task(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
     """What goes with a task that judges, or that writes from a source, and with no other."""
     loss, task = config.loss, config.task
     chosen = f"task.answer={task.answer.value}" if isinstance(task, VqaTaskConfig) else f"task={task.kind}"
-    yield from without_effect("task", task, *task.unused, chosen=chosen)
+    writes = task.source_is_memory or task.source_is_prompt
+    for option in task.unused:
+        by = (
+            f"task.source={'prompt' if task.source_is_prompt else 'memory'}"
+            if writes and option in ("prompt", "source_layers")
+            else chosen
+        )
+        yield from without_effect("task", task, option, chosen=by)
     if "gamma" in active and (loss.joint is schema.JointLoss.label) is not task.judges:
         if task.judges:
             yield (

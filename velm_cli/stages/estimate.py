@@ -59,7 +59,7 @@ def estimate(config: TrainRoot, store: Store, tokenizer: Tokenizer | None) -> No
     except UserError as error:
         faults.append(str(error))
     try:
-        said += would_find(config, store, tokens)
+        said += would_find(config, store, [data])
     except UserError as error:
         faults.append(str(error))
     if faults:

@@ -34,7 +34,7 @@ def estimate_mixture(config: TrainRoot, store: Together, tokenizer: Tokenizer | 
             keeper = keepers(config, None)
             learner = built(config, lambda config: new_learner(config, data.spaces, data.tokenizer), keeper).train()
         said += opened_files(config, learner, data.spaces, data.tokenizer)
-        said += would_find(config, store, data.parts[0].data.texts)
+        said += would_find(config, store, [part.data for part in data.parts])
     except UserError as error:
         faults.append(str(error))
     if faults:

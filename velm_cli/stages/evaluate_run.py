@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from velm_cli import configs, naming
+from velm_cli.data.allowed import refuse_unwritable
 from velm_cli.data.features import Features
 from velm_cli.data.store import Store, store_path
 from velm_cli.engine.device import pick_precision
@@ -27,6 +28,7 @@ from velm_cli.schema import Blind, EvaluateRoot, MixConfig, MixTaskConfig, NoVis
 from velm_cli.stages.blinding import blind_problems, blinded, grey_features, told
 from velm_cli.stages.encoding import cached_features
 from velm_cli.stages.opening import opened_run
+from velm_cli.stages.positions import too_long_to_reply
 from velm_cli.stages.predicting import predict_split
 from velm_cli.stages.showing import write_report
 from velm_cli.stages.starting import same_weights
@@ -81,6 +83,8 @@ class TrainedRun:
     def make_ready(self, store: Store) -> None:
         data = TaskData.to_predict(self._trained, self.task, store, run_tokenizer(self._home), self._spaces)
         self._data, self._seen = data, blinded(data, self._config)
+        if not self.task.manner:
+            refuse_unwritable(self._config.decode, data.tokenizer)
 
     def predict(
         self, store: Store, indices: np.ndarray, path: Path, about: Mapping[str, str], ranks: Ranks, stop: StopRequest
@@ -91,6 +95,9 @@ class TrainedRun:
         assert seen is not None and data is not None, "it was made ready"
         learner = trained_learner(trained, self.task, data.tokenizer, self._home, self.weights, self._state).to(device)
         self._learner = learner
+        if data.talks is not None:
+            for line in too_long_to_reply(learner.model, data.talks, store, indices, config.decode.max_length):
+                raise UserError(line)
         for note in learner.pixels.resizing.enlarges(store.image_size, learner.pixels.size) if learner.pixels else ():
             print(note)
         features: Features | None = None

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from velm_cli.data.allowed import refuse_unwritable
 from velm_cli.data.concepts import MIN_IMAGES
 from velm_cli.data.coverage import coverage_lines
 from velm_cli.data.loader import TrainLoader
@@ -39,8 +40,8 @@ from velm_cli.schema import (
     PretrainedTextConfig,
     TrainRoot,
 )
-from velm_cli.stages.image_tokens import position_problems
 from velm_cli.stages.parts import Material
+from velm_cli.stages.positions import position_problems
 from velm_cli.stages.starting import new_learner
 from velm_cli.stages.talk_notes import talk_notes
 from velm_cli.stages.task_data import TaskData
@@ -84,8 +85,12 @@ def problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
         )
     if config.run.patience and not config.run.overfit_images and not len(store.split("val")):
         yield f"run.patience={config.run.patience}: {store.path} has no validation images: set run.patience=0"
-    if store.has_images:
-        yield from position_problems(config, data)
+    yield from position_problems(config, data)
+    if not data.task.manner:
+        try:
+            refuse_unwritable(config.decode, data.tokenizer)
+        except UserError as error:
+            yield f"decode.{error}"
     yield from data.task.fitting(store, data.spaces)
     if scored := len(store.split("val")[: config.run.validate_images or None]):
         yield from data.task.unscorable(scored)

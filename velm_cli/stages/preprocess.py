@@ -74,7 +74,8 @@ def run(config: PreprocessRoot) -> float:
         longest = int((tokens.offsets[1:] - tokens.offsets[:-1]).max(initial=0))
         _say("vocabulary", f"{tokens.tokenizer.vocab_size:,} ({config.tokenizer.kind.name})")
         noun = _nouns(config.dataset)[2] if len(store.all_sources) else "caption"
-        _say("tokens", f"{len(tokens.ids):,}, at most {longest} per {noun}")
+        if not _talks(config.dataset):  # of which a run takes more: task.max_tokens, by its template
+            _say("tokens", f"{len(tokens.ids):,}, at most {longest} per {noun}")
         for line in _coverage(store, config):
             print(line)
         _say("concepts", f"{len(store.concept_names):,}")

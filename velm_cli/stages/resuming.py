@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from velm_cli import configs
-from velm_cli.data.store import Store, Tokens
+from velm_cli.data.store import Store
 from velm_cli.data.together import Together
 from velm_cli.engine.checkpoint import Checkpoints
 from velm_cli.engine.folder import (
@@ -26,6 +27,7 @@ from velm_cli.engine.ranks import Ranks
 from velm_cli.errors import UserError
 from velm_cli.lineage import identity_of, refuse_other_sources, refuse_other_store, refuse_other_tokenizer
 from velm_cli.place import Place
+from velm_cli.stages.task_data import TaskData, made_of
 
 
 def checked_to_go_on(
@@ -42,7 +44,7 @@ def checked_to_go_on(
     return []
 
 
-def would_find(config: Any, store: Store | Together, tokens: Tokens) -> list[str]:
+def would_find(config: Any, store: Store | Together, parts: Sequence[TaskData]) -> list[str]:
     """Lines about the run folder that the command without `dry_run` would meet; UserError where it would be refused.
 
     Nothing in the folder changes.
@@ -62,7 +64,7 @@ def would_find(config: Any, store: Store | Together, tokens: Tokens) -> list[str
         Ranks(Place(), torch.device("cpu")),
         keep=config.run.keep_checkpoints,
         run=identity_of(path, config),
-        made_of={"store": store.hash, "tokenizer": tokens.tokenizer.digest},
+        made_of=made_of(store.hash, parts),
     )
     lines = checked_to_go_on(path, config, store, checkpoints, only_look=True)
     if checkpoints.found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,13 @@ class TaskData:
         if self.task.needs.targets_given:
             return Columns(self.targets, EVERY, self.sources)
         return Columns(source=self.sources, talks=self.talks, prompts=True)
+
+
+def made_of(store: str, parts: Sequence[TaskData]) -> dict[str, str]:
+    """What a run that goes on has to find again: digests of its store, its tokenizer and, if it has one, template."""
+    found = {"store": store, "tokenizer": parts[0].tokenizer.digest}
+    talking = [part.talks for part in parts if part.talks is not None]
+    return found | ({"template": talking[0].form.template_digest} if talking else {})
 
 
 def refuse_other_examples(task: Task[Any], store: Store) -> None:

@@ -60,6 +60,7 @@ from velm_cli.stages.starting import (
     same_weights,
     word_vectors,
 )
+from velm_cli.stages.task_data import made_of
 from velm_cli.tasks.spaces import write_spaces
 from velm_cli.trackers import Trackers
 
@@ -93,7 +94,7 @@ def run(config: TrainRoot) -> float | None:
             keep_every=config.run.keep_every,
             background=config.run.async_checkpoints,
             run=ranks.same(identity_of(path, config)),
-            made_of={"store": store.hash, "tokenizer": data.tokenizer.digest},
+            made_of=made_of(store.hash, [part.data for part in data.parts]),
         )
         notes: list[str] = []
 

@@ -30,6 +30,7 @@ Rows = Iterator[
 ]  # where it stands, the row, what paths of its content begin with
 LISTS = ("data", "rows", "samples", "annotations")  # keys under which a JSON file may have its rows
 KEYS = ("id", "question_id", "sample_id")  # of a row's id
+WANTED = "files of conversations (JSON, JSON lines or parquet), or a pattern such as 'FOLDER/*.parquet'"
 
 
 class TableListing(Listing):
@@ -50,6 +51,8 @@ def read_chat(config: schema.ChatConfig, root: Path | None) -> Corpus:
     def entries() -> Iterator[Question]:
         for path, part in files:
             yield from reading.of_file(path, part)
+        if not reading.rows and not corpus.refused:
+            raise UserError(f"dataset.file={config.file} holds no conversations: it has no rows")
 
     assemble(corpus, entries(), listing, config.missing, f"dataset.file={config.file}")
     corpus.notes += reading.notes()
@@ -71,7 +74,7 @@ def chat_files(given: Any, root: Path | None) -> list[tuple[Path, str | None]]:
             path = Path(text).expanduser()
             if root is not None and not path.exists() and (root / path).exists():
                 path = root / path
-            for file in manifest_files(path):
+            for file in manifest_files(path, WANTED):
                 found.append((file, part or part_of_name(file.name)))
     return found
 
@@ -84,11 +87,13 @@ class _Reading:
         self._seen: Counter[str] = Counter()  # ids
         self._place_of: dict[str, Path] = {}  # of an image's name
         self._hashed = False
-        self._lost = self._again = self._cut = 0
+        self.rows = 0
+        self._lost = self._again = 0
 
     def of_file(self, path: Path, part: str | None) -> Iterator[Question]:
         """The examples of a file."""
         for where, row, inside in _rows(path, self._corpus):
+            self.rows += 1
             try:
                 said = said_in(row, inside, replied=part != "test")
                 if len(said.images) > self._config.max_images:

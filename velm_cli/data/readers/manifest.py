@@ -84,8 +84,12 @@ def separated(labels: list[object], separator: str | None) -> list[object]:
     return [part for one in labels for part in (one.split(separator) if isinstance(one, str) else [one])]
 
 
-def manifest_files(file: Path) -> list[Path]:
-    """The tables that `dataset.file` names: one, or those of a pattern with * and {a,b}. UserError if there is none."""
+TABLES = "a table of images and captions, such as JSON lines or CSV"
+
+
+def manifest_files(file: Path, wanted: str = TABLES) -> list[Path]:
+    """The files that `dataset.file` names: one, or those of a pattern with * and {a,b}. UserError if there is none,
+    which says what is `wanted`."""
     if file.is_file():
         return [file]
     patterns = [str(file)]
@@ -101,10 +105,9 @@ def manifest_files(file: Path) -> list[Path]:
     files = [Path(name) for pattern in patterns for name in sorted(glob.glob(pattern)) if Path(name).is_file()]
     if not files:
         what = "is a folder" if file.is_dir() else "does not exist"
-        cure = f"; for a folder of images give dataset=folder dataset.root={file}" if file.is_dir() else ""
-        raise UserError(
-            f"dataset.file: {file} {what}; give a table of images and captions, such as JSON lines or CSV{cure}"
-        )
+        of_images = file.is_dir() and wanted == TABLES
+        cure = f"; for a folder of images give dataset=folder dataset.root={file}" if of_images else ""
+        raise UserError(f"dataset.file: {file} {what}; give {wanted}{cure}")
     return list(dict.fromkeys(files))
 
 

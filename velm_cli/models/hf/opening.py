@@ -21,6 +21,7 @@ from velm_cli.hub import hub_has
 from velm_cli.models.file_kinds import kind_of
 from velm_cli.models.hub import ATTENTIONS, first_line
 from velm_cli.models.transformers_internals import MAY_LACK
+from velm_cli.models.weights import not_finite
 
 JOINED_BY_NOBODY = "vision-encoder-decoder"
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
@@ -77,7 +78,12 @@ def load(found: Found, device: torch.device, dtype: torch.dtype) -> Any:
     """Its model in evaluation mode. UserError where the weights cannot be read or are of another model."""
     try:
         model, report = found.maker.from_pretrained(  # type: ignore[attr-defined]
-            found.folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **LOCAL
+            found.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which are refused below, by their names
+            **LOCAL,
         )
     except Exception as error:  # of safetensors, of torch, of a config with sizes that do not fit
         raise UserError(f"{found.refers} cannot be loaded: {first_line(error)}") from error
@@ -85,6 +91,14 @@ def load(found: Found, device: torch.device, dtype: torch.dtype) -> Any:
     if lacking:
         more = f" and {len(lacking) - 1:,} more" if len(lacking) > 1 else ""
         raise UserError(f"{found.refers}: its weights are of another model: {lacking[0]}{more} missing")
+    if others := sorted(report["mismatched_keys"]):
+        name, in_file, by_config = others[0]
+        raise UserError(
+            f"{found.refers}: its weights are of another model: {name} is {list(in_file)} in the file, and "
+            f"{list(by_config)} by config.json"
+        )
+    if (name := not_finite(model)) is not None:
+        raise UserError(f"{found.refers}: its weights are damaged: {name} holds what is not a number, or infinite")
     return model.to(device).eval()
 
 

@@ -65,13 +65,13 @@ class Asking:
         """The text for an example; of one in a chat template, the user's words alone."""
         if self.prompt is None:
             return None
-        text = self.prompt.replace(SOURCE, self._plain(source or ""))
+        text = self.prompt.replace(SOURCE, self.plain(source or ""))
         if self.template:
             return text
         return self.family.around.replace("{images}", self.image * images).replace("{text}", text)
 
-    def _plain(self, text: str) -> str:
-        """A question that holds the image's token would be taken for one."""
+    def plain(self, text: str) -> str:
+        """What somebody said, without the image's token, which would be taken for an image."""
         return text.replace(self.image, " ") if self.image else text
 
     @property
@@ -122,8 +122,11 @@ def _cannot(found: Found, family: Family, task: str, prompt: str) -> Iterator[st
         yield f"{found.refers} ({found.kind}) answers no questions: it captions (task=caption)"
     elif prompt and found.kind == "vision-encoder-decoder":
         yield f"task.prompt={prompt!r} has no effect: {found.refers} (vision-encoder-decoder) is given no text"
-    elif task == "vqa" and prompt and SOURCE not in prompt:
-        yield f"task.prompt={prompt!r} has no {SOURCE}, the place of the question"
+    elif task == "vqa" and prompt and prompt.count(SOURCE) != 1:
+        has = "several" if SOURCE in prompt else "no"
+        yield f"task.prompt={prompt!r} has {has} {SOURCE}, the place of the question"
+    elif task == "caption" and SOURCE in prompt:
+        yield f"task.prompt={prompt!r}: task=caption has no source, so {SOURCE} can stand for none"
 
 
 def _image_token(processor: Any) -> str:

@@ -8,7 +8,7 @@ Suffixes: B examples of a call, L tokens of the prompts, T tokens that come back
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,16 +53,20 @@ class Shown:
     source: str | None = None
     talk: Sequence[Mapping[str, Any]] | None = None
 
-    def messages(self, text: str | None) -> list[dict[str, Any]]:
-        """The conversation that the model goes on; `text`: of one that is no talk, what the user asks."""
+    def messages(self, text: str | None, plain: Callable[[str], str]) -> list[dict[str, Any]]:
+        """The conversation that the model goes on; `text`: of one that is no talk, what the user asks. `plain`: takes
+        out of the texts of a talk what would be taken for an image."""
         if self.talk is None:
             parts = [{"type": "image", "image": picture} for picture in self.pictures]
             return [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-        return [{"role": turn["role"], "content": [self._part(part) for part in turn["content"]]} for turn in self.talk]
+        return [
+            {"role": turn["role"], "content": [self._part(part, plain) for part in turn["content"]]}
+            for turn in self.talk
+        ]
 
-    def _part(self, part: Mapping[str, Any]) -> dict[str, Any]:
+    def _part(self, part: Mapping[str, Any], plain: Callable[[str], str]) -> dict[str, Any]:
         if part["type"] != "image":
-            return dict(part)
+            return {"type": "text", "text": plain(part["text"])}
         return {"type": "image", "image": self.pictures[part["image"] % len(self.pictures)]}
 
 
@@ -140,7 +144,7 @@ class Writer:
         return inputs.to(self._model.device, self._model.dtype)
 
     def _from_template(self, shown: Sequence[Shown], texts: Sequence[str | None]) -> Any:
-        conversations = [one.messages(text) for one, text in zip(shown, texts, strict=True)]
+        conversations = [one.messages(text, self._asking.plain) for one, text in zip(shown, texts, strict=True)]
         return self._processor.apply_chat_template(
             conversations,
             add_generation_prompt=True,

@@ -225,8 +225,9 @@ class PretrainedText(TextEncoder):
     def _check_positions(self, needed: int) -> None:
         if self.positions is not None and needed > self.positions:
             raise UserError(
-                f"text.name={self.name} has {self.positions} positions, and image and caption take {needed}: lower "
-                "fusion.length, tokenizer.max_tokens or decode.max_length"
+                f"text.name={self.name} has {self.positions} positions, and a text with its images takes {needed}: "
+                "make it shorter (tokenizer.max_tokens, task.max_tokens, decode.max_length), or its images "
+                "(fusion.length, fusion.shuffle)"
             )
 
     @contextmanager
