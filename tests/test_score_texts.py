@@ -69,3 +69,13 @@ def test_mistakes(files, capsys, words, said):
     assert call("score", "task=translate", *words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert said in lines[-1] and len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("task", "noun"), [("translate", "sentence"), ("summarise", "document"), ("chat", "conversation")]
+)
+def test_what_is_missing_is_called_what_it_is(files, capsys, task, noun):
+    Path("few.jsonl").write_text(json.dumps({"id": "s0", "text": SYSTEM[0]}))
+    assert call("score", f"task={task}", "predictions=few.jsonl", "references=ref.jsonl", "out=few") == 2
+    said = capsys.readouterr().err
+    assert f"no prediction for 5 {noun}s (s1, s2, s3, s4, s5)" in said and "image" not in said

@@ -99,23 +99,26 @@ def _quoted(image: ImageId) -> str:
 
 
 def problems(
-    references: Mapping[ImageId, Sequence[str]], predictions: Collection[ImageId], duplicates: Sequence[ImageId]
+    references: Mapping[ImageId, Sequence[str]],
+    predictions: Collection[ImageId],
+    duplicates: Sequence[ImageId],
+    noun: str = "image",
 ) -> Iterator[str]:
-    """What images are not exactly once on both sides, in words."""
+    """What images are not exactly once on both sides, in words; `noun`: what they are where they are none."""
     missing = [image for image in references if image not in predictions]
     unknown = [image for image in predictions if image not in references]
     empty = [image for image, captions in references.items() if not captions]
     if missing:
-        yield f"no prediction for {listing(missing)}"
+        yield f"no prediction for {listing(missing, noun)}"
     if unknown:
-        yield f"no references for {listing(unknown)}"
+        yield f"no references for {listing(unknown, noun)}"
     if duplicates:
-        yield f"more than one prediction for {listing(list(Counter(duplicates)))}"
+        yield f"more than one prediction for {listing(list(Counter(duplicates)), noun)}"
     if empty:
-        yield f"an empty list of references for {listing(empty)}"
+        yield f"an empty list of references for {listing(empty, noun)}"
 
 
-def listing(images: Sequence[ImageId]) -> str:
+def listing(images: Sequence[ImageId], noun: str = "image") -> str:
     """`7 images (1, 2, 3, 4, 5, ...)`."""
     shown = ", ".join(on_one_line(str(image)) for image in images[:5])
-    return f"{len(images)} image{'s' * (len(images) > 1)} ({shown}{', ...' * (len(images) > 5)})"
+    return f"{len(images)} {noun}{'s' * (len(images) > 1)} ({shown}{', ...' * (len(images) > 5)})"

@@ -117,8 +117,9 @@ def matched(
     predictions: Predictions,
     policy: Mismatch,
     where: str = "predictions",
+    noun: str = "image",
 ) -> tuple[list[ImageId], list[str]]:
-    """The images to score, in the order of the references, and what was done about the others, in words.
+    """The images (`noun`: what else is scored) in the order of the references, and what was done about the others.
 
     Ids of `predictions` that differ from those of the references in form only become these. Raises UserError, which
     lists the ids, for images that are not exactly once on both sides, unless the policy is to ignore them.
@@ -141,15 +142,15 @@ def matched(
         if len(captions) < len(references.captions):
             named = " and ".join(map(on_one_line, sorted(splits)))
             notes.append(f"the references are those of the split {named}: {len(captions):,} images")
-    found = list(problems(captions, predictions.captions, predictions.duplicates))
+    found = list(problems(captions, predictions.captions, predictions.duplicates, noun))
     if found and policy is Mismatch.error:
         raise UserError(
-            f"{where}: {'; '.join(found)}. mismatch=ignore scores the images that both files have "
+            f"{where}: {'; '.join(found)}. mismatch=ignore scores the {noun}s that both files have "
             "(of several predictions the first)"
         )
     images = [image for image, texts in captions.items() if texts and image in predictions.captions]
     if not images:
-        raise UserError(f"{where}: no image has both a prediction and references: {'; '.join(found)}")
+        raise UserError(f"{where}: no {noun} has both a prediction and references: {'; '.join(found)}")
     return images, [*notes, *(f"left out: {problem}" for problem in found)]
 
 

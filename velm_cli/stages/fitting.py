@@ -142,7 +142,8 @@ def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
     if (store.one_image_each or not store.has_images) and together != DataConfig().examples_per_image:
         yield f"note: data.examples_per_image={together} has no effect: no two examples of this store share an image"
     if store.has_images and not config.run.overfit_images and not len(store.split("val")):
-        yield "note: there are no validation images: nothing is scored, and the last weights are the ones to use"
+        unit = data.task.unit
+        yield f"note: there are no validation {unit}s: nothing is scored, and the last weights are the ones to use"
     if data.task.manner is None and data.talks is None:  # else no text is decoded
         yield from _lengths(config, tokens, noun)
 

@@ -16,7 +16,7 @@ from velm_cli.schema import ScoredTask, ScoreRoot
 from velm_cli.stages.score_finish import finish, results
 from velm_cli.stages.score_images import image_files, small_pictures
 
-NOUNS = {ScoredTask.translate: "sentences", ScoredTask.summarise: "summaries", ScoredTask.chat: "replies"}
+NOUNS = {ScoredTask.translate: "sentence", ScoredTask.summarise: "document", ScoredTask.chat: "conversation"}
 
 
 def run(config: ScoreRoot) -> float | None:
@@ -37,10 +37,11 @@ def run(config: ScoreRoot) -> float | None:
 def _run(
     config: ScoreRoot, references: References, ours: Predictions, theirs: Predictions | None, sources: References | None
 ) -> float | None:
-    ids, notes = matched(references, ours, config.mismatch, config.predictions)
+    noun = NOUNS[config.task]
+    ids, notes = matched(references, ours, config.mismatch, config.predictions, noun)
     if theirs is not None:
         shared = References({number: references.captions[number] for number in ids}, by_order=references.by_order)
-        ids, more = matched(shared, theirs, config.mismatch, str(config.vs))
+        ids, more = matched(shared, theirs, config.mismatch, str(config.vs), noun)
         notes += more
         if theirs.digest == ours.digest:
             notes.append("predictions and vs are the same file")
@@ -58,7 +59,7 @@ def _run(
         for each in (ours, theirs)
         if each is not None
     ]
-    counted = f"{len(ids):,} {NOUNS[config.task]}"
+    counted = f"{len(ids):,} {noun}s"
     return finish(config, scored[0], scored[1] if theirs is not None else None, notes, pictures, counted=counted)
 
 
