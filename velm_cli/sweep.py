@@ -41,6 +41,7 @@ from velm_cli.engine.folder import is_complete, run_path
 from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError
 from velm_cli.place import place
+from velm_cli.progress import progress_bar
 from velm_cli.stages import settle
 from velm_cli.usage import explain
 
@@ -220,7 +221,7 @@ def _run_beside_each_other(stage: str, points: list[Point], jobs: int) -> None:
     failed: list[str] = []
     told = False
     with (
-        tqdm(total=len(points), unit="point", disable=None, dynamic_ncols=True) as bar,
+        progress_bar(what="sweep", total=len(points), unit="point", dynamic_ncols=True) as bar,
         stop_on_signals() as stop,
         _killed_at_the_end(slots),
     ):

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from velm_cli.data.arrays import map_array, read_array, write_array
 from velm_cli.errors import UserError
 from velm_cli.files import locked, read_sealed, refuse_links, remove_temporary, sealed, write_json
+from velm_cli.progress import progress_bar
 from velm_cli.schema import FeatureCaching
 
 PART = 256  # images; what a kill can cost, and what lies in memory while features are computed
@@ -127,7 +128,7 @@ class FeatureCache:
         wanted = [np.arange(part * PART, min((part + 1) * PART, self.images)) for part in parts]
         count = sum(map(len, wanted))
         if count:
-            with tqdm(total=count, desc="features", unit="image", disable=None, mininterval=0.5) as bar:
+            with progress_bar(what="features", total=count, unit="image") as bar:
                 for part, numbers in zip(parts, wanted, strict=True):
                     self._write(part, len(parts), encode(numbers), bar)
         return count

@@ -22,6 +22,7 @@ from velm_cli.data.shards import check_shard, shard_path, write_shard
 from velm_cli.data.table_images import normalise_any
 from velm_cli.data.video import normalise_frame
 from velm_cli.errors import StageError, UserError
+from velm_cli.progress import progress_bar
 from velm_cli.schema import ChatConfig, DatasetConfig, FramesConfig, PreprocessConfig
 
 Summary = dict[str, Any]  # of a shard
@@ -103,7 +104,7 @@ class ImageShards:
         return good, damaged
 
     def _bar(self, total: int, what: str, unit: str) -> tqdm:
-        return tqdm(total=total, desc=what, unit=unit, disable=None if self._progress else True, mininterval=0.5)
+        return progress_bar(what=what, shown=self._progress, total=total, unit=unit)
 
 
 def completed(shards: ImageShards, path: Path, command: str, say: Say) -> list[Summary]:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from velm_cli import schema
 from velm_cli.data.processes import new_pool
 from velm_cli.data.shapes_grammar import Scene, make_scene, write_captions
 from velm_cli.errors import UserError
 from velm_cli.files import refuse_links, write_bytes, write_json
+from velm_cli.progress import progress_bar
 
 STAMP = "shapes.json"  # written last: its presence says that the folder is whole
 UNFINISHED = "shapes.unfinished.json"  # written first: its presence says that the folder is ours
@@ -242,8 +242,7 @@ def _write_all(root: Path, draw_seed: int, sizes: dict[str, int], *, progress: b
         if len(parts) >= WORTH_PROCESSES:
             pool = stack.enter_context(new_pool(0))
             results = pool.map(write, enumerate(parts, start=1), chunksize=CHUNK)
-        quiet = None if progress else True  # None: only where someone watches
-        for image_id, (part, _) in enumerate(tqdm(parts, "shapes", disable=quiet, mininterval=0.5), start=1):
+        for image_id, (part, _) in enumerate(progress_bar(parts, "shapes", shown=progress, unit="scene"), start=1):
             scene, captions = next(results)
             folder = folder_of(part)
             name = file_name(part, image_id)

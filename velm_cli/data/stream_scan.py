@@ -27,6 +27,7 @@ from velm_cli.data.sources import SourceError, is_local, open_source, with_retri
 from velm_cli.data.tars import Sample, samples
 from velm_cli.errors import StageError, UserError
 from velm_cli.files import SEAL, sealed, unsealed, write_json
+from velm_cli.progress import progress_bar
 from velm_cli.schema import Damaged, WebDatasetConfig
 
 SCANNED = np.dtype([("crc32", "<u4"), ("use", "u1")])  # a row a sample of the tar
@@ -235,11 +236,9 @@ def scan_all(jobs: list[Job], workers: int, progress: bool) -> list[Scan]:
     scans = {job.number: _found(job) for job in jobs}
     missing = [job for job in jobs if scans[job.number] is None]
     workers = min(workers or available_cores(), max(1, len(missing)))
-    bar = tqdm(
-        total=len(jobs), initial=len(jobs) - len(missing), desc="shards", unit="shard",
-        disable=None if progress else True, mininterval=0.5,
-    )  # fmt: skip
-    with bar:
+    with progress_bar(
+        what="shards", shown=progress, total=len(jobs), initial=len(jobs) - len(missing), unit="shard"
+    ) as bar:
         if missing:
             broken = _scan_in_pool(missing, workers, bar)
             for job in broken:  # one by one, so that the one that kills its process is known

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from velm_cli.data.arrays import map_array, write_array
 from velm_cli.data.beside import check_sums, damaged, make_once
@@ -21,6 +20,7 @@ from velm_cli.data.chat_template import ChatFormat, Encoded
 from velm_cli.data.conversations import Message, is_conversation, parsed
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed, write_json
+from velm_cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from velm_cli.data.store import Store
@@ -129,7 +129,7 @@ def _fill(empty: Path, store: Store, form: ChatFormat) -> None:
     learned: list[np.ndarray] = [np.zeros(0, np.uint8)]
     lengths, prompts, firsts = (np.zeros(size, np.int64) for size in (count + 1, count, count))
     refused: Counter[str] = Counter()
-    for start in tqdm(range(0, count, CHUNK), desc="tokens", disable=None, mininterval=0.5):
+    for start in progress_bar(range(0, count, CHUNK), "tokens", unit="part"):
         numbers = range(start, min(start + CHUNK, count))
         some: list[Encoded] = []
         for number, found in zip(numbers, _encoded(store, form, numbers), strict=True):

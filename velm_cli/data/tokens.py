@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from velm_cli.data.arrays import map_array, write_array
 from velm_cli.data.beside import SUMS, check_sums, damaged, make_once
 from velm_cli.data.tokenizer import Tokenizer
 from velm_cli.errors import UserError
 from velm_cli.files import read_sealed, sealed, write_json
+from velm_cli.progress import progress_bar
 from velm_cli.schema import TokenizerConfig, TokenizerKind
 
 TOKENS_FORMAT = 1
@@ -117,7 +117,7 @@ def _fill(empty: Path, tokenizer: Tokenizer, max_tokens: int, captions: Sequence
     parts: list[np.ndarray] = []
     lengths = np.zeros(len(captions) + 1, np.int64)
     cut = longest = 0
-    for start in tqdm(range(0, len(captions), CHUNK), desc="tokens", disable=None, mininterval=0.5):
+    for start in progress_bar(range(0, len(captions), CHUNK), "tokens", unit="part"):
         stop = min(start + CHUNK, len(captions))
         chunk = [captions[c] for c in range(start, stop)]
         whole = tokenizer.encode_batch(chunk)

@@ -33,6 +33,7 @@ from velm_cli.metrics.scores import NOT_REQUESTED, ImageId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all, mean_of
 from velm_cli.metrics.tokenize import PtbTokenizer, flatten, unflatten
 from velm_cli.metrics.workspace import work_folder
+from velm_cli.progress import progress_bar
 from velm_cli.schema import MetricsConfig
 from velm_cli.schema.metric_names import COLUMNS, NAMES
 
@@ -271,8 +272,7 @@ class _Run:
         return average("SPICE", values)
 
     def _bar(self, name: str) -> tqdm[Any]:
-        disable = None if self.progress else True  # None: only on a terminal
-        return tqdm(total=len(self.references), desc=name, unit="img", mininterval=0.5, disable=disable, leave=False)
+        return progress_bar(what=name, shown=self.progress, total=len(self.references), unit="image", leave=False)
 
     def _shortened(self, name: str, limit: int) -> tuple[dict[ImageId, list[str]], dict[ImageId, str]]:
         """The tokens with every caption cut to `limit` words, and a warning that names the images."""

@@ -16,12 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from tqdm import tqdm
-
 from velm_cli.errors import UserError
 from velm_cli.files import sha256 as sha256_of
 from velm_cli.metrics.java import cache_home
 from velm_cli.metrics.spice import CORENLP_JARS, CORENLP_VERSION
+from velm_cli.progress import progress_bar
 
 # SHA-256 of the jars as Maven has them (their official SHA-1: 078d1303..., e23de94a...).
 SHA256 = {
@@ -183,7 +182,7 @@ def _copy(source: Path, to: Path) -> None:
 
 def _stream(source: IO[bytes], file: IO[bytes], size: int) -> None:
     """Copies with a progress bar and flushes to the disk. Raises OSError when `size` is known and not met."""
-    with tqdm(total=size or None, unit="B", unit_scale=True, mininterval=0.5, disable=None, leave=False) as bar:
+    with progress_bar(what="download", total=size or None, unit="B", unit_scale=True, leave=False) as bar:
         copied = 0
         while chunk := source.read(CHUNK):
             copied += file.write(chunk)

@@ -24,6 +24,7 @@ from velm_cli.errors import StageError, UserError
 from velm_cli.metrics.captions import score_captions
 from velm_cli.metrics.fetch import fetch_spice
 from velm_cli.metrics.java import JavaError, find_java, memory_limit
+from velm_cli.progress import progress_bar
 from velm_cli.schema import Device, DoctorRoot, MetricsConfig
 
 Finding = tuple[bool, str]  # does it work; what was seen, and where it does not, how to mend it
@@ -63,7 +64,7 @@ def run(config: DoctorRoot) -> float:
 def _store(path: Path) -> float:
     """Every byte of the store against the checksums of when it was written; the number of damaged shards."""
     store = open_store(path)  # raises with one line where anything but an image shard is damaged
-    shards = list(tqdm(store.damage(), unit="shard", disable=None))
+    shards = list(progress_bar(store.damage(), "checks", unit="shard"))
     problems = [line for line in shards if line]
     for line in problems:
         print(f"--  {line}")
@@ -78,7 +79,7 @@ def _store(path: Path) -> float:
 
 
 def _examined(checks: dict[str, Callable[[], Finding]]) -> Iterator[tuple[str, Finding]]:
-    with tqdm(checks.items(), disable=None, leave=False) as bar:
+    with progress_bar(checks.items(), leave=False) as bar:
         for name, check in bar:
             bar.set_description(name)
             yield name, check()

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from velm_cli import configs, exported, naming
 from velm_cli.data.blind import shuffled
@@ -31,6 +30,7 @@ from velm_cli.files import write_bytes
 from velm_cli.inference.journal import Journal, open_journal
 from velm_cli.lineage import joined
 from velm_cli.metrics.scores import Scores
+from velm_cli.progress import progress_bar
 from velm_cli.schema import Answer, Blind, EvaluateRoot, Precision, Source, VqaTaskConfig
 from velm_cli.stages.blinding import MEANING
 from velm_cli.stages.showing import write_report
@@ -115,9 +115,7 @@ class HfModel:
         own: dict[str, tuple[str, str]] = {}
         with (
             open_journal(path / f"written-{ranks.rank}.jsonl", begun) as journal,
-            tqdm(
-                total=len(indices), unit=self.task.unit, desc=self.task.doing, disable=None if ranks.first else True
-            ) as bar,
+            progress_bar(what=self.task.doing, shown=ranks.first, total=len(indices), unit=self.task.unit) as bar,
         ):
             bar.update(sum(_key(store.example_id(int(index))) in done for index in indices))
             groups = self._groups(indices)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from velm_cli.data.batch import Columns
 from velm_cli.data.features import Features
@@ -30,6 +29,7 @@ from velm_cli.learners.interface import Learner, Moment
 from velm_cli.metrics.scores import Scores, language_line, save, table
 from velm_cli.models.decoding import converted_once, decoded_together, laid_out_for_steps
 from velm_cli.objectives.weights import Weight
+from velm_cli.progress import progress_bar
 from velm_cli.report.samples import contact_sheet, stored_images
 from velm_cli.schema import DecodeConfig, MetricsConfig, Precision, TrainRoot
 from velm_cli.stages.parts import Material, Part
@@ -62,9 +62,9 @@ def predict_split(
     own: dict[ExampleId, Any] = {}
     together = decoded_together(len(indices), decoding.batch_size)
     groups = [indices[start : start + together] for start in range(0, len(indices), together)]
-    disable = None if progress and ranks.first else True
+    shown = progress and ranks.first
     ready = laid_out_for_steps if precision is Precision.fp32 else converted_once
-    with ready(learner.model), tqdm(total=len(indices), unit=task.unit, desc=task.doing, disable=disable) as bar:
+    with ready(learner.model), progress_bar(what=task.doing, shown=shown, total=len(indices), unit=task.unit) as bar:
         for number in range(ranks.rank, len(groups), ranks.world):
             batches = eval_batches(
                 store,

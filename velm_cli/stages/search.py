@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from velm_cli.engine.signals import stop_on_signals
 from velm_cli.errors import StageError, UserError, on_one_line, visible
@@ -19,6 +18,7 @@ from velm_cli.inference.journal import Row
 from velm_cli.inference.listing import Listed, listed_images
 from velm_cli.inference.model import Model
 from velm_cli.inference.results import write_results
+from velm_cli.progress import progress_bar
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.schema import SearchRoot
 from velm_cli.stages import using
@@ -76,7 +76,7 @@ def _embed(config: SearchRoot, folder: Path, model: Model, checkpoint: str) -> N
     with building(folder, about) as builder, stop_on_signals() as stop:
         stamps = {image.name: image.stamp for image in images}
         left = [image for image in images if not builder.has(image.name, stamps[image.name])]
-        with tqdm(total=len(images), initial=len(images) - len(left), unit="image", desc="embed", disable=None) as bar:
+        with progress_bar(what="embed", total=len(images), initial=len(images) - len(left), unit="image") as bar:
             for rows in rows_of(left, model.form, embedded, chunk=CHUNK, workers=config.workers):
                 rows = [{**row, "stamp": stamps[row["image"]]} for row in rows]
                 builder.add(rows, np.concatenate(vectors) if vectors else np.zeros((0, model.width)))

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from velm_cli import __version__, configs
 from velm_cli.engine.device import pick_device, prepare
@@ -28,6 +27,7 @@ from velm_cli.inference.listing import Listed
 from velm_cli.inference.model import Model, load
 from velm_cli.inference.results import BESIDE, beside, refuse_other_suffix, write_beside, write_results
 from velm_cli.models.hf.writing import Refused
+from velm_cli.progress import progress_bar
 from velm_cli.report.evaluations import Evaluated
 from velm_cli.report.page import Picture, is_page, thumbnail, write_page
 from velm_cli.schema import LATER_DECODING, ComputeConfig, DecodeConfig
@@ -166,7 +166,7 @@ def written(
         left = [image for image in images if image.name not in journal.done]
         if len(left) < len(images):
             print(f"goes on     {len(images) - len(left):,} of {len(images):,} images are done ({output.journal})")
-        with tqdm(total=len(images), initial=len(images) - len(left), unit="image", desc=doing, disable=None) as bar:
+        with progress_bar(what=doing, total=len(images), initial=len(images) - len(left), unit="image") as bar:
             for rows in _until(stop, rows_of(left, model.form, predict, chunk=chunk, workers=workers)):
                 journal.append(rows)
                 bar.update(len({row["image"] for row in rows}))
@@ -266,7 +266,7 @@ def beside_images(
         print(f"left alone  {len(images) - len(left):,} images that have a {BESIDE[kind]} file already")
     refused: list[Row] = []
     new = 0
-    with stop_on_signals() as stop, tqdm(total=len(left), unit="image", desc=doing, disable=None) as bar:
+    with stop_on_signals() as stop, progress_bar(what=doing, total=len(left), unit="image") as bar:
         for rows in _until(stop, rows_of(left, model.form, predict, chunk=chunk, workers=workers)):
             for row in rows:
                 file = files[row["image"]]
