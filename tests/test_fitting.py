@@ -121,6 +121,17 @@ def test_what_is_legal_and_surprising_is_said(capsys, place):
     assert "no caption has more than" in train(capsys, *VIT, "decode.max_length=5000")[1]
 
 
+def test_options_that_change_nothing_are_said(capsys, place):
+    frozen = ["vision.freeze=all", "optim.vision_lr_scale=0.1", "optim.text_lr_scale=0.5"]
+    out = train(capsys, *VIT, *frozen, "fusion=prefix", "fusion.mapper=tokens", "fusion.length=3")[1]
+    assert "note: fusion.length=3 has no effect with fusion.mapper=tokens: leave it at 10" in out
+    assert "note: optim.vision_lr_scale=0.1 has no effect with vision.freeze=all: leave it at 1.0" in out
+    assert out.count("has no effect") == 2
+    assert (
+        "has no effect" not in train(capsys, *VIT, "fusion=prefix", "fusion.length=3", "optim.vision_lr_scale=0.1")[1]
+    )
+
+
 def test_a_training_says_what_its_dry_run_says(capsys, place):
     options = [*VIT, "name=notes", "vision.image_size=128", "tokenizer.max_tokens=8"]
     outs = [train(capsys, *options, dry=dry)[1].splitlines() for dry in (True, False)]

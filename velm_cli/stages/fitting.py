@@ -40,6 +40,7 @@ from velm_cli.schema import (
     PretrainedTextConfig,
     TrainRoot,
 )
+from velm_cli.stages.idle_options import idle_options
 from velm_cli.stages.parts import Material
 from velm_cli.stages.positions import position_problems
 from velm_cli.stages.starting import new_learner
@@ -121,6 +122,7 @@ def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
             f"note: the examples of {store.path} are questions, and task={config.task.kind} takes their answers "
             "for captions, without reading them: task=vqa reads them"
         )
+    yield from idle_options(config)
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
     if warmup >= steps:
         highest = config.optim.lr * steps / warmup
