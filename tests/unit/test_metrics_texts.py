@@ -10,6 +10,7 @@ import pytest
 import sacrebleu
 
 from velm_cli.errors import UserError
+from velm_cli.metrics.nearest import nearest
 from velm_cli.metrics.sacre import streams
 from velm_cli.metrics.summary_scores import BETWEEN, medoid, pieces_of, rouge_scorer, score_summaries
 from velm_cli.metrics.targets import Target
@@ -48,6 +49,31 @@ def test_equal_to_sacrebleu(seed):
     for number, (given, text) in enumerate(zip(references, hypotheses, strict=True)):
         alone = sacrebleu.CHRF().corpus_score([text], [[each] for each in given]).score
         assert 100 * scores.per_image[number]["chrF"] == pytest.approx(alone, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_nearest_sentence_is_that_of_scikit_learn(seed):
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    rng = random.Random(f"nearest {seed}")
+    known, sentences = texts(rng, rng.choice((1, 5, 60))), texts(rng, 30)
+    vectorizer = TfidfVectorizer(token_pattern=r"\w+", ngram_range=(1, 4), use_idf=False)
+    known[0] = "Hund"  # scikit-learn wants a word
+    cosine = (vectorizer.fit_transform(known) @ vectorizer.transform(sentences).T).toarray().T
+    for chosen, row in zip(nearest(sentences, known), cosine, strict=True):
+        best = max(row)
+        first = next(number for number, value in enumerate(row) if value > best - 1e-12)
+        assert row[chosen] == pytest.approx(best, abs=1e-12) and chosen >= first
+
+
+def test_the_floor_of_who_only_looks_up():
+    training = [Target(("ein roter Ball",), "a red ball"), Target(("zwei Hunde", "Hunde"), "two dogs")]
+    truth = {1: Target(("zwei Hunde",), "two dogs"), 2: Target(("zwei Katzen und ein Ball",), "a cat")}
+    scores = score_translations(truth, {1: "ja", 2: "nein"}, MetricsConfig(resamples=20), training=training)
+    assert (
+        scores.floors["translation of the nearest training sentence"]["chrF"] > scores.floors["copy the source"]["chrF"]
+    )
+    assert len(score_translations(truth, {1: "ja", 2: "nein"}, MetricsConfig(resamples=20)).floors) == 1
 
 
 def test_moses_as_the_papers_prepare_sentences():

@@ -12,6 +12,7 @@ from typing import Any
 
 from velm_cli import __version__
 from velm_cli.metrics.floors import warn_of_floors
+from velm_cli.metrics.nearest import MOST, nearest
 from velm_cli.metrics.sacre import bleu_summands, chrf_summands
 from velm_cli.metrics.scores import ExampleId, Scores
 from velm_cli.metrics.significance import Summands, bootstrap_all
@@ -28,6 +29,7 @@ TRANSLATION_COLUMNS = (
     Column("chrF", "chrF", digits=2, is_mean=False, meaning="character n-grams up to 6, recall weighs twice"),
 )
 COPY = "copy the source"
+LOOK_UP = "translation of the nearest training sentence"
 
 
 def score_translations(
@@ -36,11 +38,12 @@ def score_translations(
     config: MetricsConfig,
     *,
     language: str = "",
+    training: Sequence[Target] = (),
 ) -> Scores:
     """The scores of one translation a sentence, by the id of the example.
 
-    `language`: of the target, whose rules Moses' scripts take; empty are English's. Raises UserError when the ids
-    differ, or a sentence has no reference.
+    `language`: of the target, whose rules Moses' scripts take; empty are English's. `training`: for a floor, of
+    sentences with references. Raises UserError when the ids differ, or a sentence has no reference.
     """
     require("sacrebleu", "sacremoses")
     check(truth, predicted, "sentence")
@@ -63,9 +66,14 @@ def score_translations(
         about={number: target.about() for number, target in truth.items()},
     )
     if all(target.source for target in truth.values()):
-        made_of = _summands(truth, [target.source for target in truth.values()], language)
-        scores.floor_summands[COPY] = made_of
-        scores.floors[COPY] = {key: made_of[key].total() for key in corpus}
+        sources = [target.source for target in truth.values()]
+        floors = {COPY: sources}
+        if 0 < len(training) <= MOST:
+            found = nearest(sources, [target.source for target in training])
+            floors[LOOK_UP] = [training[number].references[0] for number in found]
+        for name, texts in floors.items():
+            made_of = scores.floor_summands[name] = _summands(truth, texts, language)
+            scores.floors[name] = {key: made_of[key].total() for key in corpus}
     warn_of_floors(scores, config.resamples)
     return scores
 

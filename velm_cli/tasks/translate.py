@@ -42,4 +42,11 @@ class TranslateTask(WritesFromSource):
         if not truth:
             return None
         language = str(store.manifest["options"].get("target_lang") or "")
-        return score_translations(truth, {number: predicted[number] for number in truth}, config, language=language)
+        known = map(int, store.split("train")) if learned else ()
+        return score_translations(
+            truth,
+            {number: predicted[number] for number in truth},
+            config,
+            language=language,
+            training=[target_of(store, number) for number in known if store.targets(number)],
+        )
