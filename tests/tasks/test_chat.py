@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -229,5 +230,15 @@ def test_what_a_language_model_has_no_positions_for_is_said_before_it_learns(run
     assert "decode.max_length=150 come behind, and the text encoder has 190" in capsys.readouterr().err
     assert not Path("runs/train/short").exists()
     assert call(*command, "task.max_tokens=60", "decode.max_length=4") == 0
-    assert call("eval", "checkpoint=runs/train/short", "decode.max_length=150", "report.page=false") == 2
-    assert "positions before the reply" in capsys.readouterr().err
+    evaluated = ["eval", "checkpoint=runs/train/short", "report.page=false"]
+    capsys.readouterr()
+    assert call(*evaluated, "decode.max_length=150", "name=all") == 0
+    longest = int(re.search(r"take up to (\d+) positions before the reply", capsys.readouterr().out)[1])
+    assert call(*evaluated, f"decode.max_length={191 - longest}", "name=some") == 0
+    said = capsys.readouterr().out
+    assert "Here they count as empty replies" in said
+    replies = [
+        json.loads(line)["text"] for line in Path("runs/evaluate/some/predictions.jsonl").read_text().splitlines()
+    ]
+    too_long = int(said.partition("note: ")[2].split()[0])
+    assert 0 < too_long <= replies.count("") and too_long < len(replies) == 8

@@ -95,9 +95,12 @@ class TrainedRun:
         assert seen is not None and data is not None, "it was made ready"
         learner = trained_learner(trained, self.task, data.tokenizer, self._home, self.weights, self._state).to(device)
         self._learner = learner
+        silent: dict[ExampleId, Any] = {}  # of examples that nothing can be written of
         if data.talks is not None:
-            for line in too_long_to_reply(learner.model, data.talks, store, indices, config.decode.max_length):
-                raise UserError(line)
+            long, line = too_long_to_reply(learner.model, data.talks, store, indices, config.decode.max_length)
+            silent = {store.example_id(int(index)): "" for index in long}
+            if ranks.first and silent:
+                print(f"note: {line}. Here they count as empty replies")
         for note in learner.pixels.resizing.enlarges(store.image_size, learner.pixels.size) if learner.pixels else ():
             print(note)
         features: Features | None = None
@@ -108,10 +111,10 @@ class TrainedRun:
                 features = cached_features(trained, seen.store, indices, learner, device, precision, ranks, stop)
         if ranks.any_stopped(stop):
             return {}
-        return predict_split(
+        found = predict_split(
             seen,
             learner,
-            indices,
+            indices[[store.example_id(int(index)) not in silent for index in indices]] if silent else indices,
             decoding=config.decode,
             ranks=ranks,
             precision=precision,
@@ -119,6 +122,7 @@ class TrainedRun:
             stop=stop,
             features=features,
         )
+        return found | silent
 
     def trained_on(self, store: Store) -> bool:
         """By its path where an older velm noted no hash."""

@@ -60,7 +60,8 @@ def position_problems(config: TrainRoot, data: TaskData) -> Iterator[str]:
     elif data.talks is not None:
         validated = data.store.split("val")[: config.run.validate_images or None]
         yield from too_long_to_learn(learner.model, data.talks, data.store)
-        yield from too_long_to_reply(learner.model, data.talks, data.store, validated, config.decode.max_length)
+        _, line = too_long_to_reply(learner.model, data.talks, data.store, validated, config.decode.max_length)
+        yield from [line] if line else []
 
 
 def _longest(data: TaskData) -> int:
@@ -86,17 +87,17 @@ def too_long_to_learn(model: VelmModel, talks: TalkTokens, store: Store) -> Iter
 
 def too_long_to_reply(
     model: VelmModel, talks: TalkTokens, store: Store, examples: np.ndarray, reply: int
-) -> Iterator[str]:
-    """A line where some of these examples leave the model no positions for a reply of so many tokens."""
+) -> tuple[np.ndarray, str]:
+    """Those of the examples that leave the model no positions for a reply of so many tokens, and a line about them."""
     if (most := _most(model)) is None or not len(examples):
-        return
+        return examples[:0], ""
     before = talks.prompts[examples] + _of_images(model, store, examples)
     beyond = np.flatnonzero(before + reply > most)
     if not len(beyond):
-        return
+        return examples[:0], ""
     longest = int(before[beyond].max())
     fits = f"lower decode.max_length to {most - longest}" if longest < most else "leave them out of the data"
-    yield (
+    return examples[beyond], (
         f"{len(beyond):,} conversations (first: {store.example_id(int(examples[beyond[0]]))}) take up to {longest:,} "
         f"positions before the reply, those of images among them, decode.max_length={reply} come behind, and the text "
         f"encoder has {most:,}: {fits}{_images_take(model, store)}"
