@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Sized
 from typing import Any
 
@@ -17,6 +18,17 @@ class _Lines(tqdm):  # type: ignore[type-arg]
     """A tqdm whose states are lines, one below the other."""
 
     disable: bool
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        self._due = time.monotonic() + EVERY
+        super().__init__(*given, **options)
+
+    def refresh(self, *given: Any, **options: Any) -> Any:
+        """Whoever asks for it: a line in time."""
+        if (now := time.monotonic()) < self._due:
+            return True
+        self._due = now + EVERY
+        return super().refresh(*given, **options)
 
     @staticmethod
     def status_printer(file: Any) -> Any:
@@ -46,4 +58,4 @@ def progress_bar(work: Iterable[Any] | None = None, what: str = "", *, shown: bo
     total = options.get("total") or (len(work) if isinstance(work, Sized) else None)
     unit = options.get("unit", "step")
     said = (LINE if total else UNKNOWN).replace("{unit}", unit if unit == "B" else f"{unit}s")
-    return _Lines(work, **{**options, "mininterval": EVERY, "delay": EVERY, "bar_format": said})
+    return _Lines(work, **{**options, "mininterval": EVERY, "bar_format": said})

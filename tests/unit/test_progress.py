@@ -10,6 +10,8 @@ def test_short_work_says_nothing_in_a_file(capsys):
     assert list(progress_bar(range(100), "counting")) == list(range(100))
     with progress_bar(what="counting", total=3, unit="image") as bar:
         bar.update(3)
+        bar.set_postfix_str("what it is about")
+        bar.refresh()
     assert capsys.readouterr().err == ""
 
 
