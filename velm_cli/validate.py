@@ -24,11 +24,15 @@ TORCHVISION_FAMILIES = ("resnet", "vgg", "squeezenet", "convnext", "efficientnet
 
 
 def validate(config: Any) -> None:
-    """Raise one UserError with a line for every problem of `config`: what is wrong and what to do.
-
-    Numbers out of their bounds are said alone: the rules reckon with numbers that are within."""
-    problems = list(out_of_bounds(config)) or list(dict.fromkeys(_problems(config)))
-    if problems:
+    """Raise one UserError with a line for every problem of `config`: what is wrong and what to do."""
+    beyond = list(out_of_bounds(config))
+    problems: list[str] = []
+    try:
+        problems += _problems(config)
+    except ArithmeticError:  # the rules reckon with numbers that are within their bounds
+        if not beyond:
+            raise
+    if problems := list(dict.fromkeys([*problems, *beyond])):
         raise UserError("\n".join(problems))
 
 
@@ -140,12 +144,12 @@ def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
     if nucleus and decode.beams > 1:
         yield f"decode.method=nucleus draws one sample an image: decode.beams={decode.beams} must be 1"
     of_the_other = ("length_penalty",) if nucleus else ("top_p", "top_k", "temperature")
-    if not nucleus and decode.samples > decode.beams:
+    if not nucleus and decode.samples > max(1, decode.beams):
         yield (
             f"decode.samples={decode.samples}: no more texts than beams: decode.beams={decode.samples}, or draw "
             "them: decode=nucleus"
         )
-    if decode.min_length > decode.max_length:
+    if decode.min_length > max(1, decode.max_length):
         yield f"decode.min_length={decode.min_length} is above decode.max_length={decode.max_length}"
     if decode.allowed is not None and not os.path.isfile(decode.allowed):
         yield f"decode.allowed={decode.allowed}: no such file; it holds one text on each line"

@@ -121,8 +121,11 @@ def test_a_convnet_has_something_to_halve(vision, line):
     assert line in str(error.value).splitlines()
 
 
-def test_numbers_out_of_bounds_are_said_before_rules_reckon_with_them():
+def test_numbers_out_of_bounds_are_said_where_rules_cannot_reckon_with_them():
     fusion = schema.PrefixConfig(mapper=schema.PrefixMapper.tokens, shuffle=0)
-    config = schema.TrainRoot(dataset=schema.ShapesConfig(), vision=schema.ViTConfig(), fusion=fusion)
+    config = schema.TrainRoot(
+        dataset=schema.ShapesConfig(), vision=schema.ViTConfig(), fusion=fusion, text=schema.TransformerConfig(),
+        task=schema.CaptionTaskConfig(),
+    )  # fmt: skip
     with pytest.raises(UserError, match=r"^fusion.shuffle=0: must be at least 1$"):
         validate(config)
