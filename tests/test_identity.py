@@ -271,10 +271,12 @@ def test_tokens_of_another_store_are_refused(place, capsys):
         folder.rename(kept)
         shutil.copytree(theirs[length], folder)
         capsys.readouterr()
-        assert call("train", *TINY, *TINY_MODEL, "name=other-tokens", "run.max_steps=1") == 2
-        assert "they are of the captions of another store" in one_line(capsys)
-        shutil.rmtree(folder)
-        kept.rename(folder)
+        try:  # the tests that follow use the same store
+            assert call("train", *TINY, *TINY_MODEL, "name=other-tokens", "run.max_steps=1") == 2
+            assert "they are of the texts of another store" in one_line(capsys)
+        finally:
+            shutil.rmtree(folder)
+            kept.rename(folder)
 
 
 def cast(kind):
