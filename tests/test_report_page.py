@@ -242,6 +242,23 @@ def test_dark_and_light_follow_the_system(small, show):
 # ------------------------------------------------------------------ the gallery
 
 
+@pytest.mark.parametrize("width", [1100, 390])
+def test_pictures_stand_above_what_was_said_where_there_are_no_scores(width, tmp_path, show):
+    rng = np.random.default_rng()
+    said = {image: f"a dog number {image}" for image in range(3)}
+    run = Evaluated(name="said", scores={}, per_image={image: {} for image in said}, hypotheses=said, references={})
+    pictures = {image: Picture(thumbnail(picture(rng))) for image in said}
+    write_page(tmp_path / "page.html", [run], pictures, title="said", columns=())
+    page = show(tmp_path / "page.html", width=width)
+    edges = "(node => { const box = node.getBoundingClientRect(); return [box.width, box.bottom, box.top]; })"
+    image_width, image_bottom, _ = page.js(f"{edges}(document.querySelector('.card img'))")
+    card_width, _, _ = page.js(f"{edges}(document.querySelector('.card'))")
+    _, _, said_top = page.js(f"{edges}(document.querySelector('.card .hypotheses'))")
+    assert image_width > 0.8 * card_width and said_top >= image_bottom
+    border = page.js("getComputedStyle(document.querySelector('#search')).borderRightWidth")
+    assert border == "1px", "the field of the search is closed where nothing stands beside it"
+
+
 def shown_count(page) -> int:
     return int(re.match(r"\d+", page.find("#count").text).group())
 

@@ -35,6 +35,7 @@ SIGN = b"velm report</p>"  # in every page, and how velm knows its own
 WEB = Path(__file__).with_name("web")
 SCRIPTS = ("elements.js", "items.js", "confusions.js", "overview.js", "view.js", "gallery.js")
 THUMBNAIL_SIDE = 160  # pixels of the longer side
+GALLERY_SIDE = 280  # where a page shows pictures and no scores
 THUMBNAIL_QUALITY = 60  # about 5 kB for a photo
 CURVE_POINTS = 400  # more than a chart a few hundred pixels wide can show
 

@@ -29,7 +29,7 @@ from velm_cli.inference.results import BESIDE, beside, refuse_other_suffix, writ
 from velm_cli.models.hf.writing import Refused
 from velm_cli.progress import progress_bar
 from velm_cli.report.evaluations import Evaluated
-from velm_cli.report.page import Picture, is_page, thumbnail, write_page
+from velm_cli.report.page import GALLERY_SIDE, Picture, is_page, thumbnail, write_page
 from velm_cli.schema import LATER_DECODING, ComputeConfig, DecodeConfig
 
 
@@ -236,7 +236,7 @@ def write_page_of(
     wanted = [by_name[name] for name in dict.fromkeys(row["image"] for row in shown) if name in by_name]
 
     def seen(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
-        pictures.update((image.name, Picture(thumbnail(jpeg))) for image, jpeg in zip(some, jpegs, strict=True))
+        pictures.update((image.name, Picture(thumbnail(jpeg, GALLERY_SIDE))) for image, jpeg in zip(some, jpegs, strict=True))
         return [[] for _ in some]
 
     for _ in rows_of(wanted, model.form, seen, chunk=max(1, len(wanted))):

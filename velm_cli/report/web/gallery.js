@@ -331,6 +331,7 @@ function setUpControls() {
   byId("run-field").hidden = !several;
   byId("metric").parentElement.hidden = byId("where").hidden = unscored;
   document.body.classList.toggle("no-pictures", !images.pictures.length);
+  document.body.classList.toggle("gallery", unscored && images.pictures.length > 0);
 }
 
 setUpControls();

@@ -246,8 +246,10 @@ function tickText(value) {
 }
 
 describePage();
-if (unscored) byId("scores-heading").hidden = true;
-else showScores();
+if (unscored) {
+  byId("scores-heading").hidden = true;
+  byId("about").firstElementChild.textContent = "What wrote this";
+} else showScores();
 showNotes();
 showFolded("about", (run) => run.about);
 showConfusions();
