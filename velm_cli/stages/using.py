@@ -236,7 +236,9 @@ def write_page_of(
     wanted = [by_name[name] for name in dict.fromkeys(row["image"] for row in shown) if name in by_name]
 
     def seen(some: Sequence[Listed], jpegs: Sequence[bytes]) -> list[list[Row]]:
-        pictures.update((image.name, Picture(thumbnail(jpeg, GALLERY_SIDE))) for image, jpeg in zip(some, jpegs, strict=True))
+        pictures.update(
+            (image.name, Picture(thumbnail(jpeg, GALLERY_SIDE))) for image, jpeg in zip(some, jpegs, strict=True)
+        )
         return [[] for _ in some]
 
     for _ in rows_of(wanted, model.form, seen, chunk=max(1, len(wanted))):
