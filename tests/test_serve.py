@@ -204,6 +204,8 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(client):
         ("min_length=9&max_length=8", "min_length=9 is above max_length=8"),
         ("best=4&beams=3", "best=4: there are no more captions than beams=3"),
         ("best=2&n=2", "n draws captions, best takes those of the beams"),
+        ("top_k=5", "top_k=5 has no effect without n"),
+        ("n=2&length_penalty=2", "length_penalty=2.0 has no effect with n"),
         ("repetition_penalty=0", "repetition_penalty=0.0: must be above 0"),
         ("no_repeat_ngram=-1", "no_repeat_ngram=-1: must be at least 0"),
     ],

@@ -436,6 +436,9 @@ def test_what_is_no_image_is_said(home, image, said):
         ({"length_penalty": "x"}, "length_penalty='x': must be a number"),
         ({"batch_size": 0}, "batch_size=0: must be a whole number"),
         ({"seed": -1}, "seed=-1: must be a whole number, at least 0"),
+        ({"top_k": 5}, "top_k=5 has no effect without n"),
+        ({"temperature": 0.5, "best": 2}, "temperature=0.5 has no effect without n"),
+        ({"length_penalty": 2.0, "n": 2}, "length_penalty=2.0 has no effect with n"),
         ({"prompt": None}, "prompt: give a text"),
         ({"prompt": "\ud800"}, "is no text that UTF-8 can hold"),
     ],
@@ -637,6 +640,10 @@ def test_captions_of_a_list(home, capsys):
     for texts, line in ((["a zyzzyva"], "not in the vocabulary"), ([], "at least one"), ([listed[0]], "max_length=")):
         with pytest.raises(velm_cli.UserError, match=line):
             model.caption(photo, allowed=texts, max_length=2 if line == "max_length=" else 30)
+    begin, rest = listed[0].split(" ", 1)
+    assert model.caption(photo, prompt=begin, allowed=[rest]) == listed[0]
+    with pytest.raises(velm_cli.UserError, match="all of them begin with it"):  # the beginning would be written twice
+        model.caption(photo, prompt=begin, allowed=[listed[0]])
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,11 @@ def allowed_tokens(
     """
     if not texts:
         raise UserError("allowed: give at least one text")
+    if prompt and all(text.startswith(f"{prompt} ") for text in texts):
+        raise UserError(
+            f"allowed: the texts stand behind the prompt {on_one_line(prompt)!r}, and all of them begin with it: "
+            "leave it out of them, or give no prompt"
+        )
     begun, *listed = tokenizer.encode_batch([prompt, *(f"{prompt} {text}" if prompt else text for text in texts)])
     found: dict[tuple[int, ...], str] = {}
     for text, tokens in zip(texts, listed, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
@@ -96,6 +96,19 @@ def decoding(**options: Any) -> DecodeConfig:
     if problems:
         raise UserError("\n".join(problems))
     return how
+
+
+OF_DRAWING, OF_BEAMS = ("top_p", "top_k", "temperature"), ("length_penalty",)
+
+
+def idle_in_caption(n: int | None, options: Mapping[str, Any]) -> list[str]:
+    """A line for each option that was given and changes no caption, drawn (`n`) or searched for by beams."""
+    usual = DecodeConfig()
+    return [
+        f"{name}={options[name]} has no effect {'with' if n else 'without'} n: it is of {'beams' if n else 'drawn captions'}"
+        for name in (OF_BEAMS if n else OF_DRAWING)
+        if options[name] != getattr(usual, name)
+    ]
 
 
 def choice(name: str, value: Any, choices: type[Any]) -> Any:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from velm_cli.data.processes import available_cores
 from velm_cli.data.written import all_texts
 from velm_cli.errors import UserError
-from velm_cli.inference.arguments import Decoding, decoding, in_chunks, is_one, several, text_of, texts_of, whole
+from velm_cli.inference.arguments import (
+    Decoding,
+    decoding,
+    idle_in_caption,
+    in_chunks,
+    is_one,
+    several,
+    text_of,
+    texts_of,
+    whole,
+)
 from velm_cli.inference.examples import Given
 from velm_cli.inference.loaded import Loaded
 from velm_cli.inference.pictures import Picture, content_of
@@ -90,6 +100,9 @@ class Captions:
             no_repeat_ngram=no_repeat_ngram,
             batch_size=batch_size,
         )
+        drawing = {"top_p": top_p, "top_k": top_k, "temperature": temperature, "length_penalty": length_penalty}
+        if idle := idle_in_caption(n, drawing):
+            raise UserError("\n".join(idle))
         if best is not None and best > beams:
             raise UserError(f"best={best}: there are no more captions than beams={beams}")
         whole("seed", seed, least=0), text_of("prompt", prompt)

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from velm_cli.data.images import ImageRefused
 from velm_cli.data.processes import available_cores
 from velm_cli.errors import UserError
+from velm_cli.inference.arguments import idle_in_caption
 from velm_cli.inference.pictures import Form
 from velm_cli.schema import ServeConfig
 from velm_cli.serving.asked import Answer, Attend, Caption, EmbedImages, EmbedTexts
@@ -83,6 +84,8 @@ class App:
                 raise Refused(422, f"best={given['best']}: there are no more captions than beams={given['beams']}")
             if given["min_length"] > given["max_length"]:
                 raise Refused(422, f"min_length={given['min_length']} is above max_length={given['max_length']}")
+            if idle := idle_in_caption(given["n"], given):
+                raise Refused(422, "; ".join(idle))
             if given["n"]:  # what drawing does not use is the same for all, so that batches are
                 given["beams"], given["length_penalty"] = 1, 1.0
             else:
