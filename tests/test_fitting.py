@@ -199,6 +199,9 @@ def test_an_evaluation_is_refused_before_it_captions(capsys, place):
     assert call(*asked, "dry_run=true") == 0
     out = capsys.readouterr().out
     assert "tensors, as runs/train/evaluated has them" in out and "note: limit=99: split=test has 8 images" in out
+    Path("unknown.txt").write_text("zebra xylophone\n")
+    assert call("eval", "checkpoint=runs/train/evaluated", "decode.allowed=unknown.txt", "dry_run=true") == 2
+    assert "is not in the vocabulary" in capsys.readouterr().err
     Path("bare").mkdir()
     Image.new("RGB", (24, 24)).save("bare/a.png")
     rows = [{"file_name": "a.png", "captions": [], "split": "test"}]

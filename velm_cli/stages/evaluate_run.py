@@ -68,6 +68,8 @@ class TrainedRun:
 
     def refuse_unfit(self, store: Store, indices: np.ndarray) -> None:
         self._spaces = self.task.named_by(store, run_spaces(self._home, self.task))
+        if not self.task.manner:
+            refuse_unwritable(self._config.decode, run_tokenizer(self._home))
 
     def opened(self, store: Store) -> Iterator[str]:
         return opened_run(self._trained, self._home, self.weights)
@@ -83,8 +85,6 @@ class TrainedRun:
     def make_ready(self, store: Store) -> None:
         data = TaskData.to_predict(self._trained, self.task, store, run_tokenizer(self._home), self._spaces)
         self._data, self._seen = data, blinded(data, self._config)
-        if not self.task.manner:
-            refuse_unwritable(self._config.decode, data.tokenizer)
 
     def predict(
         self, store: Store, indices: np.ndarray, path: Path, about: Mapping[str, str], ranks: Ranks, stop: StopRequest
