@@ -27,8 +27,9 @@ def place(tmp_path_factory):
         ["vision=clip", "vision.name={clip}", "vision.freeze=all", "text.freeze=all", "fusion=prefix"],
         ["vision=vit", "text.lora_rank=2", "fusion=gated", "fusion.heads=2"],
         ["vision=dinov2", "vision.name={dinov2}", "vision.layer=1", "fusion=attention"],
+        ["vision=vit", "text.freeze=first:1", "fusion=cross_modal"],
     ],
-    ids=["frozen-prefix", "lora-gated", "full-attention"],
+    ids=["frozen-prefix", "lora-gated", "full-attention", "last-layer-cross"],
 )
 def test_train_evaluate_and_finetune(parts, place, request, capsys):
     parts = [part.format(clip=folder("clip"), dinov2=folder("dinov2")) for part in parts]
@@ -44,6 +45,9 @@ def test_train_evaluate_and_finetune(parts, place, request, capsys):
     changed = {key for key in weights if not (weights[key] == after[key]).all()}
     assert any("fusion" in key for key in changed)
     assert any("model.text" in key for key in changed) == ("text.freeze=all" not in parts)
+    if "text.freeze=first:1" in parts:
+        kept = " ".join(load_file(run / "frozen.safetensors"))
+        assert ".wte." in kept and ".h.0." in kept and ".h.1." not in kept
     assert any("model.vision" in key for key in changed) == ("vision.freeze=all" not in parts)
     assert call("eval", f"checkpoint=runs/train/{name}", "metrics=fast", "limit=4", f"name={name}") == 0
     assert json.loads((place / "runs/evaluate" / name / "scores.json").read_text())["images"] == 4

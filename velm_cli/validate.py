@@ -11,6 +11,7 @@ from typing import Any
 from velm_cli import schema
 from velm_cli.errors import UserError, did_you_mean, without_effect
 from velm_cli.mixture import is_mixture, parts_of
+from velm_cli.models.freezing import is_freeze
 from velm_cli.models.rules import token_problems
 from velm_cli.models.update_rules import update_problems
 from velm_cli.objectives.rules import objective_problems
@@ -225,8 +226,10 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
         yield f"fusion=gated goes between the layers of a transformer, and text={text.kind} is recurrent"
     if isinstance(text, schema.NoTextConfig) and config.task.reads_text:
         yield f"text=none: task={config.task.kind} reads or writes texts; choose text=transformer or another encoder"
-    if text.freeze not in ("none", "all"):
-        yield f"text.freeze={text.freeze}: none or all"
+    pretrained = isinstance(text, (schema.BertConfig, schema.CausalLMConfig))
+    if not (is_freeze(text.freeze) if pretrained else text.freeze in ("none", "all")):
+        others = ", all or first:n" if pretrained else " or all"
+        yield f"text.freeze={text.freeze}: none{others}"
     if fusion.freeze not in ("none", "all"):
         yield f"fusion.freeze={fusion.freeze}: none or all"
     if fusion.freeze == "all" and not isinstance(config, schema.FinetuneRoot):
@@ -238,8 +241,7 @@ def _model(config: schema.TrainRoot) -> Iterator[str]:
     if not no_vision and not config.dataset.images:
         yield "dataset.images=false: there are no images to encode; say vision=none fusion=none"
     if not no_vision:
-        count = vision.freeze.removeprefix("first:")
-        if vision.freeze not in ("none", "all") and not (vision.freeze.startswith("first:") and count.isdigit()):
+        if not is_freeze(vision.freeze):
             yield f"vision.freeze={vision.freeze}: none, all or first:n"
         if vision.grid and vision.output is schema.VisionOutput.pooled:
             yield f"vision.grid={vision.grid} averages tokens, and vision.output=pooled has one: set vision.output=grid"

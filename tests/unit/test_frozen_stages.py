@@ -1,4 +1,4 @@
-"""`freeze=first:n`: what an image passes in the first n stages is frozen, whole, and can be kept and gone on from."""
+"""`freeze=first:n`: what an image or a text passes first is frozen, whole; an image can be kept there and gone on from."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from test_matrix import VISION
+from test_matrix import TEXT, VISION
 from tiny_models import VOCAB
 
 from velm_cli import schema
+from velm_cli.errors import UserError
+from velm_cli.models.text import build_text
 from velm_cli.models.velm import VelmModel
 from velm_cli.models.vision import build_vision, frozen_stages
 from velm_cli.stages.encoding import _fingerprint, _first
@@ -80,3 +82,28 @@ def test_what_is_kept_belongs_to_the_frozen_weights_alone(kind):
             parameter.flatten()[0] += 1
             assert _fingerprint(_first(one.vision, stages)) != _fingerprint(_first(other.vision, stages))
             parameter.flatten()[0] -= 1
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "causal_lm", "bert"])
+def test_embeddings_and_first_layers_of_a_text_model_stay_as_they_are(kind):
+    config = dataclasses.replace(TEXT[kind](), freeze="first:1")
+    encoder = build_text(config, VOCAB)
+    tokens_NT = torch.randint(5, VOCAB, (2, 6))
+    entered = []
+    encoder.layers[1].register_forward_pre_hook(
+        lambda _, args, kwargs: entered.append([*args, *kwargs.values()]), with_kwargs=True
+    )
+    encoder(tokens_NT)[0].square().sum().backward()
+    assert entered and not any(torch.is_tensor(each) and each.requires_grad for each in entered[0])
+    learns = {name for name, p in encoder.named_parameters() if p.grad is not None and p.grad.any()}
+    later = {f"{name}.{own}" for name, layer in encoder.named_modules() if layer is encoder.layers[1]
+             for own, _ in layer.named_parameters()}  # fmt: skip
+    assert learns and learns <= {name for name, p in encoder.named_parameters() if p.requires_grad}
+    frozen = {name for name, p in encoder.named_parameters() if not p.requires_grad}
+    assert {name for name in later if name not in learns} <= {name for name in later if name.endswith("key.bias")}
+    assert any("embed" in name or "wte" in name for name in frozen) and not frozen & later
+
+
+def test_more_layers_than_a_text_model_has_cannot_be_frozen():
+    with pytest.raises(UserError, match=r"text\.freeze=first:3: this encoder has only 2 layers"):
+        build_text(dataclasses.replace(TEXT["causal_lm"](), freeze="first:3"), VOCAB)

@@ -103,9 +103,9 @@ OF_DRAWING, OF_BEAMS = ("top_p", "top_k", "temperature"), ("length_penalty",)
 
 def idle_in_caption(n: int | None, options: Mapping[str, Any]) -> list[str]:
     """A line for each option that was given and changes no caption, drawn (`n`) or searched for by beams."""
-    usual = DecodeConfig()
+    usual, why = DecodeConfig(), "with n: it is of beams" if n else "without n: it is of drawn captions"
     return [
-        f"{name}={options[name]} has no effect {'with' if n else 'without'} n: it is of {'beams' if n else 'drawn captions'}"
+        f"{name}={options[name]} has no effect {why}"
         for name in (OF_BEAMS if n else OF_DRAWING)
         if options[name] != getattr(usual, name)
     ]

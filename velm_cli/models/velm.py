@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from velm_cli.models.context import SourceEncoder
+from velm_cli.models.freezing import count_frozen
 from velm_cli.models.fusion import build_fusion
 from velm_cli.models.layers import soft_capped
 from velm_cli.models.state import gathered, without_ends
 from velm_cli.models.text import build_text
-from velm_cli.models.vision import ImageFeatures, VisionEncoder, build_vision, count_frozen
+from velm_cli.models.vision import ImageFeatures, VisionEncoder, build_vision
 from velm_cli.models.vision.interface import averaged
 from velm_cli.models.vision.places import SMALL, ImagePlaces
 from velm_cli.models.vision.tiles import Tiled, TileMarks, each_view, views_of

@@ -136,7 +136,7 @@ class RegionsConfig(VisionConfig):
 @dataclass
 class TextConfig:
     kind: str = MISSING
-    freeze: str = "none"  # none | all
+    freeze: str = "none"  # none | all | first:n (pretrained: its embeddings and first n layers)
 
 
 @dataclass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from velm_cli.errors import UserError
+from velm_cli.models.freezing import count_frozen
 from velm_cli.models.text.interface import TextEncoder
 from velm_cli.models.text.none import NoText
 from velm_cli.models.text.pretrained import PretrainedText
@@ -34,4 +36,10 @@ def build_text(config: TextConfig, vocab_size: int, *, causal: bool = True) -> T
             raise AssertionError(f"no text encoder for {type(config).__name__}")
     if config.freeze == "all":
         encoder.requires_grad_(False)
+    elif count := count_frozen(config.freeze):
+        assert isinstance(encoder, PretrainedText), "validate refuses it"
+        if count > encoder.num_layers:
+            raise UserError(f"text.freeze={config.freeze}: this encoder has only {encoder.num_layers} layers")
+        for parameter in encoder.first(count):
+            parameter.requires_grad_(False)
     return encoder

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -103,6 +104,11 @@ class PretrainedText(TextEncoder):
         if (self.output_scale, self.output_cap) != (1.0, 0.0):
             self.register_buffer("scale_and_cap", torch.tensor([self.output_scale, self.output_cap]))
         self.register_load_state_dict_pre_hook(_output_layer_of_checkpoint)
+
+    def first(self, layers: int) -> Iterator[nn.Parameter]:
+        """Of the embeddings and the first layers: what is registered before the other layers."""
+        later = {id(parameter) for layer in list(self.layers)[layers:] for parameter in layer.parameters()}
+        return takewhile(lambda parameter: id(parameter) not in later, self.net.parameters())
 
     @property
     def layer_width(self) -> int:

@@ -6,6 +6,7 @@ from torch import nn
 
 from velm_cli.data.resizing import Resizing
 from velm_cli.errors import UserError
+from velm_cli.models.freezing import count_frozen
 from velm_cli.models.vision.interface import ImageFeatures, VisionEncoder
 from velm_cli.models.vision.regions import Regions
 from velm_cli.models.vision.scratch import ConvNet, ViT
@@ -22,7 +23,7 @@ from velm_cli.schema import (
     ViTConfig,
 )
 
-__all__ = ["ImageFeatures", "VisionEncoder", "build_vision", "count_frozen", "frozen_stages"]
+__all__ = ["ImageFeatures", "VisionEncoder", "build_vision", "frozen_stages"]
 
 
 def build_vision(config: VisionConfig) -> VisionEncoder | None:
@@ -48,11 +49,6 @@ def build_vision(config: VisionConfig) -> VisionEncoder | None:
     for stage in frozen_stages(encoder, config.freeze):
         stage.requires_grad_(False)
     return encoder
-
-
-def count_frozen(freeze: str) -> int:
-    """How many stages `freeze` names: n of first:n, else 0."""
-    return int(freeze.removeprefix("first:")) if freeze.startswith("first:") else 0
 
 
 def frozen_stages(encoder: VisionEncoder, freeze: str) -> list[nn.Module | nn.Parameter]:
