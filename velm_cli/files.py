@@ -22,6 +22,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NO_ACCESS = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 AGAIN = "and give the same command again: it goes on from what is there"
 NO_HANDLES = (errno.EMFILE, errno.ENFILE)
+LOCK = ".writing"  # the file that is locked while a folder of a store is written
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # some mounts of Lustre, NFS, FUSE
 SEAL = "crc32"  # the key of a JSON object that seals the others
 

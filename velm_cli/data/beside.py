@@ -1,4 +1,4 @@
-"""Folders of arrays beside a store: made once for all processes that ask, and checked when they are read."""
+"""Tokens beside a store, in folders of arrays: made once for all processes that ask, checked when they are read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from velm_cli.errors import UserError
 from velm_cli.files import (
+    LOCK,
     check_crc32,
     crc32,
     locked,
@@ -19,7 +20,6 @@ from velm_cli.files import (
     write_json,
 )
 
-LOCK = ".writing"
 SUMS = "crc32.json"  # of the arrays beside it
 OF_STORE = "store"  # in that file: the hash of the store; the first versions did not write it
 

@@ -27,14 +27,13 @@ from tqdm import tqdm
 
 from velm_cli.data.arrays import map_array, read_array, write_array
 from velm_cli.errors import UserError
-from velm_cli.files import locked, read_sealed, refuse_links, remove_temporary, sealed, write_json
+from velm_cli.files import LOCK, locked, read_sealed, refuse_links, remove_temporary, sealed, write_json
 from velm_cli.progress import progress_bar
 from velm_cli.schema import FeatureCaching
 
 PART = 256  # images; what a kill can cost, and what lies in memory while features are computed
 OPEN_PARTS = 256  # an open map holds a file descriptor
 ROOM_LEFT = 1 << 30  # bytes that stay free on the disk
-LOCK = ".writing"
 NAMED = "rows_named"  # in about.json: checksums say which image a row is of; those of older velms do not
 
 Encode = Callable[[np.ndarray], Iterator[Tensor]]  # images -> their features, in order, in pieces of any size

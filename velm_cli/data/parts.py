@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from velm_cli.errors import UserError
-from velm_cli.files import locked, write_text
+from velm_cli.files import LOCK, locked, write_text
 
-LOCK = ".writing"  # in a folder that is being built; `.writing.3-of-8` of a part
 LAST = ".parts"  # into how many parts the last array job has cut this build
 MERGE = "merge"
 
@@ -61,7 +60,7 @@ def sole_writer(path: Path, part: Part | None) -> Iterator[None]:
             for left in (path / LOCK, *path.glob(f"{LOCK}.*-of-*"), path / LAST):
                 left.unlink(missing_ok=True)
         return
-    mine = path / f"{LOCK}.{part.number}-of-{part.of}"
+    mine = path / f"{LOCK}.{part.number}-of-{part.of}"  # .writing.3-of-8
     with (
         locked(path / LOCK, refusal, shared=True),
         locked(mine, f"another velm preprocess is making part {part} of {path}; wait for it or stop it"),
