@@ -20,6 +20,7 @@ from velm_cli.engine.folder import environment
 from velm_cli.learners.attribution import chosen, looked, said_of, why_not
 from velm_cli.learners.interface import Learner
 from velm_cli.metrics.scores import Scores
+from velm_cli.progress import progress_bar
 from velm_cli.report.about import about_folder
 from velm_cli.report.evaluations import Evaluated, curves_behind, evaluated_of
 from velm_cli.report.page import Picture, thumbnail, write_page
@@ -140,16 +141,18 @@ def _looked(
     texts = {store.example_id(int(index)): _text(predicted[store.example_id(int(index))]) for index in indices}
     spoken = np.array([index for index in indices if texts[store.example_id(int(index))].split()], np.int64)
     together = max(1, AT_ONCE // max(1, store.most_images))
-    for batch in eval_batches(store, columns, spoken, batch_size=together, pixels=pixels):
-        said = [said_of(learner, tokenizer, texts[name], answers=answers, asked=asks) for name in batch.ids]
-        found = looked(learner, batch.to(device), said, method)
-        for name, example, each, maps in zip(batch.ids, batch.examples, said, found, strict=True):
-            own = _images(store, example)
-            if maps.ndim == 4 and len(own) > 1:
-                yield name, Attention(each.words, on_sheet(maps[:, : len(own)]), WHOLE, method)
-            elif own:
-                box = kept_box(store.image_bytes(own[0]), pixels.size, pixels.resizing)
-                yield name, Attention(each.words, maps[:, 0] if maps.ndim == 4 else maps, box, method)
+    with progress_bar(what="where it looked", total=len(spoken), unit="example") as bar:
+        for batch in eval_batches(store, columns, spoken, batch_size=together, pixels=pixels):
+            said = [said_of(learner, tokenizer, texts[name], answers=answers, asked=asks) for name in batch.ids]
+            found = looked(learner, batch.to(device), said, method)
+            for name, example, each, maps in zip(batch.ids, batch.examples, said, found, strict=True):
+                own = _images(store, example)
+                if maps.ndim == 4 and len(own) > 1:
+                    yield name, Attention(each.words, on_sheet(maps[:, : len(own)]), WHOLE, method)
+                elif own:
+                    box = kept_box(store.image_bytes(own[0]), pixels.size, pixels.resizing)
+                    yield name, Attention(each.words, maps[:, 0] if maps.ndim == 4 else maps, box, method)
+            bar.update(len(batch.ids))
 
 
 def _text(said: Any) -> str:
