@@ -96,6 +96,15 @@ def test_texts_that_are_read_once_give_the_same_losses(place):
     assert call(*once, "data.cache_texts=true", "dry_run=true") == 0
 
 
+def test_captions_that_are_read_once_are_learned_from_as_if_read_anew(place):
+    """Words are predicted behind a frozen text encoder."""
+    once = [*COMMAND, "text.freeze=all", "loss.gamma=0.0"]
+    assert call(*once, "name=written_anew") == 0
+    assert call(*once, "name=written_once", "data.cache_texts=true") == 0
+    for a, b in zip(losses(place / "written_anew"), losses(place / "written_once"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+
+
 def test_questions_that_are_read_once_give_the_same_losses(place):
     data = ["dataset.questions=true", "dataset.store=stores/asked", "dataset.root=data/asked"]
     assert call("preprocess", "dataset=shapes", *TINY, *data) == 0
@@ -110,7 +119,7 @@ def test_questions_that_are_read_once_give_the_same_losses(place):
 def test_texts_that_nobody_reads_alone_are_not_kept(place, capsys):
     alone = ["text.freeze=all", "data.cache_texts=true", "name=alone"]
     asked = [word for word in COMMAND if not word.startswith(("loss.", "metrics."))]
-    for command in ([*COMMAND, "loss.gamma=0.0"], [*asked, "task=vqa", "fusion=prefix"]):
+    for command in ([*COMMAND, "loss.gamma=0.0", "fusion=prefix"], [*asked, "task=vqa", "fusion=prefix"]):
         assert call(*command, *alone) == 2
         assert "data.cache_texts keeps texts that are read without an image, and none is" in capsys.readouterr().err
 

@@ -305,8 +305,9 @@ def _training(config: schema.TrainRoot) -> Iterator[str]:
             if name in weights and not weights[name].always_zero:
                 yield f"loss.{name} needs images, and vision=none has none: set it to 0"
     yield from objective_problems(config, weights)
-    yield from token_problems(config, {name for name, weight in weights.items() if not weight.always_zero})
-    yield from _cache(config, "gamma" in weights and not weights["gamma"].always_zero)
+    active = {name for name, weight in weights.items() if not weight.always_zero}
+    yield from token_problems(config, active)
+    yield from _cache(config, active)
     if config.data.mask_source != "none":
         yield from _masked_words(config)
     yield from missing(config.run)
@@ -331,21 +332,23 @@ def _threads(run: schema.RunConfig) -> Iterator[str]:
         yield f"run.threads={run.threads}: this machine has {cores} cores; at most as many, or 0 (as torch decides)"
 
 
-def _reads_texts_alone(config: schema.TrainRoot, compares: bool) -> bool:
-    """Whether a text encoder gives states that no image has entered. `compares`: there is an L_joint."""
+def _reads_texts_alone(config: schema.TrainRoot, active: set[str]) -> bool:
+    """Whether a text encoder gives states that no image has entered; `active`: the losses with a weight."""
+    after = not isinstance(config.fusion, (schema.PrefixConfig, schema.GatedConfig))
+    given = config.loss.text not in (schema.TextLoss.masked, schema.TextLoss.self_critical)
     if config.task.judges:
-        return not isinstance(config.fusion, (schema.PrefixConfig, schema.GatedConfig))
-    return compares
+        return after
+    return "gamma" in active or (after and given and "alpha" in active)
 
 
-def _cache(config: schema.TrainRoot, compares: bool) -> Iterator[str]:
+def _cache(config: schema.TrainRoot, active: set[str]) -> Iterator[str]:
     data = config.data
     if data.cache_texts and (config.text.freeze != "all" or config.run.compile is not schema.Compile.off):
         yield "data.cache_texts keeps what a frozen text encoder says: set text.freeze=all and run.compile=off"
-    if data.cache_texts and not _reads_texts_alone(config, compares):
+    if data.cache_texts and not _reads_texts_alone(config, active):
         yield (
-            "data.cache_texts keeps texts that are read without an image, and none is: neither does L_joint compare "
-            "captions (loss.gamma), nor are questions judged behind the text encoder; leave it out"
+            "data.cache_texts keeps texts that are read without an image, and none is: the image enters the text "
+            "encoder (fusion=prefix, gated), or no given captions are learned from (loss.text); leave it out"
         )
     if data.cache is schema.FeatureCaching.none:
         if data.views > 1:

@@ -321,7 +321,7 @@ class DataConfig:
     )  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: what frozen layers say of images, computed once
     cache_texts: bool = (
-        False  # a frozen text encoder reads each caption of L_joint, each question once per run; about 10 kB per text
+        False  # a frozen text encoder that no image enters reads each caption, each question once per run: 10 kB per text
     )
     views: int = within(
         1, least=1
