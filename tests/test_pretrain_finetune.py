@@ -177,10 +177,13 @@ def test_data_of_another_task_are_said(capsys):
             assert call(*command, *SHORT, dry) == 2
             assert capsys.readouterr().err.startswith(f"velm: {line}")
     assert call("train", *ASKED, *TINY_MODEL, *SHORT, "metrics.names=[cider]", "name=answers") == 0
-    assert (
+    note = (
         "note: the examples of stores/shapes-questions are questions, and task=caption takes their answers for "
         "captions, without reading them: task=vqa reads them\n"
-    ) in capsys.readouterr().out
+    )
+    assert note in capsys.readouterr().out
+    assert call("eval", "checkpoint=runs/train/answers", "metrics.names=[cider]", "report.page=false") == 0
+    assert note in capsys.readouterr().out
 
 
 def test_questions_are_answered_without_images_on_the_same_store(capsys):

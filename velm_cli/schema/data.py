@@ -320,9 +320,7 @@ class DataConfig:
         0, least=0, most=1024
     )  # threads that read images ahead; the order of samples does not depend on it
     cache: FeatureCaching = FeatureCaching.none  # none | bf16 | fp32: what frozen layers say of images, computed once
-    cache_texts: bool = (
-        False  # a frozen text encoder that no image enters reads each caption, each question once per run: 10 kB per text
-    )
+    cache_texts: bool = False  # a frozen text encoder that no image enters reads each text once per run; 10 kB each
     views: int = within(
         1, least=1
     )  # of each training image in the cache: the first as it is, the others augmented; an epoch takes one

@@ -24,7 +24,7 @@ from velm_cli.schema import LATER_DECODING, Blind, DecodeConfig, EvaluateRoot
 from velm_cli.stages.evaluate_hf import HfModel
 from velm_cli.stages.evaluate_run import TrainedRun
 from velm_cli.stages.evaluations import report_again, result_path
-from velm_cli.stages.fitting import evaluation_notes, refuse_unfit_evaluation
+from velm_cli.stages.fitting import evaluation_notes, refuse_unfit_evaluation, unread
 from velm_cli.stages.opening import opened_judge
 from velm_cli.stages.predicting import score_and_save
 from velm_cli.stages.predictors import Predictor
@@ -83,6 +83,8 @@ def _evaluate(
     print(f"weights     {about['file']}\ndata        {store.path}  {config.split}  {len(indices):,} {task.unit}s")
     if words := _blind_words(config):
         print(f"control     {words.removeprefix(', ')}")
+    for line in unread(task, store):
+        print(line)
     with open_run(path, config, writes=ranks.first) as opened, stop_on_signals() as stop:
         if ranks.first:
             write_json(path / "weights.json", sealed(about))

@@ -117,11 +117,7 @@ def notes(config: TrainRoot, data: TaskData, loader: Loader) -> Iterator[str]:
             f"masked      {sources.hidden:,} words of {len(store.all_sources):,} {data.task.unit}s "
             f"(data.mask_source={config.data.mask_source})"
         )
-    elif len(store.all_sources) and not data.task.needs.source:
-        yield (
-            f"note: the examples of {store.path} are questions, and task={config.task.kind} takes their answers "
-            "for captions, without reading them: task=vqa reads them"
-        )
+    yield from unread(data.task, store)
     yield from idle_options(config)
     steps, warmup = config.run.max_steps, config.optim.warmup_steps
     if warmup >= steps:
@@ -197,6 +193,7 @@ def evaluation_notes(
             f"note: examples of {store.path} have up to {store.most_images} images, and the model has learned from one "
             "(vision.images=1): it takes them as a bag"
         )
+    yield from unread(task, store)
     if config.limit > len(indices):
         yield (
             f"note: limit={config.limit:,}: split={config.split} has {len(indices):,} {task.unit}s, and "
@@ -206,6 +203,15 @@ def evaluation_notes(
         yield f"note: no {task.unit} of split={config.split} has {task.doing} to compare with: nothing is scored"
     else:
         yield from metric_notes(task, config.metrics.names)
+
+
+def unread(task: Task, store: Store) -> Iterator[str]:
+    """A note where the store's examples have questions that the task does not read."""
+    if len(store.all_sources) and not task.needs.source and not task.needs.talks:
+        yield (
+            f"note: the examples of {store.path} are questions, and task={task.kind} takes their answers "
+            "for captions, without reading them: task=vqa reads them"
+        )
 
 
 def _references(store: Store, indices: np.ndarray) -> bool:
