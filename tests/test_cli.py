@@ -23,7 +23,7 @@ MISTAKES = [
     (
         ["train", "experiment=typo"],
         "velm: experiment=typo: no such choice "
-        "(choices: boxes_captions, boxes_reason, finetune_labels, flickr8k_retrieve, linear_probe, llm_captions, multi30k_translate, shapes_chat, "
+        "(choices: boxes_captions, boxes_reason, finetune_labels, flickr8k_retrieve, linear_probe, llm_captions, llm_prefix_captions, multi30k_translate, shapes_chat, "
         "shapes_demo, shapes_demo_finetune, shapes_mix, shapes_motion, shapes_vqa, shapes_vqa_captions, shapes_vqa_generate, vqa_few, vqa_frozen)",
     ),
     (["train", "run.max_steps=many"], "velm: run.max_steps=many: expected a whole number"),

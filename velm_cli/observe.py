@@ -119,7 +119,7 @@ def _loss(figures: dict[str, float]) -> str:
     out = f"loss {sum(weights[name] * value for name, value in losses.items()):.4f}"
     if set(weights.values()) != {1.0} or len(losses) > 1:
         out += f" = {' + '.join(f'{weights[name]:.3g} {name} {value:.4f}' for name, value in losses.items())}"
-    return f"{out}  reward {figures['reward']:.4f}" if "reward" in figures else out
+    return out + "".join(f"  {name} {figures[name]:.4f}" for name in ("reward", "matching") if name in figures)
 
 
 def _skipped(figures: dict[str, float]) -> str:

@@ -184,7 +184,8 @@ class WritingLearner(Learner):
                 terms["text"] = Term(loss, counts["text"], figures)
             if "joint" in active:
                 assert own is not None and text_NTD is not None
-                terms["joint"] = Term(self._joint_loss(text_NTD, own, batch), counts["joint"])
+                loss, figures = self._joint_loss(text_NTD, own, batch)
+                terms["joint"] = Term(loss, counts["joint"], figures)
         return terms
 
     def _branches_loss(self, features: ImageFeatures | None, batch: Batch, own_words_share: float) -> Tensor:
@@ -260,22 +261,22 @@ class WritingLearner(Learner):
         targets_M = batch.tokens_BKT[:, :, 1:].flatten().index_select(0, batch.predicted_M)
         return states_words_loss(self.model, self.loss, fused_MD, targets_M, training=self.training)
 
-    def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
+    def _joint_loss(self, text_NTD: Tensor, features: ImageFeatures, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum over captions, and what of it the judge of pairs has for each pair, if there is one."""
         assert self.joint_loss is not None
         B, K, _ = batch.tokens_BKT.shape
         image_BD = self.joint_loss.pool_images(features)
         text_BKD = self.joint_loss.pool_texts(text_NTD, batch.lengths_BK.view(-1) - 1).view(B, K, -1)
         loss = self.joint_loss(image_BD, text_BKD, batch.lengths_BK > 0)
-        if self.matching_loss is not None:
-            similarity_BC = self.joint_loss.cosines(image_BD, text_BKD[:, :1])[0]
-            loss = loss + self._matching_loss(similarity_BC, features, batch)
-        return loss
+        if self.matching_loss is None:
+            return loss, {}
+        similarity_BC = self.joint_loss.cosines(image_BD, text_BKD[:, :1])[0]
+        matching, pairs = self._matching_loss(similarity_BC, features, batch)
+        # The loop divides L_joint by the number of captions.
+        return loss + batch.num_targets / pairs * matching, {"matching": matching.detach() / pairs}
 
-    def _matching_loss(self, similarity_BC: Tensor, features: ImageFeatures, batch: Batch) -> Tensor:
-        """First captions only: each with its own image, and with the hard negatives both ways.
-
-        Scaled to K captions an image, since the loop divides L_joint by the number of captions.
-        """
+    def _matching_loss(self, similarity_BC: Tensor, features: ImageFeatures, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Nats, and of how many pairs: the first captions with their own images, and with hard negatives both ways."""
         assert self.matching_loss is not None and self.joint_loss is not None
         present_B = batch.lengths_BK[:, 0] > 0
         own_B = torch.arange(len(present_B), device=present_B.device)
@@ -295,7 +296,7 @@ class WritingLearner(Learner):
         at_X = torch.arange(len(image_X), device=image_X.device)
         states_XD = fused_XTD[at_X, (lengths_X - 1).clamp(min=0)]
         match_X = (at_X < len(own_B)).to(states_XD.dtype)
-        return batch.num_targets / counts_X.sum().clamp(min=1) * self.matching_loss(states_XD, match_X, counts_X)
+        return self.matching_loss(states_XD, match_X, counts_X), counts_X.sum().clamp(min=1)
 
     def describe(
         self,
