@@ -84,6 +84,7 @@ class CrossModal(Fusion):
         super().__init__()
         width, self.causal = text.width, text.causal
         self.norm_image = nn.LayerNorm(image_width)
+        self.dropout = Dropout(config.text_dropout)
         self.blocks: list[Block] = nn.ModuleList(  # type: ignore[assignment]  # nn.ModuleList is not generic
             Block(width, config.heads, config.dropout, image_width, mlp_width=config.mlp_width)
             for _ in range(config.layers)
@@ -112,7 +113,7 @@ class CrossModal(Fusion):
         packing: Packing | None = None,
     ) -> tuple[Tensor, tuple]:
         assert packing is None or (self.causal and state is None)
-        x_NTD, own = (text_NTD if packing is None else packing.pack(text_NTD)), []
+        x_NTD, own = self.dropout(text_NTD if packing is None else packing.pack(text_NTD)), []
         visible_NT = None if self.causal else within(lengths_N, text_NTD.shape[1])
         past = None if state is None else state[0].grown(*text_NTD.shape[:2])
         layers = repeat(None) if past is None else past.layers()
