@@ -35,7 +35,8 @@ def test_a_new_run_has_the_options_of_the_old_one(place, capsys):
     new = place / "runs/train/first-add-seed3-text.dropout_0"
     old, made = (configs.experiment_of(configs.load_run_config(path)) for path in (place / "runs/train/first", new))
     differing = {key for key in old.keys() | made.keys() if old.get(key) != made.get(key)}
-    assert differing == {"fusion.kind", "fusion.layers", "fusion.heads", "fusion.mlp_width", "text.dropout"}
+    own = {"kind", "layers", "heads", "mlp_width", "text_dropout"}
+    assert differing == {f"fusion.{name}" for name in own} | {"text.dropout"}
     assert configs.load_run_config(new).run.max_steps == 2
     assert (place / "runs/train/first/config.yaml").read_bytes() == before
 

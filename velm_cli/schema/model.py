@@ -235,7 +235,9 @@ class CrossModalConfig(FusionConfig):
     layers: int = within(2, least=1, most=DEEPEST)  # transformer blocks with cross-attention
     heads: int = within(4, least=1, most=WIDEST)  # attention heads
     mlp_width: int = within(0, least=0, most=WIDEST)  # inner width of the blocks' MLP; 0 = four times the text's width
-    text_dropout: float = within(0.0, least=0, below=1)  # of the text's states as they come in: see docs/flickr8k.md
+    text_dropout: float = within(
+        0.0, least=0, below=1
+    )  # of the text's states as they come in: against learning by heart
 
 
 @dataclass
