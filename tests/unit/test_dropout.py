@@ -2,8 +2,13 @@
 
 import pytest
 import torch
+from tiny_models import VOCAB
 
+from velm_cli.models.fusion import build_fusion
 from velm_cli.models.layers import Dropout
+from velm_cli.models.text import build_text
+from velm_cli.models.vision import ImageFeatures
+from velm_cli.schema import CrossModalConfig, TransformerConfig
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -41,3 +46,20 @@ def test_nothing_is_dropped_at_evaluation_or_with_probability_0_and_all_with_1()
     assert torch.equal(Dropout(0.0)(x), x)
     assert not Dropout(1.0)(x).any()
     assert Dropout(0.5)(torch.empty(0, 4)).shape == (0, 4)
+
+
+def test_a_fusion_hides_a_part_of_what_the_text_says_while_it_learns_alone():
+    text = build_text(TransformerConfig(width=16, layers=1, heads=2), VOCAB)
+    whole = build_fusion(CrossModalConfig(layers=1, heads=2, dropout=0.0), 8, text)
+    hidden = build_fusion(CrossModalConfig(layers=1, heads=2, dropout=0.0, text_dropout=0.5), 8, text)
+    hidden.load_state_dict(whole.state_dict())
+    features, text_NTD = ImageFeatures(torch.randn(2, 5, 8), torch.randn(2, 8)), torch.randn(2, 4, 16)
+
+    def fused(fusion, states_NTD):
+        return fusion(states_NTD, fusion.memory(features))[0]
+
+    torch.manual_seed(7)
+    learning = fused(hidden, text_NTD)
+    torch.manual_seed(7)
+    torch.testing.assert_close(learning, fused(whole, Dropout(0.5)(text_NTD)))
+    torch.testing.assert_close(fused(hidden.eval(), text_NTD), fused(whole.eval(), text_NTD))
