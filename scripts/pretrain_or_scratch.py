@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -90,7 +89,7 @@ def velm(folder: Path, stage: str, *words: str) -> None:
     with open(folder / f"{stage}-{name}.log", "a", encoding="utf-8") as log:
         for command in commands:
             call = [sys.executable, "-m", "velm_cli", *command]
-            if subprocess.run(call, cwd=folder, stdout=log, stderr=log, env=os.environ).returncode:
+            if subprocess.run(call, cwd=folder, stdout=log, stderr=log).returncode:
                 raise SystemExit(f"velm {' '.join(command)} failed: {log.name}")
 
 

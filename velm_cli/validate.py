@@ -144,7 +144,7 @@ def _decode(decode: schema.DecodeConfig) -> Iterator[str]:
     nucleus = decode.method is schema.DecodeMethod.nucleus
     if nucleus and decode.beams > 1:
         yield f"decode.method=nucleus draws one sample an image: decode.beams={decode.beams} must be 1"
-    of_the_other = ("length_penalty",) if nucleus else ("top_p", "top_k", "temperature")
+    of_the_other = schema.OF_BEAMS if nucleus else schema.OF_DRAWING
     if not nucleus and decode.samples > max(1, decode.beams):
         yield (
             f"decode.samples={decode.samples}: no more texts than beams: decode.beams={decode.samples}, or draw "

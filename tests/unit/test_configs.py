@@ -18,6 +18,10 @@ ROOTS = sorted(CONF.glob("*.yaml"))
 OPTIONS = sorted(path for path in CONF.glob("*/*.yaml") if path.parent.name != "hydra")
 BUILT_ELSEWHERE = {"fusion/external"}  # needs another package: test_external.py
 OTHER_KINDS = ("task=", "dataset=mix", "vision=vit", "fusion=prefix")  # whose options an experiment sets
+SEES = [  # a language model of transformers, and photos
+    "dataset=flickr8k", "dataset.root={root}", "vision=dinov2", "vision.name={dinov2}", "text=causal_lm", "text.name={llama}",
+    "tokenizer=pretrained", "tokenizer.name={llama}",
+]  # fmt: skip
 # Options that only make sense together with others.
 NEEDS = {
     **{f"vision/{kind}": [f"vision.name={{{kind}}}"] for kind in ("clip", "dinov2", "siglip")},
@@ -36,28 +40,8 @@ NEEDS = {
         "text.name={bert}",
         "fusion=none",
     ],
-    "experiment/llm_captions": [
-        "dataset=flickr8k",
-        "dataset.root={root}",
-        "vision=dinov2",
-        "vision.name={dinov2}",
-        "text=causal_lm",
-        "text.name={llama}",
-        "tokenizer=pretrained",
-        "tokenizer.name={llama}",
-        "fusion=cross_modal",
-    ],
-    "experiment/llm_prefix_captions": [
-        "dataset=flickr8k",
-        "dataset.root={root}",
-        "vision=dinov2",
-        "vision.name={dinov2}",
-        "text=causal_lm",
-        "text.name={llama}",
-        "tokenizer=pretrained",
-        "tokenizer.name={llama}",
-        "fusion=prefix",
-    ],
+    "experiment/llm_captions": [*SEES, "fusion=cross_modal"],
+    "experiment/llm_prefix_captions": [*SEES, "fusion=prefix"],
     "experiment/multi30k_translate": ["task=translate", "tokenizer=bpe"],
     "experiment/shapes_chat": ["task=chat", "fusion=prefix"],
     "experiment/shapes_mix": ["task=mix", "dataset=mix"],

@@ -13,7 +13,7 @@ from PIL import Image
 
 from velm_cli.engine.device import pick_device
 from velm_cli.errors import UserError
-from velm_cli.schema import DecodeConfig, Device
+from velm_cli.schema import OF_BEAMS, OF_DRAWING, DecodeConfig, Device
 from velm_cli.schema.bounds import out_of_bounds
 
 
@@ -96,9 +96,6 @@ def decoding(**options: Any) -> DecodeConfig:
     if problems:
         raise UserError("\n".join(problems))
     return how
-
-
-OF_DRAWING, OF_BEAMS = ("top_p", "top_k", "temperature"), ("length_penalty",)
 
 
 def idle_in_caption(n: int | None, options: Mapping[str, Any]) -> list[str]:

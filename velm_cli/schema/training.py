@@ -200,6 +200,7 @@ class DecodeConfig:
 
 
 # Options of decoding that configs of older velms do not name; those runs were as by default.
+OF_BEAMS, OF_DRAWING = ("length_penalty",), ("top_p", "top_k", "temperature")  # without effect in the other method
 LATER_DECODING = ("samples", "min_length", "top_k", "repetition_penalty", "no_repeat_ngram", "allowed")
 
 

@@ -68,7 +68,7 @@ class TrainedRun:
 
     def refuse_unfit(self, store: Store, indices: np.ndarray) -> None:
         self._spaces = self.task.named_by(store, run_spaces(self._home, self.task))
-        if not self.task.manner:
+        if self._config.decode.allowed is not None and not self.task.manner:
             refuse_unwritable(self._config.decode, run_tokenizer(self._home))
 
     def opened(self, store: Store) -> Iterator[str]:
